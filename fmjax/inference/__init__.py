@@ -1,0 +1,1 @@
+"""Caches, samplers and the generation engine."""

@@ -1,0 +1,5 @@
+"""Objectives: pure loss functions that return sums and weights."""
+
+from fmjax.registry import Registry
+
+OBJECTIVES = Registry("objective", {"causal_lm": "fmjax.objectives.causal_lm:CausalLM"})

@@ -1,0 +1,5 @@
+"""Evaluation tasks, one file a group."""
+
+from fmjax.registry import Registry
+
+TASKS = Registry("task", {})

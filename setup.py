@@ -1,0 +1,32 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="fmjax",
+    version="0.1.0",
+    description="Foundation models in JAX: pretrain, adapt, inspect and evaluate, from one core to a TPU slice.",
+    python_requires=">=3.11",
+    packages=find_packages(include=["fmjax", "fmjax.*"]),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.18",
+        "tensorflow-datasets>=4.9.10",
+        "sentencepiece>=0.2",
+        "ml-collections>=1.1",
+        "safetensors>=0.5",
+        "tokenizers>=0.21",
+        "pyarrow>=16",
+        "zstandard>=0.22",
+        "tensorboardX>=2.6",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda13]>=0.10"],
+        "test": ["pytest>=8", "scikit-learn>=1.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+        "oracle": ["torch>=2.6", "transformers>=5"],
+    },
+)

@@ -1,0 +1,13 @@
+"""Shared test settings: CPU only, eight simulated devices, one persistent compilation cache."""
+
+import os
+import pathlib
+import tempfile
+
+# Set before JAX starts; libtpu, where installed, would otherwise look for a chip.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+CACHE = pathlib.Path(os.environ.get("FMJAX_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "fmjax_test_cache"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("FMJAX_CACHE", str(CACHE / "fmjax"))
