@@ -1,0 +1,93 @@
+"""What every command shares: flags as promised, errors as one message, exit codes.
+
+A command is a function `main(argv) -> int | None` and ends with
+
+    if __name__ == "__main__":
+        sys.exit(cli.run(main))
+
+Exit codes: 0 done; 2 bad usage, configuration or input (one message on stderr, no traceback);
+130 interrupted from the keyboard; a fault keeps its traceback and Python's exit code 1.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from fmjax.errors import InputError
+from fmjax.registry import nearest
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse without abbreviations, raising InputError where argparse would print its usage and exit.
+
+    `--flag=value` and `--flag value` are both accepted. An unknown flag is an error naming the nearest known one;
+    a command with open-ended flags (`--config.a.b=value`) calls `parse_known_args` and checks the rest itself.
+    """
+
+    def __init__(self, prog: str, description: str, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **kwargs)
+
+    def flags(self) -> list[str]:
+        """Every flag this parser knows, `--help` included."""
+        return [option for action in self._actions for option in action.option_strings]
+
+    def parse_args(self, args=None, namespace=None):
+        # argparse reports a missing required flag before an unknown one, so that `--promt=x` would be answered by
+        # "--prompt is required": look at the names first, where the nearest one can be given.
+        arguments = list(sys.argv[1:] if args is None else args)
+        known = self.flags()
+        for argument in arguments:
+            flag = argument.partition("=")[0]
+            if flag == "--":
+                break
+            if flag.startswith("--") and flag not in known:
+                raise InputError(f"unknown flag {flag!r}{nearest(flag, known) or '.'} Known: {', '.join(known)}")
+        namespace, rest = super().parse_known_args(arguments, namespace)
+        if rest:
+            raise InputError(f"unexpected argument {rest[0]!r}: every argument is a flag (--name=value)")
+        return namespace
+
+    def error(self, message: str):
+        raise InputError(f"{message} ({self.prog} --help lists the flags)")
+
+
+def number(kind: type, *, low: float = -math.inf, high: float = math.inf, exclude_low: bool = False) -> Callable:
+    """A parser of flag values: an `int` or `float` inside [low, high], or (low, high] with `exclude_low`."""
+    name = "an integer" if kind is int else "a number"
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {name}, got {text!r}") from None
+        if not (low < value if exclude_low else low <= value) or not value <= high:
+            bounds = f" {'above' if exclude_low else 'at least'} {low:g}" if low > -math.inf else ""
+            bounds += f"{' and' if bounds else ''} at most {high:g}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"expected {name}{bounds}, got {text!r}")
+        return value
+
+    return parse
+
+
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs `main` on `argv` (`sys.argv[1:]` when None) and returns the exit code.
+
+    An InputError becomes its message alone on stderr and exit code 2; faults propagate with their traceback.
+    """
+    try:
+        code = main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code or 0
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (`| head`). What is still buffered has nowhere to go; without this, the
+        # interpreter complains about it on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
