@@ -13,6 +13,7 @@ setup(
         "orbax-checkpoint>=0.12",
         "grain>=0.2.18",
         "tensorflow-datasets>=4.9.10",
+        "importlib_resources>=6",  # TFDS imports it without declaring it
         "sentencepiece>=0.2",
         "ml-collections>=1.1",
         "safetensors>=0.5",

@@ -1,0 +1,60 @@
+"""What every data plugin hands to the trainer: `OpenData`, and the protocol of the plugin that opens it.
+
+A data plugin is a frozen dataclass whose fields are the keys of the config's `data` section, with a method
+
+    open(self, *, seed: int, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None,
+         progress: bool = False) -> OpenData
+
+Everything slow (reading, tokenising, packing) happens in `open` and is cached under `cache_dir`; `open` with the
+same fields, seed and source gives the same rows on every host, so a run is described by one integer, its step.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from fmjax.errors import ConfigError
+
+Row = dict[str, np.ndarray]
+"""One example without a batch axis, such as {"tokens": int32 [T], ...}."""
+
+
+class Rows(Protocol):
+    """Random-access rows; `rows[i]` is a pure function of i (and of what the rows were opened with)."""
+
+    def __getitem__(self, index: int) -> Row: ...
+
+
+def no_documents(split: str = "heldout") -> Sequence[str]:
+    """The `documents` of data that are not text: raises ConfigError."""
+    raise ConfigError(f"these data have no text documents (split {split!r} was asked for)")
+
+
+def fits_any_module(module: Any) -> None:
+    """The `check` of data that ask nothing of the module."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenData:
+    """Data ready to be read.
+
+    Attributes:
+      train: endless random-access rows, `train[i]` for any i >= 0. A pure function of (config, seed, i).
+      evaluation: finite sequences of rows by name, such as {"heldout": rows}; may be empty.
+      tokenizer: a `fmjax.data.tokenizer.Tokenizer`, or None for data that are not text.
+      model_fields: fills the module's fields that the config leaves at None, such as {"vocab_size": 2048}.
+      check: `check(module)` raises ConfigError when module and data do not fit together.
+      identity: short strings that name the data (content hash) and tokenizer; saved with a run, compared at resume.
+      documents: `documents(split)` gives the raw documents behind the evaluation rows of that name, as a sequence
+        of str; raises ConfigError for a split that is not there.
+    """
+
+    train: Rows
+    evaluation: Mapping[str, Sequence[Row]] = dataclasses.field(default_factory=dict)
+    tokenizer: Any = None
+    model_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    check: Callable[[Any], None] = fits_any_module
+    identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    documents: Callable[..., Sequence[str]] = no_documents

@@ -1,0 +1,182 @@
+"""A corpus tokenised once: flat memory-mapped ids and offsets in the cache, named by content."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from fmjax.data.cache import build_once, fingerprint
+from fmjax.data.packing import PackingPlan, plan_packing
+from fmjax.data.tokenizer import Tokenizer
+from fmjax.errors import DataError
+
+SPLITS = ("train", "heldout")
+_LAYOUT = 1  # part of the cache key: raise it when the files below change
+_BATCH_CHARACTERS = 2 << 20  # text encoded at once; bounds the memory whatever the size of the corpus
+
+
+class TextStore(Sequence):
+    """Documents kept as one flat UTF-8 array; `[i]` gives a str."""
+
+    def __init__(self, data: np.ndarray, offsets: np.ndarray):
+        self._data, self._offsets = data, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return self._data[self._offsets[index] : self._offsets[index + 1]].tobytes().decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedSplit:
+    """The ids of a split.
+
+    Attributes:
+      tokens: uint16 or uint32 [ids], memory-mapped; every document with its begin and end marks.
+      offsets: int64 [documents + 1]; document d is tokens[offsets[d]:offsets[d+1]].
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A tokenised source: its splits by name ("train", "heldout"), and the text of the held-out documents."""
+
+    folder: pathlib.Path
+    splits: dict[str, TokenizedSplit]
+    heldout_text: TextStore
+
+    def plan(self, split: str, sequence_length: int) -> PackingPlan:
+        """The packing of a split into rows of `sequence_length`; planned once and kept beside the corpus."""
+
+        def build(folder: pathlib.Path) -> None:
+            plan = plan_packing(np.asarray(self.splits[split].offsets), sequence_length)
+            for field in dataclasses.fields(plan):
+                np.save(folder / f"{field.name}.npy", getattr(plan, field.name))
+
+        name = f"{self.folder.name}-{split}-{sequence_length}"
+        folder = build_once(self.folder.parent.parent / "packing" / name, build)
+        return PackingPlan(**{f.name: _load(folder / f"{f.name}.npy") for f in dataclasses.fields(PackingPlan)})
+
+
+def _load(path: pathlib.Path) -> np.ndarray:
+    # A plain view of the map: slices of np.memmap itself cost several times more.
+    return np.load(path, mmap_mode="r").view(np.ndarray)
+
+
+def _map(path: pathlib.Path, dtype: str) -> np.ndarray:
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r").view(np.ndarray)
+
+
+class _SplitWriter:
+    """Writes a split's documents as they come; only their offsets are held in memory."""
+
+    def __init__(self, folder: pathlib.Path, split: str, tokenizer: Tokenizer, dtype: str, keep_text: bool):
+        self._folder, self._split, self._tokenizer, self._dtype = folder, split, tokenizer, dtype
+        self._tokens = open(folder / f"{split}.tokens", "wb")
+        self._text = open(folder / f"{split}.text", "wb") if keep_text else None
+        self._offsets, self._text_offsets = [0], [0]
+        self._begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        self._end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+
+    def write(self, texts: list[str]) -> None:
+        for ids in self._tokenizer.encode_batch(texts):
+            marked = np.array(self._begin + ids + self._end, self._dtype)
+            self._tokens.write(marked.data)
+            self._offsets.append(self._offsets[-1] + len(marked))
+        if self._text is not None:
+            for text in texts:
+                self._text_offsets.append(self._text_offsets[-1] + self._text.write(text.encode()))
+
+    def close(self) -> None:
+        self._tokens.close()
+        np.save(self._folder / f"{self._split}.offsets.npy", np.array(self._offsets, np.int64))
+        if self._text is not None:
+            self._text.close()
+            np.save(self._folder / f"{self._split}.text_offsets.npy", np.array(self._text_offsets, np.int64))
+
+
+def _is_whole(folder: pathlib.Path) -> bool:
+    """Whether the folder's files have the sizes they were written with."""
+    try:
+        sizes = json.loads((folder / "meta.json").read_text())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def tokenize_corpus(
+    documents: Iterable[tuple[str, str]],
+    content: str,
+    tokenizer: Tokenizer,
+    cache_dir: pathlib.Path,
+    name: str,
+    progress: bool = False,
+) -> Corpus:
+    """The tokenised corpus, from the cache or by one pass over `documents`.
+
+    Args:
+      documents: (split, text) pairs, split "train" or "heldout"; read only when the cache has nothing.
+      content: fingerprint of all that the documents depend on.
+      tokenizer: ids are its own, each document with begin and end marks where it has them.
+      cache_dir: where the cache lives.
+      name: the source's name, for progress and messages.
+      progress: whether to show a progress bar.
+    """
+
+    def build(folder: pathlib.Path) -> None:
+        from tqdm import tqdm
+
+        dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+        writers = {s: _SplitWriter(folder, s, tokenizer, dtype, keep_text=s == "heldout") for s in SPLITS}
+        with tqdm(desc=f"tokenising {name}", unit="B", unit_scale=True, disable=not progress) as bar:
+            for split, texts, size in _batches(documents):
+                writers[split].write(texts)
+                bar.update(size)
+        for writer in writers.values():
+            writer.close()
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        (folder / "meta.json").write_text(json.dumps({"name": name, "dtype": dtype, "sizes": sizes}))
+
+    key = fingerprint(_LAYOUT, content, tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id)
+    folder = build_once(cache_dir / "corpora" / key, build, _is_whole)
+    dtype = json.loads((folder / "meta.json").read_text())["dtype"]
+    splits = {
+        s: TokenizedSplit(_map(folder / f"{s}.tokens", dtype), _load(folder / f"{s}.offsets.npy")) for s in SPLITS
+    }
+    text = TextStore(_map(folder / "heldout.text", "u1"), _load(folder / "heldout.text_offsets.npy"))
+    return Corpus(folder, splits, text)
+
+
+def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, list[str], int]]:
+    """Groups each split's documents into lists of about _BATCH_CHARACTERS: (split, texts, characters)."""
+    waiting: dict[str, list[str]] = {split: [] for split in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
+    for split, text in documents:
+        if not text:
+            continue  # nothing to learn: begin and end marks alone
+        waiting[split].append(text)
+        sizes[split] += len(text)
+        if sizes[split] >= _BATCH_CHARACTERS:
+            yield split, waiting[split], sizes[split]
+            waiting[split], sizes[split] = [], 0
+    for split in SPLITS:
+        if waiting[split]:
+            yield split, waiting[split], sizes[split]
+
+
+def require_documents(corpus: Corpus, split: str, name: str) -> None:
+    """Raises DataError when a split holds nothing to learn from."""
+    offsets = corpus.splits[split].offsets
+    if len(offsets) < 2 or not (np.diff(offsets) > 1).any():
+        raise DataError(f"source {name} is empty: it has no {split} document with any text")

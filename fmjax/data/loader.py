@@ -1,0 +1,69 @@
+"""From rows to host batches: Grain reads ahead on threads; step n's batch depends on n alone."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from fmjax.data.base import Rows
+
+_LAST_STEP = 2**62  # Grain ranges have an end; no run reaches this one
+
+
+class Loader:
+    """An endless iterator of this process's share of the batches, starting at a given step.
+
+    The global batch of step n is rows n * batch_size .. (n + 1) * batch_size - 1. Only `row_indices` of them are
+    read, so every process reads its own rows and no others; what the loader yields does not depend on how far it
+    reads ahead. An exception while reading is raised by the `next` that would have given its batch.
+
+    Args:
+      rows: endless random-access rows, such as `OpenData.train`.
+      batch_size: examples in the global batch.
+      row_indices: which of the batch's rows this process holds, each within 0 .. batch_size - 1; None is all.
+      start_step: the first step to yield.
+      num_threads: threads that read ahead; 0 reads in the caller's thread.
+      prefetch: batches to hold ready.
+
+    Attributes:
+      wait_seconds: time spent waiting inside `next` so far.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        row_indices: Sequence[int] | None = None,
+        start_step: int = 0,
+        num_threads: int = 2,
+        prefetch: int = 8,
+    ):
+        import grain
+
+        indices = list(range(batch_size)) if row_indices is None else [int(i) for i in row_indices]
+        outside = [i for i in indices if not 0 <= i < batch_size]
+        if outside:
+            raise ValueError(f"row_indices {outside} lie outside the batch of {batch_size} rows")
+
+        def load(step: int) -> dict[str, np.ndarray]:
+            examples = [rows[step * batch_size + i] for i in indices]
+            return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
+        steps = grain.MapDataset.range(start_step, _LAST_STEP).map(load)
+        self._batches = iter(steps.to_iter_dataset(options))
+        self.wait_seconds = 0.0
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.wait_seconds += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Stops reading ahead; the loader yields nothing afterwards."""
+        self._batches.close()
