@@ -8,9 +8,9 @@ from fmjax.errors import ConfigError
 
 
 def nearest(name: str, known) -> str:
-    """`"; did you mean 'x'?"` for the closest of `known`, or an empty string when nothing is close."""
+    """`"; did you mean 'x'?"` for the closest of `known`, or a full stop when nothing is close."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def import_object(path: str, what: str = "object"):

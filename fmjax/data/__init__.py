@@ -2,4 +2,4 @@
 
 from fmjax.registry import Registry
 
-DATASETS = Registry("data", {"text": "fmjax.data.text:TextData"})
+DATASETS = Registry("data", {"text": "fmjax.data.text:TextData", "digits": "fmjax.data.digits:Digits"})

@@ -2,4 +2,4 @@
 
 from fmjax.registry import Registry
 
-MODELS = Registry("model", {"gpt": "fmjax.models.gpt:GPT", "llama": "fmjax.models.llama:Llama"})
+MODELS = Registry("model", {"gpt": "fmjax.models.gpt:GPT", "llama": "fmjax.models.llama:Llama", "vit": "fmjax.models.vit:ViT"})

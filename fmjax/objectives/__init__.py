@@ -2,4 +2,10 @@
 
 from fmjax.registry import Registry
 
-OBJECTIVES = Registry("objective", {"causal_lm": "fmjax.objectives.causal_lm:CausalLM"})
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "causal_lm": "fmjax.objectives.causal_lm:CausalLM",
+        "classification": "fmjax.objectives.classification:Classification",
+    },
+)

@@ -1,1 +1,17 @@
 """Training: state, step, loop, optimizer, checkpoints, metrics."""
+
+from fmjax.registry import Registry
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    {name.lower(): f"fmjax.training.optimizer:{name}" for name in ("AdamW", "Lion", "Adafactor", "Muon", "SGD")},
+)
+SCHEDULES = Registry(
+    "schedule",
+    {
+        "constant": "fmjax.training.schedule:Constant",
+        "linear": "fmjax.training.schedule:Linear",
+        "cosine": "fmjax.training.schedule:Cosine",
+        "wsd": "fmjax.training.schedule:WarmupStableDecay",
+    },
+)

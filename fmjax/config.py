@@ -1,0 +1,381 @@
+"""Load a config file, check every key and type against the code that reads it, and freeze the result.
+
+A config is nested plain data. Each part is owned by the code that reads it:
+
+    seed                      an integer
+    train, mesh               fields of `TrainConfig` and `MeshConfig`
+    model, objective, data,   `name`, a registered name or an import path `package.module:Object`,
+    optimizer                 and the fields of the dataclass (a Linen module is one) it names
+
+So the keys that exist are the fields that exist: nothing is declared twice. A field annotated with
+`Annotated[dict, REGISTRY]` is a nested section of the same kind (`optimizer.schedule`).
+"""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import inspect
+import json
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from fmjax.data import DATASETS
+from fmjax.errors import CheckpointError, ConfigError
+from fmjax.models import MODELS
+from fmjax.objectives import OBJECTIVES
+from fmjax.parallel.mesh import MeshConfig
+from fmjax.registry import Registry, nearest
+from fmjax.training import OPTIMIZERS
+from fmjax.training.settings import TrainConfig
+
+SETTINGS = {"train": TrainConfig, "mesh": MeshConfig}
+PLUGINS = {"model": MODELS, "objective": OBJECTIVES, "data": DATASETS, "optimizer": OPTIMIZERS}
+
+
+class FlagText(str):
+    """A value typed on the command line: text until the key it belongs to says of what type it is."""
+
+
+def load_config_file(path: str) -> dict:
+    """The nested dict that `get_config()` in the Python file `path` returns; `path:arg` calls `get_config(arg)`.
+
+    Raises ConfigError, with the line, when the file is missing, does not run or returns something else.
+    """
+    name, _, argument = str(path).partition(":")
+    file = pathlib.Path(name)
+    if not file.is_file():
+        folder = file.parent
+        present = sorted(f.name for f in folder.glob("*.py")) if folder.is_dir() else []
+        close = difflib.get_close_matches(file.name, present, n=1)
+        hint = f"; did you mean {str(folder / close[0])!r}?" if close else f"; {folder} has: {', '.join(present) or 'no .py file'}"
+        raise ConfigError(f"config file {name!r} does not exist{hint}")
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"config file {name!r} defines no function get_config()")
+        config = module.get_config(argument) if argument else module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in _frames(error) if f.filename == str(file)] or [getattr(error, "lineno", None)]
+        where = f", line {lines[-1]}" if lines[-1] else ""
+        raise ConfigError(f"config file {name!r}{where}: {type(error).__name__}: {error}") from error
+    if isinstance(config, ConfigDict | FrozenConfigDict):
+        config = config.to_dict()
+    if not isinstance(config, dict):
+        raise ConfigError(f"get_config() of {name!r} must return a ConfigDict, got {type(config).__name__}")
+    return config
+
+
+def _frames(error):
+    import traceback
+
+    return traceback.extract_tb(error.__traceback__)
+
+
+def apply_overrides(config: dict, overrides: Mapping[str, str]) -> dict:
+    """A copy of `config` with dotted keys replaced, such as {"train.steps": "100"}; types are settled by `resolve`."""
+    config = json_copy(config)
+    for dotted, value in overrides.items():
+        *parents, leaf = dotted.split(".")
+        section = config
+        for depth, key in enumerate(parents):
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"--config.{dotted}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+        section[leaf] = FlagText(value)
+    return config
+
+
+def json_copy(value):
+    """A deep copy of nested dicts, tuples becoming lists."""
+    if isinstance(value, Mapping):
+        return {k: json_copy(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_copy(v) for v in value]
+    return value
+
+
+def resolve(config: Mapping[str, Any]) -> FrozenConfigDict:
+    """The complete, checked and frozen configuration: every key known, every type right, every default written out.
+
+    Raises ConfigError naming the first key that is unknown (with the nearest known one), wrongly typed, missing,
+    or that nothing reads.
+    """
+    config = dict(config)
+    known = ("seed", *SETTINGS, *PLUGINS)
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"unknown config key {key!r}{nearest(key, known)} Known: {', '.join(known)}")
+    resolved = {"seed": _coerce(config.get("seed", 0), int, "seed")}
+    for key, settings in SETTINGS.items():
+        resolved[key] = _resolve_fields(config.get(key, {}), settings, key)
+    for key, registry in PLUGINS.items():
+        if key not in config:
+            raise ConfigError(f"the config has no section {key!r}; it needs at least {key}.name")
+        resolved[key] = _resolve_plugin(config[key], registry, key)
+    # Constructing the settings runs their own checks (ranges, values that exclude each other) before anything slow.
+    for key, settings in SETTINGS.items():
+        settings(**resolved[key])
+    for key, registry in PLUGINS.items():
+        build(resolved[key], registry)
+    return FrozenConfigDict(resolved)
+
+
+def build(section: Mapping[str, Any], registry: Registry):
+    """The object a resolved section describes: the plugin it names, constructed with the section's fields."""
+    fields = dict(section)
+    plugin = registry.get(fields.pop("name"))
+    types_ = _field_types(plugin)
+    for key, value in fields.items():
+        nested = _nested_registry(types_[key][0])
+        if nested is not None and value is not None:
+            fields[key] = build(value, nested)
+        else:
+            fields[key] = _plain(value)
+    return plugin(**fields)
+
+
+def _plain(value):
+    """Config containers as ordinary ones: frozen dataclasses must not hold ConfigDicts."""
+    if isinstance(value, ConfigDict | FrozenConfigDict):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    return value
+
+
+def save_config(config: FrozenConfigDict, path: pathlib.Path) -> None:
+    """Writes the resolved config as JSON, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(json_copy(config.to_dict()), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def load_workdir_config(workdir: str | pathlib.Path) -> dict:
+    """The resolved configuration a run saved in its workdir. Raises CheckpointError when there is none or it is torn."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{str(workdir)!r} is not a run's folder: it has no config.json")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{str(path)!r} is not valid JSON ({error})") from None
+
+
+def differing_keys(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, as (key, old, new); a key absent on one side has the value None there."""
+    rows = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            rows += differing_keys(a, b, f"{prefix}{key}.")
+        elif json_copy(a) != json_copy(b):
+            rows.append((prefix + key, a, b))
+    return rows
+
+
+def _resolve_plugin(section, registry: Registry, path: str) -> dict:
+    if isinstance(section, str):
+        section = {"name": section}
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{path} must be a section with a name, got {section!r}")
+    if "name" not in section and path == "data":
+        section = {"name": "text", **section}
+    if "name" not in section:
+        raise ConfigError(f"{path}.name is missing{_known_names(registry)}")
+    name = str(section["name"])
+    try:
+        plugin = registry.get(name)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.name: {error}") from None
+    if not dataclasses.is_dataclass(plugin):
+        raise ConfigError(
+            f"{path}.name = {name!r} is not a dataclass (a flax.linen.Module is one), "
+            "so its config keys are not known; make its settings annotated fields"
+        )
+    fields = {k: v for k, v in section.items() if k != "name"}
+    return {"name": name, **_resolve_fields(fields, plugin, path)}
+
+
+def _known_names(registry: Registry) -> str:
+    return f"; known: {', '.join(sorted(registry.table))}, or an import path 'package.module:Object'"
+
+
+def _resolve_fields(section, plugin, path: str) -> dict:
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{path} must be a section of keys, got {section!r}")
+    types_ = _field_types(plugin)
+    for key in section:
+        if key not in types_:
+            raise ConfigError(f"unknown config key '{path}.{key}'{nearest(key, types_)} Known: {', '.join(types_)}")
+    unread = _unread_fields(plugin)
+    resolved = {}
+    for key, (annotation, default) in types_.items():
+        where = f"{path}.{key}"
+        if key in section:
+            value = section[key]
+            if key in unread:
+                raise ConfigError(f"{where} is declared by {plugin.__name__} but none of its code reads it; remove the key")
+        elif default is dataclasses.MISSING:
+            raise ConfigError(f"{where} is missing: {plugin.__name__} needs it ({_type_name(annotation)})")
+        else:
+            value = default
+        nested = _nested_registry(annotation)
+        if nested is not None and value is not None:
+            resolved[key] = _resolve_plugin(value, nested, where)
+        else:
+            resolved[key] = _coerce(value, annotation, where)
+    return resolved
+
+
+def _nested_registry(annotation) -> Registry | None:
+    for part in (annotation, *typing.get_args(annotation)):
+        if isinstance(part, Registry):
+            return part
+        for meta in getattr(part, "__metadata__", ()):
+            if isinstance(meta, Registry):
+                return meta
+    return None
+
+
+@functools.cache
+def _field_types(plugin) -> dict[str, tuple[Any, Any]]:
+    """Field name to (annotation, default) of a dataclass, without the two fields Linen adds to every module."""
+    try:
+        hints = typing.get_type_hints(plugin, include_extras=True)
+    except NameError:
+        hints = {}
+    found = {}
+    for field in dataclasses.fields(plugin):
+        if not field.init or field.name in ("parent", "name"):
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        found[field.name] = (hints.get(field.name, field.type), default)
+    return found
+
+
+@functools.cache
+def _unread_fields(plugin) -> frozenset[str]:
+    """Fields that no code of the plugin's own package mentions: a value set for them would do nothing."""
+    names = set(_field_types(plugin))
+    for cls in plugin.__mro__:
+        module = sys.modules.get(cls.__module__)
+        if cls is object or module is None or not names:
+            continue
+        try:
+            names -= _names_read(inspect.getsourcefile(module))
+        except (OSError, TypeError):
+            return frozenset()
+    # A module may hand itself whole to another of its package, which then reads the field.
+    package = plugin.__module__.partition(".")[0]
+    for module_name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if names and file and file.endswith(".py") and module_name.partition(".")[0] == package:
+            names -= _names_read(file)
+    return frozenset(names)
+
+
+@functools.cache
+def _names_read(file: str) -> frozenset[str]:
+    tree = ast.parse(pathlib.Path(file).read_text())
+    return frozenset(n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute))
+
+
+def _type_name(annotation) -> str:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")
+
+
+def _coerce(value, annotation, path: str):
+    """`value` checked against `annotation` (int for float accepted, lists for tuples). Raises ConfigError."""
+    try:
+        return _convert(value, annotation)
+    except (ValueError, TypeError, SyntaxError):
+        shown = str(value) if isinstance(value, FlagText) else value
+        raise ConfigError(
+            f"{path} = {shown!r} ({type(value).__name__ if not isinstance(value, FlagText) else 'text'}) "
+            f"should be {_type_name(annotation)}"
+        ) from None
+
+
+def _convert(value, annotation):
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _convert(value, arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, arguments)
+    if annotation is str:
+        if isinstance(value, str):
+            return str(value)
+        raise TypeError
+    if isinstance(value, FlagText):
+        value = {"true": True, "false": False, "none": None, "null": None}.get(value.lower(), value)
+        if isinstance(value, FlagText):
+            value = _literal(value, annotation)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise ValueError
+    if annotation is None or annotation is type(None):
+        if value is None:
+            return None
+        raise TypeError
+    if annotation is bool or annotation is int:
+        if type(value) is annotation:
+            return value
+        raise TypeError
+    if annotation is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        raise TypeError
+    container = origin or annotation
+    if container in (tuple, list, Sequence):
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        inner = arguments[0] if arguments else Any
+        return tuple(_convert(v, inner) for v in value)
+    if container in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise TypeError
+        return {str(k): _convert(v, arguments[1] if len(arguments) == 2 else Any) for k, v in value.items()}
+    return str(value) if isinstance(value, FlagText) else value
+
+
+def _convert_union(value, options):
+    for option in options:
+        try:
+            if isinstance(value, FlagText) and option is str and any(o is type(None) for o in options):
+                if value.lower() in ("none", "null"):
+                    return None
+            return _convert(value, option)
+        except (ValueError, TypeError, SyntaxError):
+            continue
+    raise TypeError
+
+
+def _literal(text: str, annotation):
+    """A typed value from command-line text; a bare word stays text, `a,b` is a tuple where one is expected."""
+    container = typing.get_origin(annotation) or annotation
+    try:
+        value = ast.literal_eval(str(text))
+    except (ValueError, SyntaxError):
+        value = str(text)
+    if container in (tuple, list, Sequence) and not isinstance(value, list | tuple):
+        return tuple(FlagText(part) for part in str(text).split(",")) if str(text) else ()
+    return value

@@ -1,0 +1,85 @@
+"""The device mesh and the one table that maps logical axes to mesh axes."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from fmjax.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+# Logical axis of a parameter or activation -> mesh axes. An empty tuple says: replicated, on purpose.
+DEFAULT_RULES: dict[str, tuple[str, ...]] = {
+    # parameters
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "layers": (),
+    "position": (),
+    "norm": (),
+    # activations
+    "batch": ("data", "fsdp"),
+    "length": ("sequence",),
+    "act_embed": (),
+    "act_heads": ("tensor",),
+    "act_mlp": ("tensor",),
+    "act_vocab": ("tensor",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices along each mesh axis, and the table. One size may be -1: whatever is left."""
+
+    data: int = -1  # replicas of the whole model
+    fsdp: int = 1  # parameters, gradients and optimizer state split, batch split too
+    tensor: int = 1  # every layer split
+    sequence: int = 1  # long sequences split
+    rules: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # added to or replacing DEFAULT_RULES
+    replicate: tuple[str, ...] = ()  # parameters (regular expressions on names) that may stay whole on every device
+
+    def __post_init__(self):
+        for axis, size in self.sizes.items():
+            if size < 1 and size != -1:
+                raise ConfigError(f"mesh.{axis} = {size} must be at least 1, or -1 for whatever is left")
+        if list(self.sizes.values()).count(-1) > 1:
+            raise ConfigError(f"only one mesh axis may be -1, got {self.sizes}")
+        for logical, mesh_axes in self.rules.items():
+            for axis in mesh_axes:
+                if axis not in AXES:
+                    raise ConfigError(f"mesh.rules.{logical} names the mesh axis {axis!r}; known: {', '.join(AXES)}")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
+    def table(self) -> dict[str, tuple[str, ...]]:
+        """The full table, logical axis to mesh axes."""
+        return DEFAULT_RULES | {k: tuple(v) for k, v in self.rules.items()}
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """The mesh of `config` over `devices` (default: all). Raises ConfigError when the sizes do not multiply to them."""
+    devices = jax.devices() if devices is None else devices
+    sizes = dict(config.sizes)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if -1 in sizes.values():
+        if len(devices) % fixed:
+            raise ConfigError(f"mesh {sizes}: {len(devices)} devices are not divisible by the fixed sizes' product {fixed}")
+        sizes = {axis: len(devices) // fixed if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(sizes.values()) != len(devices):
+        raise ConfigError(
+            f"mesh {sizes} needs {math.prod(sizes.values())} devices, there are {len(devices)}; "
+            "set one mesh axis to -1 to take whatever is there"
+        )
+    shape = tuple(sizes.values())
+    if devices and devices[0].platform == "cpu":
+        grid = np.asarray(devices).reshape(shape)  # simulated devices have no topology to lay the mesh on
+        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

@@ -1,0 +1,151 @@
+"""From logical axis names to shardings; whatever cannot be sharded as the table says is an error that names it."""
+
+import math
+import re
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fmjax.errors import ConfigError
+from fmjax.registry import nearest
+
+# A parameter with more elements than this must be sharded when the mesh has an axis to shard over.
+LARGE_PARAMETER = 2**20
+
+
+def logical_axes(boxed_params):
+    """The tree of logical axis names (a tuple a parameter) of what a module's `init` returns.
+
+    A parameter without names, from a module that annotates none, gets `None` for every dimension.
+    """
+    is_box = lambda x: isinstance(x, nn.Partitioned)  # LogicallyPartitioned is one
+    return jax.tree.map(
+        lambda leaf: tuple(leaf.names) if is_box(leaf) else (None,) * len(leaf.shape), boxed_params, is_leaf=is_box
+    )
+
+
+def path_name(path) -> str:
+    """`decoder/layers/mlp/kernel` for a key path of `jax.tree_util`."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def param_shardings(shapes, axes, mesh: Mesh, table: Mapping[str, tuple[str, ...]], replicate: tuple[str, ...] = ()):
+    """The sharding of every parameter.
+
+    Args:
+      shapes: tree of arrays or `jax.ShapeDtypeStruct`.
+      axes: the same tree of logical axis names, from `logical_axes`.
+      table: logical axis to mesh axes.
+      replicate: regular expressions of parameter names that may stay whole although large.
+
+    Raises:
+      ConfigError: a logical axis is not in the table, a dimension does not divide, or a large parameter would be
+        whole on every device of a mesh that could split it. The message names the parameter.
+    """
+    splittable = math.prod(mesh.shape[axis] for axis in ("fsdp", "tensor")) > 1
+
+    def one(path, shape, names):
+        name = path_name(path)
+        spec = partition_spec(names, table, f"parameter {name!r}")
+        check_divides(shape.shape, spec, mesh, f"parameter {name!r} with axes {names}")
+        whole = all(mesh.shape[a] == 1 for a in _mesh_axes(spec))
+        large = math.prod(shape.shape) > LARGE_PARAMETER
+        if splittable and whole and large and not any(re.search(p, name) for p in replicate):
+            raise ConfigError(
+                f"parameter {name!r} of shape {shape.shape} (axes {names}) would be whole on each of {mesh.size} devices; "
+                f"give its axes a mesh axis in mesh.rules, or add a pattern that matches it to mesh.replicate"
+            )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(one, shapes, axes)
+
+
+def partition_spec(names, table: Mapping[str, tuple[str, ...]], what: str) -> PartitionSpec:
+    """Mesh axes for logical `names`; a mesh axis is used once, by the first dimension that asks for it."""
+    used, entries = set(), []
+    for logical in names:
+        if logical is None:
+            entries.append(None)
+            continue
+        if logical not in table:
+            raise ConfigError(f"{what}: logical axis {logical!r} is not in the sharding table{nearest(logical, table)} "
+                              f"Known: {', '.join(table)}; add it under mesh.rules")
+        mesh_axes = tuple(a for a in table[logical] if a not in used)
+        used.update(mesh_axes)
+        entries.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
+    return PartitionSpec(*entries)
+
+
+def check_divides(shape, spec: PartitionSpec, mesh: Mesh, what: str) -> None:
+    """Raises ConfigError when a dimension of `shape` does not divide over the mesh axes `spec` gives it."""
+    for dimension, (size, entry) in enumerate(zip(shape, spec)):
+        parts = math.prod(mesh.shape[a] for a in _mesh_axes((entry,)))
+        if size % parts:
+            raise ConfigError(
+                f"{what}: dimension {dimension} of shape {tuple(shape)} has size {size}, "
+                f"which does not divide over {entry!r} ({parts} devices)"
+            )
+
+
+def _mesh_axes(spec) -> list[str]:
+    return [a for entry in spec if entry is not None for a in ((entry,) if isinstance(entry, str) else entry)]
+
+
+def batch_sharding(mesh: Mesh, table: Mapping[str, tuple[str, ...]]) -> NamedSharding:
+    """Sharding of the leading, global batch axis of every array of a batch."""
+    return NamedSharding(mesh, partition_spec(("batch",), table, "a batch"))
+
+
+def check_batch(batch_size: int, mesh: Mesh, table: Mapping[str, tuple[str, ...]], what: str) -> None:
+    """Raises ConfigError when `batch_size` does not divide over the mesh axes of the batch."""
+    axes = _mesh_axes(partition_spec(("batch",), table, what))
+    parts = math.prod(mesh.shape[a] for a in axes)
+    if batch_size % parts:
+        sizes = " x ".join(f"{a} {mesh.shape[a]}" for a in axes)
+        raise ConfigError(f"{what} = {batch_size} does not divide over the mesh's {parts} batch shards ({sizes})")
+
+
+def local_rows(batch_size: int, sharding: NamedSharding) -> list[int]:
+    """Indices, within a global batch, of the rows that this process's devices hold."""
+    rows = set()
+    for (rows_slice, *_) in sharding.addressable_devices_indices_map((batch_size,)).values():
+        rows.update(range(*rows_slice.indices(batch_size)))
+    return sorted(rows)
+
+
+def like_params(tree, params, shardings, default):
+    """Shardings for `tree` (an optimizer state), whose leaves mirror parameters somewhere below their path.
+
+    A leaf at a path that ends in a parameter's path takes that parameter's sharding when the shapes agree, and the
+    sharding without the missing dimension when it is the parameter reduced over one (Adafactor's factors); any other
+    leaf takes `default`.
+    """
+    flat = {
+        tuple(str(k) for k in path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def one(path, leaf):
+        keys = tuple(str(k) for k in path)
+        for start in range(len(keys)):
+            if keys[start:] in flat:
+                shape, sharding = flat[keys[start:]]
+                return _reduced(leaf.shape, shape, sharding, default)
+        return default
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _reduced(shape, param_shape, sharding: NamedSharding, default):
+    if tuple(shape) == tuple(param_shape):
+        return sharding
+    spec = (*sharding.spec, *(None,) * (len(param_shape) - len(sharding.spec)))
+    # Equal sizes make the missing dimension ambiguous; any choice is a valid layout, the last is the usual factor.
+    for gone in reversed(range(len(param_shape))):
+        if tuple(shape) == (*param_shape[:gone], *param_shape[gone + 1 :]):
+            return NamedSharding(sharding.mesh, PartitionSpec(*spec[:gone], *spec[gone + 1 :]))
+    return default

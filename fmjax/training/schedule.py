@@ -1,0 +1,79 @@
+"""Learning-rate schedules: each a dataclass that makes an `optax` schedule (update count to learning rate)."""
+
+import dataclasses
+
+import optax
+
+from fmjax.errors import ConfigError
+
+
+def _warmup_then(warmup_steps: int, peak: float, rest: optax.Schedule) -> optax.Schedule:
+    """Linear from 0 to `peak` over `warmup_steps` updates, then `rest` counted from there."""
+    if warmup_steps == 0:
+        return rest
+    # The first update already moves: at count 0 the rate is peak / warmup_steps, not 0.
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, rest], [warmup_steps])
+
+
+def _check(name: str, warmup_steps: int, total_steps: int) -> None:
+    if warmup_steps < 0 or warmup_steps > total_steps:
+        raise ConfigError(
+            f"optimizer.schedule.warmup_steps = {warmup_steps} must lie between 0 and train.steps = {total_steps} ({name})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """Linear warm-up, then constant."""
+
+    warmup_steps: int = 0
+
+    def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
+        _check("constant", self.warmup_steps, total_steps)
+        return _warmup_then(self.warmup_steps, learning_rate, optax.constant_schedule(learning_rate))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Linear warm-up, then linear to `final_fraction` of the peak at the last step."""
+
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+
+    def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
+        _check("linear", self.warmup_steps, total_steps)
+        rest = max(total_steps - self.warmup_steps, 1)
+        decay = optax.linear_schedule(learning_rate, learning_rate * self.final_fraction, rest)
+        return _warmup_then(self.warmup_steps, learning_rate, decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up, then half a cosine to `final_fraction` of the peak at the last step (Loshchilov & Hutter 2017)."""
+
+    warmup_steps: int = 0
+    final_fraction: float = 0.1
+
+    def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
+        _check("cosine", self.warmup_steps, total_steps)
+        rest = max(total_steps - self.warmup_steps, 1)
+        decay = optax.cosine_decay_schedule(learning_rate, rest, alpha=self.final_fraction)
+        return _warmup_then(self.warmup_steps, learning_rate, decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupStableDecay:
+    """Linear warm-up, constant, then linear to `final_fraction` over the last `decay_fraction` (Hu et al. 2024)."""
+
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    final_fraction: float = 0.0
+
+    def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
+        _check("wsd", self.warmup_steps, total_steps)
+        decay_steps = max(round(total_steps * self.decay_fraction), 1)
+        stable = max(total_steps - self.warmup_steps - decay_steps, 0)
+        decay = optax.linear_schedule(learning_rate, learning_rate * self.final_fraction, decay_steps)
+        rest = optax.join_schedules([optax.constant_schedule(learning_rate), decay], [stable])
+        return _warmup_then(self.warmup_steps, learning_rate, rest)

@@ -1,0 +1,45 @@
+"""The keys under `train` of every training config."""
+
+import dataclasses
+from typing import Literal
+
+from fmjax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, what to log and keep. Counts are in steps unless they say otherwise; 0 means never."""
+
+    steps: int  # optimizer updates in all; a later run may extend it
+    batch_size: int  # examples of one update, over all devices
+    accumulate_steps: int = 1  # a batch is computed in this many parts, one after another
+    log_every: int = 10
+    eval_every: int = 0  # besides the end of the run, where there is evaluation data
+    eval_batches: int = 0  # batches of batch_size per evaluation; 0 = the whole evaluation set
+    sample_every: int = 0  # besides the end of the run, where the objective can sample
+    checkpoint_every: int = 1000  # besides the end of the run
+    keep_last: int = 2  # newest checkpoints kept
+    keep_every: int = 0  # checkpoints at multiples of this are kept for ever
+    ema_decay: float = 0.0  # exponential moving average of the parameters; 0 = none
+    nonfinite: Literal["stop", "skip"] = "stop"  # on a loss or gradient that is not finite
+    final_tasks: tuple[str, ...] = ()  # evaluation tasks run at the end
+    final_tasks_limit: int = 0  # documents per task; 0 = all
+    profile_steps: tuple[int, ...] = ()  # (first, last): a profiler trace of these steps goes to WORKDIR/profile
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate_steps", "keep_last", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least 1")
+        for name in ("eval_every", "eval_batches", "sample_every", "checkpoint_every", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} = {getattr(self, name)} must be 0 (never) or more")
+        if self.batch_size % self.accumulate_steps:
+            raise ConfigError(
+                f"train.batch_size = {self.batch_size} is not divisible by "
+                f"train.accumulate_steps = {self.accumulate_steps}"
+            )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"train.ema_decay = {self.ema_decay} must be in [0, 1)")
+        if self.profile_steps and (len(self.profile_steps) != 2 or self.profile_steps[0] > self.profile_steps[1]):
+            raise ConfigError(f"train.profile_steps = {self.profile_steps} must be (first, last), such as (10, 12)")

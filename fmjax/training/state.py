@@ -1,0 +1,94 @@
+"""The training state, its shapes, its shardings, and its initialisation straight into the shards."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fmjax.parallel.mesh import MeshConfig
+from fmjax.parallel.sharding import like_params, logical_axes, param_shardings
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that changes from step to step.
+
+    Attributes:
+      step: int32 [], batches consumed so far; the next batch is number `step`.
+      skipped: int32 [], updates left out because the loss or gradient was not finite.
+      params: tree of float32 arrays.
+      opt_state: the optimizer's state.
+      ema: moving average of `params`, or None.
+    """
+
+    step: jax.Array
+    skipped: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSpec:
+    """Shapes, logical axes and shardings of a run's state, known without computing anything."""
+
+    shapes: TrainState  # of jax.ShapeDtypeStruct with sharding
+    axes: Any  # logical axis names of the parameters
+    shardings: TrainState
+
+
+def init_params(module: nn.Module, key: jax.Array, inputs: dict):
+    """Parameters of `module`, with their boxes of logical axis names.
+
+    Raises ValueError when `init` makes another collection than parameters (state that is not a gradient needs an
+    objective that carries it).
+    """
+    variables = module.init({"params": key, "dropout": key}, **inputs)
+    kept = {k: v for k, v in variables.items() if k not in ("reads", "cache")}
+    if set(kept) != {"params"}:
+        raise ValueError(f"{type(module).__name__}.init made the collections {sorted(kept)}; only 'params' can be trained")
+    return kept["params"]
+
+
+def make_spec(module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: MeshConfig, ema: bool) -> StateSpec:
+    """Plans the state for `mesh`.
+
+    Args:
+      inputs: keyword arguments of `module.init`, arrays or ShapeDtypeStructs.
+      optimizer: function from the tree of logical axes to an `optax.GradientTransformation`.
+
+    Raises ConfigError where a parameter cannot be sharded as the table says.
+    """
+    boxed = jax.eval_shape(lambda key, x: init_params(module, key, x), jax.random.key(0), inputs)
+    axes = logical_axes(boxed)
+    param_shapes = nn.unbox(boxed)
+    shardings = param_shardings(param_shapes, axes, mesh, config.table, config.replicate)
+    whole = NamedSharding(mesh, PartitionSpec())
+    opt_shapes = jax.eval_shape(optimizer(axes).init, param_shapes)
+    counter = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = TrainState(counter, counter, param_shapes, opt_shapes, param_shapes if ema else None)
+    state_shardings = TrainState(
+        whole, whole, shardings, like_params(opt_shapes, param_shapes, shardings, whole), shardings if ema else None
+    )
+    shapes = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, state_shardings)
+    return StateSpec(shapes, axes, state_shardings)
+
+
+def init_state(
+    module: nn.Module, inputs: dict, optimizer: optax.GradientTransformation, key: jax.Array, spec: StateSpec
+) -> TrainState:
+    """A fresh state, each shard computed on the device that keeps it: no device ever holds a whole parameter."""
+
+    def init(key):
+        arrays = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+        params = nn.unbox(init_params(module, key, arrays))
+        zero = jnp.zeros((), jnp.int32)
+        ema = jax.tree.map(jnp.copy, params) if spec.shapes.ema is not None else None
+        return TrainState(zero, zero, params, optimizer.init(params), ema)
+
+    return jax.jit(init, out_shardings=spec.shardings)(key)
