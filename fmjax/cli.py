@@ -44,7 +44,7 @@ class ArgumentParser(argparse.ArgumentParser):
             if flag == "--":
                 break
             if flag.startswith("--") and flag not in known:
-                raise InputError(f"unknown flag {flag!r}{nearest(flag, known) or '.'} Known: {', '.join(known)}")
+                raise InputError(f"unknown flag {flag!r}{nearest(flag, known)} Known: {', '.join(known)}")
         namespace, rest = super().parse_known_args(arguments, namespace)
         if rest:
             raise InputError(f"unexpected argument {rest[0]!r}: every argument is a flag (--name=value)")

@@ -1,0 +1,64 @@
+"""Train: `python -m fmjax.train --config=configs/NAME.py --workdir=DIR [--config.a.b=value ...]`.
+
+The same command on the same workdir resumes. `--config.a.b=value` replaces a key of the config; every key is checked
+before anything slow begins. Exit codes: 0 done (or stopped by a signal after saving), 2 wrong usage, config or input.
+"""
+
+import time
+
+STARTED = time.time()
+
+import logging  # noqa: E402
+import pathlib  # noqa: E402
+import sys  # noqa: E402
+
+from fmjax import cli  # noqa: E402
+from fmjax.errors import InputError  # noqa: E402
+
+
+def parse(argv: list[str]) -> tuple[str, pathlib.Path, dict[str, str]]:
+    """(config file, workdir, overrides) of a command line. Raises InputError naming the flag that is wrong."""
+    overrides, rest = {}, []
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        flag, equals, value = argument.partition("=")
+        if not equals:
+            if not arguments or arguments[0].startswith("--"):
+                raise InputError(f"{flag} needs a value: {flag}=VALUE")
+            value = arguments.pop(0)
+        overrides[flag.removeprefix("--config.")] = value
+    parser = cli.ArgumentParser("python -m fmjax.train", __doc__.split("\n")[0])
+    parser.add_argument("--config", required=True, help="a Python file with get_config(); FILE:ARGUMENT calls get_config(ARGUMENT)")
+    parser.add_argument("--workdir", required=True, help="folder of the run: config, checkpoints, metrics, samples")
+    flags = parser.parse_args(rest)
+    return flags.config, pathlib.Path(flags.workdir), overrides
+
+
+def main(argv: list[str]) -> int:
+    config_file, workdir, overrides = parse(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("fmjax").setLevel(logging.INFO)
+
+    from fmjax import config as configs
+    from fmjax.caches import cache_dir, use_compilation_cache
+
+    config = configs.resolve(configs.apply_overrides(configs.load_config_file(config_file), overrides))
+    use_compilation_cache()
+
+    from fmjax.training.checkpoint import SaveError
+    from fmjax.training.loop import NonFiniteError, train
+
+    try:
+        train(config, workdir, cache_dir=cache_dir(), started=STARTED)
+    except (NonFiniteError, SaveError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

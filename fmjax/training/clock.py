@@ -1,0 +1,66 @@
+"""Speed of a run: what it did between two log lines, with everything that is not training taken out."""
+
+import resource
+import sys
+import time
+
+import jax
+
+from fmjax.training.hardware import peak_flops
+
+
+class Clock:
+    """Counts steps and time since the last reading.
+
+    Args:
+      mesh: for the number of devices and their peak rate.
+      tokens_per_step: or None where the batch has no tokens.
+      flops_per_step: the model's FLOPs of one step (see `training.flops`), or None where the module does not tell.
+    """
+
+    def __init__(self, mesh, examples_per_step: int, tokens_per_step: int | None, flops_per_step: float | None):
+        self.examples_per_step = examples_per_step
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_step = flops_per_step
+        devices = mesh.devices.flatten()
+        self.peak = None if (one := peak_flops(devices[0])) is None else one * len(devices)
+        self.device = devices[0]
+        self.restart(0.0)
+
+    def restart(self, input_wait: float) -> None:
+        """Starts a new reading; `input_wait` is the loader's counter of seconds waited."""
+        self.start, self.steps, self.paused, self.input_wait = time.perf_counter(), 0, 0.0, input_wait
+
+    def pause(self, seconds: float) -> None:
+        """Takes time spent on something else (evaluation, a save) out of the reading."""
+        self.paused += seconds
+
+    def read(self, input_wait: float) -> dict[str, float]:
+        """The `perf/...` metrics since the last reading, which starts anew. `steps` must have been counted up."""
+        elapsed = max(time.perf_counter() - self.start - self.paused, 1e-9)
+        seconds = elapsed / max(self.steps, 1)
+        values = {
+            "perf/seconds_per_step": seconds,
+            "perf/examples_per_second": self.examples_per_step / seconds,
+            "perf/input_wait_share": min((input_wait - self.input_wait) / elapsed, 1.0),
+        }
+        if self.tokens_per_step:
+            values["perf/tokens_per_second"] = self.tokens_per_step / seconds
+        if self.flops_per_step:
+            values["perf/model_flops_per_second"] = self.flops_per_step / seconds
+            if self.peak:
+                values["perf/mfu"] = self.flops_per_step / seconds / self.peak
+        values |= memory(self.device)
+        self.restart(input_wait)
+        return values
+
+
+def memory(device: jax.Device) -> dict[str, float]:
+    """Peak memory in bytes: of the device where its backend tells, and of this process on the host."""
+    values = {}
+    stats = device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        values["perf/peak_device_memory_bytes"] = float(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    values["perf/peak_host_memory_bytes"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return values

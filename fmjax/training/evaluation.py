@@ -1,0 +1,83 @@
+"""The evaluation loss: sums over whole evaluation sets, every example counted once on any mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.data.loader import Loader
+from fmjax.errors import ConfigError
+from fmjax.parallel.sharding import local_rows
+
+
+class PaddedRows:
+    """Rows of a finite set, and after its end rows of zeros, whose `loss_weights` of zero leave the sums alone."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.padding = {name: np.zeros_like(array) for name, array in rows[0].items()}
+
+    def __getitem__(self, index: int):
+        return self.rows[index] if index < len(self.rows) else self.padding
+
+
+def to_global(batch: dict[str, np.ndarray], rows: list[int], spec) -> dict[str, jax.Array]:
+    """Global arrays from the rows this process holds.
+
+    Args:
+      batch: [len(rows), ...] arrays.
+      rows: their indices within the global batch, ascending.
+      spec: the global batch as ShapeDtypeStructs with shardings.
+    """
+    place = {row: i for i, row in enumerate(rows)}
+
+    def one(local, shape):
+        if len(rows) == shape.shape[0]:
+            return jax.device_put(local, shape.sharding)
+
+        def shard(index):
+            start, stop, _ = index[0].indices(shape.shape[0])
+            return local[place[start] : place[start] + stop - start]
+
+        return jax.make_array_from_callback(shape.shape, shape.sharding, shard)
+
+    return {name: one(batch[name], shape) for name, shape in spec.items()}
+
+
+def evaluate_loss(program, params, sets: dict, batch_size: int, max_batches: int = 0) -> dict[str, float]:
+    """Means of the objective's sums over the evaluation sets.
+
+    Args:
+      sets: name to finite random-access rows.
+      max_batches: batches read from each set; 0 = all.
+
+    Returns:
+      {"eval/loss": ...} and so on over all sets together, and {"eval/NAME/loss": ...} each where there are several.
+    """
+    rows = local_rows(batch_size, program.batch_sharding)
+    totals: dict[str, dict] = {}
+    for name, examples in sets.items():
+        count = -(-len(examples) // batch_size)
+        if len(examples) % batch_size and "loss_weights" not in examples[0]:
+            raise ConfigError(
+                f"the evaluation set {name!r} has {len(examples)} examples, not a multiple of train.batch_size = "
+                f"{batch_size}, and its examples have no 'loss_weights' that would mark padding"
+            )
+        loader = Loader(PaddedRows(examples), batch_size, rows, 0)
+        total = None
+        with jax.set_mesh(program.mesh):
+            for number in range(min(count, max_batches) if max_batches else count):
+                batch = to_global(next(loader), rows, program.batch_spec)
+                sums = program.eval_step(params, batch, jax.random.fold_in(program.key, number))
+                total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        loader.close()
+        totals[name] = jax.device_get(total)
+    pooled = jax.tree.map(lambda *parts: sum(parts), *totals.values())
+    results = _means("eval", pooled)
+    if len(totals) > 1:
+        for name, sums in totals.items():
+            results |= _means(f"eval/{name}", sums)
+    return results
+
+
+def _means(prefix: str, sums) -> dict[str, float]:
+    return {f"{prefix}/{k}": float(total) / float(weight) if weight else float("nan") for k, (total, weight) in sums.items()}

@@ -1,0 +1,328 @@
+"""The training loop: batches in, steps dispatched ahead, numbers out, states saved."""
+
+import contextlib
+import logging
+import pathlib
+import signal
+import threading
+import time
+
+import jax
+from tqdm import tqdm
+
+from fmjax.config import save_config
+from fmjax.data.loader import Loader
+from fmjax.parallel.sharding import local_rows
+from fmjax.training import resume
+from fmjax.training.checkpoint import Checkpointer
+from fmjax.training.clock import Clock
+from fmjax.training.evaluation import evaluate_loss, to_global
+from fmjax.training.metrics import MetricsWriter, plot_loss
+from fmjax.training.settings import TrainConfig
+from fmjax.training.setup import build_module, check_fit, make_program, open_data
+
+log = logging.getLogger("fmjax")
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient is not finite and the run was told to stop."""
+
+
+def train(config, workdir, *, cache_dir, progress: bool = True, started: float | None = None) -> dict[str, float]:
+    """Trains as `config` (from `fmjax.config.resolve`) says, resuming whatever `workdir` holds.
+
+    Args:
+      cache_dir: where tokenised data and tokenizers are kept between runs.
+      progress: show progress bars.
+      started: `time.time()` of the command's start, for the time to the first step.
+
+    Returns:
+      The last metrics of each name, with "stopped" = 1.0 when a signal ended the run before its last step.
+
+    Raises InputError subclasses for what the user can mend, NonFiniteError, and SaveError when a checkpoint cannot be
+    written.
+    """
+    workdir = pathlib.Path(workdir)
+    started = time.time() if started is None else started
+    resume.check_config(workdir, config)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(resume.locked(workdir))
+        stop = stack.enter_context(_stop_signals())
+        run = Run(config, workdir, pathlib.Path(cache_dir), progress, started)
+        try:
+            return run.steps(stop)
+        finally:
+            run.close()
+
+
+class Run:
+    """One process's part in a run: the program, its data, and where results go."""
+
+    def __init__(self, config, workdir: pathlib.Path, cache_dir: pathlib.Path, progress: bool, started: float):
+        self.config, self.workdir, self.started = config, workdir, started
+        self.settings = TrainConfig(**config["train"])
+        self.main = jax.process_index() == 0
+        self.progress = progress and self.main
+        self.data = open_data(config, cache_dir, workdir, self.progress)
+        module = build_module(config, self.data.model_fields)
+        check_fit(config, self.data, module)
+        example = self.data.train[0]
+        self.program = make_program(config, module, example)
+        self.checkpointer = Checkpointer(workdir, self.settings.keep_last, self.settings.keep_every)
+        self.meta = {"data": self.data.identity}
+        self.state = self._start()
+        self.saved_step = self.step = int(self.state.step)
+        if self.main:
+            save_config(config, workdir / "config.json")
+            if self.data.tokenizer is not None:
+                self.data.tokenizer.save(workdir)
+        self.writer = MetricsWriter(workdir, self.step, self.settings.tensorboard) if self.main else None
+        self.latest: dict[str, float] = {}
+        rows = local_rows(self.settings.batch_size, self.program.batch_sharding)
+        self.rows = rows
+        self.loader = Loader(self.data.train, self.settings.batch_size, rows, self.step)
+        self.clock = self._clock(module, example)
+
+    def _start(self):
+        restored = self.checkpointer.restore_latest(self.program.spec.shapes)
+        if restored is None:
+            return self.program.init()
+        state, meta = restored
+        resume.check_identity(self.workdir, meta["data"], self.meta["data"])
+        log.info("resuming %s at step %d of %d", self.workdir, int(state.step), self.settings.steps)
+        return state
+
+    def _clock(self, module, example) -> Clock:
+        batch = self.settings.batch_size
+        tokens = example["tokens"].size if "tokens" in example else None
+        flops = None
+        if hasattr(module, "flops_per_example"):
+            flops = batch * module.flops_per_example(tokens) if tokens else batch * module.flops_per_example()
+        clock = Clock(self.program.mesh, batch, tokens and batch * tokens, flops)
+        if clock.peak is None:
+            log.info("the peak rate of %r is not known: MFU is not reported", clock.device.device_kind)
+        elif flops is None:
+            log.info("%s does not tell its FLOPs (flops_per_example): MFU is not reported", type(module).__name__)
+        return clock
+
+    def steps(self, stop: threading.Event) -> dict[str, float]:
+        """Runs to the last step, or until `stop` is set; saves, evaluates and samples on the way and at the end."""
+        last = self.settings.steps
+        if self.step >= last:
+            log.info("%s is already at step %d of %d", self.workdir, self.step, last)
+        else:
+            self._log_start()
+            with self._bar(last) as bar:
+                self._steps(stop, last, bar)
+        self._save()
+        if self.step < last:
+            self.checkpointer.finish()
+            log.info("stopped by a signal; saved at step %d of %d; the same command resumes", self.step, last)
+            return self.latest | {"stopped": 1.0}
+        self._finish()
+        return self.latest
+
+    def _steps(self, stop: threading.Event, last: int, bar) -> None:
+        train_step = self.program.compile_train_step()
+        pending = None
+        first = self.step
+        estimate_at, estimate_from = None, None
+        self.clock.restart(self.loader.wait_seconds)
+        while self.step < last and not self._must_stop(stop):
+            self._profile(self.step + 1)
+            batch = to_global(next(self.loader), self.rows, self.program.batch_spec)
+            self.state, metrics = train_step(self.state, batch, self.program.key)
+            self.step += 1
+            # The device computes this step while the host reads the one before.
+            if pending is not None:
+                self._record(*pending, bar)
+            pending = (self.step, metrics)
+            if self.step == first + 1:
+                self._record(*pending, bar)
+                pending = None
+                estimate_from = time.perf_counter()
+                self.latest["perf/seconds_to_first_step"] = time.time() - self.started
+                log.info("first step %.1f s after the start", self.latest["perf/seconds_to_first_step"])
+                self.clock.restart(self.loader.wait_seconds)
+                self.first_logged = self.step
+            elif estimate_at is None and time.perf_counter() - estimate_from > 2.0 and last - self.step > 10:
+                estimate_at = self.step
+                rate = (time.perf_counter() - estimate_from) / max(self.step - 1 - first - 1, 1)
+                log.info("about %s for the remaining %d steps", _duration(rate * (last - self.step)), last - self.step)
+            if self._due(self.step, last):
+                if pending is not None:
+                    self._record(*pending, bar)
+                    pending = None
+                self._pause(self.step, last)
+        if pending is not None:
+            self._record(*pending, bar)
+        self._profile(None)
+
+    def _due(self, step: int, last: int) -> bool:
+        every = (self.settings.eval_every, self.settings.sample_every, self.settings.checkpoint_every)
+        return step < last and any(n and step % n == 0 for n in every)
+
+    def _pause(self, step: int, last: int) -> None:
+        """What happens between steps; its time does not count as training speed."""
+        begin = time.perf_counter()
+        if self.settings.checkpoint_every and step % self.settings.checkpoint_every == 0:
+            self._save()
+        if self.settings.eval_every and step % self.settings.eval_every == 0:
+            self._evaluate()
+        if self.settings.sample_every and step % self.settings.sample_every == 0:
+            self._sample()
+        self.clock.pause(time.perf_counter() - begin)
+
+    def _record(self, step: int, metrics, bar) -> None:
+        """Reads the metrics of a step, waiting for it if it is still running; stops the run if they are not finite."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.clock.steps += 1
+        if not values.pop("finite"):
+            self._not_finite(step, values)
+        bar.update(1)
+        if step % self.settings.log_every and step != self.settings.steps:
+            return
+        speed = self.clock.read(self.loader.wait_seconds)
+        if step == 1 or "perf/seconds_to_first_step" not in self.latest:
+            speed = {}  # the first step of a process says nothing about speed
+        row = {f"train/{name}": value for name, value in values.items()} | speed
+        self._write(step, row)
+        self._show(bar, row)
+        self.checkpointer.check()
+
+    def _not_finite(self, step: int, values: dict[str, float]) -> None:
+        what = f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}"
+        if self.settings.nonfinite == "skip":
+            log.warning("%s: update skipped (%d so far)", what, int(values["skipped"]))
+            return
+        with contextlib.suppress(Exception):
+            self.checkpointer.finish()
+        good = f"the last good checkpoint is step {self.saved_step}" if self.saved_step else "no checkpoint was saved yet"
+        raise NonFiniteError(
+            f"training stopped at {what}; {good} in {str(self.workdir / 'checkpoints')!r}. Lower optimizer.learning_rate "
+            "or set train.nonfinite='skip' to leave such updates out"
+        )
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        self.latest |= values
+        if self.writer is not None:
+            self.writer.write(step, values)
+
+    def _save(self) -> None:
+        if self.step != self.saved_step:
+            self.checkpointer.save(self.state, self.meta)
+            self.saved_step = self.step
+
+    @property
+    def eval_params(self):
+        """The parameters that evaluation and samples use: the moving average where the run keeps one."""
+        return self.state.params if self.state.ema is None else self.state.ema
+
+    def _evaluate(self) -> None:
+        if not self.data.evaluation:
+            return
+        settings = self.settings
+        results = evaluate_loss(
+            self.program, self.eval_params, self.data.evaluation, settings.batch_size, settings.eval_batches
+        )
+        self._write(self.step, results)
+        if self.main:
+            plot_loss(self.workdir)
+            self._say(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in results.items()))
+
+    def _sample(self) -> None:
+        sample = getattr(self.program.objective, "sample", None)
+        if sample is None:
+            return
+        key = jax.random.fold_in(self.program.key, self.step)
+        texts = sample(self.program.module, self.eval_params, self.data, key)
+        if self.main and texts:
+            block = f"===== step {self.step} =====\n" + "\n-----\n".join(texts) + "\n\n"
+            with (self.workdir / "samples.txt").open("a", encoding="utf-8") as file:
+                file.write(block)
+            self.writer.text(self.step, "samples", block)
+
+    def _finish(self) -> None:
+        if self.latest.get("step_evaluated") != self.step:
+            self._evaluate()
+        self._sample()
+        if self.main:
+            plot_loss(self.workdir)
+        self.checkpointer.finish()
+
+    def _must_stop(self, stop: threading.Event) -> bool:
+        if jax.process_count() == 1:
+            return stop.is_set()
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(self.step)
+
+    def _profile(self, next_step: int | None) -> None:
+        if not self.settings.profile_steps:
+            return
+        first, last = self.settings.profile_steps
+        if next_step == first:
+            jax.profiler.start_trace(str(self.workdir / "profile"))
+            self.profiling = True
+        elif getattr(self, "profiling", False) and (next_step is None or next_step == last + 1):
+            jax.block_until_ready(self.state.params)
+            jax.profiler.stop_trace()
+            self.profiling = False
+            log.info("profile of steps %d to %d is in %s", first, last, self.workdir / "profile")
+
+    def _log_start(self) -> None:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.program.spec.shapes.params))
+        mesh = " x ".join(f"{axis} {size}" for axis, size in self.program.mesh.shape.items() if size > 1) or "1 device"
+        log.info(
+            "%s with %s parameters on %s (%s); compiling the train step",
+            type(self.program.module).__name__, f"{count:,}", mesh, self.clock.device.device_kind,
+        )  # fmt: skip
+
+    def _bar(self, last: int):
+        return tqdm(
+            total=last, initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True, mininterval=0.5
+        )
+
+    def _show(self, bar, row: dict[str, float]) -> None:
+        speed = row.get("perf/tokens_per_second")
+        bar.set_postfix_str(
+            f"loss {row['train/loss']:.3f}" + (f", {speed:,.0f} tokens/s" if speed else ""), refresh=False
+        )
+
+    def _say(self, text: str) -> None:
+        tqdm.write(text) if self.progress else log.info(text)
+
+    def close(self) -> None:
+        """Releases files, threads and the checkpoint folder; a save under way is completed."""
+        self.loader.close()
+        if self.writer is not None:
+            self.writer.close()
+        self.checkpointer.manager.close()
+
+
+@contextlib.contextmanager
+def _stop_signals():
+    """An event that SIGTERM or Ctrl-C sets, so that the loop can save and leave in order; a second Ctrl-C interrupts."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number, frame):
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        log.warning("%s: finishing this step, then saving", signal.Signals(number).name)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,60 @@
+"""What may change between a run and its resumption, and the lock that keeps two runs out of one folder."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+
+from fmjax.config import differing_keys, load_workdir_config
+from fmjax.errors import ConfigError, DataError
+
+# Keys that say how long, how often and on what, not what is learnt.
+FREE = (
+    "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.sample_every",
+    "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.final_tasks", "train.final_tasks_limit",
+    "train.profile_steps", "train.tensorboard", "train.nonfinite", "train.accumulate_steps", "mesh.",
+)  # fmt: skip
+
+
+def check_config(workdir: pathlib.Path, config) -> None:
+    """Raises ConfigError, listing keys and values, when `config` would continue the run in `workdir` as another one."""
+    if not (workdir / "config.json").exists():
+        return
+    rows = differing_keys(load_workdir_config(workdir), config.to_dict())
+    refused = [row for row in rows if not row[0].startswith(FREE)]
+    if refused:
+        listed = "\n".join(f"  {key}: {old!r} in the run, {new!r} now" for key, old, new in refused)
+        raise ConfigError(
+            f"{str(workdir)!r} holds a run with another configuration:\n{listed}\n"
+            "Use another --workdir for a new run, or put these keys back to resume this one"
+        )
+
+
+def check_identity(workdir: pathlib.Path, saved: dict, now: dict) -> None:
+    """Raises DataError when the data or tokenizer are not those the checkpoint was trained on."""
+    rows = differing_keys(saved, now)
+    if rows:
+        listed = "\n".join(f"  {key}: {old!r} in the run, {new!r} now" for key, old, new in rows)
+        raise DataError(
+            f"the data have changed since the run in {str(workdir)!r} was saved:\n{listed}\n"
+            "Put the data back to resume, or start a new --workdir"
+        )
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path):
+    """Holds `workdir` for this process; the lock goes with the process, however it ends.
+
+    Raises ConfigError when another process trains there.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ConfigError(f"{str(workdir)!r} is in use by another run ({file.read().strip() or 'unknown process'})") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield
