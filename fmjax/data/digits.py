@@ -1,0 +1,81 @@
+"""The handwritten digits that scikit-learn ships: 1,797 images of 8x8 pixels, no download."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import numpy as np
+
+from fmjax.data.base import OpenData
+from fmjax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """Rows of one image each.
+
+    A row has `images` float32 [8, 8, 1] in [-1, 1], `labels` int32 [] and `loss_weights` float32 []. A fifth of the
+    images, chosen by a hash of their pixels, is the test set, so that equal images are never on both sides.
+
+    Attributes:
+      max_shift: training images are moved by up to this many pixels along each axis, at random for each row.
+    """
+
+    max_shift: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.max_shift < 8:
+            raise ConfigError(f"data.max_shift = {self.max_shift} must be between 0 and 7 pixels")
+
+    def open(
+        self, *, seed: int, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False
+    ) -> OpenData:
+        """The digits, shuffled anew each epoch by `seed`."""
+        import grain
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        images = (pixels.reshape(-1, 8, 8, 1) / 8.0 - 1.0).astype(np.float32)
+        test = np.array([hashlib.blake2b(image.tobytes()).digest()[0] < 51 for image in images])
+
+        def row(index: int) -> dict[str, np.ndarray]:
+            return {
+                "images": images[index],
+                "labels": np.asarray(labels[index], np.int32),
+                "loss_weights": np.ones((), np.float32),
+            }
+
+        def shifted(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+            example = row(index)
+            down, right = rng.integers(-self.max_shift, self.max_shift, size=2, endpoint=True)
+            return example | {"images": _shift(example["images"], down, right)}
+
+        train = grain.MapDataset.source(np.flatnonzero(~test)).seed(seed).shuffle().repeat().random_map(shifted)
+        held_out = grain.MapDataset.source(np.flatnonzero(test)).map(row)
+        content = hashlib.blake2b(images.tobytes() + labels.tobytes(), digest_size=16).hexdigest()
+        return OpenData(
+            train=train,
+            evaluation={"test": held_out},
+            model_fields={"image_size": 8, "num_channels": 1, "num_classes": 10},
+            check=_check,
+            identity={"dataset": f"digits:{content}"},
+        )
+
+
+def _shift(image: np.ndarray, down: int, right: int) -> np.ndarray:
+    """`image` [H, W, C] moved by whole pixels, the gap filled with background (-1)."""
+    height, width, _ = image.shape
+    moved = np.full_like(image, -1.0)
+    moved[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = image[
+        max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)
+    ]
+    return moved
+
+
+def _check(module) -> None:
+    for field, expected in (("image_size", 8), ("num_channels", 1)):
+        found = getattr(module, field, expected)
+        if found != expected:
+            raise ConfigError(f"model.{field} = {found}, but the digits have {expected}")
+    if getattr(module, "num_classes", 10) < 10:
+        raise ConfigError(f"model.num_classes = {module.num_classes}, but the digits have 10 classes")

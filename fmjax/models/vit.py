@@ -1,0 +1,88 @@
+"""Vision Transformer (Dosovitskiy et al. 2021): patches, a class token, learned positions, a bidirectional stack."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.layers.checks import check_positive
+from fmjax.layers.dense import Linear
+from fmjax.layers.embed import Embedding
+from fmjax.layers.patchify import patchify
+from fmjax.layers.tap import tap
+from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
+from fmjax.training.flops import transformer_flops
+
+
+class ViT(nn.Module):
+    """An image classifier; the defaults are ViT-B/16 without its image size and classes.
+
+    Attributes:
+      image_size, num_channels, num_classes: None until the data are known.
+      patch_size: side of a patch in pixels; must divide image_size.
+      dropout: rate after the embedding, on attention probabilities and on the output of each half of a block.
+      dtype: compute dtype (float32, bfloat16); parameters are float32.
+      remat, attention: as in TransformerConfig.
+    """
+
+    num_layers: int = 12
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_heads: int = 12
+    image_size: int | None = None
+    num_channels: int | None = None
+    num_classes: int | None = None
+    patch_size: int = 16
+    dropout: float = 0.0
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(patch_size=self.patch_size)
+        self.transformer  # checks the rest
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        return TransformerConfig(
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_dim=head_size(self.hidden_size, self.num_heads, None),
+            norm="layernorm",
+            norm_epsilon=1e-6,
+            activation="gelu",
+            use_bias=True,
+            causal=False,
+            dropout=self.dropout,
+            attention=self.attention,
+            dtype=self.dtype,
+            remat=self.remat,
+        )
+
+    @nn.compact
+    def __call__(self, images, train: bool = False) -> jax.Array:
+        """float32 [B, H, W, C] images to float32 [B, num_classes] logits, read from the class token."""
+        patches = patchify(images, self.patch_size)
+        x = Linear(self.hidden_size, (None, "embed"), True, dtype=self.dtype, name="patch_embedding")(patches)
+        class_token = self.param(
+            "class_token", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (self.hidden_size,)
+        )
+        x = jnp.concatenate([jnp.broadcast_to(class_token, (x.shape[0], 1, self.hidden_size)).astype(x.dtype), x], axis=1)
+        positions = Embedding(x.shape[1], self.hidden_size, ("position", "embed"), name="position_embedding")
+        x = x + positions(jnp.arange(x.shape[1])[None]).astype(x.dtype)
+        x = tap(self, "embedded", nn.Dropout(self.dropout, deterministic=not train)(x))
+        x = nn.with_logical_constraint(x, ("batch", None, "act_embed"))
+        x, _ = Transformer(self.transformer, name="stack")(x, train=train)
+        head = Linear(self.num_classes, ("embed", None), True, stddev=0.0, dtype="float32", name="head")
+        return head(x[:, 0].astype(jnp.float32))
+
+    @nn.nowrap
+    def flops_per_example(self) -> float:
+        """FLOPs of forward and backward over one image, by the convention of `fmjax.training.flops`."""
+        tokens = (self.image_size // self.patch_size) ** 2
+        embedding = 6.0 * tokens * self.patch_size**2 * self.num_channels * self.hidden_size
+        stack = transformer_flops(self.transformer, vocab_size=0, sequence_length=tokens + 1)
+        return embedding + stack + 6.0 * self.hidden_size * self.num_classes

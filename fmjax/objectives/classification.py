@@ -1,0 +1,42 @@
+"""Classification: cross-entropy of one label an example."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fmjax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Softmax cross-entropy of `labels` int32 [B] given the module's logits for `input_name`.
+
+    Attributes:
+      input_name: the batch's array that the module takes, by the same name.
+      label_smoothing: share of the target's mass spread evenly over all classes (Szegedy et al. 2016).
+    """
+
+    input_name: str = "images"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ConfigError(f"objective.label_smoothing = {self.label_smoothing} must be in [0, 1)")
+
+    def inputs(self, batch) -> dict:
+        """What the module is called with."""
+        if self.input_name not in batch:
+            raise ConfigError(f"objective.input_name = {self.input_name!r} is not in the batch: {', '.join(batch)}")
+        return {self.input_name: batch[self.input_name]}
+
+    def __call__(self, apply_fn, params, batch, key, train: bool) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Sums over the batch: "loss" in nats and "accuracy", each with the total of `loss_weights` [B]."""
+        logits = apply_fn({"params": params}, **self.inputs(batch), train=train, rngs={"dropout": key})
+        labels, weights = batch["labels"], batch["loss_weights"]
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing if train else 0.0)
+        losses = optax.softmax_cross_entropy(logits, targets)
+        correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+        total = weights.sum()
+        return {"loss": ((losses * weights).sum(), total), "accuracy": ((correct * weights).sum(), total)}
