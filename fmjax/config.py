@@ -207,7 +207,11 @@ def _resolve_plugin(section, registry: Registry, path: str) -> dict:
             "so its config keys are not known; make its settings annotated fields"
         )
     fields = {k: v for k, v in section.items() if k != "name"}
-    return {"name": name, **_resolve_fields(fields, plugin, path)}
+    resolved = _resolve_fields(fields, plugin, path)
+    for key in fields:
+        if key in _unread_fields(plugin):
+            raise ConfigError(f"{path}.{key} is declared by {name!r} but none of its code reads it; remove the key")
+    return {"name": name, **resolved}
 
 
 def _known_names(registry: Registry) -> str:
@@ -221,14 +225,11 @@ def _resolve_fields(section, plugin, path: str) -> dict:
     for key in section:
         if key not in types_:
             raise ConfigError(f"unknown config key '{path}.{key}'{nearest(key, types_)} Known: {', '.join(types_)}")
-    unread = _unread_fields(plugin)
     resolved = {}
     for key, (annotation, default) in types_.items():
         where = f"{path}.{key}"
         if key in section:
             value = section[key]
-            if key in unread:
-                raise ConfigError(f"{where} is declared by {plugin.__name__} but none of its code reads it; remove the key")
         elif default is dataclasses.MISSING:
             raise ConfigError(f"{where} is missing: {plugin.__name__} needs it ({_type_name(annotation)})")
         else:
