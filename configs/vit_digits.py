@@ -15,7 +15,7 @@ def get_config():
         "mesh": {"data": -1},
         "model": {
             "name": "vit", "num_layers": 4, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4,
-            "patch_size": 2, "dropout": 0.1,
+            "patch_size": 2, "init_std": 0.1,
         },
         "objective": {"name": "classification", "label_smoothing": 0.1},
         "data": {"name": "digits", "max_shift": 1},

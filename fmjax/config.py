@@ -127,8 +127,8 @@ def resolve(config: Mapping[str, Any]) -> FrozenConfigDict:
     # Constructing the settings runs their own checks (ranges, values that exclude each other) before anything slow.
     for key, settings in SETTINGS.items():
         settings(**resolved[key])
-    for key, registry in PLUGINS.items():
-        build(resolved[key], registry)
+    built = {key: build(resolved[key], registry) for key, registry in PLUGINS.items()}
+    built["optimizer"].make_schedule(resolved["train"]["steps"])
     return FrozenConfigDict(resolved)
 
 

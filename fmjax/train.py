@@ -40,8 +40,10 @@ def parse(argv: list[str]) -> tuple[str, pathlib.Path, dict[str, str]]:
 
 def main(argv: list[str]) -> int:
     config_file, workdir, overrides = parse(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("fmjax").setLevel(logging.INFO)
+    log = logging.getLogger("fmjax")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler(sys.stderr))
+    log.propagate = False
 
     from fmjax import config as configs
     from fmjax.caches import cache_dir, use_compilation_cache

@@ -19,6 +19,7 @@ class ViT(nn.Module):
     Attributes:
       image_size, num_channels, num_classes: None until the data are known.
       patch_size: side of a patch in pixels; must divide image_size.
+      init_std: standard deviation of the kernels' initialisation.
       dropout: rate after the embedding, on attention probabilities and on the output of each half of a block.
       dtype: compute dtype (float32, bfloat16); parameters are float32.
       remat, attention: as in TransformerConfig.
@@ -32,6 +33,7 @@ class ViT(nn.Module):
     num_channels: int | None = None
     num_classes: int | None = None
     patch_size: int = 16
+    init_std: float = 0.02
     dropout: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
@@ -57,6 +59,8 @@ class ViT(nn.Module):
             use_bias=True,
             causal=False,
             dropout=self.dropout,
+            stddev=self.init_std,
+            residual_stddev=self.init_std,
             attention=self.attention,
             dtype=self.dtype,
             remat=self.remat,
@@ -66,7 +70,7 @@ class ViT(nn.Module):
     def __call__(self, images, train: bool = False) -> jax.Array:
         """float32 [B, H, W, C] images to float32 [B, num_classes] logits, read from the class token."""
         patches = patchify(images, self.patch_size)
-        x = Linear(self.hidden_size, (None, "embed"), True, dtype=self.dtype, name="patch_embedding")(patches)
+        x = Linear(self.hidden_size, (None, "embed"), True, self.init_std, self.dtype, name="patch_embedding")(patches)
         class_token = self.param(
             "class_token", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (self.hidden_size,)
         )

@@ -4,11 +4,13 @@ import contextlib
 import logging
 import pathlib
 import signal
+import sys
 import threading
 import time
 
 import jax
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fmjax.config import save_config
 from fmjax.data.loader import Loader
@@ -81,6 +83,7 @@ class Run:
         self.latest: dict[str, float] = {}
         rows = local_rows(self.settings.batch_size, self.program.batch_sharding)
         self.rows = rows
+        self.profiling = False
         self.loader = Loader(self.data.train, self.settings.batch_size, rows, self.step)
         self.clock = self._clock(module, example)
 
@@ -113,7 +116,7 @@ class Run:
             log.info("%s is already at step %d of %d", self.workdir, self.step, last)
         else:
             self._log_start()
-            with self._bar(last) as bar:
+            with self._bar(last) as bar, logging_redirect_tqdm([log]):
                 self._steps(stop, last, bar)
         self._save()
         if self.step < last:
@@ -126,8 +129,8 @@ class Run:
     def _steps(self, stop: threading.Event, last: int, bar) -> None:
         train_step = self.program.compile_train_step()
         pending = None
-        first = self.step
-        estimate_at, estimate_from = None, None
+        first = self.first = self.step
+        estimated, estimate_from = False, 0.0
         self.clock.restart(self.loader.wait_seconds)
         while self.step < last and not self._must_stop(stop):
             self._profile(self.step + 1)
@@ -139,16 +142,16 @@ class Run:
                 self._record(*pending, bar)
             pending = (self.step, metrics)
             if self.step == first + 1:
+                jax.block_until_ready(metrics)
+                seconds = time.time() - self.started
+                log.info("first step %.1f s after the start", seconds)
+                self._write(self.step, {"perf/seconds_to_first_step": seconds})
                 self._record(*pending, bar)
-                pending = None
-                estimate_from = time.perf_counter()
-                self.latest["perf/seconds_to_first_step"] = time.time() - self.started
-                log.info("first step %.1f s after the start", self.latest["perf/seconds_to_first_step"])
+                pending, estimate_from = None, time.perf_counter()
                 self.clock.restart(self.loader.wait_seconds)
-                self.first_logged = self.step
-            elif estimate_at is None and time.perf_counter() - estimate_from > 2.0 and last - self.step > 10:
-                estimate_at = self.step
-                rate = (time.perf_counter() - estimate_from) / max(self.step - 1 - first - 1, 1)
+            elif not estimated and self.step > first + 3 and time.perf_counter() - estimate_from > 2.0:
+                estimated = True
+                rate = (time.perf_counter() - estimate_from) / (self.step - first - 2)  # the newest still runs
                 log.info("about %s for the remaining %d steps", _duration(rate * (last - self.step)), last - self.step)
             if self._due(self.step, last):
                 if pending is not None:
@@ -184,9 +187,8 @@ class Run:
         if step % self.settings.log_every and step != self.settings.steps:
             return
         speed = self.clock.read(self.loader.wait_seconds)
-        if step == 1 or "perf/seconds_to_first_step" not in self.latest:
-            speed = {}  # the first step of a process says nothing about speed
-        row = {f"train/{name}": value for name, value in values.items()} | speed
+        row = {f"train/{name}": value for name, value in values.items()}
+        row |= speed if step != self.first + 1 else {}  # the first step of a process says nothing about speed
         self._write(step, row)
         self._show(bar, row)
         self.checkpointer.check()
@@ -229,7 +231,7 @@ class Run:
         self._write(self.step, results)
         if self.main:
             plot_loss(self.workdir)
-            self._say(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in results.items()))
+            log.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4g}" for k, v in results.items()))
 
     def _sample(self) -> None:
         sample = getattr(self.program.objective, "sample", None)
@@ -244,8 +246,7 @@ class Run:
             self.writer.text(self.step, "samples", block)
 
     def _finish(self) -> None:
-        if self.latest.get("step_evaluated") != self.step:
-            self._evaluate()
+        self._evaluate()
         self._sample()
         if self.main:
             plot_loss(self.workdir)
@@ -265,7 +266,7 @@ class Run:
         if next_step == first:
             jax.profiler.start_trace(str(self.workdir / "profile"))
             self.profiling = True
-        elif getattr(self, "profiling", False) and (next_step is None or next_step == last + 1):
+        elif self.profiling and (next_step is None or next_step == last + 1):
             jax.block_until_ready(self.state.params)
             jax.profiler.stop_trace()
             self.profiling = False
@@ -280,18 +281,18 @@ class Run:
         )  # fmt: skip
 
     def _bar(self, last: int):
+        # A terminal is redrawn often; a log file gets a line now and then.
+        interval = 0.5 if sys.stderr.isatty() else 15.0
         return tqdm(
-            total=last, initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True, mininterval=0.5
-        )
+            total=last, initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True,
+            mininterval=interval, maxinterval=interval,
+        )  # fmt: skip
 
     def _show(self, bar, row: dict[str, float]) -> None:
         speed = row.get("perf/tokens_per_second")
         bar.set_postfix_str(
             f"loss {row['train/loss']:.3f}" + (f", {speed:,.0f} tokens/s" if speed else ""), refresh=False
         )
-
-    def _say(self, text: str) -> None:
-        tqdm.write(text) if self.progress else log.info(text)
 
     def close(self) -> None:
         """Releases files, threads and the checkpoint folder; a save under way is completed."""
