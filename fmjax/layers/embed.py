@@ -1,0 +1,44 @@
+"""Token embedding, learned positions and the output head."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.layers.dense import dense
+
+
+class Embedding(nn.Module):
+    """A table [num, features], looked up by integer. An index outside the table gives NaN rather than a wrong row.
+
+    Attributes:
+      num, features: shape of the table.
+      names: logical names of its axes.
+      stddev: of its normal initialisation.
+    """
+
+    num: int
+    features: int
+    names: tuple[str, str] = ("vocab", "embed")
+    stddev: float = 0.02
+
+    def setup(self):
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.names)
+        self.embedding = self.param("embedding", init, (self.num, self.features), jnp.float32)
+
+    def __call__(self, index: jax.Array) -> jax.Array:
+        """int32 [...] to float32 [..., features]."""
+        # Negative numbers would count from the end of the table.
+        index = jnp.where(index < 0, self.num, index)
+        return jnp.take(self.embedding, index, axis=0, mode="fill")
+
+
+def output_logits(hidden: jax.Array, head: dict) -> jax.Array:
+    """Logits of an output head: float32 [..., V] from hidden [..., D].
+
+    Args:
+      hidden: in the compute dtype, in which the product is taken; it is accumulated in float32.
+      head: {"kernel": [D, V]}, or {"embedding": [V, D]} when tied to the input's table, and optionally {"bias": [V]}.
+    """
+    tied = "embedding" in head
+    weight = head["embedding" if tied else "kernel"]
+    return dense(hidden, weight, head.get("bias"), dtype=hidden.dtype, transpose=tied, out_dtype=jnp.float32)

@@ -1,0 +1,58 @@
+"""The feed-forward half of a Transformer block."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.layers.checks import check_choice
+from fmjax.layers.dense import Linear
+from fmjax.layers.tap import tap
+
+# Gated variants (Shazeer 2020) multiply the activated "gate" product with a second product, "up".
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "geglu": lambda x: jax.nn.gelu(x, approximate=False),
+    "geglu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "swiglu": jax.nn.silu,
+}
+GATED = ("geglu", "geglu_tanh", "swiglu")
+
+
+class MLP(nn.Module):
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) for the gated activations.
+
+    Attributes:
+      intermediate_size: width between the two products.
+      activation: a key of ACTIVATIONS.
+      use_bias: biases on every product.
+      stddev, down_stddev: of the normal initialisation of the inner products and of the last.
+      dtype: dtype of the products.
+    """
+
+    intermediate_size: int
+    activation: str
+    use_bias: bool = False
+    stddev: float = 0.02
+    down_stddev: float = 0.02
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] to [B, T, D]."""
+        check_choice("activation", self.activation, ACTIVATIONS)
+        act = ACTIVATIONS[self.activation]
+        inner = dict(features=self.intermediate_size, names=("embed", "mlp"), use_bias=self.use_bias)
+        inner |= dict(stddev=self.stddev, dtype=self.dtype)
+        up = Linear(**inner, name="up")(x)
+        if self.activation in GATED:
+            hidden = act(tap(self, "mlp_gate", Linear(**inner, name="gate")(x))) * tap(self, "mlp_up", up)
+        else:
+            hidden = act(tap(self, "mlp_up", up))
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "act_mlp"))
+        hidden = tap(self, "mlp_hidden", hidden)
+        return Linear(
+            x.shape[-1], ("mlp", "embed"), self.use_bias, self.down_stddev, self.dtype, name="down"
+        )(hidden)

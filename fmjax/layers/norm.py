@@ -1,0 +1,45 @@
+"""Normalisation layers, computed in float32 whatever the compute dtype."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fmjax.layers.checks import check_choice
+
+NORMS = ("layernorm", "rmsnorm")
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
+    """LayerNorm (Ba et al. 2016) over the last axis; returns x's dtype."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon) * scale
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """RMSNorm (Zhang & Sennrich 2019) over the last axis; returns x's dtype."""
+    y = x.astype(jnp.float32)
+    return (y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon) * scale).astype(x.dtype)
+
+
+class Norm(nn.Module):
+    """The normalisation named `kind` ("layernorm" or "rmsnorm"): parameters `scale` [D] and, for LayerNorm, `bias` [D]."""
+
+    kind: str
+    epsilon: float = 1e-5
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        check_choice("norm", self.kind, NORMS)
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), shape, jnp.float32)
+        if self.kind == "rmsnorm":
+            return rms_norm(x, scale, self.epsilon)
+        bias = None
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+            bias = self.param("bias", init, shape, jnp.float32)
+        return layer_norm(x, scale, bias, self.epsilon)

@@ -1,0 +1,103 @@
+"""LLaMA 1 and 2 and Mistral (Touvron et al. 2023, Jiang et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped queries."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.layers.checks import check_positive
+from fmjax.layers.embed import Embedding
+from fmjax.layers.tap import tap
+from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
+from fmjax.models.decoder import Decoder
+
+
+class Llama(Decoder):
+    """A LLaMA style decoder; the defaults are LLaMA 7B without its vocabulary. With `window`, Mistral.
+
+    The papers do not state an initialisation; as in the published configurations, every kernel and embedding is normal
+    with standard deviation 0.02 (`init_std`), those that write to the residual stream included.
+
+    Attributes:
+      num_layers, hidden_size, num_heads: size of the stack.
+      intermediate_size: width of the MLP; None is 8/3 * hidden_size rounded up to a multiple of 256, LLaMA's rule.
+      num_kv_heads: heads of keys and values, a divisor of num_heads; None is num_heads.
+      head_dim: None is hidden_size / num_heads.
+      vocab_size: None until the data's tokenizer is known.
+      max_length: longest sequence that the model is meant for.
+      rope_theta: base of the rotary embedding.
+      window: attend to this many last tokens only; None for all.
+      tie_embeddings: use the token embedding as output head.
+      norm_eps: epsilon of RMSNorm.
+      init_std: standard deviation of all kernels and embeddings.
+      dropout: as in TransformerConfig; published models use none.
+      dtype: compute dtype (float32, bfloat16); parameters are float32.
+      remat, attention, unroll: as in TransformerConfig.
+    """
+
+    num_layers: int = 32
+    hidden_size: int = 4096
+    intermediate_size: int | None = None
+    num_heads: int = 32
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int | None = None
+    max_length: int = 2048
+    rope_theta: float = 10000.0
+    window: int | None = None
+    tie_embeddings: bool = False
+    norm_eps: float = 1e-5
+    init_std: float = 0.02
+    dropout: float = 0.0
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    unroll: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(max_length=self.max_length)
+        self.transformer  # checks the rest
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        intermediate = self.intermediate_size
+        if intermediate is None:
+            intermediate = -(-(8 * self.hidden_size // 3) // 256) * 256
+        return TransformerConfig(
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            intermediate_size=intermediate,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads if self.num_kv_heads is None else self.num_kv_heads,
+            head_dim=head_size(self.hidden_size, self.num_heads, self.head_dim),
+            norm="rmsnorm",
+            norm_epsilon=self.norm_eps,
+            activation="swiglu",
+            rope_theta=self.rope_theta,
+            window=self.window,
+            dropout=self.dropout,
+            stddev=self.init_std,
+            residual_stddev=self.init_std,
+            attention=self.attention,
+            dtype=self.dtype,
+            remat=self.remat,
+            unroll=self.unroll,
+        )
+
+    def setup(self):
+        if self.vocab_size is not None:
+            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=self.init_std)
+            if not self.tie_embeddings:
+                init = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ("embed", "vocab"))
+                self.head_kernel = self.param("head", init, (self.hidden_size, self.vocab_size), jnp.float32)
+        self.stack = Transformer(self.transformer)
+
+    def embed(self, tokens, segment_ids, positions, train) -> jax.Array:
+        """[B, T, D] in the compute dtype; positions enter in the attention."""
+        return tap(self, "embedded", self.token_embedding(tokens).astype(self.dtype))
+
+    def head(self) -> dict:
+        """Output weights."""
+        if self.tie_embeddings:
+            return {"embedding": self.token_embedding.embedding}
+        return {"kernel": self.head_kernel}

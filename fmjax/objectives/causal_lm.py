@@ -1,0 +1,66 @@
+"""Next-token prediction."""
+
+import dataclasses
+
+import jax
+
+from fmjax.errors import ConfigError
+from fmjax.layers.checks import check_positive
+from fmjax.objectives.cross_entropy import cross_entropy
+
+INPUTS = ("tokens", "segment_ids", "positions")
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLM:
+    """Mean negative log-likelihood of the targets, over positions weighted by `loss_weights`.
+
+    Attributes:
+      z_loss: coefficient of the squared log-partition function, added to the training loss only; 0 for none.
+      chunk_size: positions of each row whose logits exist at the same time.
+    """
+
+    z_loss: float = 0.0
+    chunk_size: int = 128
+
+    def __post_init__(self):
+        check_positive(chunk_size=self.chunk_size)
+        if self.z_loss < 0:
+            raise ConfigError(f"z_loss={self.z_loss!r}: expected a number of at least 0.")
+
+    def inputs(self, batch: dict) -> dict:
+        """The arrays of `batch` that the module takes, by keyword."""
+        return {name: batch[name] for name in INPUTS if name in batch}
+
+    def __call__(self, apply_fn, params, batch: dict, key, train: bool) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Sums over the batch.
+
+        Args:
+          apply_fn: `module.apply` of a decoder.
+          params: its parameters.
+          batch: tokens, targets int32 [B, T], loss_weights float32 [B, T], and optionally segment_ids, positions.
+          key: for dropout; may be None when not training.
+          train: whether dropout and z-loss are on.
+
+        Returns: name to (sum, weight), float32 scalars: "loss"; when training with a z-loss, also "cross_entropy" and
+        "z_loss" (its two parts); when not training, "accuracy" of the likeliest token.
+        """
+        rngs = {"dropout": key} if train and key is not None else None
+        hidden, head = apply_fn({"params": params}, **self.inputs(batch), train=train, rngs=rngs, method="features")
+        weights = batch["loss_weights"]
+        sums = cross_entropy(
+            hidden,
+            head,
+            batch["targets"],
+            weights,
+            z_loss=self.z_loss if train else 0.0,
+            chunk_size=self.chunk_size,
+            count_correct=not train,
+        )
+        named = {"loss": sums["loss"]}
+        if train and self.z_loss:
+            named |= {name: sums[name] for name in ("cross_entropy", "z_loss")}
+        if not train:
+            named["accuracy"] = sums["correct"]
+        weight = weights.sum()
+        return {name: (value, weight) for name, value in named.items()}

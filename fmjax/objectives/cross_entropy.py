@@ -1,0 +1,117 @@
+"""Cross-entropy over a large vocabulary without the [B, T, V] array of logits.
+
+A chunk of positions at a time: logits, their log-sum-exp, and, when a gradient will be wanted, the gradients with
+respect to hidden states and head at once, while the logits are at hand. That takes three products with the head in
+all, where recomputing the logits in the backward pass would take four.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fmjax.layers.embed import output_logits
+
+
+def cross_entropy(hidden, head, targets, weights, *, z_loss: float = 0.0, chunk_size: int = 128, count_correct: bool = False):
+    """Weighted sums of the cross-entropy of softmax(output_logits(hidden, head)) with `targets`.
+
+    Args:
+      hidden: [B, T, D] in the compute dtype.
+      head: output weights as for `output_logits`.
+      targets: int32 [B, T].
+      weights: float32 [B, T]; no gradient flows to them.
+      z_loss: adds z_loss * log(Z)**2 per position, Z the softmax's denominator (Chowdhery et al. 2022, section 5).
+      chunk_size: positions of each row that are processed at once.
+      count_correct: whether to compare the largest logit with the target's.
+
+    Returns: dict of float32 scalars, sums over positions times weights: "loss" (with the z-loss; the only one through
+    which gradients flow), "cross_entropy", "z_loss", and "correct" if asked for.
+    """
+    return _cross_entropy(hidden, head, targets, weights, z_loss, min(chunk_size, hidden.shape[1]), count_correct)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _cross_entropy(hidden, head, targets, weights, z_loss, chunk_size, count_correct):
+    return _over_chunks(hidden, head, targets, weights, z_loss, chunk_size, count_correct, gradients=False)[0]
+
+
+def _forward(hidden, head, targets, weights, z_loss, chunk_size, count_correct):
+    sums, d_hidden, d_head = _over_chunks(
+        hidden, head, targets, weights, z_loss, chunk_size, count_correct, gradients=True
+    )
+    return sums, (d_hidden, d_head)
+
+
+def _backward(z_loss, chunk_size, count_correct, saved, cotangents):
+    d_hidden, d_head = jax.tree.map(lambda x: (x * cotangents["loss"]).astype(x.dtype), saved)
+    return d_hidden, d_head, None, None
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _over_chunks(hidden, head, targets, weights, z_loss, chunk_size, count_correct, gradients):
+    """(sums, gradient of "loss" to hidden, gradient to head); the gradients are None unless asked for."""
+    length = hidden.shape[1]
+    chunk = functools.partial(_chunk, head=head, z_loss=z_loss, count_correct=count_correct, gradients=gradients)
+
+    def cut(start, size):
+        return (lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (hidden, targets, weights))
+
+    def body(carry, start):
+        sums, d_hidden, d_head = carry
+        new_sums, new_d_hidden, new_d_head = chunk(*cut(start, chunk_size))
+        sums = jax.tree.map(jnp.add, sums, new_sums)
+        if gradients:
+            d_hidden = lax.dynamic_update_slice_in_dim(d_hidden, new_d_hidden, start, axis=1)
+            d_head = jax.tree.map(jnp.add, d_head, new_d_head)
+        return (sums, d_hidden, d_head), None
+
+    whole = length // chunk_size
+    names = ["loss", "cross_entropy", "z_loss"] + ["correct"] * count_correct
+    carry = ({name: jnp.zeros((), jnp.float32) for name in names}, None, None)
+    if gradients:
+        carry = (carry[0], jnp.zeros_like(hidden), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), head))
+    carry, _ = lax.scan(body, carry, jnp.arange(whole) * chunk_size)
+    if whole * chunk_size < length:
+        chunk_size, start = length - whole * chunk_size, whole * chunk_size
+        carry, _ = body(carry, start)
+    sums, d_hidden, d_head = carry
+    if gradients:
+        d_head = jax.tree.map(lambda d, x: d.astype(x.dtype), d_head, head)
+    return sums, d_hidden, d_head
+
+
+def _chunk(hidden, targets, weights, *, head, z_loss, count_correct, gradients):
+    """Sums and gradients of one chunk [B, C, D]."""
+    logits = output_logits(hidden, head)
+    # A comparison with an iota, rather than a gather, keeps a sharded vocabulary where it is.
+    is_target = targets[..., None] == lax.broadcasted_iota(jnp.int32, logits.shape, 2)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    exponentials = jnp.exp(logits - top)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    log_z = (jnp.log(total) + top)[..., 0]
+    target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    entropy = jnp.sum((log_z - target_logit) * weights)
+    z = z_loss * jnp.sum(log_z * log_z * weights)
+    sums = {"loss": entropy + z, "cross_entropy": entropy, "z_loss": z}
+    if count_correct:
+        sums["correct"] = jnp.sum((target_logit >= top[..., 0]) * weights)
+    if not gradients:
+        return sums, None, None
+    # d loss / d logits = weight * ((1 + 2 z_loss log Z) softmax - one_hot)
+    factor = weights * (1.0 + 2.0 * z_loss * log_z)
+    d_logits = exponentials * (factor[..., None] / total) - jnp.where(is_target, weights[..., None], 0.0)
+    d_bias = {"bias": jnp.sum(d_logits, axis=(0, 1))} if "bias" in head else {}
+    d_logits = d_logits.astype(hidden.dtype)
+    rows = ((0, 1), (0, 1))
+    if "embedding" in head:
+        weight, name, column = head["embedding"], "embedding", 0
+        d_weight = lax.dot_general(d_logits, hidden, (rows, ((), ())), preferred_element_type=jnp.float32)
+    else:
+        weight, name, column = head["kernel"], "kernel", 1
+        d_weight = lax.dot_general(hidden, d_logits, (rows, ((), ())), preferred_element_type=jnp.float32)
+    d_hidden = lax.dot_general(d_logits, weight.astype(hidden.dtype), (((2,), (column,)), ((), ())))
+    return sums, d_hidden.astype(hidden.dtype), {name: d_weight} | d_bias
