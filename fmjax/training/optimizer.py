@@ -110,7 +110,8 @@ class Adafactor(Optimizer):
 class Muon(Optimizer):
     """Momentum orthogonalised by Newton-Schulz for hidden matrices, AdamW for the rest (Jordan et al. 2024).
 
-    Embeddings and the output head (any parameter with a `vocab` or `position` axis) count as the rest.
+    Embeddings and the output head (any parameter with a `vocab` or `position` axis) count as the rest. Both kinds of
+    momentum look ahead (Nesterov).
     """
 
     beta: float = 0.95

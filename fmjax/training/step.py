@@ -62,7 +62,7 @@ def make_train_step(
             grads, sums = accumulate(state.params, batch, jax.random.fold_in(key, state.step))
         scale = _inverse(sums["loss"][1])
         grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         metrics = _means(sums)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -1,0 +1,85 @@
+"""The sharding table: what it gives, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from fmjax.errors import ConfigError
+from fmjax.parallel.mesh import MeshConfig, make_mesh
+from fmjax.parallel.sharding import batch_sharding, check_batch, like_params, local_rows, param_shardings
+
+
+def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, jnp.float32)
+
+
+def shardings(shapes, axes, **sizes):
+    config = MeshConfig(**({"data": 1, "fsdp": 4, "tensor": 2} | sizes))
+    return param_shardings(shapes, axes, make_mesh(config), config.table, config.replicate)
+
+
+def test_logical_axes_become_mesh_axes():
+    found = shardings({"up": shape(3, 8, 4), "norm": shape(3, 8)}, {"up": ("layers", "embed", "mlp"), "norm": ("layers", "norm")})
+    assert found["up"].spec == P(None, "fsdp", "tensor")
+    assert found["norm"].spec == P(None, None)
+
+
+def test_a_mesh_axis_is_used_once_a_parameter():
+    assert shardings({"w": shape(8, 8)}, {"w": ("embed", "embed")})["w"].spec == P("fsdp", None)
+
+
+def test_the_config_extends_the_table():
+    found = shardings({"w": shape(8, 8)}, {"w": ("experts", "mlp")}, rules={"experts": ("fsdp",)})
+    assert found["w"].spec == P("fsdp", "tensor")
+
+
+@pytest.mark.parametrize(
+    "shapes, axes, message",
+    [
+        ({"a": {"w": shape(8, 8)}}, {"a": {"w": ("embeb", "mlp")}}, "parameter 'a/w': logical axis 'embeb'.*did you mean 'embed'"),
+        ({"w": shape(6, 8)}, {"w": ("embed", "mlp")}, "parameter 'w'.*dimension 0 .* size 6.*'fsdp' .4 devices"),
+        ({"w": shape(2048, 1024)}, {"w": (None, None)}, "parameter 'w' .* would be whole on each of 8 devices"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_by_name(shapes, axes, message):
+    with pytest.raises(ConfigError, match=message):
+        shardings(shapes, axes)
+
+
+def test_a_large_parameter_may_be_whole_when_told_so():
+    assert shardings({"w": shape(2048, 1024)}, {"w": (None, None)}, replicate=("^w$",))["w"].spec == P(None, None)
+    assert shardings({"w": shape(2048, 1024)}, {"w": (None, None)}, data=8, fsdp=1, tensor=1)["w"].spec == P(None, None)
+
+
+def test_mesh_sizes_must_fit_the_devices():
+    assert dict(make_mesh(MeshConfig(data=-1, tensor=4)).shape) == {"data": 2, "fsdp": 1, "tensor": 4, "sequence": 1}
+    with pytest.raises(ConfigError, match="needs 3 devices, there are 8"):
+        make_mesh(MeshConfig(data=3))
+    with pytest.raises(ConfigError, match="not divisible by the fixed sizes' product 3"):
+        make_mesh(MeshConfig(data=-1, tensor=3))
+    with pytest.raises(ConfigError, match="only one mesh axis may be -1"):
+        MeshConfig(data=-1, fsdp=-1)
+    with pytest.raises(ConfigError, match="names the mesh axis 'tensr'"):
+        MeshConfig(rules={"embed": ("tensr",)})
+
+
+def test_a_batch_must_divide_over_its_shards():
+    config = MeshConfig(data=2, fsdp=4)
+    mesh = make_mesh(config)
+    with pytest.raises(ConfigError, match="train.batch_size = 12 does not divide over the mesh's 8 batch shards"):
+        check_batch(12, mesh, config.table, "train.batch_size")
+    assert local_rows(16, batch_sharding(mesh, config.table)) == list(range(16))
+
+
+@pytest.mark.parametrize("optimizer", [optax.adamw(1e-3), optax.adafactor(1e-3, min_dim_size_to_factor=4), optax.lion(1e-3)])
+def test_optimizer_state_is_sharded_like_the_parameters(optimizer):
+    shapes, axes = {"a": {"w": shape(3, 8, 4), "b": shape(3, 4)}}, {"a": {"w": ("layers", "embed", "mlp"), "b": ("layers", "mlp")}}
+    params = shardings(shapes, axes)
+    whole = jax.sharding.NamedSharding(params["a"]["w"].mesh, P())
+    state = jax.eval_shape(optimizer.init, shapes)
+    found = like_params(state, shapes, params, whole)
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True):
+        expected = {(3, 8, 4): P(None, "fsdp", "tensor"), (3, 4): P(None, "tensor"), (3, 8): P(None, "fsdp"), (8, 4): P("fsdp", "tensor")}
+        assert sharding.spec == expected.get(leaf.shape, P())

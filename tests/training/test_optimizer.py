@@ -1,0 +1,120 @@
+"""Optimizers and schedules against their published formulas, written out in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax.errors import ConfigError
+from fmjax.training import OPTIMIZERS, schedule
+from fmjax.training.optimizer import AdamW, Lion, Muon, SGD, decay_mask
+
+AXES = {"layers": {"kernel": ("layers", "embed", "mlp"), "bias": ("layers", "mlp")}, "table": ("vocab", "embed")}
+
+
+def params(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "layers": {"kernel": jax.random.normal(keys[0], (2, 8, 16)), "bias": jax.random.normal(keys[1], (2, 16))},
+        "table": jax.random.normal(keys[2], (10, 8)),
+    }
+
+
+def run(optimizer, steps=3, total=10):
+    """Parameters after each of `steps` updates, and the gradients used."""
+    transformation = optimizer.make(total, AXES)
+    p, state, seen, grads = params(), None, [], []
+    state = transformation.init(p)
+    for step in range(steps):
+        g = params(step + 1)
+        updates, state = transformation.update(g, state, p)
+        p = jax.tree.map(jnp.add, p, updates)
+        seen.append(p)
+        grads.append(g)
+    return seen, grads
+
+
+def test_adamw_is_the_papers_with_clipping_and_decay_of_matrices_only():
+    seen, grads = run(AdamW(learning_rate=0.1, weight_decay=0.5, clip_norm=2.0, b1=0.8, b2=0.9))
+    p = jax.tree.map(np.asarray, params())
+    m = v = jax.tree.map(np.zeros_like, p)
+    for t, (after, g) in enumerate(zip(seen, grads), 1):
+        norm = np.sqrt(sum((np.asarray(x) ** 2).sum() for x in jax.tree.leaves(g)))
+        g = jax.tree.map(lambda x: np.asarray(x) * 2.0 / norm, g)
+        m = jax.tree.map(lambda m, x: 0.8 * m + 0.2 * x, m, g)
+        v = jax.tree.map(lambda v, x: 0.9 * v + 0.1 * x * x, v, g)
+        decayed = {"layers": {"kernel": 0.5, "bias": 0.0}, "table": 0.5}
+        p = jax.tree.map(
+            lambda p, m, v, d: p - 0.1 * ((m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8) + d * p), p, m, v, decayed
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), after, p)
+
+
+def test_lion_moves_by_the_sign():
+    seen, grads = run(Lion(learning_rate=0.1, clip_norm=0.0), steps=1)
+    jax.tree.map(
+        lambda after, before, g: np.testing.assert_allclose(after, before - 0.1 * np.sign(g), rtol=1e-5, atol=1e-6),
+        seen[0], params(), grads[0],
+    )  # fmt: skip
+
+
+def test_sgd_has_heavy_ball_momentum():
+    seen, grads = run(SGD(learning_rate=0.1, momentum=0.5, clip_norm=0.0), steps=2)
+    expected = jax.tree.map(lambda p, a, b: p - 0.1 * a - 0.1 * (0.5 * a + b), params(), *grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), seen[1], expected)
+
+
+def test_muon_orthogonalises_each_layers_matrix_and_leaves_the_rest_to_adamw():
+    seen, _ = run(Muon(learning_rate=0.1, clip_norm=0.0, consistent_rms=None, adam_learning_rate=0.05), steps=1)
+    update = np.asarray(seen[0]["layers"]["kernel"] - params()["layers"]["kernel"])
+    for layer in update:
+        # sqrt(max(1, out / in)) * learning rate; Newton-Schulz leaves singular values within about 0.7 .. 1.2
+        singular = np.linalg.svd(layer, compute_uv=False) / (0.1 * np.sqrt(16 / 8))
+        assert singular.min() > 0.6 and singular.max() < 1.3
+    adam = np.asarray(seen[0]["table"] - params()["table"])
+    # Adam's first step has the size of its learning rate; Nesterov's look-ahead adds b1 (1 - b1) / (1 - b1^2).
+    np.testing.assert_allclose(np.abs(adam), 0.05 * (1 + 0.9 * 0.1 / 0.19), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS.table))
+def test_every_optimizer_lowers_a_quadratic(name):
+    optimizer = OPTIMIZERS.get(name)(learning_rate=0.05, weight_decay=0.001)
+    transformation = optimizer.make(100, AXES)
+    p = params()
+    loss = lambda p: sum((x**2).mean() for x in jax.tree.leaves(p))
+
+    @jax.jit
+    def step(p, state):
+        updates, state = transformation.update(jax.grad(loss)(p), state, p)
+        return jax.tree.map(jnp.add, p, updates), state
+
+    state = transformation.init(p)
+    before = loss(p)
+    for _ in range(100):
+        p, state = step(p, state)
+    assert loss(p) < 0.7 * before
+
+
+def test_decay_mask_patterns_must_match():
+    mask = decay_mask(AXES, ("table",))
+    assert mask == {"layers": {"kernel": True, "bias": False}, "table": False}
+    with pytest.raises(ConfigError, match="'tabel' matches no parameter; there are: .*table"):
+        decay_mask(AXES, ("tabel",))
+
+
+def test_schedules_have_their_published_shapes():
+    def values(s, steps=100):
+        f = s.make(2.0, steps)
+        return np.array([float(f(i)) for i in range(steps + 1)])
+
+    cosine = values(schedule.Cosine(warmup_steps=10, final_fraction=0.1))
+    np.testing.assert_allclose(cosine[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
+    t = np.arange(10, 101)
+    np.testing.assert_allclose(cosine[10:], 0.2 + 1.8 * 0.5 * (1 + np.cos(np.pi * (t - 10) / 90)), rtol=1e-5)
+    linear = values(schedule.Linear(warmup_steps=0, final_fraction=0.5))
+    np.testing.assert_allclose(linear, 2.0 - np.arange(101) / 100, rtol=1e-6)
+    wsd = values(schedule.WarmupStableDecay(warmup_steps=10, decay_fraction=0.2))
+    np.testing.assert_allclose(wsd[10:81], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(wsd[80:], 2.0 * (100 - np.arange(80, 101)) / 20, atol=1e-6)
+    constant = values(schedule.Constant(warmup_steps=1))
+    np.testing.assert_allclose(constant, 2.0)
