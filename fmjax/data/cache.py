@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 
 try:
@@ -19,6 +20,26 @@ def fingerprint(*parts: object) -> str:
     """A 32-digit hexadecimal hash of JSON-able `parts`: equal parts, equal fingerprint, on any machine."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def content_hash(path: pathlib.Path, cache_dir: pathlib.Path) -> str:
+    """Hash of a file's bytes; remembered under `cache_dir` for as long as its size and time stay the same."""
+    state = path.stat()
+    stamp = [str(path.resolve()), state.st_size, state.st_mtime_ns]
+    memory = cache_dir / "file_hashes" / f"{fingerprint(stamp[0])}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        remembered = json.loads(memory.read_text())
+        if remembered["stamp"] == stamp:
+            return remembered["hash"]
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    # A file written this very moment may change again within the resolution of its time stamp.
+    if time.time() - state.st_mtime > 2:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        partial = memory.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps({"stamp": stamp, "hash": digest}))
+        partial.replace(memory)
+    return digest
 
 
 @contextlib.contextmanager

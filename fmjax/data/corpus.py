@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -116,7 +116,7 @@ def _is_whole(folder: pathlib.Path) -> bool:
 
 
 def tokenize_corpus(
-    documents: Iterable[tuple[str, str]],
+    documents: Callable[[], Iterable[tuple[str, str]]],
     content: str,
     tokenizer: Tokenizer,
     cache_dir: pathlib.Path,
@@ -126,7 +126,7 @@ def tokenize_corpus(
     """The tokenised corpus, from the cache or by one pass over `documents`.
 
     Args:
-      documents: (split, text) pairs, split "train" or "heldout"; read only when the cache has nothing.
+      documents: gives (split, text) pairs, split "train" or "heldout"; called only when the cache has nothing.
       content: fingerprint of all that the documents depend on.
       tokenizer: ids are its own, each document with begin and end marks where it has them.
       cache_dir: where the cache lives.
@@ -140,7 +140,7 @@ def tokenize_corpus(
         dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
         writers = {s: _SplitWriter(folder, s, tokenizer, dtype, keep_text=s == "heldout") for s in SPLITS}
         with tqdm(desc=f"tokenising {name}", unit="B", unit_scale=True, disable=not progress) as bar:
-            for split, texts, size in _batches(documents):
+            for split, texts, size in _batches(documents()):
                 writers[split].write(texts)
                 bar.update(size)
         for writer in writers.values():

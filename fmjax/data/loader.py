@@ -41,6 +41,8 @@ class Loader:
         import grain
 
         indices = list(range(batch_size)) if row_indices is None else [int(i) for i in row_indices]
+        if not indices:
+            raise ValueError("row_indices is empty; every process must hold at least one row of the batch")
         outside = [i for i in indices if not 0 <= i < batch_size]
         if outside:
             raise ValueError(f"row_indices {outside} lie outside the batch of {batch_size} rows")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 
 from fmjax.data.cache import build_once
-from fmjax.data.stdlib_files import PYTHON_VERSION, is_heldout, library_fingerprint, read_documents, stdlib_folder
+from fmjax.data.splits import is_heldout
+from fmjax.data.stdlib_files import HELDOUT_FRACTION, PYTHON_VERSION, library_fingerprint, read_documents, stdlib_folder
 
 
 class PythonStdlib(tfds.core.GeneratorBasedBuilder):
@@ -35,7 +36,7 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, heldout: bool):
         for name, text in read_documents(stdlib_folder()):
-            if is_heldout(name) == heldout:
+            if is_heldout(name, HELDOUT_FRACTION) == heldout:
                 yield name, {"name": name, "text": text}
 
 

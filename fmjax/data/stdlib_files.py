@@ -57,12 +57,6 @@ def decode(name: str, raw: bytes) -> str | None:
     return None
 
 
-def is_heldout(name: str) -> bool:
-    """Whether the document of this name is held out: by a hash, so that it never depends on the other files."""
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < HELDOUT_FRACTION * 2**64
-
-
 def read_documents(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     """(name, text) of the documents under `folder`: no empty ones, and of exact copies only the first by name."""
     seen = set()

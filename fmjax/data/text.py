@@ -1,25 +1,86 @@
-"""Text for language models: sources, tokenizer, packing, shuffling and mixing, opened from the config's `data`."""
+"""Text for language models: the config's `data` section, opened into packed rows.
+
+A row is a pure function of (config, seed, index): documents are tokenised once (`corpus`), packed by a plan
+(`packing`), shuffled anew in each epoch and mixed by weight, all by index.
+"""
 
 import dataclasses
+import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
-from fmjax.data.base import OpenData, Row
+from fmjax.data.base import OpenData
 from fmjax.data.cache import build_once, fingerprint
 from fmjax.data.corpus import Corpus, require_documents, tokenize_corpus
 from fmjax.data.packing import PackedRows
-from fmjax.data.sources import BuiltinSource, Source
+from fmjax.data.sources import SourceSpec, SplitSource, open_source, split_evaluation, split_train
 from fmjax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from fmjax.errors import ConfigError
+from fmjax.registry import nearest
+
+_READING = ("text_field", "document_separator", "encoding", "tfds_data_dir")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextData:
+    """Documents for a language model.
+
+    Attributes:
+      source: where the documents come from; None means "builtin", unless there is a mixture.
+        builtin: the Python standard library of the running interpreter.
+        tfds:NAME[/CONFIG][:VERSION][:SPLIT]: any TFDS dataset.
+        A file, a folder or a glob: .txt, .jsonl, .json, .parquet, text also as .gz or .zst. A folder's files named
+          train..., validation... (valid, val, dev), test... are those splits.
+        package.module:Object: documents of your own, see `fmjax.data.sources.ObjectSource`.
+      mixture: several sources instead of one, by a name of your choice: {"code": {"source": "builtin", "weight": 3},
+        "web": {"source": "web/*.jsonl", "weight": 1, "text_field": "content"}}. A weight is the share of rows (up to
+        1% of it, as Grain's mixing rounds); a short source is repeated. Each takes its own text_field,
+        document_separator, encoding, tfds_data_dir and heldout_fraction.
+      sequence_length: inputs a row, T.
+      tokenizer: "bytes", "train:VOCAB_SIZE" (SentencePiece on the run's own training documents), or the path of a
+        SentencePiece .model, a tokenizer.json, or a folder with one.
+      text_field: field, column or feature with the text, of .jsonl, .parquet and TFDS; None is "text".
+      document_separator: what stands between the documents of a .txt, such as "<|endoftext|>"; None makes each file
+        one document.
+      encoding: of .txt and .jsonl files; None is UTF-8.
+      tfds_data_dir: folder of prepared TFDS datasets; None is a folder in the cache.
+      heldout_fraction: the share of documents held out, by a hash of file name and record number, from a source that
+        has no held-out split of its own; None is 0.02. A few whole-file documents give their last part instead.
+      eval_source: where the held-out documents come from instead; read with the options above.
+    """
+
     source: str | None = None
+    mixture: dict | None = None
     sequence_length: int = 512
     tokenizer: str = "train:2048"
+    text_field: str | None = None
+    document_separator: str | None = None
+    encoding: str | None = None
+    tfds_data_dir: str | None = None
+    heldout_fraction: float | None = None
+    eval_source: str | None = None
+
+    def __post_init__(self):
+        if self.source is not None and self.mixture is not None:
+            raise ConfigError("data.source and data.mixture are both set; a mixture names its own sources")
+        if isinstance(self.sequence_length, bool) or self.sequence_length < 1:
+            raise ConfigError(f"data.sequence_length must be at least 1, got {self.sequence_length}")
+        if self.mixture is not None and self.heldout_fraction is not None:
+            raise ConfigError("data.heldout_fraction is never read with data.mixture; set it within its sources")
+        _trained_size(self.tokenizer)
+        self._specs()
+        self._own_spec().check()
+
+    def _own_spec(self) -> SourceSpec:
+        options = {name: getattr(self, name) for name in _READING}
+        return SourceSpec(self.source or "builtin", heldout_fraction=self.heldout_fraction, **options)
+
+    def _specs(self) -> dict[str, tuple[SourceSpec, float]]:
+        """(spec, weight) of each training source by name; a single one has the name ""."""
+        if self.mixture is None:
+            return {"": (self._own_spec(), 1.0)}
+        return _mixture_specs(self.mixture)
 
     def open(
         self,
@@ -29,45 +90,202 @@ class TextData:
         workdir: pathlib.Path | None = None,
         progress: bool = False,
     ) -> OpenData:
-        cache_dir = pathlib.Path(cache_dir)
-        source = BuiltinSource.open(cache_dir)
-        tokenizer = open_tokenizer(self.tokenizer, [source], cache_dir, progress)
-        corpus = tokenize_corpus(source.stream(), source.fingerprint, tokenizer, cache_dir, source.name, progress)
-        require_documents(corpus, "train", source.name)
-        train = PackedRows(corpus.splits["train"].tokens, corpus.plan("train", self.sequence_length), self.sequence_length)
-        heldout = PackedRows(
-            corpus.splits["heldout"].tokens, corpus.plan("heldout", self.sequence_length), self.sequence_length
-        )
-        import grain
+        """Reads, tokenises and packs what is not in the cache yet, and gives the rows.
 
+        Args:
+          seed: of the shuffling.
+          cache_dir: where prepared data, trained tokenizers and tokenised corpora are kept.
+          workdir: not used; part of the protocol of data plugins.
+          progress: whether to show progress on stderr.
+
+        Raises:
+          DataError: documents cannot be read; names file and record.
+          TokenizerError: the tokenizer cannot be read or trained.
+          ConfigError: a key that none of the sources reads.
+        """
+        cache_dir = pathlib.Path(cache_dir)
+        specs = self._specs()
+        opened = {name: open_source(spec, cache_dir) for name, (spec, _) in specs.items()}
+        evaluated = None
+        if self.eval_source is not None:
+            spec = dataclasses.replace(self._own_spec(), source=self.eval_source, heldout_fraction=None)
+            evaluated = open_source(spec, cache_dir)
+        self._refuse_unread(specs, opened, evaluated)
+        sources = {
+            name: split_train(opened[name], spec, evaluated is not None) for name, (spec, _) in specs.items()
+        }
+        tokenizer = open_tokenizer(self.tokenizer, list(sources.values()), cache_dir, progress)
+
+        def tokenize(source: SplitSource, split: str) -> Corpus:
+            corpus = tokenize_corpus(source.stream, source.fingerprint, tokenizer, cache_dir, source.name, progress)
+            require_documents(corpus, split, source.name)
+            return corpus
+
+        corpora = {name: tokenize(source, "train") for name, source in sources.items()}
+        if evaluated is not None:
+            heldout = {"": tokenize(split_evaluation(evaluated), "heldout")}
+        else:
+            heldout = corpora
+        rows = {name: self._rows(corpus, "train") for name, corpus in corpora.items()}
+        evaluation, documents = self._evaluation(heldout)
+        if not evaluation and self.heldout_fraction != 0:
+            logging.warning(
+                "No document of %s fell to the held-out share, so nothing is evaluated; set data.eval_source or a "
+                "larger data.heldout_fraction.", " and ".join(source.name for source in sources.values()),
+            )  # fmt: skip
+        identity = {f"data/{name}" if name else "data": _identity(source) for name, source in sources.items()}
+        if evaluated is not None:
+            identity["eval_source"] = _identity(split_evaluation(evaluated))
         return OpenData(
-            train=grain.MapDataset.source(train).shuffle(seed).repeat(),
-            evaluation={"heldout": heldout},
+            train=_endless(rows, {name: weight for name, (_, weight) in specs.items()}, seed),
+            evaluation=evaluation,
             tokenizer=tokenizer,
             model_fields={"vocab_size": tokenizer.vocab_size},
-            identity={source.name: source.fingerprint, "tokenizer": tokenizer.fingerprint},
-            documents=lambda split="heldout": corpus.heldout_text,
+            check=lambda module: self._check(module, tokenizer),
+            identity=identity | {"tokenizer": tokenizer.fingerprint},
+            documents=lambda split="heldout": _chosen(documents, split),
         )
 
+    def _refuse_unread(self, specs, opened, evaluated) -> None:
+        """Raises ConfigError for a key that the source it is given for never reads."""
+        for name, (spec, _) in specs.items():
+            read = set(opened[name].options) | {"heldout_fraction"}
+            if not name and evaluated is not None:
+                read |= evaluated.options
+            for key in sorted(spec.given() - read):
+                place = f"data.mixture.{name}.{key}" if name else f"data.{key}"
+                raise ConfigError(f"{place} is never read: source {opened[name].name} has no use for it")
+        if self.mixture is not None:
+            read = evaluated.options if evaluated is not None else frozenset()
+            for key in sorted(self._own_spec().given() - read):
+                raise ConfigError(f"data.{key} is never read with data.mixture; set it within its sources")
 
-def open_tokenizer(
-    wanted: str, sources: Sequence[Source], cache_dir: pathlib.Path, progress: bool = False
-) -> Tokenizer:
-    """The tokenizer a config names: "bytes", "train:VOCAB_SIZE" or a path; a trained one comes from the cache."""
-    if wanted == "bytes":
-        return ByteTokenizer()
+    def _rows(self, corpus: Corpus, split: str) -> PackedRows:
+        plan = corpus.plan(split, self.sequence_length)
+        return PackedRows(corpus.splits[split].tokens, plan, self.sequence_length)
+
+    def _evaluation(self, corpora: Mapping[str, Corpus]):
+        """Held-out rows and documents by name: "heldout" for all, and one more for each source of a mixture."""
+        rows, documents = {}, {}
+        for name, corpus in corpora.items():
+            packed = self._rows(corpus, "heldout")
+            if len(packed):
+                rows[name], documents[name] = packed, corpus.heldout_text
+        if not rows:
+            return {}, {}
+        single = {name: part for name, part in rows.items() if name}
+        return (
+            {"heldout": Joined(list(rows.values()))} | single,
+            {"heldout": Joined(list(documents.values()))} | {name: documents[name] for name in single},
+        )
+
+    def _check(self, module: Any, tokenizer: Tokenizer) -> None:
+        vocab_size = getattr(module, "vocab_size", None)
+        if vocab_size is not None and vocab_size < tokenizer.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size is {vocab_size}, but the tokenizer {self.tokenizer!r} has {tokenizer.vocab_size} "
+                "pieces; leave model.vocab_size at None or make it at least as large"
+            )
+        max_length = getattr(module, "max_length", None)
+        if max_length is not None and max_length < self.sequence_length:
+            raise ConfigError(
+                f"data.sequence_length is {self.sequence_length}, but model.max_length is {max_length}; make them fit"
+            )
+
+
+class Joined(Sequence):
+    """Several sequences one after another."""
+
+    def __init__(self, parts: Sequence[Sequence]):
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        for part in self._parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+
+
+def _chosen(documents: Mapping[str, Sequence[str]], split: str) -> Sequence[str]:
+    if split not in documents:
+        raise ConfigError(f"these data have no documents {split!r}{nearest(split, documents)} Known: {sorted(documents)}")
+    return documents[split]
+
+
+def _identity(source: SplitSource) -> str:
+    return f"{source.source.label}@{source.fingerprint}"
+
+
+def _mixture_specs(mixture: Mapping[str, Any]) -> dict[str, tuple[SourceSpec, float]]:
+    if not isinstance(mixture, Mapping) or not mixture:
+        raise ConfigError("data.mixture must name its sources: {'NAME': {'source': ..., 'weight': ...}, ...}")
+    known = [field.name for field in dataclasses.fields(SourceSpec)] + ["weight"]
+    specs = {}
+    for name, part in mixture.items():
+        place = f"data.mixture.{name}"
+        if name in ("", "heldout"):
+            raise ConfigError(f"{place}: the name {name!r} is taken; choose another for this source")
+        if not isinstance(part, Mapping) or not isinstance(part.get("source"), str):
+            raise ConfigError(f"{place} must be {{'source': ..., 'weight': ...}}, got {part!r}")
+        for key in part:
+            if key not in known:
+                raise ConfigError(f"{place}.{key} is not a key of a mixture's source{nearest(key, known)} Known: {known}")
+        weight = part.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+            raise ConfigError(f"{place}.weight must be a positive number, got {weight!r}")
+        spec = SourceSpec(**{key: value for key, value in part.items() if key != "weight"})
+        spec.check()
+        specs[name] = (spec, float(weight))
+    return specs
+
+
+def _endless(rows: Mapping[str, PackedRows], weights: Mapping[str, float], seed: int):
+    """All rows of each source, reshuffled in each epoch, mixed by weight: random access for any index."""
+    import grain
+
+    def shuffled(name: str) -> grain.MapDataset:
+        # A seed of its own for each: Grain adds the epoch to it, so neighbouring seeds would repeat each other.
+        own_seed = int(fingerprint("shuffle", seed, name)[:8], 16)
+        return grain.MapDataset.source(rows[name]).shuffle(seed=own_seed).repeat()
+
+    parts = [shuffled(name) for name in rows]
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[weights[name] for name in rows])
+
+
+def _trained_size(wanted: str) -> int | None:
+    """VOCAB_SIZE of "train:VOCAB_SIZE"; None for other words. Raises ConfigError for a malformed one."""
     if not wanted.startswith("train:"):
-        return load_tokenizer(wanted)
-    from fmjax.data import tokenizer_training
-
+        if wanted == "train":
+            raise ConfigError("data.tokenizer 'train': expected 'train:VOCAB_SIZE', such as 'train:2048'")
+        return None
     size = wanted.removeprefix("train:")
     if not size.isdecimal():
         raise ConfigError(f"data.tokenizer {wanted!r}: expected 'train:VOCAB_SIZE' with a whole number")
+    return int(size)
+
+
+def open_tokenizer(
+    wanted: str, sources: Sequence[SplitSource], cache_dir: pathlib.Path, progress: bool = False
+) -> Tokenizer:
+    """The tokenizer a config names: "bytes", "train:VOCAB_SIZE" or a path. One trained on the same documents with
+    the same settings before comes from the cache."""
+    if wanted == "bytes":
+        return ByteTokenizer()
+    size = _trained_size(wanted)
+    if size is None:
+        return load_tokenizer(wanted)
+    from fmjax.data import tokenizer_training
 
     def build(folder: pathlib.Path) -> None:
         texts = (text for source in sources for split, text in source.stream() if split == "train")
-        model = tokenizer_training.train_sentencepiece(texts, int(size), progress)
+        model = tokenizer_training.train_sentencepiece(texts, size, progress)
         (folder / "tokenizer.model").write_bytes(model)
 
-    key = fingerprint(tokenizer_training.SETTINGS_VERSION, int(size), [source.fingerprint for source in sources])
+    key = fingerprint(tokenizer_training.SETTINGS_VERSION, size, [source.fingerprint for source in sources])
     return load_tokenizer(build_once(cache_dir / "tokenizers" / key, build))

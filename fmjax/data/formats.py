@@ -1,0 +1,263 @@
+"""Reading one local file of documents: .txt, .jsonl, .json and .parquet, the first three also as .gz or .zst.
+
+Text is kept as it stands in the file: line ends are not translated and a byte-order mark is not dropped. Files are
+streamed; only a `.txt` without `document_separator` (one document) and a `.json` array are held whole.
+Every error is a DataError that names the file and the record.
+"""
+
+import codecs
+import dataclasses
+import gzip
+import json
+import pathlib
+import zlib
+from collections.abc import Iterable, Iterator
+
+from fmjax.errors import ConfigError, DataError
+from fmjax.registry import nearest
+
+COMPRESSIONS = (".gz", ".zst")
+KINDS = {".txt": "txt", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+OPTIONS = {  # which options a kind of file reads
+    "txt": frozenset({"document_separator", "encoding"}),
+    "json": frozenset({"text_field", "encoding"}),
+    "parquet": frozenset({"text_field"}),
+}
+SUPPORTED = ".txt, .jsonl, .ndjson, .json (each also .gz or .zst) and .parquet"
+_BLOCK = 1 << 20
+_DISGUISED = {  # a file that is not what its name says
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"\x1f\x8b": "compressed by gzip: name it .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: name it .zst",
+    b"PAR1": "a parquet file: name it .parquet",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How documents are taken from a file; None stands for the default.
+
+    Attributes:
+      text_field: the field, column or feature that holds the text; "text" by default.
+      document_separator: what stands between the documents of a .txt; by default the file is one document.
+      encoding: of .txt and .json files; UTF-8 by default.
+    """
+
+    text_field: str | None = None
+    document_separator: str | None = None
+    encoding: str | None = None
+
+    @property
+    def field(self) -> str:
+        return self.text_field or "text"
+
+
+def file_kind(path: pathlib.PurePath) -> str | None:
+    """One of "txt", "json" and "parquet" by the file's name; None for one that is not supported."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compressed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
+    if compressed:
+        suffixes.pop()
+    kind = KINDS.get(suffixes[-1]) if suffixes else None
+    return None if compressed and kind == "parquet" else kind
+
+
+def read_file(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]:
+    """(record number, text) of a file's documents; numbers are lines of .jsonl, rows of .parquet, else counts from 1."""
+    kind = file_kind(path)
+    try:
+        if kind == "txt":
+            yield from enumerate(_separated(_decoded(path, reading), reading.document_separator), 1)
+        elif kind == "json":
+            yield from _json_records(path, reading)
+        elif kind == "parquet":
+            yield from _parquet_records(path, reading)
+        else:
+            raise DataError(f"{path}: unsupported kind of file; supported are {SUPPORTED}")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+
+
+def text_of(record: object, field: str, where: str) -> str:
+    """The text of a record, or a DataError that says what is there instead."""
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected an object with a {field!r} field, found {type(record).__name__}")
+    if field not in record:
+        raise DataError(f"{where}: {missing_field(field, record)}")
+    text = record[field]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: field {field!r} must be a string, found {type(text).__name__}")
+    return text
+
+
+def missing_field(field: str, known: Iterable[str]) -> str:
+    known = [str(name) for name in known]
+    return f"no field {field!r}{nearest(field, known)} Found: {', '.join(known) or 'nothing'}. Set text_field to one of them."
+
+
+def check_encoding(encoding: str) -> None:
+    """Raises ConfigError unless Python knows the encoding."""
+    try:
+        codecs.getincrementaldecoder(encoding)
+        codecs.lookup(encoding)
+    except LookupError:
+        raise ConfigError(
+            f"data.encoding {encoding!r} is not known to Python; examples: 'utf-8', 'latin-1', 'utf-16', 'shift_jis'"
+        ) from None
+
+
+def _blocks(path: pathlib.Path) -> Iterator[bytes]:
+    """The file's bytes, decompressed, in blocks."""
+    suffix = path.suffix.lower()
+    with open(path, "rb") as file:
+        if suffix == ".gz":
+            blocks = _gunzipped(file, path)
+        elif suffix == ".zst":
+            blocks = _unzstd(file, path)
+        else:
+            blocks = iter(lambda: file.read(_BLOCK), b"")
+        for index, block in enumerate(blocks):
+            if index == 0:
+                for magic, what in _DISGUISED.items():
+                    if block.startswith(magic):
+                        raise DataError(f"{path} is not text, as its name says, but {what}")
+            yield block
+
+
+def _gunzipped(file, path: pathlib.Path) -> Iterator[bytes]:
+    done = 0
+    try:
+        with gzip.open(file, "rb") as unzipped:
+            while block := unzipped.read(_BLOCK):
+                yield block
+                done += len(block)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: truncated or damaged gzip file, after {done} bytes of its content: {error}") from None
+
+
+def _unzstd(file, path: pathlib.Path) -> Iterator[bytes]:
+    # zstandard's own stream_reader takes a truncated file for a complete one; the end of each frame is checked here.
+    import zstandard
+
+    done, frame = 0, None
+    try:
+        while compressed := file.read(_BLOCK):
+            while compressed:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                block = frame.decompress(compressed)
+                if block:
+                    yield block
+                    done += len(block)
+                compressed = frame.unused_data if frame.eof else b""
+                if frame.eof:
+                    frame = None
+    except zstandard.ZstdError as error:
+        raise DataError(f"{path}: damaged zstd file, after {done} bytes of its content: {error}") from None
+    if frame is not None or done == 0 and path.stat().st_size == 0:
+        raise DataError(f"{path}: truncated zstd file, after {done} bytes of its content")
+
+
+def _decoded(path: pathlib.Path, reading: Reading) -> Iterator[str]:
+    """The file's text in blocks."""
+    encoding = reading.encoding or "utf-8"
+    decoder = codecs.getincrementaldecoder(encoding)()
+    done = lines = 0  # bytes and newlines decoded so far
+
+    def decode(block: bytes, final: bool) -> str:
+        pending = len(decoder.getstate()[0])
+        try:
+            return decoder.decode(block, final)
+        except UnicodeDecodeError as error:
+            line = 1 + lines + error.object[: error.start].count(b"\n")
+            raise DataError(
+                f"{path} line {line}: byte {error.object[error.start]:#04x} at offset {done - pending + error.start} "
+                f"is not valid {encoding} ({error.reason}); if the file has another encoding, name it with "
+                "data.encoding, such as 'latin-1'"
+            ) from None
+
+    for block in _blocks(path):
+        text = decode(block, False)
+        done += len(block)
+        lines += text.count("\n")
+        yield text
+    yield decode(b"", True)
+
+
+def _separated(blocks: Iterable[str], separator: str | None) -> Iterator[str]:
+    """What stands between separators. Joins blocks only once they outweigh what is waiting: linear in the text."""
+    if separator is None:
+        yield "".join(blocks)
+        return
+    rest, waiting, size = "", [], 0
+    for block in blocks:
+        waiting.append(block)
+        size += len(block)
+        if size > len(rest):
+            *whole, rest = "".join([rest, *waiting]).split(separator)
+            waiting, size = [], 0
+            yield from whole
+    yield from "".join([rest, *waiting]).split(separator)
+
+
+def _json_records(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]:
+    is_array = None
+    lines = _separated(_decoded(path, reading), "\n")
+    for number, line in enumerate(lines, 1):
+        if number == 1:
+            line = line.removeprefix("\ufeff")
+        if not line.strip():
+            continue
+        if is_array is None:
+            is_array = ".json" in path.suffixes and line.lstrip().startswith("[")
+            if is_array:
+                yield from _json_array(path, "\n".join([line, *lines]), reading)
+                return
+        where = f"{path} line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where}: not a JSON object on one line: {error}") from None
+        yield number, _whole_characters(text_of(record, reading.field, where), line, where)
+
+
+def _json_array(path: pathlib.Path, content: str, reading: Reading) -> Iterator[tuple[int, str]]:
+    try:
+        records = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON array: {error}") from None
+    for number, record in enumerate(records, 1):
+        where = f"{path} record {number}"
+        yield number, _whole_characters(text_of(record, reading.field, where), "\\u", where)
+
+
+def _whole_characters(text: str, written: str, where: str) -> str:
+    """JSON escapes can spell half a surrogate pair, which no encoding can hold."""
+    if "\\u" in written:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: the text has half a surrogate pair at character {error.start}") from None
+    return text
+
+
+def _parquet_records(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        with file:
+            if reading.field not in file.schema_arrow.names:
+                raise DataError(f"{path}: {missing_field(reading.field, file.schema_arrow.names)}")
+            for batch in file.iter_batches(batch_size=256, columns=[reading.field]):
+                for value in batch.column(0):
+                    number += 1
+                    where = f"{path} row {number}"
+                    try:
+                        text = value.as_py()
+                    except UnicodeDecodeError as error:
+                        raise DataError(f"{where}: the text is not valid UTF-8: {error}") from None
+                    yield number, text_of({reading.field: text}, reading.field, where)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: truncated or damaged parquet file, after {number} rows: {error}") from None

@@ -1,0 +1,134 @@
+"""A source that is any TFDS dataset, read with random access and without TensorFlow."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from fmjax.data import formats
+from fmjax.data.cache import content_hash, fingerprint
+from fmjax.data.splits import heldout_choice
+from fmjax.errors import ConfigError, DataError
+from fmjax.registry import nearest
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+$|\d+\.\d+\.\*$|\d+\.\*\.\*$")
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """Documents of a TFDS dataset.
+
+    Attributes:
+      name: as the config words it.
+      label: its full name, with config and version.
+      fingerprint: hash of the dataset's name, version and files, and of how it is read.
+      splits: the documents of "train" and, where it has one of its own, "heldout".
+    """
+
+    name: str
+    label: str
+    fingerprint: str
+    splits: Mapping[str, Sequence[Mapping[str, Any]]]
+    field: str
+    num_documents: int
+    options: frozenset[str] = frozenset({"text_field", "tfds_data_dir"})
+
+    @classmethod
+    def open(
+        cls, words: str, reading: formats.Reading, data_dir: str | None, cache_dir: pathlib.Path
+    ) -> "TfdsSource":
+        """Opens "tfds:NAME[/CONFIG][:VERSION][:SPLIT]", preparing it if that is not done yet.
+
+        Raises:
+          ConfigError: no dataset or split of that name.
+          DataError: it cannot be prepared or read, or has no such text feature.
+        """
+        name, split = _parse(words)
+        builder = _builder(words, name, data_dir or str(cache_dir / "tfds"))
+        known = list(builder.info.splits)
+        if split is None:
+            if "train" not in known:
+                raise ConfigError(f"data source {words!r} has no split 'train'; choose with tfds:NAME:SPLIT from {known}")
+            chosen = {"train": "train", "heldout": heldout_choice([s for s in known if s != "train"])}
+        else:
+            if re.split(r"[\[+]", split)[0] not in known:
+                raise ConfigError(f"data source {words!r} has no split {split!r}{nearest(split, known)} Known: {known}")
+            chosen = {"train": split, "heldout": None}
+        if reading.field not in builder.info.features:
+            raise DataError(f"data source {words!r}: {formats.missing_field(reading.field, builder.info.features)}")
+        splits = {}
+        for role, wanted in chosen.items():
+            if wanted is not None:
+                try:
+                    splits[role] = builder.as_data_source(wanted)
+                except (NotImplementedError, ValueError) as error:
+                    raise DataError(
+                        f"data source {words!r}: prepared at {builder.data_dir} in a format without random access; "
+                        f"prepare it with file_format='array_record' ({str(error).splitlines()[0]})"
+                    ) from None
+        return cls(
+            name=words,
+            label=builder.info.full_name,
+            fingerprint=fingerprint("tfds", builder.info.full_name, chosen, reading.field, _content(builder, cache_dir)),
+            splits=splits,
+            field=reading.field,
+            num_documents=len(splits["train"]),
+        )
+
+    @property
+    def has_heldout(self) -> bool:
+        return "heldout" in self.splits
+
+    def read(self) -> Iterator[tuple[str, str, str]]:
+        for split, documents in self.splits.items():
+            for index in range(len(documents)):
+                where = f"{self.name} {split} record {index}"
+                try:
+                    value = documents[index][self.field]
+                except Exception as error:  # TFDS, ArrayRecord and the features raise of every kind
+                    raise DataError(f"{where} cannot be read: {error}") from error
+                if isinstance(value, bytes):
+                    try:
+                        value = value.decode()
+                    except UnicodeDecodeError as error:
+                        raise DataError(f"{where}: feature {self.field!r} is not valid UTF-8: {error}") from None
+                yield split, str(index), formats.text_of({self.field: value}, self.field, where)
+
+
+def _parse(words: str) -> tuple[str, str | None]:
+    """The dataset's name (with config and version, as TFDS writes them) and the split, or None."""
+    name, *rest = words.removeprefix("tfds:").split(":")
+    if rest and _VERSION.match(rest[0]):
+        name = f"{name}:{rest.pop(0)}"
+    if not name or len(rest) > 1 or rest == [""]:
+        raise ConfigError(f"data source {words!r}: expected tfds:NAME[/CONFIG][:VERSION][:SPLIT]")
+    return name, rest[0] if rest else None
+
+
+def _builder(words: str, name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    data_dir = str(pathlib.Path(data_dir).expanduser())
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        if not builder.is_prepared():
+            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.registered.DatasetNotFoundError:
+        raise ConfigError(
+            f"data source {words!r}: TFDS knows no dataset {name!r} and none is prepared in {data_dir}"
+            f"{nearest(name, tfds.list_builders(with_community_datasets=False))} Set data.tfds_data_dir to the folder "
+            "of prepared datasets."
+        ) from None
+    if not builder.is_prepared():
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # whatever a builder's own code, or the network, raises
+            raise DataError(f"data source {words!r} cannot be prepared in {data_dir}: {error}") from error
+    return builder
+
+
+def _content(builder: tfds.core.DatasetBuilder, cache_dir: pathlib.Path) -> list:
+    """Names and hashes of the files of a prepared dataset."""
+    files = sorted(pathlib.Path(builder.data_dir).iterdir())
+    return [[file.name, content_hash(file, cache_dir)] for file in files if file.is_file()]

@@ -1,0 +1,85 @@
+"""Cache folders are whole or absent: killed, concurrent and damaged builds."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from fmjax.data.cache import build_once, content_hash, fingerprint
+
+
+def _slow_build(target, log, seconds):
+    def build(folder):
+        with open(log, "a") as file:
+            file.write("built\n")
+        (folder / "half").write_text("one")
+        time.sleep(seconds)
+        (folder / "other").write_text("two")
+
+    build_once(target, build)
+
+
+def test_two_processes_build_once(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    target, log = tmp_path / "thing", tmp_path / "log"
+    processes = [spawn.Process(target=_slow_build, args=(target, log, 0.5)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert log.read_text() == "built\n"
+    assert sorted(file.name for file in target.iterdir()) == ["half", "other"]
+
+
+def test_a_build_killed_half_way_is_done_again_and_swept_up(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    target, log = tmp_path / "thing", tmp_path / "log"
+    process = spawn.Process(target=_slow_build, args=(target, log, 60))
+    process.start()
+    while not list(tmp_path.glob(".thing.partial-*/half")):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not target.exists()
+    _slow_build(target, log, 0)
+    assert (target / "other").read_text() == "two"
+    assert not list(tmp_path.glob(".thing.partial-*"))
+
+
+def test_a_failing_build_leaves_nothing(tmp_path):
+    def build(folder):
+        (folder / "half").write_text("one")
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        build_once(tmp_path / "thing", build)
+    assert not (tmp_path / "thing").exists() and not list(tmp_path.glob(".thing.partial-*"))
+
+
+def test_a_damaged_folder_is_rebuilt(tmp_path):
+    target = build_once(tmp_path / "thing", lambda folder: (folder / "a").write_text("new"))
+    (target / "a").write_text("")
+    whole = lambda folder: (folder / "a").stat().st_size > 0  # noqa: E731
+    build_once(target, lambda folder: (folder / "a").write_text("again"), whole)
+    assert (target / "a").read_text() == "again"
+
+
+def test_fingerprints_tell_parts_apart():
+    assert fingerprint("ab", "c") != fingerprint("a", "bc")
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+
+
+def test_content_hash_follows_the_content_and_remembers(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("one")
+    first = content_hash(file, tmp_path)
+    file.write_text("two")  # the same size, at once
+    assert content_hash(file, tmp_path) != first
+    os.utime(file, (1e9, 1e9))
+    remembered = content_hash(file, tmp_path)
+    file.write_text("ten")
+    os.utime(file, (1e9, 1e9))  # indistinguishable by size and time: the remembered hash shows it was not read again
+    assert content_hash(file, tmp_path) == remembered
