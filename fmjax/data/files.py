@@ -89,7 +89,9 @@ def list_files(path: str) -> list[tuple[str, pathlib.Path]]:
     kinds = sorted({formats.file_kind(file) for _, file in files})
     if len(kinds) > 1:
         examples = ", ".join(next(n for n, f in files if formats.file_kind(f) == kind) for kind in kinds)
-        raise DataError(f"data source {path!r} mixes kinds of files ({examples}); choose one with a glob such as '*.jsonl'")
+        raise DataError(
+            f"data source {path!r} mixes kinds of files ({examples}); choose one kind with a glob such as '*.jsonl'"
+        )
     return files
 
 
@@ -119,7 +121,9 @@ def _files_of_folder(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
     for (of, total), present in shards.items():
         missing = sorted(set(range(total)) - present)
         if missing:
-            raise DataError(f"folder {folder}: shard {missing[0]:05d} of {total} of {of!r} is missing ({len(missing)} in all)")
+            raise DataError(
+                f"folder {folder}: shard {missing[0]:05d} of {total} of {of!r} is missing ({len(missing)} in all)"
+            )
     return files
 
 

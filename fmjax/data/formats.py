@@ -63,7 +63,7 @@ def file_kind(path: pathlib.PurePath) -> str | None:
 
 
 def read_file(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(record number, text) of a file's documents; numbers are lines of .jsonl, rows of .parquet, else counts from 1."""
+    """(record number, text) of a file's documents: numbers are lines of .jsonl, rows of .parquet, else a count."""
     kind = file_kind(path)
     try:
         if kind == "txt":
@@ -91,8 +91,10 @@ def text_of(record: object, field: str, where: str) -> str:
 
 
 def missing_field(field: str, known: Iterable[str]) -> str:
+    """What to say when a record or table has no such field."""
     known = [str(name) for name in known]
-    return f"no field {field!r}{nearest(field, known)} Found: {', '.join(known) or 'nothing'}. Set text_field to one of them."
+    hint = nearest(field, known) or "."
+    return f"no field {field!r}{hint} Found: {', '.join(known) or 'nothing'}. Set text_field to one of them."
 
 
 def check_encoding(encoding: str) -> None:

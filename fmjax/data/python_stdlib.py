@@ -52,5 +52,5 @@ def prepare(cache_dir: pathlib.Path) -> pathlib.Path:
 
 
 def open_split(cache_dir: pathlib.Path, split: str) -> Sequence[dict[str, bytes]]:
-    """The documents of a split ("train" or "heldout") with random access: `[i]` gives {"name": bytes, "text": bytes}."""
+    """The documents of "train" or "heldout" with random access: `[i]` gives {"name": bytes, "text": bytes}."""
     return PythonStdlib(data_dir=str(prepare(cache_dir)), file_format="array_record").as_data_source(split)

@@ -248,6 +248,7 @@ class ObjectSource:
                 text = documents[index]
                 if not isinstance(text, str):
                     raise DataError(
-                        f"data source {self.name!r}: {split} document {index} must be a str, found {type(text).__name__}"
+                        f"data source {self.name!r}: {split} document {index} must be a str, "
+                        f"found {type(text).__name__}"
                     )
                 yield split, str(index), text

@@ -14,6 +14,7 @@ from fmjax.data.base import OpenData
 from fmjax.data.cache import build_once, fingerprint
 from fmjax.data.corpus import Corpus, require_documents, tokenize_corpus
 from fmjax.data.packing import PackedRows
+from fmjax.data.shuffle import shuffled
 from fmjax.data.sources import SourceSpec, SplitSource, open_source, split_evaluation, split_train
 from fmjax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from fmjax.errors import ConfigError
@@ -214,7 +215,8 @@ class Joined(Sequence):
 
 def _chosen(documents: Mapping[str, Sequence[str]], split: str) -> Sequence[str]:
     if split not in documents:
-        raise ConfigError(f"these data have no documents {split!r}{nearest(split, documents)} Known: {sorted(documents)}")
+        hint = nearest(split, documents) or "."
+        raise ConfigError(f"these data have no documents {split!r}{hint} Known: {sorted(documents)}")
     return documents[split]
 
 
@@ -235,7 +237,8 @@ def _mixture_specs(mixture: Mapping[str, Any]) -> dict[str, tuple[SourceSpec, fl
             raise ConfigError(f"{place} must be {{'source': ..., 'weight': ...}}, got {part!r}")
         for key in part:
             if key not in known:
-                raise ConfigError(f"{place}.{key} is not a key of a mixture's source{nearest(key, known)} Known: {known}")
+                hint = nearest(key, known) or "."
+                raise ConfigError(f"{place}.{key} is not a key of a mixture's source{hint} Known: {known}")
         weight = part.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
             raise ConfigError(f"{place}.weight must be a positive number, got {weight!r}")
@@ -247,15 +250,12 @@ def _mixture_specs(mixture: Mapping[str, Any]) -> dict[str, tuple[SourceSpec, fl
 
 def _endless(rows: Mapping[str, PackedRows], weights: Mapping[str, float], seed: int):
     """All rows of each source, reshuffled in each epoch, mixed by weight: random access for any index."""
+    parts = [shuffled(rows[name], [seed, name]) for name in rows]
+    if len(parts) == 1:
+        return parts[0]
     import grain
 
-    def shuffled(name: str) -> grain.MapDataset:
-        # A seed of its own for each: Grain adds the epoch to it, so neighbouring seeds would repeat each other.
-        own_seed = int(fingerprint("shuffle", seed, name)[:8], 16)
-        return grain.MapDataset.source(rows[name]).shuffle(seed=own_seed).repeat()
-
-    parts = [shuffled(name) for name in rows]
-    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[weights[name] for name in rows])
+    return grain.MapDataset.mix(parts, weights=[weights[name] for name in rows])
 
 
 def _trained_size(wanted: str) -> int | None:

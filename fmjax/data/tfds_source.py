@@ -51,14 +51,16 @@ class TfdsSource:
         known = list(builder.info.splits)
         if split is None:
             if "train" not in known:
-                raise ConfigError(f"data source {words!r} has no split 'train'; choose with tfds:NAME:SPLIT from {known}")
+                raise ConfigError(f"data source {words!r} has no split 'train'; add one of {known} as ':SPLIT'")
             chosen = {"train": "train", "heldout": heldout_choice([s for s in known if s != "train"])}
         else:
             if re.split(r"[\[+]", split)[0] not in known:
-                raise ConfigError(f"data source {words!r} has no split {split!r}{nearest(split, known)} Known: {known}")
+                hint = nearest(split, known) or "."
+                raise ConfigError(f"data source {words!r} has no split {split!r}{hint} Known: {known}")
             chosen = {"train": split, "heldout": None}
         if reading.field not in builder.info.features:
-            raise DataError(f"data source {words!r}: {formats.missing_field(reading.field, builder.info.features)}")
+            missing = formats.missing_field(reading.field, sorted(builder.info.features))
+            raise DataError(f"data source {words!r}: {missing}")
         splits = {}
         for role, wanted in chosen.items():
             if wanted is not None:
@@ -103,9 +105,10 @@ def _parse(words: str) -> tuple[str, str | None]:
     name, *rest = words.removeprefix("tfds:").split(":")
     if rest and _VERSION.match(rest[0]):
         name = f"{name}:{rest.pop(0)}"
-    if not name or len(rest) > 1 or rest == [""]:
+    split = ":".join(rest)  # a split may hold a colon itself, as in train[:1000]
+    if not name or (rest and not split):
         raise ConfigError(f"data source {words!r}: expected tfds:NAME[/CONFIG][:VERSION][:SPLIT]")
-    return name, rest[0] if rest else None
+    return name, split or None
 
 
 def _builder(words: str, name: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -117,8 +120,8 @@ def _builder(words: str, name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     except tfds.core.registered.DatasetNotFoundError:
         raise ConfigError(
             f"data source {words!r}: TFDS knows no dataset {name!r} and none is prepared in {data_dir}"
-            f"{nearest(name, tfds.list_builders(with_community_datasets=False))} Set data.tfds_data_dir to the folder "
-            "of prepared datasets."
+            f"{nearest(name, tfds.list_builders(with_community_datasets=False)) or '.'} "
+            "Set data.tfds_data_dir to the folder of prepared datasets."
         ) from None
     if not builder.is_prepared():
         try:

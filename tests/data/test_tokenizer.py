@@ -16,8 +16,9 @@ from fmjax.data.tokenizer_training import sample_documents, train_sentencepiece
 from fmjax.errors import TokenizerError
 
 TRICKY = [
-    "", " ", "  ", "\n", "\n\n   \n", "\t\tx\t", "\r\n \r", "\0a\0", "a\u2581b", "\u2581", " \u2581\u2581 ", "⁇ \u2047 \u2585",
-    "<s> </s> <unk> <0x0A> <pad>", "e\u0301 é ﬁ ² Å", "\ufeffbom", "\ufffd\ufffe", "\U0010ffff😀👩‍👩‍👧", "日本語\u3000テスト",
+    "", " ", "  ", "\n", "\n\n   \n", "\t\tx\t", "\r\n \r", "\0a\0", "a\u2581b", "\u2581", " \u2581\u2581 ",
+    "⁇ \u2047 \u2585", "<s> </s> <unk> <0x0A> <pad>", "e\u0301 é ﬁ ² Å", "\ufeffbom",
+    "\ufffd\ufffe", "\U0010ffff😀👩‍👩‍👧", "日本語\u3000テスト",
     "trailing  ", "  leading", "1234567890", "a" * 5000, "\n" * 5000,
 ]  # fmt: skip
 
@@ -34,7 +35,8 @@ def hugging_face():
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<bos>", "<eos>"], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=300, special_tokens=["<bos>", "<eos>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )  # fmt: skip
     model.train_from_iterator(["some text to learn from " * 20], trainer)
