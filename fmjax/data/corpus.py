@@ -1,5 +1,6 @@
 """A corpus tokenised once: flat memory-mapped ids and offsets in the cache, named by content."""
 
+import array
 import dataclasses
 import json
 import pathlib
@@ -85,7 +86,7 @@ class _SplitWriter:
         self._folder, self._split, self._tokenizer, self._dtype = folder, split, tokenizer, dtype
         self._tokens = open(folder / f"{split}.tokens", "wb")
         self._text = open(folder / f"{split}.text", "wb") if keep_text else None
-        self._offsets, self._text_offsets = [0], [0]
+        self._offsets, self._text_offsets = array.array("q", [0]), array.array("q", [0])
         self._begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         self._end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
 
@@ -100,10 +101,10 @@ class _SplitWriter:
 
     def close(self) -> None:
         self._tokens.close()
-        np.save(self._folder / f"{self._split}.offsets.npy", np.array(self._offsets, np.int64))
+        np.save(self._folder / f"{self._split}.offsets.npy", np.asarray(self._offsets, np.int64))
         if self._text is not None:
             self._text.close()
-            np.save(self._folder / f"{self._split}.text_offsets.npy", np.array(self._text_offsets, np.int64))
+            np.save(self._folder / f"{self._split}.text_offsets.npy", np.asarray(self._text_offsets, np.int64))
 
 
 def _is_whole(folder: pathlib.Path) -> bool:
@@ -139,7 +140,7 @@ def tokenize_corpus(
 
         dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
         writers = {s: _SplitWriter(folder, s, tokenizer, dtype, keep_text=s == "heldout") for s in SPLITS}
-        with tqdm(desc=f"tokenising {name}", unit="B", unit_scale=True, disable=not progress) as bar:
+        with tqdm(desc=f"tokenising {name}", unit="B", unit_scale=True, mininterval=0.5, disable=not progress) as bar:
             for split, texts, size in _batches(documents()):
                 writers[split].write(texts)
                 bar.update(size)
@@ -179,4 +180,7 @@ def require_documents(corpus: Corpus, split: str, name: str) -> None:
     """Raises DataError when a split holds nothing to learn from."""
     offsets = corpus.splits[split].offsets
     if len(offsets) < 2 or not (np.diff(offsets) > 1).any():
-        raise DataError(f"source {name} is empty: it has no {split} document with any text")
+        other = "heldout" if split == "train" else "train"
+        fell = len(corpus.splits[other].offsets) - 1
+        hint = f"; all its {fell} documents are {other}: set data.heldout_fraction" if fell else ""
+        raise DataError(f"source {name} is empty: it has no {split} document with any text{hint}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import logging
 import pathlib
 import re
 from collections.abc import Iterator
@@ -61,9 +62,16 @@ class FileSource:
 
     def read(self) -> Iterator[tuple[str, str, str]]:
         """(split, record name, text) of every document."""
+        count = 0
         for split, name, path in self.files:
             for number, text in formats.read_file(path, self.reading):
                 yield split, f"{name}:{number}", text
+                count += 1
+        if self.reading.document_separator is not None and count == len(self.files):
+            raise DataError(
+                f"data.document_separator {self.reading.document_separator!r} occurs nowhere in {self.name}; "
+                "leave it at None for one document a file"
+            )
 
 
 def list_files(path: str) -> list[tuple[str, pathlib.Path]]:
@@ -137,6 +145,12 @@ def _assign_splits(path: str, found: list[tuple[str, pathlib.Path]]):
     splits = sorted({split for split in named.values() if split})
     unnamed = [name for name, split in named.items() if split is None]
     chosen_by_hand = not pathlib.Path(path).expanduser().is_dir()
+    if splits and unnamed and chosen_by_hand:
+        other = next(name for name, split in named.items() if split)
+        logging.warning(
+            "All %d files of %s are training documents, %s too: a split's name counts only where all files have one.",
+            len(found), path, other,
+        )  # fmt: skip
     if not splits or (len(splits) == 1 and not unnamed) or (unnamed and chosen_by_hand):
         return tuple(("train", name, file) for name, file in found), False
     if unnamed:

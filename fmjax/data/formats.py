@@ -90,6 +90,16 @@ def text_of(record: object, field: str, where: str) -> str:
     return text
 
 
+def check_characters(text: str, where: str) -> str:
+    """The text itself, or a DataError when it has half a surrogate pair, which JSON escapes can spell and no UTF-8
+    can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: the text has half a surrogate pair at character {error.start}") from None
+    return text
+
+
 def missing_field(field: str, known: Iterable[str]) -> str:
     """What to say when a record or table has no such field."""
     known = [str(name) for name in known]
@@ -219,7 +229,8 @@ def _json_records(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, s
             record = json.loads(line)
         except ValueError as error:
             raise DataError(f"{where}: not a JSON object on one line: {error}") from None
-        yield number, _whole_characters(text_of(record, reading.field, where), line, where)
+        text = text_of(record, reading.field, where)
+        yield number, check_characters(text, where) if "\\u" in line else text
 
 
 def _json_array(path: pathlib.Path, content: str, reading: Reading) -> Iterator[tuple[int, str]]:
@@ -229,17 +240,7 @@ def _json_array(path: pathlib.Path, content: str, reading: Reading) -> Iterator[
         raise DataError(f"{path}: not a JSON array: {error}") from None
     for number, record in enumerate(records, 1):
         where = f"{path} record {number}"
-        yield number, _whole_characters(text_of(record, reading.field, where), "\\u", where)
-
-
-def _whole_characters(text: str, written: str, where: str) -> str:
-    """JSON escapes can spell half a surrogate pair, which no encoding can hold."""
-    if "\\u" in written:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{where}: the text has half a surrogate pair at character {error.start}") from None
-    return text
+        yield number, check_characters(text_of(record, reading.field, where), where)
 
 
 def _parquet_records(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]:

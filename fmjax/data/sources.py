@@ -246,9 +246,7 @@ class ObjectSource:
         for split, documents in self.splits.items():
             for index in range(len(documents)):
                 text = documents[index]
+                where = f"data source {self.name!r}: {split} document {index}"
                 if not isinstance(text, str):
-                    raise DataError(
-                        f"data source {self.name!r}: {split} document {index} must be a str, "
-                        f"found {type(text).__name__}"
-                    )
-                yield split, str(index), text
+                    raise DataError(f"{where} must be a str, found {type(text).__name__}")
+                yield split, str(index), formats.check_characters(text, where)

@@ -74,7 +74,9 @@ class TfdsSource:
         return cls(
             name=words,
             label=builder.info.full_name,
-            fingerprint=fingerprint("tfds", builder.info.full_name, chosen, reading.field, _content(builder, cache_dir)),
+            fingerprint=fingerprint(
+                "tfds", builder.info.full_name, chosen, reading.field, _content(builder, cache_dir)
+            ),
             splits=splits,
             field=reading.field,
             num_documents=len(splits["train"]),

@@ -126,8 +126,9 @@ class SentencePieceTokenizer:
         for index, part in enumerate(text.split(_SPACE_MARK)):
             if index:
                 ids += self._mark
-            for chunk in cut_at_lines(part, _LONGEST_ENCODED):
-                ids += self._processor.encode(chunk)
+            chunks = cut_at_lines(part, _LONGEST_ENCODED)
+            for chunk in self._processor.encode(chunks, num_threads=self._num_threads):
+                ids += chunk
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -241,6 +242,6 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         return ByteTokenizer()
     if path.suffix == ".json":
         return HuggingFaceTokenizer(path.read_text(encoding="utf-8"), _special_tokens(path.parent), str(path))
-    if path.suffix == ".model":
+    if ".model" in path.suffixes:  # Mistral numbers its own: tokenizer.model.v3
         return SentencePieceTokenizer(path.read_bytes(), str(path))
     raise TokenizerError(f"{path}: expected a SentencePiece '.model' or a Hugging Face 'tokenizer.json'")

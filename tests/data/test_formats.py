@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+import random
 import zipfile
 
 import pytest
@@ -111,18 +112,20 @@ def test_bad_arrays_name_the_record(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst"])
-@pytest.mark.parametrize("keep", [0.5, 0.99, 0.0])
+@pytest.mark.parametrize("keep", [0.99, 0.5])
 def test_truncated_compression(tmp_path, suffix, keep):
-    import random
-
     noise = random.Random(0)
     lines = [json.dumps({"text": str(noise.random())}) for _ in range(2000)]
     path = write(tmp_path / f"a{suffix}", "\n".join(lines).encode())
-    if keep == 0.0 and suffix.endswith("gz"):
-        pytest.skip("gzip takes an empty file for an empty text; the source is then reported as empty")
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
     with pytest.raises(DataError, match=rf"a{suffix}: truncated"):
         documents(path)
+
+
+def test_an_empty_zstd_file_is_truncated(tmp_path):
+    (tmp_path / "a.txt.zst").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.txt\.zst: truncated"):
+        documents(tmp_path / "a.txt.zst")
 
 
 def test_zstd_frames_are_joined(tmp_path):

@@ -61,7 +61,7 @@ def test_split_names_are_recognised(tmp_path):
     assert read(test_only, tmp_path) == {"train": ["a"], "heldout": ["b"]}
 
 
-def test_unclear_folders_are_refused(tmp_path):
+def test_unclear_folders_are_refused(tmp_path, caplog):
     mixed = folder_of(tmp_path / "mixed", a_jsonl=["a"], b_txt=["b"])
     with pytest.raises(DataError, match=r"mixes kinds of files \(a\.jsonl, b\.txt\).*glob"):
         read(mixed, tmp_path)
@@ -69,6 +69,7 @@ def test_unclear_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"some are not \(extra\.jsonl\)"):
         read(some, tmp_path)
     assert read(some / "*.jsonl", tmp_path)["train"] == ["c", "b", "a"]  # a glob that says so takes all
+    assert "All 3 files" in caplog.text and "test.jsonl too" in caplog.text
     none = folder_of(tmp_path / "none", valid_jsonl=["a"], test_jsonl=["b"])
     with pytest.raises(DataError, match="none for train"):
         read(none, tmp_path)
@@ -191,6 +192,7 @@ def my_package(tmp_path, monkeypatch):
                 return ["x"] * 200 if split == "train" else None
 
         wrong = ["fine", 3]
+        half = ["fine", "a\\ud800"]
         word = "one string"
         ''')
     )
@@ -207,6 +209,8 @@ def test_objects_by_import_path(my_package, tmp_path):
     assert 0 < len(data.documents()) < 20
     with pytest.raises(DataError, match="train document 1 must be a str, found int"):
         read("my_texts:wrong", tmp_path)
+    with pytest.raises(DataError, match="train document 1: the text has half a surrogate pair at character 1"):
+        read("my_texts:half", tmp_path)
     with pytest.raises(DataError, match="expected a sequence of str as train documents, found str"):
         read("my_texts:word", tmp_path)
     with pytest.raises(ConfigError, match="has no 'Onw'; did you mean 'Own'"):

@@ -214,6 +214,18 @@ def test_empty_sources(tmp_path, cache_dir):
             TextData(source=str(tmp_path / name), **BYTES).open(seed=0, cache_dir=cache_dir)
 
 
+def test_a_separator_that_occurs_nowhere(tmp_path, cache_dir):
+    (tmp_path / "a.txt").write_text("one<|end|>two")
+    with pytest.raises(DataError, match=r"'<\|eot\|>' occurs nowhere in .*a\.txt"):
+        TextData(str(tmp_path / "a.txt"), document_separator="<|eot|>", **BYTES).open(seed=0, cache_dir=cache_dir)
+
+
+def test_everything_held_out(tmp_path, cache_dir):
+    write_lines(tmp_path / "a.jsonl", ["one", "two"])
+    with pytest.raises(DataError, match="all its 2 documents are heldout: set data.heldout_fraction"):
+        TextData(source=str(tmp_path / "a.jsonl"), heldout_fraction=0.9999, **BYTES).open(seed=0, cache_dir=cache_dir)
+
+
 def test_a_failed_open_leaves_no_cache(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"text": 1}\n')
     with pytest.raises(DataError, match=r"a\.jsonl line 2"):
