@@ -87,9 +87,9 @@ def test_saving_refuses_to_overwrite_and_unknown_formats(bytes_model, saved, tmp
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("first", ["import fmjax.load", "import fmjax", "from fmjax.load import load"])
+@pytest.mark.parametrize("first", ["import fmjax.load, fmjax.evaluate", "import fmjax", "from fmjax.load import load"])
 def test_module_and_function_share_a_name_in_any_order(first):
-    code = f"{first}; import fmjax; assert callable(fmjax.load)\n"
+    code = f"{first}; import fmjax; assert callable(fmjax.load) and callable(fmjax.evaluate)\n"
     code += "from fmjax.load import Model, load\nimport fmjax.load as module\nassert module.load is load\n"
     code += "try: fmjax.load('/nowhere')\nexcept fmjax.errors.InputError as e: assert 'does not exist' in str(e)\nelse: raise SystemExit(1)"
     subprocess.run([sys.executable, "-c", code], check=True)

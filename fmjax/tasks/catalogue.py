@@ -1,0 +1,73 @@
+"""Finding tasks: those of fmjax, of installed packages (entry points `fmjax.tasks`), of given files, or by import path."""
+
+import importlib.metadata
+import importlib.util
+import inspect
+import pathlib
+from collections.abc import Callable, Sequence
+
+from fmjax.errors import InputError
+from fmjax.registry import nearest
+from fmjax.tasks import TASKS
+from fmjax.tasks.protocol import Task
+
+
+def catalogue(task_path: Sequence[str | pathlib.Path] = ()) -> dict[str, Callable]:
+    """Every task by name: a function that gives its class. Raises InputError where two have one name."""
+    found: dict[str, Callable] = {name: lambda name=name: TASKS.get(name) for name in TASKS.table}
+    owners = dict.fromkeys(found, "fmjax")
+
+    def add(name, get, owner):
+        if name in found:
+            raise InputError(f"two tasks are called {name!r}: one of {owners[name]}, one of {owner}; rename one")
+        found[name], owners[name] = get, owner
+
+    for point in importlib.metadata.entry_points(group="fmjax.tasks"):
+        add(point.name, point.load, f"the entry point {point.value}")
+    for path in task_path:
+        for task in tasks_in_file(pathlib.Path(path)):
+            add(task.name, lambda task=task: task, str(path))
+    return found
+
+
+def tasks_in_file(path: pathlib.Path) -> list[type[Task]]:
+    """The task classes that a Python file defines. Raises InputError when there is none or it does not run."""
+    if not path.is_file():
+        raise InputError(f"--task_path: {str(path)!r} does not exist")
+    spec = importlib.util.spec_from_file_location(f"fmjax_task_file_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"--task_path: {str(path)!r} does not run: {type(error).__name__}: {error}") from error
+    tasks = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Task) and value.__module__ == module.__name__ and hasattr(value, "name")
+    ]
+    if not tasks:
+        raise InputError(f"--task_path: {str(path)!r} defines no subclass of fmjax.tasks.protocol.Task with a name")
+    return tasks
+
+
+def get_task(name: str, task_path: Sequence[str | pathlib.Path] = ()) -> Task:
+    """The task called `name`: a known name, `NAME:ARGUMENT` for those that take one, or `package.module:Class`.
+
+    Raises InputError with the nearest known name.
+    """
+    known = catalogue(task_path)
+    base, _, argument = name.partition(":")
+    if base in known:
+        task = known[base]()
+        takes_argument = bool(inspect.signature(task).parameters)
+        if takes_argument and not argument:
+            raise InputError(f"task {base!r} needs an argument: {task.description}")
+        if argument and not takes_argument:
+            raise InputError(f"task {base!r} takes no argument, got {name!r}")
+        return task(argument) if argument else task()
+    if argument:
+        return TASKS.get(name)()
+    raise InputError(
+        f"unknown task {name!r}{nearest(name, known) or '.'} Known: {', '.join(sorted(known))}; "
+        "a file's tasks are found with --task_path, others by import path 'package.module:Class'"
+    )

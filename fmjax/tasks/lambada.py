@@ -1,0 +1,46 @@
+"""LAMBADA (Paperno et al. 2016, https://arxiv.org/abs/1606.06031): the last word of a passage."""
+
+import json
+
+from fmjax.errors import DataError
+from fmjax.tasks.protocol import Score, Task, exp
+
+
+class LambadaOpenAI(Task):
+    """Passages as OpenAI prepared them for GPT-2; the context is all but the last word, split at spaces."""
+
+    name = "lambada_openai"
+    metrics = ("acc", "perplexity")
+    description = "accuracy and perplexity of a passage's last word"
+    needs = "eval_lambada/lambada_test.jsonl (no licence stated)"
+
+    def documents(self, context):
+        path = context.file("eval_lambada", "lambada_test.jsonl")
+        documents = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                documents.append({"text": json.loads(line)["text"]})
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{path}, line {number}: expected a JSON object with 'text', got {line[:80]!r}") from None
+        return documents
+
+    def requests(self, document):
+        context, _, word = document["text"].rpartition(" ")
+        return [Score(context, f" {word}")]
+
+    def statistics(self, document, answers):
+        (answer,) = answers
+        return {"acc": float(answer.is_greedy), "loglikelihood": answer.loglikelihood}
+
+    def reduce(self, totals):
+        # The perplexity is per word, here one a document: exp(-mean log-likelihood).
+        return {
+            "acc": totals["acc"] / totals["documents"],
+            "perplexity": exp(-totals["loglikelihood"] / totals["documents"]),
+        }
+
+
+class Lambada(LambadaOpenAI):
+    """The same under its short name."""
+
+    name = "lambada"

@@ -1,0 +1,175 @@
+"""Bits per byte and perplexities of whole texts: a run's held-out documents, any file, WikiText-2.
+
+Totals are taken over documents before dividing: bits per byte is the bits of all documents over the bytes of all, so a
+long document weighs more than a short one. Words and bytes are those of the original text, also where a detokenised
+one is scored; words are what `re.split(r"\\s+", text)` gives, as in lm-evaluation-harness.
+"""
+
+import gzip
+import hashlib
+import lzma
+import math
+import pathlib
+import re
+
+from fmjax.errors import DataError
+from fmjax.tasks.protocol import Rolling, Task, exp
+
+
+class RollingTask(Task):
+    """A task whose documents are texts, each scored as a whole."""
+
+    metrics = ("bits_per_byte", "byte_perplexity", "word_perplexity")
+
+    def scored(self, document: str) -> str:
+        """The text that the model is given, where that is not the document itself."""
+        return document
+
+    def requests(self, document):
+        return [Rolling(self.scored(document))]
+
+    def statistics(self, document, answers):
+        (answer,) = answers
+        return {
+            "loglikelihood": answer.loglikelihood,
+            "tokens": answer.num_tokens,
+            "bytes": len(document.encode()),
+            "words": len(re.split(r"\s+", document)),
+        }
+
+    def reduce(self, totals):
+        per_byte = -totals["loglikelihood"] / totals["bytes"]
+        return {
+            "bits_per_byte": per_byte / math.log(2),
+            "byte_perplexity": exp(per_byte),
+            "word_perplexity": exp(-totals["loglikelihood"] / totals["words"]),
+        }
+
+    def record(self, document):
+        return {
+            "beginning": document[:200],
+            "characters": len(document),
+            "sha256": hashlib.sha256(document.encode()).hexdigest(),
+        }
+
+
+class CompressionTask(RollingTask):
+    """Beside the model, what `gzip -9` and `xz` need for the same documents, each document compressed by itself."""
+
+    metrics = (*RollingTask.metrics, "gzip_bits_per_byte", "xz_bits_per_byte")
+
+    def statistics(self, document, answers):
+        data = document.encode()
+        return super().statistics(document, answers) | {
+            "gzip_bits": 8 * len(gzip.compress(data, 9)),
+            "xz_bits": 8 * len(lzma.compress(data)),
+        }
+
+    def reduce(self, totals):
+        others = {f"{name}_bits_per_byte": totals[f"{name}_bits"] / totals["bytes"] for name in ("gzip", "xz")}
+        return super().reduce(totals) | others
+
+    def headline(self, metrics):
+        return (
+            f"{self.title} bits per byte {metrics['bits_per_byte']:.2f} | "
+            f"gzip -9 {metrics['gzip_bits_per_byte']:.2f} | xz {metrics['xz_bits_per_byte']:.2f}"
+        )
+
+
+class HeldOut(CompressionTask):
+    """Documents that the run kept from its training."""
+
+    name = title = "heldout"
+    title = "held-out"
+    description = "bits per byte of the run's own held-out documents, beside gzip -9 and xz document by document"
+    needs = "the data the model was trained on"
+
+    def documents(self, context):
+        return [document for document in context.open_data().documents("heldout") if document]
+
+
+class TextFile(CompressionTask):
+    """A text file from anywhere; the whole file is one document."""
+
+    name = "text"
+    description = "text:PATH, bits per byte of a UTF-8 text file, beside gzip -9 and xz"
+    needs = "the file at PATH"
+
+    def __init__(self, path: str):
+        self.path = pathlib.Path(path).expanduser()
+        self.name = f"text:{path}"
+        self.title = self.path.name
+
+    def documents(self, context):
+        return [_read(self.path)]
+
+
+class WikiText(RollingTask):
+    """WikiText-2's test articles (Merity et al. 2016, https://arxiv.org/abs/1609.07843), scored detokenised.
+
+    Reads the raw text where it is present; the tokenised text, with <unk> for rare words, gives lower perplexities
+    that do not compare with published ones on the raw text.
+    """
+
+    name = "wikitext"
+    metrics = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+    description = "perplexities of WikiText-2's test articles, detokenised"
+    needs = "text_wikitext2/wiki.test.raw or test.txt (CC BY-SA)"
+
+    def documents(self, context):
+        return split_articles(_read(context.file("text_wikitext2", "wiki.test.raw", "test.txt")))
+
+    def scored(self, document):
+        return detokenize_wikitext(document)
+
+
+def split_articles(text: str) -> list[str]:
+    """Articles of a WikiText file: each begins at a title line "= Title =" of the first level."""
+    articles, lines = [], []
+    for line in text.split("\n"):
+        bare = line.strip()
+        if bare.startswith("= ") and bare.endswith(" =") and not (bare.startswith("= =") or bare.endswith("= =")):
+            articles.append("\n".join(lines))
+            lines = []
+        lines.append(line)
+    articles.append("\n".join(lines))
+    return [article for article in articles if article.strip()]
+
+
+# WikiText writes punctuation apart. The rules that join it again, in this order, are those that define
+# lm-evaluation-harness's `wikitext`, oddities included, because scores depend on each of them.
+_REJOINED = (
+    ("s '", "s'"),
+    (r"/' [0-9]/", "/'[0-9]/"),
+    *((f" @{re.escape(sign)}@ ", sign) for sign in "-,."),
+    *((f" {re.escape(sign)} ", f"{sign} ") for sign in ":;.!?,"),
+    (r"\(\s*([^)]*?)\s*\)", r"(\1)"),
+    (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
+    (r"{\s*([^}]*?)\s*}", r"{\1}"),
+    (r'"\s*([^"]*?)\s*"', r'"\1"'),
+    (r"'\s*([^']*?)\s*'", r"'\1'"),
+    *((sign, sign.replace(" ", "")) for sign in ("= = = =", "= = =", "= =", " \u00b0 ")),
+    (" \n", "\n"),
+    ("\n ", "\n"),
+    (" N ", " 1 "),
+    (" 's", "'s"),
+)
+
+
+def detokenize_wikitext(text: str) -> str:
+    """The text as it is scored: spaces before punctuation and inside brackets and quotation marks removed."""
+    for pattern, replacement in _REJOINED:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(path)!r} is not UTF-8 (byte {error.start}); convert it first") from None
+    if not text:
+        raise DataError(f"{str(path)!r} is empty")
+    return text

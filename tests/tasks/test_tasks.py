@@ -1,0 +1,256 @@
+"""Tasks, their runner and the evaluate command, on models whose answers are known in closed form."""
+
+import gzip
+import json
+import lzma
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fmjax
+from fmjax import cli, evaluate
+from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.errors import InputError
+from fmjax.load import Model
+from fmjax.models.gpt import GPT
+from fmjax.tasks.perplexity import detokenize_wikitext, split_articles
+from fmjax.tasks.protocol import Generate, Rolling, Score, Task
+from fmjax.tasks.runner import answer, bootstrap, run_tasks
+
+MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=64, vocab_size=258, init_std=0.3)
+TEXTS = ["def f(x):\n    return x\n" * 9, "\u00e9t\u00e9 \u20ac5", "one two  three"]
+
+
+def make(scale, **config):
+    """Scale 0 gives every token the same probability, 1/258."""
+    import flax.linen as nn
+
+    params = nn.unbox(MODULE.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    return Model(MODULE, jax.tree.map(lambda x: x * scale, params), config, ByteTokenizer())
+
+
+class FakeData:
+    def documents(self, split):
+        assert split == "heldout"
+        return [*TEXTS, ""]
+
+
+def test_heldout_of_a_uniform_model_is_the_logarithm_of_its_vocabulary():
+    result = run_tasks(make(0), ["heldout"], data=FakeData())["heldout"]
+    num_bytes = [len(text.encode()) for text in TEXTS]
+    words = [len(re.split(r"\s+", text)) for text in TEXTS]
+    metrics = result.metrics
+    assert result.num_documents == 3  # the empty document says nothing
+    assert metrics["bits_per_byte"] == pytest.approx(math.log2(258), rel=1e-6)
+    assert metrics["byte_perplexity"] == pytest.approx(258, rel=1e-5)
+    assert math.log(metrics["word_perplexity"]) == pytest.approx(math.log(258) * sum(num_bytes) / sum(words), rel=1e-6)
+    gzip_bits = sum(8 * len(gzip.compress(text.encode(), 9)) for text in TEXTS)
+    assert metrics["gzip_bits_per_byte"] == pytest.approx(gzip_bits / sum(num_bytes))
+    xz_bits = sum(8 * len(lzma.compress(text.encode())) for text in TEXTS)
+    assert metrics["xz_bits_per_byte"] == pytest.approx(xz_bits / sum(num_bytes))
+    assert result.headline == (
+        f"held-out bits per byte 8.01 | gzip -9 {gzip_bits / sum(num_bytes):.2f} | xz {xz_bits / sum(num_bytes):.2f}"
+    )
+    assert metrics["bits_per_byte_stderr"] == pytest.approx(0, abs=1e-6) and metrics["word_perplexity_stderr"] > 1
+    assert [s["statistics"]["bytes"] for s in result.samples] == num_bytes
+
+
+def test_limit_gives_the_scores_of_the_first_documents():
+    model = make(1.0)
+    all_of_them = run_tasks(model, ["heldout"], data=FakeData())["heldout"]
+    first = run_tasks(model, ["heldout"], data=FakeData(), limit=2)["heldout"]
+    assert first.num_documents == 2
+    for a, b in zip(first.samples, all_of_them.samples):
+        assert a["statistics"]["loglikelihood"] == pytest.approx(b["statistics"]["loglikelihood"], abs=1e-3)
+    totals = [sum(s["statistics"][k] for s in first.samples) for k in ("loglikelihood", "bytes")]
+    assert first.metrics["bits_per_byte"] == pytest.approx(-totals[0] / totals[1] / math.log(2))
+
+
+def test_bootstrap_error_of_a_mean_is_the_closed_form():
+    values = np.random.default_rng(0).normal(size=(400, 1))
+    table = np.hstack([values, np.ones((400, 1))])
+    errors = bootstrap(table, lambda t: {"mean": t[0] / t[1]}, seed=0)
+    assert errors["mean"] == pytest.approx(values.std() / math.sqrt(400), rel=0.1)
+    assert errors == bootstrap(table, lambda t: {"mean": t[0] / t[1]}, seed=0)
+    assert bootstrap(table[:1], lambda t: {"mean": t[0] / t[1]}, seed=0) == {"mean": None}
+
+
+def test_answers_come_in_the_order_of_the_requests():
+    model = make(1.0)
+    requests = [Rolling("ab"), Score("a", "b"), Generate("a", 6), Score("", "ab"), Generate("b", 3), Rolling("")]
+    rolling, score, text, from_bos, short, empty = answer(requests, model)
+    assert rolling.loglikelihood == pytest.approx(from_bos.loglikelihood, abs=1e-5) and rolling.num_tokens == 2
+    assert score.loglikelihood > rolling.loglikelihood and score.num_tokens == 1
+    assert text == model.generate(["a"], max_new_tokens=6, temperature=0)[0]
+    assert short == model.generate(["b"], max_new_tokens=3, temperature=0)[0] and empty.num_tokens == 0
+    (cut,) = answer([Generate("a", 6, stop=("never", text[2]))], model)
+    assert cut == text[: text.index(text[2])]
+
+
+def test_lambada_is_accuracy_and_perplexity_of_the_last_word(tmp_path):
+    model = make(1.0)
+    (tmp_path / "eval_lambada").mkdir()
+    greedy = model.generate(["in the"], max_new_tokens=1, temperature=0)[0]
+    passages = ["in the end", "a stone, and\n\ninside it is"]
+    (tmp_path / "eval_lambada" / "lambada_test.jsonl").write_text("\n".join(json.dumps({"text": p}) for p in passages))
+    results = fmjax.evaluate(model, tasks=["lambada_openai", "lambada"], data_dir=tmp_path)
+    scores = model.score([("in the", " end"), ("a stone, and\n\ninside it", " is")])
+    metrics = results["results"]["lambada_openai"]
+    assert metrics == results["results"]["lambada"] and greedy != " "
+    assert metrics["perplexity"] == pytest.approx(math.exp(-sum(s[0] for s in scores) / 2))
+    assert metrics["acc"] == sum(s[1] for s in scores) / 2
+
+
+WIKITEXT = (
+    " \n = Robert Boulter = \n \n Robert said , \" I am here \" . He had 3 @,@ 000 ( three ) books .\n"
+    " = = Career = = \n \n It 's 2 @.@ 5 and well @-@ known ; the boys ' club .\n = Du Fu = \n \n A poet .\n "
+)
+
+
+def test_wikitext_articles_and_detokenisation():
+    articles = split_articles(WIKITEXT)
+    assert [a.strip().split("\n")[0].strip() for a in articles] == ["= Robert Boulter =", "= Du Fu ="]
+    assert "\n".join(["", *articles]).strip() == WIKITEXT.strip()
+    text = detokenize_wikitext(articles[0])
+    assert 'said, "I am here". He had 3,000 (three) books .' in text
+    assert "== Career ==" in text and "It's 2.5 and well-known; the boys' club" in text
+
+
+def test_wikitext_scores_the_detokenised_text_and_counts_the_original(tmp_path):
+    (tmp_path / "text_wikitext2").mkdir()
+    (tmp_path / "text_wikitext2" / "test.txt").write_text(WIKITEXT)
+    result = run_tasks(make(0), ["wikitext"], data_dir=tmp_path)["wikitext"]
+    articles = split_articles(WIKITEXT)
+    bits = sum(len(detokenize_wikitext(a).encode()) for a in articles) * math.log2(258)
+    assert result.metrics["bits_per_byte"] == pytest.approx(bits / sum(len(a.encode()) for a in articles), rel=1e-5)
+    assert result.metrics["bits_per_byte"] < math.log2(258)
+
+
+@pytest.mark.parametrize(
+    "tasks, options, message",
+    [
+        (["helout"], {}, "unknown task 'helout'; did you mean 'heldout'"),
+        (["heldout", "heldout"], {}, "twice"),
+        (["wikitext"], {}, "FMJAX_DATA"),
+        (["lambada_openai"], {"data_dir": "/nowhere"}, "task lambada_openai: needs /nowhere/eval_lambada/lambada_test.jsonl"),
+        (["text:/nowhere.txt"], {}, "'/nowhere.txt' cannot be read"),
+        (["text"], {}, "needs an argument"),
+        (["heldout:x"], {}, "takes no argument"),
+        (["heldout"], {"num_shots": 3}, "num_shots=3"),
+        (["heldout"], {}, "does not say what data"),
+        (["no_such_package.tasks:Mine"], {}, "no_such_package"),
+        (["heldout"], {"task_path": ["/nowhere.py"]}, "'/nowhere.py' does not exist"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(tasks, options, message, monkeypatch):
+    monkeypatch.delenv("FMJAX_DATA", raising=False)
+    with pytest.raises(InputError) as error:
+        fmjax.evaluate(make(0), tasks, **options)
+    assert message in str(error.value)
+
+
+TASK_FILE = '''
+from fmjax.tasks.protocol import Score, Task
+
+
+class Capitals(Task):
+    name = "capitals"
+    version = "2"
+    metrics = ("acc",)
+    description = "capitals of countries"
+    needs = "nothing"
+
+    def documents(self, context):
+        return [("France", "Paris"), ("Italy", "Rome")]
+
+    def requests(self, document):
+        country, _ = document
+        return [Score(f"The capital of {country} is", f" {capital}") for capital in ("Paris", "Rome")]
+
+    def statistics(self, document, answers):
+        best = max(range(2), key=lambda i: answers[i].loglikelihood)
+        return {"acc": float(("Paris", "Rome")[best] == document[1])}
+'''
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A saved model whose config says what data it was trained on."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "texts").mkdir()
+    for i in range(30):
+        (folder / "texts" / f"{i}.txt").write_text(f"document number {i} says " + "word " * i)
+    fields = dict(num_layers=1, hidden_size=16, num_heads=2, max_length=64, vocab_size=None, init_std=0.3)
+    data = dict(name="text", source=str(folder / "texts"), sequence_length=48, tokenizer="bytes", heldout_fraction=0.3)
+    make(1.0, seed=0, model={"name": "gpt", **fields}, data=data).save(folder / "run")
+    return folder / "run"
+
+
+def test_evaluate_command_writes_what_it_promises(workdir, tmp_path, capsys):
+    (tmp_path / "capitals.py").write_text(TASK_FILE)
+    (tmp_path / "story.txt").write_text("once upon a time " * 20)
+    out = tmp_path / "out"
+    tasks = f"heldout,capitals,text:{tmp_path / 'story.txt'}"
+    argv = [f"--model={workdir}", f"--tasks={tasks}", f"--task_path={tmp_path / 'capitals.py'}", f"--output={out}"]
+    assert cli.run(evaluate.main, argv) == 0
+    report = json.loads((out / "results.json").read_text())
+    assert list(report["results"]) == tasks.split(",")
+    assert report["results"]["capitals"]["acc"] == 0.5 and report["task_versions"]["capitals"] == "2"
+    heldout = report["results"]["heldout"]
+    assert heldout["bits_per_byte"] > 4 and heldout["bits_per_byte_stderr"] > 0
+    assert report["model"]["context_length"] == 48 and report["model"]["tokenizer"] == "bytes"
+    assert report["config"]["model"]["vocab_size"] == 258 and report["versions"]["jax"] == jax.__version__
+    samples = [json.loads(line) for line in (out / "samples" / "heldout.jsonl").read_text().splitlines()]
+    assert len(samples) == report["num_documents"]["heldout"] > 1
+    total = {k: sum(s["statistics"][k] for s in samples) for k in ("loglikelihood", "bytes")}
+    assert heldout["bits_per_byte"] == pytest.approx(-total["loglikelihood"] / total["bytes"] / math.log(2))
+    assert len(list((out / "samples").iterdir())) == 3
+    printed = capsys.readouterr().out
+    assert f"{heldout['bits_per_byte']:.4f}" in printed and "capitals" in printed
+    # The same from Python, for the loaded model.
+    again = fmjax.evaluate(fmjax.load(workdir), tasks=["heldout"])
+    assert again["results"]["heldout"] == pytest.approx(heldout)
+
+
+def test_evaluate_command_refuses_with_one_message(workdir, tmp_path, capsys):
+    for argv, message in [
+        ([f"--model={workdir}", "--tasks=heldout"], "--output"),
+        (["--task=heldout"], "did you mean '--tasks'"),
+        ([f"--model={workdir}", "--tasks=heldot", f"--output={tmp_path}"], "did you mean 'heldout'"),
+        ([f"--model={tmp_path}", "--tasks=heldout", f"--output={tmp_path}"], "is not a model"),
+        ([f"--model={workdir}", "--tasks=heldout", f"--output={tmp_path}", "--limit=0"], "at least 1"),
+    ]:
+        assert cli.run(evaluate.main, argv) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_list_prints_a_line_a_task_with_its_name_first(tmp_path, capsys):
+    (tmp_path / "capitals.py").write_text(TASK_FILE)
+    assert cli.run(evaluate.main, ["--list", f"--task_path={tmp_path / 'capitals.py'}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(["capitals", "heldout", "lambada", "lambada_openai", "text", "wikitext"])
+    (tmp_path / "twice.py").write_text(TASK_FILE.replace('"capitals"', '"heldout"'))
+    assert cli.run(evaluate.main, ["--list", f"--task_path={tmp_path / 'twice.py'}"]) == 2
+    assert "two tasks are called 'heldout'" in capsys.readouterr().err
+
+
+def test_a_task_object_needs_no_name_in_a_table():
+    class Fixed(Task):
+        name = "fixed"
+        metrics = ("length",)
+
+        def documents(self, context):
+            return ["a", "bcd"]
+
+        def requests(self, document):
+            return []
+
+        def statistics(self, document, answers):
+            return {"length": len(document)}
+
+    assert run_tasks(make(0), [Fixed()])["fixed"].metrics["length"] == 2
