@@ -1,0 +1,180 @@
+"""Runs that are killed, stopped, moved, damaged or starved go on as if nothing had happened, or say what did."""
+
+import json
+import resource
+import shutil
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from conftest import last_logged, losses
+from fmjax.training.checkpoint import complete_steps
+
+
+def saved(workdir, step):
+    """Every array of a checkpoint, by path, as numpy."""
+    found = {}
+    for item in ("params", "train"):
+        path = workdir.absolute() / "checkpoints" / str(step) / item
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.restore(path, ocp.args.PyTreeRestore(restore_args=None))
+        for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            found[item + jax.tree_util.keystr(key)] = np.asarray(leaf)
+    return found
+
+
+def assert_same_run(workdir, straight, since=0):
+    """The same final state, bit for bit, and the same loss at every step from `since` on."""
+    expected = losses(straight)
+    found = losses(workdir)
+    assert sorted(found) == sorted(expected)
+    assert {s: v for s, v in found.items() if s > since} == {s: v for s, v in expected.items() if s > since}
+    ours, theirs = saved(workdir, 40), saved(straight, 40)
+    assert sorted(ours) == sorted(theirs) and len(ours) > 20
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_killed_at_any_moment_a_run_ends_bitwise_the_same(command, straight):
+    workdir = command.folder / "killed"
+    being_saved = lambda: any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
+    moments = [
+        lambda: last_logged(workdir) >= 7,  # between saves
+        lambda: last_logged(workdir) >= 14 and being_saved(),  # during a save
+        lambda: (workdir / "checkpoints").exists() and being_saved(),  # during the first save after resuming
+    ]
+    for moment in moments:
+        code, _ = command.kill_when(workdir, moment)
+        assert code == -signal.SIGKILL
+    code, output = command.run(workdir)
+    assert code == 0 and "resuming" in output, output
+    assert_same_run(workdir, straight)
+
+
+def test_sigterm_saves_where_it_is_and_the_same_command_resumes(command, straight):
+    workdir = command.folder / "terminated"
+    code, output = command.kill_when(workdir, lambda: last_logged(workdir) >= 8, signal.SIGTERM)
+    assert code == 0 and "saved at step" in output and "Traceback" not in output, output
+    stopped = last_logged(workdir)
+    assert complete_steps(workdir / "checkpoints")[-1] == stopped < 40
+    code, output = command.run(workdir)
+    assert code == 0 and f"at step {stopped} of 40" in output, output
+    assert_same_run(workdir, straight)
+
+
+def test_a_run_moves_to_another_mesh(command, straight):
+    workdir = command.folder / "moved"
+    # Eight devices sharding parameters, then two splitting layers; the same batches, sums in another order.
+    flags = ("--config.mesh.data=1", "--config.mesh.fsdp=8")
+    code, output = command.kill_when(workdir, lambda: last_logged(workdir) >= 12, signal.SIGTERM, *flags, devices=8)
+    assert code == 0, output
+    code, output = command.run(workdir, "--config.mesh.data=1", "--config.mesh.tensor=2", devices=2)
+    assert code == 0 and "resuming" in output, output
+    found, expected = losses(workdir), losses(straight)
+    assert sorted(found) == sorted(expected)
+    for step in expected:
+        assert found[step] == pytest.approx(expected[step], rel=2e-5), step
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(command, straight, damage):
+    workdir = command.folder / f"damaged_{damage}"
+    shutil.copytree(straight, workdir)
+    largest = max((workdir / "checkpoints" / "40").rglob("*"), key=lambda f: f.stat().st_size if f.is_file() else 0)
+    if damage == "truncate":
+        with largest.open("r+b") as file:
+            file.truncate(largest.stat().st_size // 2)
+    else:
+        largest.unlink()
+    code, output = command.run(workdir)
+    assert code == 0, output
+    assert "CHECKPOINT OF STEP 40 IS DAMAGED" in output and largest.name in output and "at step 35 of 40" in output
+    assert (workdir / "damaged_checkpoints" / "40").is_dir()
+    assert_same_run(workdir, straight)
+
+
+def test_when_no_checkpoint_is_readable_the_run_says_so_and_changes_nothing(command, straight):
+    workdir = command.folder / "all_damaged"
+    shutil.copytree(straight, workdir)
+    for manifest in workdir.glob("checkpoints/*/params/manifest.ocdbt"):
+        manifest.unlink()
+    before = sorted(str(p) for p in workdir.rglob("*"))
+    code, output = command.run(workdir)
+    assert code == 2 and "no checkpoint in" in output and "can be read" in output, output
+    assert sorted(str(p) for p in workdir.rglob("*")) == before
+
+
+def test_a_full_disk_is_said_and_what_was_saved_stays_readable(command, straight):
+    workdir = command.folder / "full"
+    code, output = command.kill_when(workdir, lambda: last_logged(workdir) >= 12, signal.SIGTERM)
+    assert code == 0, output
+    kept = complete_steps(workdir / "checkpoints")
+    # No file may grow beyond 40 kB, which is less than the parameters take: the write fails as on a full disk.
+    full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    code, output = command.run(workdir, preexec_fn=full)
+    assert code == 1 and "could not be written" in output and f"the last good checkpoint is step {kept[-1]}" in output, output
+    assert complete_steps(workdir / "checkpoints") == kept
+    code, output = command.run(workdir)
+    assert code == 0, output
+    assert_same_run(workdir, straight)
+
+
+def test_a_resumption_that_would_be_another_run_is_refused_with_the_keys(command, straight):
+    before = (straight / "config.json").read_text()
+    code, output = command.run(straight, "--config.model.num_layers=3", "--config.data.sequence_length=32")
+    assert code == 2 and "Traceback" not in output
+    assert "model.num_layers: 2 in the run, 3 now" in output and "data.sequence_length: 64 in the run, 32 now" in output
+    assert (straight / "config.json").read_text() == before
+
+
+def test_changed_data_are_refused(command, straight):
+    workdir = command.folder / "changed_data"
+    shutil.copytree(straight, workdir)
+    file = command.folder / "text" / "0.txt"
+    original = file.read_text()
+    try:
+        file.write_text(original + " and more")
+        code, output = command.run(workdir, "--config.train.steps=45")
+    finally:
+        file.write_text(original)
+    assert code == 2 and "the data have changed since the run" in output, output
+
+
+def test_more_steps_extend_a_finished_run(command, straight):
+    workdir = command.folder / "extended"
+    shutil.copytree(straight, workdir)
+    code, output = command.run(workdir, "--config.train.steps=43")
+    assert code == 0, output
+    assert sorted(losses(workdir)) == list(range(1, 44)) and complete_steps(workdir / "checkpoints")[-1] == 43
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(command):
+    workdir = command.folder / "nan"
+    code, output = command.run(workdir, "--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0")
+    assert code == 1 and "training stopped at step" in output and "Traceback" not in output, output
+    assert "no checkpoint was saved yet" in output
+    assert complete_steps(workdir / "checkpoints") == []
+
+
+def test_what_is_logged_is_what_is_promised(straight):
+    rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["step"] == 40]
+    names = {name for row in last for name in row}
+    assert {"step", "train/loss", "eval/loss", "perf/tokens_per_second", "perf/seconds_per_step", "perf/input_wait_share"} <= names
+    assert "perf/mfu" not in names  # the peak of a CPU is not known, and not guessed
+    for name in ("config.json", "loss.png", "tokenizer.bytes"):
+        assert (straight / name).is_file()
+
+
+def test_two_runs_cannot_share_a_workdir(command, straight):
+    from fmjax.errors import ConfigError
+    from fmjax.training.resume import locked
+
+    with locked(straight):
+        code, output = command.run(straight)
+    assert code == 2 and "is in use by another run (process" in output, output
+    with locked(straight), pytest.raises(ConfigError), locked(straight):
+        pass

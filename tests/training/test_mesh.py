@@ -1,0 +1,91 @@
+"""Eight simulated devices, split in any way, train as one device does."""
+
+import jax
+import numpy as np
+import pytest
+
+from fmjax import config as configs
+from fmjax.training.evaluation import to_global
+from fmjax.training.setup import build_module, make_program
+
+MODELS = {
+    "llama": {"name": "llama", "num_heads": 8, "num_kv_heads": 4},
+    "gpt": {"name": "gpt", "num_heads": 4, "dropout": 0.0},
+}
+
+
+def config_for(model, mesh, **train):
+    size = {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 64, "max_length": 32}
+    return configs.resolve({
+        "train": {"steps": 3, "batch_size": 8} | train,
+        "mesh": mesh,
+        "model": MODELS[model] | size,
+        "objective": {"name": "causal_lm", "z_loss": 1e-3},
+        "data": {"sequence_length": 32, "tokenizer": "bytes"},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1},
+    })  # fmt: skip
+
+
+def batch(step):
+    """Packed rows of two documents and some padding."""
+    rng = np.random.default_rng(step)
+    tokens = rng.integers(0, 64, (8, 33)).astype(np.int32)
+    segments = np.repeat([[1] * 13 + [2] * 16 + [0] * 3], 8, axis=0).astype(np.int32)
+    positions = np.repeat([[*range(13), *range(16), 0, 0, 0]], 8, axis=0).astype(np.int32)
+    weights = (segments > 0) * rng.integers(0, 2, (8, 32))
+    return {
+        "tokens": tokens[:, :-1] * (segments > 0), "targets": tokens[:, 1:], "segment_ids": segments, "positions": positions,
+        "loss_weights": weights.astype(np.float32),
+    }  # fmt: skip
+
+
+def run(model, mesh, devices, **train):
+    """Losses of three steps, and the final parameters on the host."""
+    config = config_for(model, mesh, **train)
+    example = {k: v[0] for k, v in batch(0).items()}
+    program = make_program(config, build_module(config, {}), example, devices)
+    state, losses = program.init(), []
+    step = program.compile_train_step()
+    for number in range(3):
+        rows = to_global(batch(number), list(range(8)), program.batch_spec)
+        state, metrics = step(state, rows, program.key)
+        losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(state.params), state
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def one_device(request):
+    return request.param, run(request.param, {"data": 1}, jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"data": 8},
+        {"data": 1, "fsdp": 8},
+        {"data": 2, "fsdp": 4},
+        {"data": 2, "tensor": 4},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"data": 1, "fsdp": 2, "tensor": 4},
+    ],
+    ids=lambda mesh: "-".join(f"{k}{v}" for k, v in mesh.items()),
+)
+def test_any_split_trains_as_one_device(one_device, mesh):
+    model, (losses, params, _) = one_device
+    found, found_params, _ = run(model, mesh, jax.devices())
+    np.testing.assert_allclose(found, losses, rtol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found_params, params)
+
+
+def test_parameters_and_optimizer_state_lie_in_shards(one_device):
+    _, _, state = run("llama", {"data": 1, "fsdp": 4, "tensor": 2}, jax.devices())
+    whole = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+    on_one = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+    assert on_one < 0.16 * whole  # an eighth, and the few small norms that are whole everywhere
+
+
+def test_accumulation_over_a_mesh_is_the_whole_batch(one_device):
+    model, (losses, params, _) = one_device
+    found, found_params, _ = run(model, {"data": 2, "tensor": 2}, jax.devices()[:4], accumulate_steps=2)
+    np.testing.assert_allclose(found, losses, rtol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found_params, params)
