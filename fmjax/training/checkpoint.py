@@ -227,12 +227,20 @@ def load_params(workdir: str | pathlib.Path, step: int | None = None, which: str
     if which == "ema" and not has_ema:
         raise CheckpointError(f"the run in {str(workdir)!r} kept no moving average (train.ema_decay was 0)")
     path = folder / str(step) / ("ema" if which == "ema" or (which == "auto" and has_ema) else "params")
+    return read_item(path), step
+
+
+def read_item(path: pathlib.Path) -> Any:
+    """The arrays of one item of a checkpoint (`checkpoints/STEP/params`, say), whole on the first device.
+
+    Raises CheckpointError when it cannot be read.
+    """
     device = SingleDeviceSharding(jax.local_devices()[0])
     try:
         with ocp.StandardCheckpointer() as reader:
             found = reader.metadata(path).item_metadata
             shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), dict(found))
-            return reader.restore(path, shapes), step
+            return reader.restore(path, shapes)
     except Exception as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0][:300]}") from error
 

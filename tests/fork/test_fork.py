@@ -23,16 +23,16 @@ def config_with(**sections):
         "model": {"name": "my_lab.models:Bilinear", "rank": 6},
         "objective": {"name": "my_lab.objectives:Huber", "delta": 2.0},
         "data": {"name": "my_lab.data:RatedPairs"},
-        "optimizer": {"name": "adamw", "learning_rate": 0.05},
+        "optimizer": {"name": "adamw", "learning_rate": 0.01},
     } | sections)  # fmt: skip
 
 
 def test_a_fork_trains_evaluates_and_resumes_without_touching_the_core(my_lab, tmp_path):
     start = train(config_with(), tmp_path / "run", cache_dir=tmp_path, progress=False)
     assert (tmp_path / "run" / "checkpoints" / "60").is_dir()
-    more = config_with(train=config_with().train.to_dict() | {"steps": 200})
+    more = config_with(train=config_with().train.to_dict() | {"steps": 300})
     end = train(more, tmp_path / "run", cache_dir=tmp_path, progress=False)
-    assert end["eval/loss"] < 0.2 * start["eval/loss"] or end["eval/loss"] < 1e-3
+    assert end["eval/loss"] < 0.2 * start["eval/loss"]
     assert "perf/tokens_per_second" not in end and "perf/examples_per_second" in end
 
 

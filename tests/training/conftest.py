@@ -41,16 +41,16 @@ class Command:
             (folder / "text" / f"{number}.txt").write_text(text)
         (folder / "config.py").write_text(CONFIG.format(source=folder / "text"))
 
-    def start(self, workdir, *flags, devices: int = 1, **options) -> subprocess.Popen:
+    def start(self, workdir, *flags, devices: int = 1, prefix=()) -> subprocess.Popen:
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "FMJAX_CACHE": str(self.folder / "cache")}
-        command = [sys.executable, "-m", "fmjax.train", f"--config={self.folder}/config.py", f"--workdir={workdir}", *flags]
+        command = [*prefix, sys.executable, "-m", "fmjax.train", f"--config={self.folder}/config.py", f"--workdir={workdir}", *flags]
         return subprocess.Popen(
-            command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+            command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def run(self, workdir, *flags, devices: int = 1, **options) -> tuple[int, str]:
+    def run(self, workdir, *flags, devices: int = 1, prefix=()) -> tuple[int, str]:
         """(exit code, everything printed)."""
-        process = self.start(workdir, *flags, devices=devices, **options)
+        process = self.start(workdir, *flags, devices=devices, prefix=prefix)
         output, _ = process.communicate(timeout=240)
         return process.returncode, output
 

@@ -1,29 +1,21 @@
 """Runs that are killed, stopped, moved, damaged or starved go on as if nothing had happened, or say what did."""
 
 import json
-import resource
 import shutil
 import signal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from conftest import last_logged, losses
-from fmjax.training.checkpoint import complete_steps
+from fmjax.training.checkpoint import complete_steps, read_item
 
 
 def saved(workdir, step):
     """Every array of a checkpoint, by path, as numpy."""
-    found = {}
-    for item in ("params", "train"):
-        path = workdir.absolute() / "checkpoints" / str(step) / item
-        with ocp.PyTreeCheckpointer() as reader:
-            tree = reader.restore(path, ocp.args.PyTreeRestore(restore_args=None))
-        for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            found[item + jax.tree_util.keystr(key)] = np.asarray(leaf)
-    return found
+    items = {name: read_item(workdir.absolute() / "checkpoints" / str(step) / name) for name in ("params", "train")}
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(items)[0]}
 
 
 def assert_same_run(workdir, straight, since=0):
@@ -113,8 +105,7 @@ def test_a_full_disk_is_said_and_what_was_saved_stays_readable(command, straight
     assert code == 0, output
     kept = complete_steps(workdir / "checkpoints")
     # No file may grow beyond 40 kB, which is less than the parameters take: the write fails as on a full disk.
-    full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-    code, output = command.run(workdir, preexec_fn=full)
+    code, output = command.run(workdir, prefix=("bash", "-c", 'ulimit -f 40; exec "$@"', "limited"))
     assert code == 1 and "could not be written" in output and f"the last good checkpoint is step {kept[-1]}" in output, output
     assert complete_steps(workdir / "checkpoints") == kept
     code, output = command.run(workdir)
