@@ -85,14 +85,17 @@ class Checkpointer:
             yield
         except Exception as error:
             failed, self._started = self._started, None
-            kept = complete_steps(self.folder)
-            last = f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint was saved before it"
-            reason = str(error).strip().splitlines()
+            reason = (str(error).strip().splitlines() or [""])[0][:300]
             raise SaveError(
                 f"checkpoint of step {failed} could not be written to {str(self.folder)!r} "
-                f"({type(error).__name__}: {reason[0][:300] if reason else ''}); {last}. "
+                f"({type(error).__name__}: {reason}); {self.last_good()}. "
                 "Is the disk full? Make room and run the same command again to resume."
             ) from error
+
+    def last_good(self) -> str:
+        """For messages: which checkpoint can be resumed from."""
+        steps = complete_steps(self.folder)
+        return f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved yet"
 
     def restore_latest(self, shapes: TrainState) -> tuple[TrainState, dict] | None:
         """The newest complete checkpoint as (state, meta), or None when the run has none.

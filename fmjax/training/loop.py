@@ -1,6 +1,7 @@
 """The training loop: batches in, steps dispatched ahead, numbers out, states saved."""
 
 import contextlib
+import errno
 import logging
 import pathlib
 import signal
@@ -16,7 +17,7 @@ from fmjax.config import save_config
 from fmjax.data.loader import Loader
 from fmjax.parallel.sharding import local_rows
 from fmjax.training import resume
-from fmjax.training.checkpoint import Checkpointer
+from fmjax.training.checkpoint import Checkpointer, SaveError
 from fmjax.training.clock import Clock
 from fmjax.training.evaluation import evaluate_loss, to_global
 from fmjax.training.metrics import MetricsWriter, plot_loss
@@ -54,6 +55,13 @@ def train(config, workdir, *, cache_dir, progress: bool = True, started: float |
         run = Run(config, workdir, pathlib.Path(cache_dir), progress, started)
         try:
             return run.steps(stop)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise SaveError(
+                f"{error.filename or str(workdir)!r} could not be written ({error.strerror}); {run.checkpointer.last_good()}. "
+                "Make room and run the same command again to resume."
+            ) from error
         finally:
             run.close()
 
@@ -200,9 +208,8 @@ class Run:
             return
         with contextlib.suppress(Exception):
             self.checkpointer.finish()
-        good = f"the last good checkpoint is step {self.saved_step}" if self.saved_step else "no checkpoint was saved yet"
         raise NonFiniteError(
-            f"training stopped at {what}; {good} in {str(self.workdir / 'checkpoints')!r}. Lower optimizer.learning_rate "
+            f"training stopped at {what}; {self.checkpointer.last_good()} in {str(self.workdir / 'checkpoints')!r}. Lower optimizer.learning_rate "
             "or set train.nonfinite='skip' to leave such updates out"
         )
 

@@ -22,7 +22,7 @@ def get_config():
         "model": {{"name": "llama", "num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4,
                   "num_kv_heads": 2, "max_length": 64, "vocab_size": 264}},
         "objective": {{"name": "causal_lm"}},
-        "data": {{"source": "{source}", "sequence_length": 64, "tokenizer": "bytes"}},
+        "data": {{"source": "{source}", "sequence_length": 64, "tokenizer": "bytes", "heldout_fraction": 0.1}},
         "optimizer": {{"name": "adamw", "learning_rate": 3e-3, "schedule": {{"name": "cosine", "warmup_steps": 5}}}},
     }}
 """

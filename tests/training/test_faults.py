@@ -104,8 +104,8 @@ def test_a_full_disk_is_said_and_what_was_saved_stays_readable(command, straight
     code, output = command.kill_when(workdir, lambda: last_logged(workdir) >= 12, signal.SIGTERM)
     assert code == 0, output
     kept = complete_steps(workdir / "checkpoints")
-    # No file may grow beyond 40 kB, which is less than the parameters take: the write fails as on a full disk.
-    code, output = command.run(workdir, prefix=("bash", "-c", 'ulimit -f 40; exec "$@"', "limited"))
+    # No file may grow beyond 20 kB, which is less than the parameters take: the write fails as on a full disk.
+    code, output = command.run(workdir, prefix=("bash", "-c", 'ulimit -f 20; exec "$@"', "limited"))
     assert code == 1 and "could not be written" in output and f"the last good checkpoint is step {kept[-1]}" in output, output
     assert complete_steps(workdir / "checkpoints") == kept
     code, output = command.run(workdir)
