@@ -1,19 +1,24 @@
 """Folders that are built once: whole or not there, whoever else is building them and whenever a process is killed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
+
+from fmjax.errors import DataError
 
 try:
     import fcntl
 except ImportError:  # no such locks on Windows; the atomic rename alone keeps the cache right
     fcntl = None
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def fingerprint(*parts: object) -> str:
@@ -80,8 +85,10 @@ def build_once(
             shutil.rmtree(target)
         for leftover in target.parent.glob(f".{target.name}.partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        # Not tempfile.mkdtemp, whose folders nobody else may read: a cache may be shared.
+        partial = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:12]}"
         try:
+            partial.mkdir()
             build(partial)
             try:
                 os.rename(partial, target)
@@ -89,6 +96,13 @@ def build_once(
                 # Where locks do not work, another process may have finished first: its folder is as good as ours.
                 if not (target.is_dir() and is_whole(target)):
                     raise
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            raise DataError(
+                f"the cache {target.parent} cannot be written ({error.strerror}); make room there or choose another "
+                "folder with the variable FMJAX_CACHE"
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+import fmjax.data.python_stdlib  # noqa: F401 (registers the builder, so that tfds:python_stdlib is known too)
 from fmjax.data import formats
 from fmjax.data.cache import content_hash, fingerprint
 from fmjax.data.splits import heldout_choice

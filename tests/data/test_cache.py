@@ -1,5 +1,6 @@
 """Cache folders are whole or absent: killed, concurrent and damaged builds."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from fmjax.data.cache import build_once, content_hash, fingerprint
+from fmjax.errors import DataError
 
 
 def _slow_build(target, log, seconds):
@@ -55,6 +57,16 @@ def test_a_failing_build_leaves_nothing(tmp_path):
         raise ValueError("no more")
 
     with pytest.raises(ValueError, match="no more"):
+        build_once(tmp_path / "thing", build)
+    assert not (tmp_path / "thing").exists() and not list(tmp_path.glob(".thing.partial-*"))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+    def build(folder):
+        (folder / "half").write_text("one")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DataError, match="cannot be written .No space left on device.*FMJAX_CACHE"):
         build_once(tmp_path / "thing", build)
     assert not (tmp_path / "thing").exists() and not list(tmp_path.glob(".thing.partial-*"))
 

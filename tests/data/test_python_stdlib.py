@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fmjax.data import python_stdlib, stdlib_files
+from fmjax.data.sources import SourceSpec, open_source
 from fmjax.data.text import TextData
 
 
@@ -50,6 +51,15 @@ def test_documents_and_splits(builtin_cache):
     assert list(builtin_cache.glob(f"python_stdlib/*/python_stdlib/{version}/*.array_record*"))
 
 
+def test_it_is_a_tfds_dataset_like_any_other(builtin_cache, tmp_path):
+    source = open_source(SourceSpec("tfds:python_stdlib"), tmp_path)  # not prepared there yet
+    found = {"train": set(), "heldout": set()}
+    for split_name, _, text in source.read():
+        found[split_name].add(text)
+    for name in found:
+        assert found[name] == set(split(builtin_cache, name).values())
+
+
 def test_decoding_follows_the_declared_encoding():
     decode = stdlib_files.decode
     assert decode("a.py", b"# coding: koi8-r\n# \xc1\r\n") == "# coding: koi8-r\n# а\r\n"
@@ -75,6 +85,7 @@ def test_warm_open_is_fast_and_loads_no_tensorflow(builtin_cache):
     code = """
 import json, pathlib, sys, time
 start = time.perf_counter()
+from fmjax.data.sources import SourceSpec, open_source
 from fmjax.data.text import TextData
 from fmjax.data.loader import Loader
 data = TextData(tokenizer="bytes", sequence_length=256).open(seed=0, cache_dir=pathlib.Path(sys.argv[1]))
