@@ -14,7 +14,7 @@ from fmjax.data.base import OpenData
 from fmjax.data.cache import build_once, fingerprint
 from fmjax.data.corpus import Corpus, require_documents, tokenize_corpus
 from fmjax.data.packing import PackedRows
-from fmjax.data.shuffle import shuffled
+from fmjax.data.shuffle import ShuffledIndices, shuffled
 from fmjax.data.sources import SourceSpec, SplitSource, open_source, split_evaluation, split_train
 from fmjax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from fmjax.errors import ConfigError
@@ -129,11 +129,12 @@ class TextData:
             heldout = corpora
         rows = {name: self._rows(corpus, "train") for name, corpus in corpora.items()}
         evaluation, documents = self._evaluation(heldout)
-        if not evaluation and self.heldout_fraction != 0:
-            logging.warning(
-                "No document of %s fell to the held-out share, so nothing is evaluated; set data.eval_source or a "
-                "larger data.heldout_fraction.", " and ".join(source.name for source in sources.values()),
-            )  # fmt: skip
+        for name in sources.keys() & heldout.keys():
+            if (name or "heldout") not in evaluation and sources[name].fraction > 0:
+                logging.warning(
+                    "No document of %s fell to its held-out share, so it is not evaluated; set data.eval_source or a "
+                    "larger heldout_fraction.", sources[name].name,
+                )  # fmt: skip
         identity = {f"data/{name}" if name else "data": _identity(source) for name, source in sources.items()}
         if evaluated is not None:
             identity["eval_source"] = _identity(split_evaluation(evaluated))
@@ -166,19 +167,17 @@ class TextData:
         return PackedRows(corpus.splits[split].tokens, plan, self.sequence_length)
 
     def _evaluation(self, corpora: Mapping[str, Corpus]):
-        """Held-out rows and documents by name: "heldout" for all, and one more for each source of a mixture."""
+        """Held-out rows and documents by name: "heldout", or the names of a mixture's sources. The documents of all
+        of these together are "heldout" too."""
         rows, documents = {}, {}
         for name, corpus in corpora.items():
             packed = self._rows(corpus, "heldout")
             if len(packed):
-                rows[name], documents[name] = packed, corpus.heldout_text
-        if not rows:
-            return {}, {}
-        single = {name: part for name, part in rows.items() if name}
-        return (
-            {"heldout": Joined(list(rows.values()))} | single,
-            {"heldout": Joined(list(documents.values()))} | {name: documents[name] for name in single},
-        )
+                rows[name or "heldout"] = ShuffledRows(packed)
+                documents[name or "heldout"] = corpus.heldout_text
+        if len(corpora) > 1 and documents:
+            documents["heldout"] = Joined(list(documents.values()))
+        return rows, documents
 
     def _check(self, module: Any, tokenizer: Tokenizer) -> None:
         vocab_size = getattr(module, "vocab_size", None)
@@ -192,6 +191,22 @@ class TextData:
             raise ConfigError(
                 f"data.sequence_length is {self.sequence_length}, but model.max_length is {max_length}; make them fit"
             )
+
+
+class ShuffledRows(Sequence):
+    """Finite rows in one fixed random order, so that the first few of them speak for all the documents."""
+
+    def __init__(self, rows: Sequence):
+        self._rows = rows
+        self._order = ShuffledIndices(len(rows), "evaluation")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int):
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self._rows[self._order[index]]
 
 
 class Joined(Sequence):

@@ -104,7 +104,7 @@ def test_the_handed_out_object(opened):
         opened.documents("heldot")
 
 
-def test_mixture_follows_weights_past_the_shortest_source(tmp_path, cache_dir):
+def test_mixture_follows_weights_past_the_shortest_source(tmp_path, cache_dir, caplog):
     for name, count in (("a", 100), ("b", 7), ("c", 400)):
         write_lines(tmp_path / f"{name}.jsonl", [name * 31] * count)  # rows of one document each, of one letter
     parts = {name: {"source": str(tmp_path / f"{name}.jsonl"), "weight": weight, "heldout_fraction": 0.1}
@@ -114,13 +114,26 @@ def test_mixture_follows_weights_past_the_shortest_source(tmp_path, cache_dir):
     for name, weight in (("a", 0.5), ("b", 0.2), ("c", 0.3)):
         assert abs((letters == ord(name)).mean() - weight) < 0.005
         assert abs((letters[:200] == ord(name)).mean() - weight) < 0.02  # and so all along, not in blocks
-    heldout = data.evaluation["heldout"]
-    assert len(heldout) == sum(len(data.evaluation[name]) for name in data.evaluation if name != "heldout")
+    assert {name: {chr(data.evaluation[name][i]["tokens"][1]) for i in range(len(data.evaluation[name]))}
+            for name in data.evaluation} == {"a": {"a"}, "c": {"c"}}  # fmt: skip
+    assert "No document of" in caplog.text and "b.jsonl fell to its held-out share" in caplog.text  # 7 documents
     assert list(data.documents("c")) == [d for d in data.documents() if d[0] == "c"]
+    assert len(data.documents()) == sum(len(data.documents(name)) for name in "ac")
     assert set(data.identity) == {"data/a", "data/b", "data/c", "tokenizer"}
     heavier = TextData(mixture=parts | {"a": parts["a"] | {"weight": 5}}, **BYTES).open(seed=3, cache_dir=cache_dir)
     letters = np.array([heavier.train[i]["tokens"][1] for i in range(4000)])
     assert abs((letters == ord("a")).mean() - 5 / 5.5) < 0.005
+
+
+def test_the_first_evaluation_rows_speak_for_all_documents(tmp_path, cache_dir):
+    other = write_lines(tmp_path / "other.jsonl", [letter * 320 for letter in "abcdefghij"])
+    train = write_lines(tmp_path / "train.jsonl", ["text"] * 60)
+    data = TextData(source=train, eval_source=other, **BYTES).open(seed=0, cache_dir=cache_dir)
+    rows = data.evaluation["heldout"]
+    assert len({chr(rows[i]["tokens"][5]) for i in range(20)}) >= 7  # in order, 20 rows would be of 2 documents
+    assert len({rows[i]["tokens"].tobytes() for i in range(len(rows))}) > 10
+    with pytest.raises(IndexError):
+        rows[len(rows)]
 
 
 def test_eval_source(tmp_path, jsonl, cache_dir, texts):
