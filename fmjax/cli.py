@@ -10,6 +10,7 @@ Exit codes: 0 done; 2 bad usage, configuration or input (one message on stderr, 
 """
 
 import argparse
+import logging
 import math
 import os
 import sys
@@ -70,6 +71,12 @@ def number(kind: type, *, low: float = -math.inf, high: float = math.inf, exclud
         return value
 
     return parse
+
+
+def log_to_stderr(level: int = logging.WARNING) -> None:
+    """Messages of fmjax at `level` and up, bare, on stderr; of libraries only errors."""
+    logging.basicConfig(format="%(message)s", level=logging.ERROR, stream=sys.stderr)
+    logging.getLogger("fmjax").setLevel(level)
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:

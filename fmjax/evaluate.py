@@ -5,7 +5,6 @@ task, its name first. This module is itself callable, as `fmjax.load` is and for
 """
 
 import json
-import logging
 import os
 import pathlib
 import platform
@@ -160,7 +159,7 @@ def main(argv: list[str]) -> None:
     if flags.list:
         print(listing(flags.task_path))
         return
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    cli.log_to_stderr()
 
     from fmjax.caches import use_compilation_cache
 

@@ -4,7 +4,6 @@ Prints the prompt and its continuation, as the tokens come.
 """
 
 import itertools
-import logging
 import sys
 
 from fmjax import cli
@@ -31,7 +30,7 @@ def parse(argv: list[str]):
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    cli.log_to_stderr()
 
     from fmjax.caches import use_compilation_cache
     from fmjax.load import load

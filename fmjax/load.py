@@ -28,7 +28,7 @@ log = logging.getLogger("fmjax")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A module with its parameters and what belongs to them.
 
@@ -39,6 +39,7 @@ class Model:
       tokenizer: see `fmjax.data.tokenizer.Tokenizer`; None where the folder has none.
       step: the training step of the checkpoint.
       source: where it was loaded from, for messages and results.
+      identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
       add_bos: whether a text starts with BOS, as the rows of training did.
     """
 
@@ -48,7 +49,13 @@ class Model:
     tokenizer: Any = None
     step: int | None = None
     source: str = "memory"
+    identity: dict = dataclasses.field(default_factory=dict)
     add_bos: bool = True
+
+    def __repr__(self) -> str:
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        at = "" if self.step is None else f", step {self.step}"
+        return f"Model({type(self.module).__name__}, {count:,} parameters, from {self.source}{at})"
 
     @property
     def context_length(self) -> int | None:
@@ -286,7 +293,18 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None) -> Model:
             f"{module.vocab_size}; is tokenizer.* from another run?"
         )
     module, params = cast(module, params, dtype)
-    return Model(module, params, config, tokenizer, step=step, source=str(folder))
+    return Model(module, params, config, tokenizer, step, str(folder), _data_identity(folder, step))
+
+
+def _data_identity(folder: pathlib.Path, step: int) -> dict:
+    """What the checkpoint says its data were; empty for one that `Model.save` wrote."""
+    import orbax.checkpoint as ocp
+
+    path = (folder / "checkpoints" / str(step) / "meta").absolute()
+    if not path.is_dir():
+        return {}
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(path)["data"]
 
 
 def _find_tokenizer(folder: pathlib.Path):

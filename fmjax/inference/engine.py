@@ -239,7 +239,7 @@ def _run_batch(module, params, prompts, group: list[int], settings: _Settings) -
     cache_length = bucket(max(width, (prefix + allowed).max()), low=64, high=context)
 
     cache = prefill(module, params, tokens, prefix, cache_length=cache_length)
-    state = DecodeState(cache, *map(jnp.asarray, (last, prefix, np.zeros_like(prefix), allowed)))
+    state = DecodeState(cache, *map(jnp.array, (last, prefix, np.zeros_like(prefix), allowed)))
     keys = settings.random_keys[np.asarray(group + group[:1] * (rows - len(group)))]
     stops = np.asarray(sorted(settings.stop_ids) or [-1], np.int32)
     drawn = np.zeros(rows, np.int64)

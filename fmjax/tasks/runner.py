@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fmjax.errors import InputError
+from fmjax.errors import DataError, InputError
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.protocol import Generate, Rolling, RollingAnswer, Score, ScoreAnswer, Task, TaskContext
 
@@ -91,7 +91,16 @@ def _open_data(model):
     from fmjax.caches import cache_dir
     from fmjax.training.setup import open_data
 
-    return open_data(model.config, cache_dir())
+    data = open_data(model.config, cache_dir())
+    for key, before in model.identity.items():
+        now = data.identity.get(key)
+        # Another tokenizer of the same documents does not matter: the model brings its own.
+        if key != "tokenizer" and now != before:
+            raise DataError(
+                f"the data are not those of the run in {model.source!r}, so what is held out now may have been trained "
+                f"on: {key} was {before!r}, is {now!r}; put the data back, or score a text of your own as text:PATH"
+            )
+    return data
 
 
 def _documents(task: Task, context: TaskContext, limit: int | None) -> list:

@@ -1,5 +1,6 @@
 """Tasks, their runner and the evaluate command, on models whose answers are known in closed form."""
 
+import dataclasses
 import gzip
 import json
 import lzma
@@ -214,6 +215,37 @@ def test_evaluate_command_writes_what_it_promises(workdir, tmp_path, capsys):
     # The same from Python, for the loaded model.
     again = fmjax.evaluate(fmjax.load(workdir), tasks=["heldout"])
     assert again["results"]["heldout"] == pytest.approx(heldout)
+
+
+def test_held_out_documents_of_changed_data_are_refused(workdir):
+    model = fmjax.load(workdir)
+    from fmjax.caches import cache_dir
+    from fmjax.training.setup import open_data
+
+    identity = dict(open_data(model.config, cache_dir()).identity)
+    known = dataclasses.replace(model, identity=identity | {"tokenizer": "another"})
+    assert fmjax.evaluate(known, ["heldout"], limit=1)["num_documents"] == {"heldout": 1}
+    with pytest.raises(InputError, match="may have been trained on: data was 'older'"):
+        fmjax.evaluate(dataclasses.replace(model, identity=identity | {"data": "older"}), ["heldout"], limit=1)
+
+
+def test_parameters_on_a_mesh_give_the_scores_of_one_device():
+    model = make(1.0)
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def shard(x):
+        axis = next((i for i, n in enumerate(x.shape) if n % 8 == 0), None)
+        spec = [None] * x.ndim if axis is None else [*[None] * axis, "fsdp"]
+        return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P(*spec)))
+
+    spread = dataclasses.replace(model, params=jax.tree.map(shard, model.params))
+    assert any(len(x.sharding.device_set) == 8 and not x.is_fully_replicated for x in jax.tree.leaves(spread.params))
+    pairs = [("a b", " c"), ("", "def f")]
+    with jax.set_mesh(mesh):
+        scores = spread.score(pairs)
+        texts = spread.generate(["ab", ""], max_new_tokens=5, temperature=0)
+    np.testing.assert_allclose([s[0] for s in scores], [s[0] for s in model.score(pairs)], atol=1e-4)
+    assert texts == model.generate(["ab", ""], max_new_tokens=5, temperature=0)
 
 
 def test_evaluate_command_refuses_with_one_message(workdir, tmp_path, capsys):
