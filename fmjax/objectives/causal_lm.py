@@ -18,15 +18,21 @@ class CausalLM:
     Attributes:
       z_loss: coefficient of the squared log-partition function, added to the training loss only; 0 for none.
       chunk_size: positions of each row whose logits exist at the same time.
+      sample_prompts: continued for `samples.txt`; "" starts from BOS.
+      sample_tokens, sample_temperature: length and temperature of those continuations.
     """
 
     z_loss: float = 0.0
     chunk_size: int = 128
+    sample_prompts: tuple[str, ...] = ("",)
+    sample_tokens: int = 200
+    sample_temperature: float = 0.8
 
     def __post_init__(self):
-        check_positive(chunk_size=self.chunk_size)
-        if self.z_loss < 0:
-            raise ConfigError(f"z_loss={self.z_loss!r}: expected a number of at least 0.")
+        check_positive(chunk_size=self.chunk_size, sample_tokens=self.sample_tokens)
+        for name in ("z_loss", "sample_temperature"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected a number of at least 0.")
 
     def inputs(self, batch: dict) -> dict:
         """The arrays of `batch` that the module takes, by keyword."""
@@ -64,3 +70,19 @@ class CausalLM:
             named["accuracy"] = sums["correct"]
         weight = weights.sum()
         return {name: (value, weight) for name, value in named.items()}
+
+    def sample(self, module, params, data, key) -> list[str]:
+        """A text for each of `sample_prompts`, prompt included.
+
+        Args:
+          module, params: a decoder and its parameters.
+          data: the run's `OpenData`, for its tokenizer.
+          key: random key that the continuations depend on.
+        """
+        from fmjax.load import Model
+
+        model = Model(module, params, {}, data.tokenizer)
+        seed = int(jax.random.bits(key) >> 1)
+        length = min(self.sample_tokens, module.max_length - max(len(model.encode(p)) for p in self.sample_prompts))
+        texts = model.generate(self.sample_prompts, max_new_tokens=length, temperature=self.sample_temperature, seed=seed)
+        return [prompt + text for prompt, text in zip(self.sample_prompts, texts)]

@@ -258,6 +258,30 @@ class Run:
         if self.main:
             plot_loss(self.workdir)
         self.checkpointer.finish()
+        self._run_tasks()
+
+    def _run_tasks(self) -> None:
+        """The evaluation tasks the config asks for at the end; their lines come last on the terminal."""
+        if not self.settings.final_tasks:
+            return
+        from fmjax.load import Model
+        from fmjax.tasks.runner import run_tasks, write_samples
+
+        model = Model(
+            self.program.module, self.eval_params, self.config.to_dict(), self.data.tokenizer, self.step, str(self.workdir)
+        )
+        results = run_tasks(
+            model,
+            self.settings.final_tasks,
+            data=self.data,
+            limit=self.settings.final_tasks_limit,
+            progress=self.progress,
+        )
+        for name, result in results.items():
+            self._write(self.step, {f"{name}/{k}": v for k, v in result.metrics.items() if v is not None})
+            log.info("%s", result.headline)
+        if self.main:
+            write_samples(results, self.workdir / "samples")
 
     def _must_stop(self, stop: threading.Event) -> bool:
         if jax.process_count() == 1:
