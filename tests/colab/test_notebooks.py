@@ -1,0 +1,32 @@
+"""Every notebook runs from top to bottom, with a short training."""
+
+import os
+import pathlib
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = pathlib.Path(__file__).parents[2] / "colab"
+
+
+@pytest.mark.parametrize("notebook", sorted(FOLDER.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_the_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMJAX_NOTEBOOK_STEPS", "4")
+    monkeypatch.setenv("FMJAX_NOTEBOOK_WORKDIR", str(tmp_path / "run"))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    paths = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    # The kernel of this interpreter, whatever kernels the machine has registered.
+    spec = tmp_path / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(
+        '{"argv": ["%s", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "p", "language": "python"}'
+        % sys.executable
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    done = NotebookClient(nbformat.read(notebook, as_version=4), timeout=600, kernel_name="python3").execute(cwd=str(tmp_path))
+    assert (tmp_path / "run" / "loss.png").is_file()
+    text = "".join(str(cell.get("outputs")) for cell in done.cells)
+    assert "bits_per_byte" in text and "image/png" in text
