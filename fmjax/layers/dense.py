@@ -3,6 +3,8 @@
 Quantized weights, low-rank adapters and low precision enter in `dense` and nowhere else.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,14 +25,44 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
     Returns: [..., out].
     """
     dtype = jnp.dtype(dtype or x.dtype)
-    contracted = 1 if transpose else 0
-    y = lax.dot_general(
-        x.astype(dtype),
-        weight.astype(dtype),
-        (((x.ndim - 1,), (contracted,)), ((), ())),
-        preferred_element_type=out_dtype or dtype,
-    )
+    y = _product(x.astype(dtype), weight, transpose, jnp.dtype(out_dtype or dtype))
     return y if bias is None else y + bias.astype(y.dtype)
+
+
+# The gradients are written out because the order of factors decides what XLA's CPU backend does. In the weight's
+# gradient the first factor is copied to be transposed, so it must be the smaller one; autodiff takes the output's
+# gradient there. The weight's gradient is accumulated in the weight's own dtype.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x, weight, transpose, out_dtype):
+    contracted = (((x.ndim - 1,), (1 if transpose else 0,)), ((), ()))
+    return lax.dot_general(x, weight.astype(x.dtype), contracted, preferred_element_type=out_dtype)
+
+
+def _product_forward(x, weight, transpose, out_dtype):
+    return _product(x, weight, transpose, out_dtype), (x, weight)
+
+
+def _product_backward(transpose, out_dtype, saved, g):
+    x, weight = saved
+    g = g.astype(x.dtype)
+    contracted = (((g.ndim - 1,), (0 if transpose else 1,)), ((), ()))
+    d_x = lax.dot_general(g, weight.astype(x.dtype), contracted, preferred_element_type=x.dtype)
+    return d_x, weight_gradient(x, g, transpose, weight.dtype)
+
+
+def weight_gradient(x: jax.Array, g: jax.Array, transpose: bool, dtype) -> jax.Array:
+    """The sum over rows of x_i g_j: [in, out] from x [..., in] and g [..., out], or [out, in] with `transpose`."""
+    rows = tuple(range(x.ndim - 1))
+    swap = g.shape[-1] < x.shape[-1]
+    factors = (g, x) if swap else (x, g)
+    product = lax.dot_general(*factors, ((rows, rows), ((), ())), preferred_element_type=dtype)
+    # Without the barrier XLA folds the transposition into the product, and the factors are back in the slow order.
+    return lax.optimization_barrier(product).T if swap != transpose else product
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nn.Module):

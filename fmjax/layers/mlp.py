@@ -2,21 +2,28 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from fmjax.layers.checks import check_choice
 from fmjax.layers.dense import Linear
 from fmjax.layers.tap import tap
 
-# Gated variants (Shazeer 2020) multiply the activated "gate" product with a second product, "up".
+def _gelu(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x):
+    return jax.nn.gelu(x, approximate=True)
+
+
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
-    "geglu": lambda x: jax.nn.gelu(x, approximate=False),
-    "geglu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "swiglu": jax.nn.silu,
+    # Gated variants (Shazeer 2020): the activated "gate" product times a second product, "up".
+    "geglu": lambda gate, up: _gelu(gate) * up,
+    "geglu_tanh": lambda gate, up: _gelu_tanh(gate) * up,
+    "swiglu": lambda gate, up: jax.nn.silu(gate) * up,
 }
 GATED = ("geglu", "geglu_tanh", "swiglu")
 
@@ -43,12 +50,13 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
         check_choice("activation", self.activation, ACTIVATIONS)
-        act = ACTIVATIONS[self.activation]
+        # Only the activation's inputs are kept for the backward pass; computing it again is cheaper than the memory.
+        act = jax.checkpoint(ACTIVATIONS[self.activation])
         inner = dict(features=self.intermediate_size, names=("embed", "mlp"), use_bias=self.use_bias)
         inner |= dict(stddev=self.stddev, dtype=self.dtype)
         up = Linear(**inner, name="up")(x)
         if self.activation in GATED:
-            hidden = act(tap(self, "mlp_gate", Linear(**inner, name="gate")(x))) * tap(self, "mlp_up", up)
+            hidden = act(tap(self, "mlp_gate", Linear(**inner, name="gate")(x)), tap(self, "mlp_up", up))
         else:
             hidden = act(tap(self, "mlp_up", up))
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "act_mlp"))

@@ -1,5 +1,7 @@
 """Normalisation layers, computed in float32 whatever the compute dtype."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,10 @@ from fmjax.layers.checks import check_choice
 NORMS = ("layernorm", "rmsnorm")
 
 
+# Both keep only their inputs for the backward pass: what they compute inside is cheap and as large as they are.
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
     """LayerNorm (Ba et al. 2016) over the last axis; returns x's dtype."""
     y = x.astype(jnp.float32)
@@ -18,6 +24,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: 
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
+@functools.partial(jax.checkpoint, static_argnums=2)
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """RMSNorm (Zhang & Sennrich 2019) over the last axis; returns x's dtype."""
     y = x.astype(jnp.float32)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fmjax.layers.dense import weight_gradient
 from fmjax.layers.embed import output_logits
 
 
@@ -55,6 +56,8 @@ _cross_entropy.defvjp(_forward, _backward)
 def _over_chunks(hidden, head, targets, weights, z_loss, chunk_size, count_correct, gradients):
     """(sums, gradient of "loss" to hidden, gradient to head); the gradients are None unless asked for."""
     length = hidden.shape[1]
+    tied = "embedding" in head
+    vocab_size = head["embedding"].shape[0] if tied else head["kernel"].shape[1]
     chunk = functools.partial(_chunk, head=head, z_loss=z_loss, count_correct=count_correct, gradients=gradients)
 
     def cut(start, size):
@@ -73,14 +76,20 @@ def _over_chunks(hidden, head, targets, weights, z_loss, chunk_size, count_corre
     names = ["loss", "cross_entropy", "z_loss"] + ["correct"] * count_correct
     carry = ({name: jnp.zeros((), jnp.float32) for name in names}, None, None)
     if gradients:
-        carry = (carry[0], jnp.zeros_like(hidden), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), head))
+        d_head = {"weight": jnp.zeros((hidden.shape[-1], vocab_size), jnp.float32)}
+        if "bias" in head:
+            d_head["bias"] = jnp.zeros((vocab_size,), jnp.float32)
+        carry = (carry[0], jnp.zeros_like(hidden), d_head)
     carry, _ = lax.scan(body, carry, jnp.arange(whole) * chunk_size)
     if whole * chunk_size < length:
         chunk_size, start = length - whole * chunk_size, whole * chunk_size
         carry, _ = body(carry, start)
     sums, d_hidden, d_head = carry
     if gradients:
-        d_head = jax.tree.map(lambda d, x: d.astype(x.dtype), d_head, head)
+        # Summed as [D, V] and turned once: see `weight_gradient`.
+        weight = d_head.pop("weight")
+        d_head["embedding" if tied else "kernel"] = lax.optimization_barrier(weight).T if tied else weight
+        d_head = {name: d_head[name].astype(value.dtype) for name, value in head.items()}
     return sums, d_hidden, d_head
 
 
@@ -106,12 +115,8 @@ def _chunk(hidden, targets, weights, *, head, z_loss, count_correct, gradients):
     d_logits = exponentials * (factor[..., None] / total) - jnp.where(is_target, weights[..., None], 0.0)
     d_bias = {"bias": jnp.sum(d_logits, axis=(0, 1))} if "bias" in head else {}
     d_logits = d_logits.astype(hidden.dtype)
-    rows = ((0, 1), (0, 1))
-    if "embedding" in head:
-        weight, name, column = head["embedding"], "embedding", 0
-        d_weight = lax.dot_general(d_logits, hidden, (rows, ((), ())), preferred_element_type=jnp.float32)
-    else:
-        weight, name, column = head["kernel"], "kernel", 1
-        d_weight = lax.dot_general(hidden, d_logits, (rows, ((), ())), preferred_element_type=jnp.float32)
-    d_hidden = lax.dot_general(d_logits, weight.astype(hidden.dtype), (((2,), (column,)), ((), ())))
-    return sums, d_hidden.astype(hidden.dtype), {name: d_weight} | d_bias
+    tied = "embedding" in head
+    weight = head["embedding" if tied else "kernel"].astype(hidden.dtype)
+    d_hidden = lax.dot_general(d_logits, weight, (((2,), (0 if tied else 1,)), ((), ())))
+    d_weight = weight_gradient(hidden, d_logits, False, jnp.float32)
+    return sums, d_hidden.astype(hidden.dtype), {"weight": d_weight} | d_bias

@@ -1,5 +1,7 @@
 """The FLOPs a model needs: the one formula behind MFU, plans and scaling fits."""
 
+from fmjax.layers.mlp import GATED
+
 
 def transformer_flops(config, *, vocab_size: int, sequence_length: int, training: bool = True) -> float:
     """FLOPs of one row of `sequence_length` tokens through a decoder.
@@ -21,7 +23,7 @@ def transformer_flops(config, *, vocab_size: int, sequence_length: int, training
     t = sequence_length
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     products = config.hidden_size * (2 * heads + 2 * kv_heads)  # query and out, key and value
-    gated = config.activation in ("geglu", "geglu_tanh", "swiglu")
+    gated = config.activation in GATED
     products += (3 if gated else 2) * config.hidden_size * config.intermediate_size
     pairs = allowed_pairs(t, causal=config.causal, window=config.window)
     layer = 2 * t * products + 2 * 2 * pairs * heads  # q k^T, and probabilities times v
