@@ -5,6 +5,7 @@ task, its name first. This module is itself callable, as `fmjax.load` is and for
 """
 
 import json
+import math
 import os
 import pathlib
 import platform
@@ -80,8 +81,15 @@ def evaluate(
     }
     if output is not None:
         write_samples(found, output / "samples")
-        (output / "results.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
+        # JSON has no infinity, which is what the perplexity of a hopeless model overflows to.
+        finite = {name: {k: _finite(v) for k, v in metrics.items()} for name, metrics in report["results"].items()}
+        text = json.dumps({**report, "results": finite}, indent=2, default=str)
+        (output / "results.json").write_text(text + "\n")
     return report
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _describe(model) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def parse(argv: list[str]):
     parser.add_argument(
         "--temperature", type=cli.number(float, low=0, high=1e6), default=1.0, help="divides the logits; 0 is greedy"
     )
-    parser.add_argument("--top_k", type=cli.number(int, low=0), default=0, help="draw from the k likeliest; 0: from all")
+    parser.add_argument("--top_k", type=cli.number(int, low=0), default=0, help="draw from the k likeliest; 0: all")
     parser.add_argument(
         "--top_p",
         type=cli.number(float, low=0, high=1, exclude_low=True),

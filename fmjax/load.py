@@ -59,7 +59,7 @@ class Model:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that scoring gives the model at most: `module.max_length`, or the rows it was trained on if shorter."""
+        """Tokens that scoring gives the model at most: `module.max_length`, or its training rows' length if shorter."""
         known = [getattr(self.module, "max_length", None), self.config.get("data", {}).get("sequence_length")]
         return min((length for length in known if length), default=None)
 
@@ -331,7 +331,7 @@ def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:
 
 
 READERS = [(_is_workdir, _load_workdir)]
-"""Which folders can be read: (recognises(folder), reader(folder, dtype, step) -> Model), the first that fits is used."""
+"""Which folders can be read: (recognises(folder), reader(folder, dtype, step) -> Model); the first that fits reads."""
 
 
 class _CallableModule(types.ModuleType):

@@ -210,7 +210,7 @@ def _split(inputs, same, segments) -> Iterator[_Group]:
 
 
 def pack_rows(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Indices of `sizes` gathered into rows of at most `length`: the largest first, each into the fullest row it fits."""
+    """Indices of `sizes` gathered into rows of at most `length`: largest first, each into the fullest row it fits."""
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (what is left, row), sorted
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):

@@ -1,4 +1,4 @@
-"""Finding tasks: those of fmjax, of installed packages (entry points `fmjax.tasks`), of given files, or by import path."""
+"""Finding tasks: fmjax's own, those of installed packages (entry points `fmjax.tasks`), of files, by import path."""
 
 import importlib.metadata
 import importlib.util
@@ -40,11 +40,9 @@ def tasks_in_file(path: pathlib.Path) -> list[type[Task]]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise InputError(f"--task_path: {str(path)!r} does not run: {type(error).__name__}: {error}") from error
-    tasks = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Task) and value.__module__ == module.__name__ and hasattr(value, "name")
-    ]
+    classes = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Task)]
+    # Not those it imports, and not a base class without a name.
+    tasks = [task for task in classes if task.__module__ == module.__name__ and hasattr(task, "name")]
     if not tasks:
         raise InputError(f"--task_path: {str(path)!r} defines no subclass of fmjax.tasks.protocol.Task with a name")
     return tasks

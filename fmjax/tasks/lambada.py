@@ -21,7 +21,7 @@ class LambadaOpenAI(Task):
             try:
                 documents.append({"text": json.loads(line)["text"]})
             except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path}, line {number}: expected a JSON object with 'text', got {line[:80]!r}") from None
+                raise DataError(f"{path}, line {number}: expected an object with 'text', got {line[:80]!r}") from None
         return documents
 
     def requests(self, document):

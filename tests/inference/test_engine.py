@@ -52,7 +52,8 @@ def test_the_seed_fixes_the_text_whatever_the_batch_around_it():
 def test_stop_tokens_end_a_row_and_only_that_row():
     free = engine.generate(MODULE, PARAMS, PROMPTS, max_new_tokens=12, temperature=0)
     stop = free[0].tokens[3]
-    for before, after in zip(free, engine.generate(MODULE, PARAMS, PROMPTS, max_new_tokens=12, temperature=0, stop_ids=[stop])):
+    stopped = engine.generate(MODULE, PARAMS, PROMPTS, max_new_tokens=12, temperature=0, stop_ids=[stop])
+    for before, after in zip(free, stopped):
         expected = before.tokens[: before.tokens.index(stop) + 1] if stop in before.tokens else before.tokens
         assert after.tokens == expected
         assert after.finish == ("stop" if stop in before.tokens else "length")
@@ -79,7 +80,8 @@ def test_chunks_join_to_the_whole_and_come_as_they_are_drawn():
 def test_nothing_recompiles_as_prompts_lengths_and_numbers_change():
     engine.generate(MODULE, PARAMS, PROMPTS, max_new_tokens=10, temperature=0.5, top_p=0.9)
     before = dict(engine.TRACES)
-    engine.generate(MODULE, PARAMS, [p[:-1] or [2] for p in PROMPTS], max_new_tokens=13, temperature=0.9, top_k=3, seed=4)
+    others = [prompt[:-1] or [2] for prompt in PROMPTS]
+    engine.generate(MODULE, PARAMS, others, max_new_tokens=13, temperature=0.9, top_k=3, seed=4)
     assert engine.TRACES == before
 
 

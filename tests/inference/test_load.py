@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +27,7 @@ SIZES = dict(num_layers=2, hidden_size=16, num_heads=4, max_length=64, init_std=
 
 
 def make(module, tokenizer, seed=0, **config):
-    params = module.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]
-    params = jax.tree.map(lambda x: x.unbox() if hasattr(x, "unbox") else x, params, is_leaf=lambda x: hasattr(x, "unbox"))
+    params = nn.unbox(module.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(module, params, config, tokenizer)
 
 
@@ -91,7 +91,8 @@ def test_saving_refuses_to_overwrite_and_unknown_formats(bytes_model, saved, tmp
 def test_module_and_function_share_a_name_in_any_order(first):
     code = f"{first}; import fmjax; assert callable(fmjax.load) and callable(fmjax.evaluate)\n"
     code += "from fmjax.load import Model, load\nimport fmjax.load as module\nassert module.load is load\n"
-    code += "try: fmjax.load('/nowhere')\nexcept fmjax.errors.InputError as e: assert 'does not exist' in str(e)\nelse: raise SystemExit(1)"
+    code += "try: fmjax.load('/nowhere')\n"
+    code += "except fmjax.errors.InputError as e: assert 'does not exist' in str(e)\nelse: raise SystemExit(1)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -113,7 +114,8 @@ def test_greedy_decoding_with_the_cache_is_the_argmax_of_the_full_forward(module
     model = make(module, None)
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 31, n).tolist() for n in (1, 3, 19, 7)]
-    for prompt, completion in zip(prompts, engine.generate(module, model.params, prompts, max_new_tokens=16, temperature=0)):
+    completions = engine.generate(module, model.params, prompts, max_new_tokens=16, temperature=0)
+    for prompt, completion in zip(prompts, completions):
         logits = full_logits(module, model.params, prompt + completion.tokens)[len(prompt) - 1 : -1]
         assert completion.tokens == logits.argmax(-1).tolist()
         logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -183,9 +185,13 @@ class NoBos(ByteTokenizer):
 def test_nothing_to_start_from_is_an_error(bytes_model):
     model = Model(bytes_model.module, bytes_model.params, {}, NoBos())
     assert len(model.generate(["x"], max_new_tokens=2)) == 1
-    for call in (lambda: model.generate(["x", ""]), lambda: model.score([("", "x")]), lambda: model.loglikelihood_rolling(["x"])):
+    for call, argument in [
+        (model.generate, ["x", ""]),
+        (model.score, [("", "x")]),
+        (model.loglikelihood_rolling, ["x"]),
+    ]:
         with pytest.raises(InputError, match="no BOS"):
-            call()
+            call(argument)
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,9 @@ class TinyDecoder(nn.Module):
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-        x = nn.Embed(self.vocab_size, self.width, name="tokens", embedding_init=nn.initializers.normal(1.0))(tokens)
-        x += nn.Embed(self.max_length, self.width, name="positions", embedding_init=nn.initializers.normal(1.0))(positions)
+        normal = nn.initializers.normal(1.0)
+        x = nn.Embed(self.vocab_size, self.width, name="tokens", embedding_init=normal)(tokens)
+        x += nn.Embed(self.max_length, self.width, name="positions", embedding_init=normal)(positions)
         layers = []
         for layer in range(self.num_layers):
             q, k, v = (nn.Dense(self.width, name=f"{n}{layer}")(x) for n in "qkv")

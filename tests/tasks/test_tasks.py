@@ -7,6 +7,7 @@ import lzma
 import math
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +29,6 @@ TEXTS = ["def f(x):\n    return x\n" * 9, "\u00e9t\u00e9 \u20ac5", "one two  thr
 
 def make(scale, **config):
     """Scale 0 gives every token the same probability, 1/258."""
-    import flax.linen as nn
-
     params = nn.unbox(MODULE.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(MODULE, jax.tree.map(lambda x: x * scale, params), config, ByteTokenizer())
 
@@ -92,6 +91,15 @@ def test_answers_come_in_the_order_of_the_requests():
     assert cut == text[: text.index(text[2])]
 
 
+def test_results_are_valid_json_even_where_a_perplexity_overflows(tmp_path):
+    (tmp_path / "words.txt").write_text("x" * 500)  # one word: exp(500 ln 258) is beyond a float
+    report = fmjax.evaluate(make(0), [f"text:{tmp_path / 'words.txt'}"], output=tmp_path / "out")
+    assert report["results"][f"text:{tmp_path / 'words.txt'}"]["word_perplexity"] == math.inf
+    text = (tmp_path / "out" / "results.json").read_text()
+    metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["results"]
+    assert metrics[f"text:{tmp_path / 'words.txt'}"]["word_perplexity"] is None
+
+
 def test_lambada_is_accuracy_and_perplexity_of_the_last_word(tmp_path):
     model = make(1.0)
     (tmp_path / "eval_lambada").mkdir()
@@ -137,7 +145,7 @@ def test_wikitext_scores_the_detokenised_text_and_counts_the_original(tmp_path):
         (["helout"], {}, "unknown task 'helout'; did you mean 'heldout'"),
         (["heldout", "heldout"], {}, "twice"),
         (["wikitext"], {}, "FMJAX_DATA"),
-        (["lambada_openai"], {"data_dir": "/nowhere"}, "task lambada_openai: needs /nowhere/eval_lambada/lambada_test.jsonl"),
+        (["lambada"], {"data_dir": "/nowhere"}, "task lambada: needs /nowhere/eval_lambada/lambada_test.jsonl"),
         (["text:/nowhere.txt"], {}, "'/nowhere.txt' cannot be read"),
         (["text"], {}, "needs an argument"),
         (["heldout:x"], {}, "takes no argument"),
@@ -265,7 +273,8 @@ def test_list_prints_a_line_a_task_with_its_name_first(tmp_path, capsys):
     (tmp_path / "capitals.py").write_text(TASK_FILE)
     assert cli.run(evaluate.main, ["--list", f"--task_path={tmp_path / 'capitals.py'}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == sorted(["capitals", "heldout", "lambada", "lambada_openai", "text", "wikitext"])
+    names = ["capitals", "heldout", "lambada", "lambada_openai", "text", "wikitext"]
+    assert [line.split()[0] for line in lines] == names
     (tmp_path / "twice.py").write_text(TASK_FILE.replace('"capitals"', '"heldout"'))
     assert cli.run(evaluate.main, ["--list", f"--task_path={tmp_path / 'twice.py'}"]) == 2
     assert "two tasks are called 'heldout'" in capsys.readouterr().err
