@@ -31,7 +31,7 @@ def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
 
     Args:
       module: the Linen module whose activation it is.
-      name: the activation's name, unique in the module.
+      name: the activation's name, unique in the module, where no submodule has it either.
       x: any array.
 
     Returns: x or its edited version, with x's shape and dtype. What `reads` receives is this returned value.

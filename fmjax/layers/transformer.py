@@ -20,7 +20,7 @@ PLACEMENTS = ("pre", "post")
 REMAT_POLICIES = ("none", "full", "dots", "save_named:NAME,NAME,...")
 # Activations inside a block that may be saved by name. Each is a tap.
 BLOCK_TAPS = (
-    "attention_in", "query", "key", "value", "attention_heads", "attention_out",
+    "attention_in", "q", "k", "v", "attention_heads", "attention_out",
     "mlp_in", "mlp_gate", "mlp_up", "mlp_hidden", "mlp_out", "residual",
 )  # fmt: skip
 
@@ -146,7 +146,7 @@ class Attention(nn.Module):
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         q, k, v = (
             nn.with_logical_constraint(tap(self, name, y), ("batch", "length", "act_heads", None))
-            for name, y in (("query", q), ("key", k), ("value", v))
+            for name, y in (("q", q), ("k", k), ("v", v))
         )
         positions = None
         if cache is not None:

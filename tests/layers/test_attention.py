@@ -1,0 +1,208 @@
+"""Every attention backend against the definition, written out in numpy; gradients against the reference backend."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from fmjax.errors import ConfigError
+from fmjax.layers import attention_cpu, attention_splash
+from fmjax.layers.attention import attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    length: int = 24
+    heads: int = 4
+    kv_heads: int = 4
+    head_dim: int = 8
+    causal: bool = True
+    window: int | None = None
+    packed: bool = False
+    keys: int | None = None
+
+    def arrays(self):
+        keys = jax.random.split(jax.random.key(0), 4)
+        s = self.keys or self.length
+        q = jax.random.normal(keys[0], (2, self.length, self.heads, self.head_dim))
+        k, v = (jax.random.normal(key, (2, s, self.kv_heads, self.head_dim)) for key in keys[1:3])
+        ids = None
+        if self.packed:
+            bounds = jnp.array([[self.length // 3, self.length - 4], [self.length // 2, self.length]])
+            index = jnp.arange(self.length)[None]
+            ids = 1 + (index >= bounds[:, :1]).astype(jnp.int32)
+            ids = jnp.where(index >= bounds[:, 1:], 0, ids)
+        return q, k, v, ids
+
+    def run(self, backend, q, k, v, ids):
+        return attention(q, k, v, segment_ids=ids, causal=self.causal, window=self.window, backend=backend)
+
+
+CASES = {
+    "causal": Case(),
+    "bidirectional": Case(causal=False),
+    "odd": Case(length=37, head_dim=5),
+    "packed": Case(length=37, packed=True),
+    "packed_bidirectional": Case(packed=True, causal=False),
+    "grouped": Case(kv_heads=2, packed=True),
+    "multi_query": Case(kv_heads=1),
+    "window": Case(length=37, window=6, kv_heads=2),
+    "window_packed": Case(length=37, window=6, packed=True),
+    "window_both_sides": Case(length=37, window=6, causal=False),
+    "window_of_one": Case(window=1),
+    "cross": Case(causal=False, keys=19, kv_heads=2),
+}
+
+
+def by_hand(case, q, k, v, ids):
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    ids = None if ids is None else np.asarray(ids)
+    out = np.zeros(q.shape)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[2]):
+            for t in range(q.shape[1]):
+                allowed = [
+                    s
+                    for s in range(k.shape[1])
+                    if (not case.causal or s <= t)
+                    and (case.window is None or abs(t - s) < case.window)
+                    and (ids is None or ids[b, t] == ids[b, s])
+                ]
+                head = h // (q.shape[2] // k.shape[2])
+                logits = k[b, allowed, head] @ q[b, t, h] / np.sqrt(q.shape[3])
+                weights = np.exp(logits - logits.max())
+                out[b, t, h] = weights @ v[b, allowed, head] / weights.sum()
+    return out
+
+
+@pytest.fixture(autouse=True)
+def small_blocks_and_interpreter(monkeypatch):
+    monkeypatch.setattr(attention_cpu, "MIN_BLOCK", 8)
+    monkeypatch.setattr(attention_splash, "INTERPRET", True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reference_is_the_definition(name):
+    case = CASES[name]
+    arrays = case.arrays()
+    np.testing.assert_allclose(case.run("reference", *arrays), by_hand(case, *arrays), atol=1e-5)
+
+
+def outputs_and_gradients(case, backend, q, k, v, ids, weight):
+    def weighted(q, k, v):
+        out = case.run(backend, q, k, v, ids)
+        return jnp.sum(out * weight), out
+
+    return jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+
+def agree(case, backend, tolerance):
+    q, k, v, ids = case.arrays()
+    weight = jax.random.normal(jax.random.key(9), q.shape)
+    expected = outputs_and_gradients(case, "reference", q, k, v, ids, weight)
+    found = outputs_and_gradients(case, backend, q, k, v, ids, weight)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), found, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cpu_backend_is_the_reference(name):
+    agree(CASES[name], "cpu", 2e-5)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(kv_heads=2, length=200, packed=True),
+        Case(length=130, window=20, head_dim=16, packed=True),
+        Case(length=24, window=6, causal=False),
+        Case(length=24, causal=False, keys=19),
+    ],
+    ids=["packed_grouped", "window_packed", "window_both_sides", "cross"],
+)
+def test_splash_backend_is_the_reference(case):
+    agree(case, "splash", 2e-4)
+
+
+def test_splash_on_a_mesh_maps_over_batch_and_heads():
+    case = Case(kv_heads=2, packed=True)
+    q, k, v, ids = case.arrays()
+    expected = case.run("reference", q, k, v, ids)
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    rules = [("batch", "data"), ("act_heads", "tensor")]
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        found = jax.jit(lambda *arrays: case.run("splash", *arrays))(q, k, v, ids)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_cpu_blocks_cover_what_a_mask_allows_and_skip_the_rest(monkeypatch):
+    monkeypatch.setattr(attention_cpu, "MIN_BLOCK", 128)
+    assert attention_cpu.blocks(512, 512, True, None) == [(i, i + 128, 0, i + 128) for i in (0, 128, 256, 384)]
+    assert attention_cpu.blocks(300, 300, True, 100)[-1] == (256, 300, 157, 300)
+    assert attention_cpu.blocks(300, 300, False, None) == [(0, 300, 0, 300)]
+    assert len(attention_cpu.blocks(100_000, 100_000, True, None)) == attention_cpu.MAX_BLOCKS
+
+
+def test_positions_place_queries_among_cached_keys():
+    """Four queries at positions 20.. of 24 keys held in shuffled slots, as in a cache."""
+    case = Case(window=7)
+    q, k, v, _ = case.arrays()
+    full = case.run("reference", q, k, v, None)
+    order = np.random.default_rng(0).permutation(24)
+    positions = (jnp.arange(20, 24)[None].repeat(2, 0), jnp.asarray(order)[None].repeat(2, 0))
+    found = attention(q[:, 20:], k[:, order], v[:, order], positions=positions, window=7)
+    np.testing.assert_allclose(found, full[:, 20:], atol=1e-5)
+
+
+def test_bfloat16_computes_the_softmax_in_float32():
+    case = CASES["packed"]
+    q, k, v, ids = case.arrays()
+    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    exact = case.run("reference", *(x.astype(jnp.float32) for x in half), ids)
+    for backend in ("reference", "cpu"):
+        out = case.run(backend, *half, ids)
+        assert out.dtype == jnp.bfloat16
+        np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
+
+
+def test_dropout_of_probabilities_keeps_their_mean():
+    q, k, v, _ = Case(causal=False).arrays()
+    keys = jax.random.split(jax.random.key(3), 400)
+    drop = jax.vmap(lambda key: attention(q, k, v, causal=False, dropout_rate=0.3, dropout_key=key))
+    out = jax.jit(drop)(keys)
+    assert out.std(axis=0).mean() > 0.05
+    np.testing.assert_allclose(out.mean(axis=0), attention(q, k, v, causal=False), atol=0.2)
+
+
+def test_what_a_backend_cannot_do_is_refused():
+    q, k, v, ids = CASES["packed"].arrays()
+    positions = jnp.arange(37)[None]
+    for backend in ("cpu", "splash"):
+        with pytest.raises(ConfigError, match=f"{backend}.*positions"):
+            attention(q, k, v, positions=positions, backend=backend)
+        with pytest.raises(ConfigError, match=f"{backend}.*dropout"):
+            attention(q, k, v, dropout_rate=0.1, backend=backend)
+    with pytest.raises(ConfigError, match="cudnn.*GPU"):
+        attention(q, k, v, backend="cudnn")
+    with pytest.raises(ConfigError, match="splash"):
+        attention(q, k, v, backend="splsh")
+    with pytest.raises(ConfigError, match="positions for both"):
+        attention(q[:, :5], k, v)
+    with pytest.raises(ConfigError, match="multiple of K"):
+        attention(q, k[:, :, :3], v[:, :, :3])
+    with pytest.raises(ConfigError, match="window=0"):
+        attention(q, k, v, window=0)
+
+
+def test_auto_logs_its_choice_once(caplog):
+    from fmjax.layers import attention as module
+
+    module._log_choice.cache_clear()
+    q, k, v, _ = Case().arrays()
+    with caplog.at_level("INFO", logger=module.__name__):
+        for _ in range(3):
+            attention(q, k, v)
+    assert [r.message for r in caplog.records] == ["attention backend on cpu: cpu"]

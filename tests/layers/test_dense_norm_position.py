@@ -1,0 +1,88 @@
+"""The small layers against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax.layers.dense import dense
+from fmjax.layers.norm import layer_norm, rms_norm
+from fmjax.layers.position import apply_rope, positions_from_segments, rope_table
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("sizes", [(6, 4), (4, 6)])
+def test_dense_and_its_gradients(sizes, transpose):
+    rng = np.random.default_rng(0)
+    fan_in, fan_out = sizes
+    x, g = rng.normal(size=(2, 3, fan_in)), rng.normal(size=(2, 3, fan_out))
+    w, b = rng.normal(size=(fan_out, fan_in) if transpose else sizes), rng.normal(size=fan_out)
+    matrix = w.T if transpose else w
+
+    def loss(x, w, b):
+        return jnp.sum(dense(x, w, b, transpose=transpose) * g)
+
+    args = [jnp.asarray(a, jnp.float32) for a in (x, w, b)]
+    np.testing.assert_allclose(loss(*args), np.sum((x @ matrix + b) * g), rtol=1e-5)
+    d_x, d_w, d_b = jax.grad(loss, argnums=(0, 1, 2))(*args)
+    np.testing.assert_allclose(d_x, g @ matrix.T, atol=1e-5)
+    d_matrix = np.einsum("abi,abj->ij", x, g)
+    np.testing.assert_allclose(d_w, d_matrix.T if transpose else d_matrix, atol=1e-5)
+    np.testing.assert_allclose(d_b, g.sum((0, 1)), atol=1e-5)
+
+
+def test_dense_in_bfloat16_keeps_float32_gradients_for_float32_weights():
+    x, w = jnp.ones((4096, 3)), jnp.full((3, 2), 0.1)
+    out = dense(x, w, dtype="bfloat16")
+    assert out.dtype == jnp.bfloat16
+    grad = jax.grad(lambda w: jnp.sum(dense(x, w, dtype="bfloat16").astype(jnp.float32) * 0.01))(w)
+    assert grad.dtype == jnp.float32
+    np.testing.assert_allclose(grad, 40.96, rtol=5e-3)  # summed in bfloat16 it would stop growing long before
+    assert dense(x, w, dtype="bfloat16", out_dtype=jnp.float32).dtype == jnp.float32
+
+
+def test_norms_and_their_gradients():
+    rng = np.random.default_rng(1)
+    x, scale, bias = rng.normal(1, 2, (2, 3, 8)), rng.normal(size=8), rng.normal(size=8)
+
+    def layer(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-3) * scale + bias
+
+    def rms(x):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3) * scale
+
+    args = [jnp.asarray(a, jnp.float32) for a in (scale, bias)]
+    mine = {
+        layer: lambda x: layer_norm(x, *args, 1e-3),
+        rms: lambda x: rms_norm(x, args[0], 1e-3),
+    }
+    weight, step = rng.normal(size=x.shape), rng.normal(size=x.shape) * 1e-5
+    for exact, function in mine.items():
+        np.testing.assert_allclose(function(jnp.asarray(x, jnp.float32)), exact(x), atol=1e-5)
+        change = np.sum((exact(x + step) - exact(x - step)) * weight) / 2
+        grad = jax.grad(lambda x: jnp.sum(function(x) * weight))(jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(np.sum(np.asarray(grad) * step), change, rtol=1e-4)
+    # Far from zero and in bfloat16, sums of squares in the compute dtype would lose everything.
+    far = jnp.asarray(x + 100, jnp.bfloat16)
+    assert layer_norm(far, *args, 1e-3).dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        layer_norm(far, *args, 1e-3).astype(np.float32), layer(np.asarray(far, np.float64)), atol=0.05
+    )
+
+
+def test_rope_turns_pairs_and_sees_only_distances():
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.normal(size=(1, 5, 2, 6)), jnp.float32)
+    positions = jnp.arange(5)[None] + 7
+    turned = apply_rope(x, rope_table(positions, 6, 100.0))
+    for i in range(3):
+        angle = np.asarray(positions[0]) * 100.0 ** (-2 * i / 6)
+        pair = np.asarray(x[0, :, :, i]) + 1j * np.asarray(x[0, :, :, i + 3])
+        expected = pair * np.exp(1j * angle)[:, None]
+        np.testing.assert_allclose(turned[0, :, :, i], expected.real, atol=1e-5)
+        np.testing.assert_allclose(turned[0, :, :, i + 3], expected.imag, atol=1e-5)
+
+
+def test_positions_restart_with_each_segment():
+    ids = jnp.array([[1, 1, 1, 2, 2, 0, 0], [4, 5, 5, 5, 5, 5, 6]])
+    np.testing.assert_array_equal(positions_from_segments(ids), [[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 0]])

@@ -1,0 +1,52 @@
+"""The FLOP formula against the compiler's own count and against hand calculations."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fmjax.models.gpt import GPT
+from fmjax.models.llama import Llama
+from fmjax.training.flops import allowed_pairs
+
+
+@pytest.mark.parametrize("family", [GPT, Llama])
+def test_formula_is_the_compilers_count(family):
+    """One layer (the compiler counts the body of a scan once), reference attention, which multiplies all T x T pairs:
+    what the formula leaves out by counting allowed pairs only is added back. What remains are elementwise operations."""
+    length = 64
+    module = family(
+        num_layers=1, hidden_size=256, intermediate_size=768, num_heads=2, vocab_size=512, max_length=length,
+        attention="reference",
+    )  # fmt: skip
+    tokens = jnp.zeros((1, length), jnp.int32)
+    params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens))["params"]
+
+    def loss(params, tokens):
+        return jnp.mean(module.apply({"params": params}, tokens) ** 2)
+
+    masked = length * length - length * (length + 1) // 2
+    expected = module.flops_per_example(length) + 3 * 4 * masked * 256
+    counted = jax.jit(jax.grad(loss)).lower(params, tokens).compile().cost_analysis()["flops"]
+    assert counted == pytest.approx(expected, rel=0.03)
+
+
+def test_formula_by_hand():
+    """GPT-2 small at 1,024 tokens: 6 FLOPs per weight and token, and 6 * 2 * 768 per layer and allowed pair."""
+    weights = 12 * 12 * 768**2 + 768 * 50257
+    by_hand = 6 * 1024 * weights + 12 * (6 * 2 * 768) * (1024 * 1025 // 2)
+    assert GPT(vocab_size=50257).flops_per_example(1024) == pytest.approx(by_hand, rel=1e-9)
+    # LLaMA 7B: 6.74 billion weights, of which 131 million are looked up.
+    seven = Llama(vocab_size=32000, intermediate_size=11008)
+    weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32000
+    by_hand = 6 * 2048 * weights + 32 * (6 * 2 * 4096) * (2048 * 2049 // 2)
+    assert seven.flops_per_example(2048) == pytest.approx(by_hand, rel=1e-9)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 3, 50])
+def test_allowed_pairs_are_counted(causal, window):
+    counted = sum(
+        (not causal or s <= t) and (window is None or abs(t - s) < window) for t in range(20) for s in range(20)
+    )
+    assert allowed_pairs(20, causal=causal, window=window) == counted

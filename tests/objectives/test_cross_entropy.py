@@ -1,0 +1,137 @@
+"""The chunked cross-entropy against the plain one, and that it never holds all logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax.errors import ConfigError
+from fmjax.objectives.causal_lm import CausalLM
+from fmjax.objectives.cross_entropy import cross_entropy
+
+B, T, D, V = 3, 13, 8, 40
+
+
+def arrays(kind):
+    keys = jax.random.split(jax.random.key(0), 5)
+    hidden = jax.random.normal(keys[0], (B, T, D))
+    head = {"kernel": jax.random.normal(keys[1], (D, V))}
+    if kind == "tied":
+        head = {"embedding": head["kernel"].T}
+    if kind == "bias":
+        head["bias"] = jax.random.normal(keys[2], (V,))
+    targets = jax.random.randint(keys[3], (B, T), 0, V)
+    weights = jax.random.uniform(keys[4], (B, T)).at[:, -3:].set(0.0)
+    return hidden, head, targets, weights
+
+
+def plain(hidden, head, targets, weights, z_loss):
+    matrix = head["embedding"].T if "embedding" in head else head["kernel"]
+    logits = jnp.einsum("btd,dv->btv", hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = logits + head.get("bias", 0.0)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    entropy = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    correct = jnp.argmax(logits, axis=-1) == targets
+    return jnp.sum((entropy + z_loss * log_z**2) * weights), jnp.sum(correct * weights)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["untied", "tied", "bias"])
+@pytest.mark.parametrize("chunk_size", [1, 5, 100])
+def test_values_and_gradients_are_the_unchunked_ones(kind, z_loss, chunk_size):
+    hidden, head, targets, weights = arrays(kind)
+    options = dict(z_loss=z_loss, chunk_size=chunk_size, count_correct=True)
+
+    def chunked(hidden, head):
+        sums = cross_entropy(hidden, head, targets, weights, **options)
+        return 3.0 * sums["loss"], sums
+
+    (_, sums), found = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1), has_aux=True))(hidden, head)
+    (loss, correct), expected = jax.value_and_grad(
+        lambda h, w: (lambda loss, right: (3.0 * loss, right))(*plain(h, w, targets, weights, z_loss)),
+        argnums=(0, 1),
+        has_aux=True,
+    )(hidden, head)
+    np.testing.assert_allclose(3.0 * sums["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(sums["cross_entropy"] + sums["z_loss"], sums["loss"], rtol=1e-6)
+    assert sums["correct"] == pytest.approx(float(correct))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), found, expected)
+    # Without a gradient the forward pass alone must give the same sums.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.jit(chunked)(hidden, head)[1], sums)
+
+
+def test_bfloat16_hidden_states_with_a_float32_head():
+    hidden, head, targets, weights = arrays("tied")
+    hidden = hidden.astype(jnp.bfloat16)
+
+    def chunked(hidden, head):
+        return cross_entropy(hidden, head, targets, weights, chunk_size=4)["loss"]
+
+    found, (d_hidden, d_head) = jax.value_and_grad(chunked, argnums=(0, 1))(hidden, head)
+    expected, (e_hidden, e_head) = jax.value_and_grad(
+        lambda h, w: plain(h, w, targets, weights, 0.0)[0], argnums=(0, 1)
+    )(hidden, head)
+    assert d_hidden.dtype == jnp.bfloat16 and d_head["embedding"].dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(d_head["embedding"], e_head["embedding"], atol=0.05)
+    np.testing.assert_allclose(d_hidden.astype(np.float32), e_hidden.astype(np.float32), atol=0.05)
+
+
+def test_large_logits_stay_finite():
+    hidden, head, targets, weights = arrays("untied")
+    loss, grad = jax.value_and_grad(lambda h: cross_entropy(h * 1e4, head, targets, weights)["loss"])(hidden)
+    assert np.isfinite(loss) and np.isfinite(grad).all()
+
+
+def shapes_of(jaxpr):
+    """Every array that occurs in a jaxpr, the bodies of its loops and calls included."""
+    for equation in jaxpr.eqns:
+        for variable in [*equation.invars, *equation.outvars]:
+            yield getattr(variable.aval, "shape", ())
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from shapes_of(inner)
+
+
+def test_no_array_of_all_logits_occurs():
+    hidden, head, targets, weights = arrays("tied")
+
+    def largest(chunk_size, function):
+        def loss(hidden, head):
+            return cross_entropy(hidden, head, targets, weights, z_loss=0.1, chunk_size=chunk_size)["loss"]
+
+        jaxpr = jax.make_jaxpr(function(loss))(hidden, head).jaxpr
+        return max(np.prod(shape) for shape in shapes_of(jaxpr) if V in shape)
+
+    for function in (lambda f: f, lambda f: jax.value_and_grad(f, argnums=(0, 1))):
+        assert largest(T, function) == B * T * V  # the test sees it where it is
+        assert largest(3, function) == max(B * 3 * V, D * V)
+
+
+def test_objective_sums_and_names():
+    hidden, head, targets, weights = arrays("tied")
+
+    def apply_fn(variables, tokens, segment_ids, train, rngs, method):
+        assert method == "features" and (rngs is None) == (not train)
+        return variables["params"], head
+
+    batch = dict(tokens=targets, segment_ids=targets, targets=targets, loss_weights=weights, other=1)
+    trained = CausalLM(z_loss=0.1, chunk_size=4)(apply_fn, hidden, batch, jax.random.key(0), True)
+    evaluated = CausalLM(z_loss=0.1, chunk_size=4)(apply_fn, hidden, batch, None, False)
+    assert set(trained) == {"loss", "cross_entropy", "z_loss"} and set(evaluated) == {"loss", "accuracy"}
+    for value, weight in [*trained.values(), *evaluated.values()]:
+        assert value.shape == weight.shape == () and value.dtype == weight.dtype == jnp.float32
+        np.testing.assert_allclose(weight, weights.sum(), rtol=1e-6)
+    expected, correct = plain(hidden, head, targets, weights, 0.0)
+    np.testing.assert_allclose(evaluated["loss"][0], expected, rtol=1e-5)  # no z-loss in evaluation
+    np.testing.assert_allclose(trained["cross_entropy"][0], expected, rtol=1e-5)
+    assert trained["loss"][0] > expected
+    assert evaluated["accuracy"][0] == pytest.approx(float(correct))
+
+
+def test_bad_fields_are_refused():
+    with pytest.raises(ConfigError, match="chunk_size"):
+        CausalLM(chunk_size=0)
+    with pytest.raises(ConfigError, match="z_loss"):
+        CausalLM(z_loss=-1.0)
