@@ -138,6 +138,8 @@ def build(section: Mapping[str, Any], registry: Registry):
     plugin = registry.get(fields.pop("name"))
     types_ = _field_types(plugin)
     for key, value in fields.items():
+        if key not in types_:
+            raise ConfigError(f"{plugin.__name__} has no field {key!r}{nearest(key, types_)} Known: {', '.join(types_)}")
         nested = _nested_registry(types_[key][0])
         if nested is not None and value is not None:
             fields[key] = build(value, nested)

@@ -112,7 +112,9 @@ class Model:
         ids = [self._with_bos(tokens, f"prompt {i}") for i, tokens in enumerate(self._tokens(self._texts(prompts)))]
         stops = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
         texts = [TextStream(self.tokenizer, prompt) for prompt in ids]
-        for chunk in engine.stream(self.module, self.params, ids, stop_ids=stops, steps=steps, **options):
+        for chunk in engine.stream(
+            self.module, self.params, ids, stop_ids=stops, steps=steps, num_tokens=self.tokenizer.vocab_size, **options
+        ):
             new = chunk.tokens[:-1] if chunk.finish == "stop" else chunk.tokens
             piece = texts[chunk.index].push(new, last=chunk.finish is not None)
             if piece:

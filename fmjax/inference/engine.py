@@ -86,14 +86,16 @@ def prefill(module: nn.Module, params, tokens, lengths, cache_length: int):
     return cache
 
 
-@functools.partial(jax.jit, static_argnames=("module", "method", "steps"), donate_argnames=("state",))
-def decode(module: nn.Module, params, state: DecodeState, keys, stop_ids, values, *, method: str, steps: int):
+@functools.partial(jax.jit, static_argnames=("module", "method", "steps", "num_tokens"), donate_argnames=("state",))
+def decode(
+    module: nn.Module, params, state: DecodeState, keys, stop_ids, values, *, method: str, steps: int, num_tokens=None
+):
     """Draws up to `steps` tokens a row.
 
     Args:
       keys: [B] typed random keys; token n of a row is drawn with `fold_in(key, n)`.
       stop_ids: int32 [S]; drawing one of them ends a row. -1 matches nothing.
-      values, method: see `sampler.sample`.
+      values, method, num_tokens: see `sampler.sample`.
 
     Returns:
       the next state, tokens int32 [B, steps] with -1 after a row's end, log-probabilities float32 [B, steps].
@@ -115,7 +117,7 @@ def decode(module: nn.Module, params, state: DecodeState, keys, stop_ids, values
             positions=state.position[:, None],
             cache=state.cache,
         )
-        drawn, logprob = sample(logits[:, 0], jax.vmap(jax.random.fold_in)(keys, state.drawn), values, method)
+        drawn, logprob = sample(logits[:, 0], jax.vmap(jax.random.fold_in)(keys, state.drawn), values, method, num_tokens)
         stopped = jnp.any(drawn[:, None] == stop_ids[None, :], axis=-1)
         moved = active.astype(jnp.int32)
         state = DecodeState(
@@ -187,6 +189,7 @@ def stream(
     seed: int = 0,
     stop_ids: Sequence[int] = (),
     batch_size: int = 16,
+    num_tokens: int | None = None,
     steps: int = 32,
 ) -> Iterator[Chunk]:
     """Generates, yielding tokens as they come.
@@ -203,6 +206,7 @@ def stream(
         stop_ids=frozenset(stop_ids),
         rows=bucket(min(batch_size, max(1, len(prompts))), low=1),  # one shape for every batch, the last included
         steps=steps,
+        num_tokens=num_tokens,
     )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), settings.rows):
@@ -219,6 +223,7 @@ class _Settings:
     stop_ids: frozenset[int]
     rows: int
     steps: int
+    num_tokens: int | None
 
 
 def _run_batch(module, params, prompts, group: list[int], settings: _Settings) -> Iterator[Chunk]:
@@ -248,7 +253,7 @@ def _run_batch(module, params, prompts, group: list[int], settings: _Settings) -
     while alive:
         state, *chunk = decode(
             module, params, state, keys, stops, settings.sampling.values,
-            method=settings.sampling.method, steps=settings.steps,
+            method=settings.sampling.method, steps=settings.steps, num_tokens=settings.num_tokens,
         )  # fmt: skip
         pending.append(chunk)
         # Read a chunk only when the next is on its way, so that the device does not wait for the host. A chunk begun
@@ -286,6 +291,7 @@ def generate(
     seed: int = 0,
     stop_ids: Sequence[int] = (),
     batch_size: int = 16,
+    num_tokens: int | None = None,
 ) -> list[Completion]:
     """Continues each prompt.
 
@@ -299,6 +305,7 @@ def generate(
         n times draws n different continuations.
       stop_ids: tokens that end a continuation, usually the end of text.
       batch_size: rows generated at once.
+      num_tokens: only tokens below it are drawn, where the model's vocabulary is padded beyond its tokenizer's.
 
     Returns: one Completion a prompt, in order.
     Raises: InputError for an empty or too long prompt, a token outside the vocabulary, a bad sampling value.
@@ -317,6 +324,7 @@ def generate(
         seed=seed,
         stop_ids=stop_ids,
         batch_size=batch_size,
+        num_tokens=num_tokens,
     ):
         tokens[chunk.index] += chunk.tokens
         logprobs[chunk.index] += chunk.logprobs

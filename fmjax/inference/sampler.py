@@ -86,7 +86,9 @@ def truncate(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array
     return jnp.where(_keep_heaviest(logits, jax.nn.softmax(logits, axis=-1), wanted), logits, -jnp.inf)
 
 
-def sample(logits: jax.Array, keys: jax.Array, values, method: str) -> tuple[jax.Array, jax.Array]:
+def sample(
+    logits: jax.Array, keys: jax.Array, values, method: str, num_tokens: int | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Draws one token a row.
 
     Args:
@@ -94,6 +96,7 @@ def sample(logits: jax.Array, keys: jax.Array, values, method: str) -> tuple[jax
       keys: [B] typed random keys, one a row.
       values: (temperature, top_k, top_p), numbers or arrays that broadcast to [B, 1].
       method: `Sampling.method`.
+      num_tokens: only tokens below it are drawn (a vocabulary padded beyond its tokenizer's); None = all.
 
     Returns:
       tokens int32 [B], and log-probabilities float32 [B] of those tokens under softmax(logits / temperature), before
@@ -102,11 +105,12 @@ def sample(logits: jax.Array, keys: jax.Array, values, method: str) -> tuple[jax
     """
     temperature, top_k, top_p = values
     logits = logits.astype(jnp.float32)
+    real = logits if num_tokens is None else jnp.where(jnp.arange(logits.shape[-1]) < num_tokens, logits, -jnp.inf)
     if method == "greedy":
-        tokens = jnp.argmax(logits, axis=-1)
+        tokens = jnp.argmax(real, axis=-1)
     else:
-        logits = logits / temperature
-        allowed = truncate(logits, top_k, top_p) if method == "truncated" else logits
+        logits, real = logits / temperature, real / temperature
+        allowed = truncate(real, top_k, top_p) if method == "truncated" else real
         # Gumbel-max: argmax(logits + Gumbel noise) is a draw from softmax(logits).
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
         tokens = jnp.argmax(allowed + noise, axis=-1)

@@ -22,7 +22,7 @@ from fmjax.training.clock import Clock
 from fmjax.training.evaluation import evaluate_loss, to_global
 from fmjax.training.metrics import MetricsWriter, plot_loss
 from fmjax.training.settings import TrainConfig
-from fmjax.training.setup import build_module, check_fit, make_program, open_data
+from fmjax.training.setup import build_module, check_fit, completed, make_program, open_data
 
 log = logging.getLogger("fmjax")
 
@@ -47,7 +47,8 @@ def train(config, workdir, *, cache_dir, progress: bool = True, started: float |
     """
     workdir = pathlib.Path(workdir)
     started = time.time() if started is None else started
-    resume.check_config(workdir, config)
+    resume.check_config(workdir, config, complete=False)
+    _check_tasks(config)
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(resume.locked(workdir))
@@ -70,13 +71,15 @@ class Run:
     """One process's part in a run: the program, its data, and where results go."""
 
     def __init__(self, config, workdir: pathlib.Path, cache_dir: pathlib.Path, progress: bool, started: float):
-        self.config, self.workdir, self.started = config, workdir, started
+        self.workdir, self.started = workdir, started
         self.settings = TrainConfig(**config["train"])
         self.main = jax.process_index() == 0
         self.progress = progress and self.main
         self.data = open_data(config, cache_dir, workdir, self.progress)
         module = build_module(config, self.data.model_fields)
         check_fit(config, self.data, module)
+        self.config = config = completed(config, module)
+        resume.check_config(workdir, config)
         example = self.data.train[0]
         self.program = make_program(config, module, example)
         self.checkpointer = Checkpointer(workdir, self.settings.keep_last, self.settings.keep_every)
@@ -331,6 +334,15 @@ class Run:
         if self.writer is not None:
             self.writer.close()
         self.checkpointer.manager.close()
+
+
+def _check_tasks(config) -> None:
+    """Raises InputError for a name in `train.final_tasks` that is no task, hours before it would be run."""
+    if config.train.final_tasks:
+        from fmjax.tasks.catalogue import get_task
+
+        for name in config.train.final_tasks:
+            get_task(name)
 
 
 @contextlib.contextmanager

@@ -16,12 +16,17 @@ FREE = (
 )  # fmt: skip
 
 
-def check_config(workdir: pathlib.Path, config) -> None:
-    """Raises ConfigError, listing keys and values, when `config` would continue the run in `workdir` as another one."""
+def check_config(workdir: pathlib.Path, config, complete: bool = True) -> None:
+    """Raises ConfigError, listing keys and values, when `config` would continue the run in `workdir` as another one.
+
+    With `complete` False, a model's field that is None may still be filled in by the data and is not compared.
+    """
     if not (workdir / "config.json").exists():
         return
     rows = differing_keys(load_workdir_config(workdir), config.to_dict())
     refused = [row for row in rows if not row[0].startswith(FREE)]
+    if not complete:
+        refused = [(key, old, new) for key, old, new in refused if new is not None or not key.startswith("model.")]
     if refused:
         listed = "\n".join(f"  {key}: {old!r} in the run, {new!r} now" for key, old, new in refused)
         raise ConfigError(

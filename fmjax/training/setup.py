@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
+from ml_collections import FrozenConfigDict
 
 from fmjax.config import build
 from fmjax.data import DATASETS
@@ -72,6 +73,13 @@ def build_module(config, model_fields: dict[str, Any]) -> nn.Module:
     module = build(config["model"], MODELS)
     unset = {k: v for k, v in model_fields.items() if getattr(module, k, v) is None}
     return module.clone(**unset) if unset else module
+
+
+def completed(config: FrozenConfigDict, module: nn.Module) -> FrozenConfigDict:
+    """`config` with the model's fields that the data filled in."""
+    plain = config.to_dict()
+    plain["model"] = {k: getattr(module, k, None) if v is None else v for k, v in plain["model"].items()}
+    return FrozenConfigDict(plain)
 
 
 def make_program(config, module: nn.Module, example: dict[str, Any], devices=None) -> Program:

@@ -76,3 +76,11 @@ def test_a_row_draws_the_same_in_any_company():
 def test_values_out_of_range_are_refused_by_name(values):
     with pytest.raises(InputError, match=next(iter(values))):
         Sampling(**values)
+
+
+@pytest.mark.parametrize("settings", [Sampling(0.0), Sampling(1.0), Sampling(1.0, 5, 0.9)])
+def test_padding_of_the_vocabulary_is_never_drawn(settings):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(64, 12)) + 9.0 * (np.arange(12) >= 8))
+    keys = jax.random.split(jax.random.key(0), 64)
+    tokens, logprobs = sample(logits, keys, settings.values, settings.method, num_tokens=8)
+    assert int(tokens.max()) < 8 and bool(jnp.isfinite(logprobs).all())
