@@ -37,7 +37,7 @@ def plain(hidden, head, targets, weights, z_loss):
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["untied", "tied", "bias"])
-@pytest.mark.parametrize("chunk_size", [1, 5, 100])
+@pytest.mark.parametrize("chunk_size", [5, 100])
 def test_values_and_gradients_are_the_unchunked_ones(kind, z_loss, chunk_size):
     hidden, head, targets, weights = arrays(kind)
     options = dict(z_loss=z_loss, chunk_size=chunk_size, count_correct=True)
