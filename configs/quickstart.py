@@ -13,13 +13,13 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 1000, "batch_size": 8, "log_every": 20, "eval_every": 250, "eval_batches": 10, "sample_every": 250,
-            "checkpoint_every": 250, "final_tasks": ("heldout",), "final_tasks_limit": 100,
+            "steps": 1600, "batch_size": 4, "log_every": 20, "eval_every": 250, "eval_batches": 10, "sample_every": 250,
+            "checkpoint_every": 250, "final_tasks": ("heldout",),
         },
         "mesh": {"data": -1},
         "model": {
             "name": "llama", "num_layers": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 2,
-            "num_kv_heads": 2, "max_length": 512, "tie_embeddings": True,
+            "num_kv_heads": 2, "max_length": 512, "tie_embeddings": True, "unroll": 4,
         },
         "objective": {"name": "causal_lm", "sample_prompts": ("", "def main(", "class Stack:\n    ")},
         "data": {"source": "builtin", "sequence_length": 512, "tokenizer": "train:2048"},
