@@ -12,7 +12,7 @@ import logging  # noqa: E402
 import pathlib  # noqa: E402
 import sys  # noqa: E402
 
-from fmjax import cli  # noqa: E402
+from fmjax import cli, cpu  # noqa: E402
 from fmjax.errors import InputError  # noqa: E402
 
 
@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler(sys.stderr))
     log.propagate = False
+
+    cpu.keep_freed_memory()
 
     from fmjax import config as configs
     from fmjax.caches import cache_dir, use_compilation_cache
