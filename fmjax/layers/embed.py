@@ -29,7 +29,9 @@ class Embedding(nn.Module):
         """int32 [...] to float32 [..., features]."""
         # Negative numbers would count from the end of the table.
         index = jnp.where(index < 0, self.num, index)
-        return jnp.take(self.embedding, index, axis=0, mode="fill")
+        # The columns are gathered first: a table split both ways cannot be looked up without XLA copying everything.
+        table = nn.with_logical_constraint(self.embedding, (self.names[0], None))
+        return jnp.take(table, index, axis=0, mode="fill")
 
 
 def output_logits(hidden: jax.Array, head: dict) -> jax.Array:
