@@ -9,7 +9,7 @@ from fmjax.layers.cache import init_cache
 from fmjax.layers.embed import output_logits
 from fmjax.layers.tap import check_edits
 from fmjax.layers.transformer import TransformerConfig
-from fmjax.training.flops import transformer_flops
+from fmjax.layers.flops import transformer_flops
 
 
 class Decoder(nn.Module):
@@ -63,6 +63,11 @@ class Decoder(nn.Module):
         )
 
     @nn.nowrap
-    def flops_per_example(self, sequence_length: int) -> float:
-        """FLOPs of forward and backward over one row, by the convention of `fmjax.training.flops`."""
-        return transformer_flops(self.transformer, vocab_size=self.vocab_size, sequence_length=sequence_length)
+    def flops_per_example(self, shapes: dict) -> float:
+        """FLOPs of forward and backward over one example, by the convention of `fmjax.layers.flops`.
+
+        Args:
+          shapes: of the example's arrays, without the batch axis; here "tokens": (T,).
+        """
+        (length,) = shapes["tokens"]
+        return transformer_flops(self.transformer, vocab_size=self.vocab_size, sequence_length=length)

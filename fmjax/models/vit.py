@@ -10,7 +10,7 @@ from fmjax.layers.embed import Embedding
 from fmjax.layers.patchify import patchify
 from fmjax.layers.tap import tap
 from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
-from fmjax.training.flops import transformer_flops
+from fmjax.layers.flops import transformer_flops
 
 
 class ViT(nn.Module):
@@ -84,8 +84,8 @@ class ViT(nn.Module):
         return head(x[:, 0].astype(jnp.float32))
 
     @nn.nowrap
-    def flops_per_example(self) -> float:
-        """FLOPs of forward and backward over one image, by the convention of `fmjax.training.flops`."""
+    def flops_per_example(self, shapes: dict) -> float:
+        """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`; its size is known."""
         tokens = (self.image_size // self.patch_size) ** 2
         embedding = 6.0 * tokens * self.patch_size**2 * self.num_channels * self.hidden_size
         stack = transformer_flops(self.transformer, vocab_size=0, sequence_length=tokens + 1)

@@ -1,1 +1,1 @@
-"""Meshes, the table of logical axes, and start-up on many hosts."""
+"""The device mesh and the table of logical axes."""

@@ -15,16 +15,15 @@ class Clock:
     Args:
       mesh: for the number of devices and their peak rate.
       tokens_per_step: or None where the batch has no tokens.
-      flops_per_step: the model's FLOPs of one step (see `training.flops`), or None where the module does not tell.
+      flops_per_step: the model's FLOPs of one step (see `layers.flops`), or None where the module does not tell.
     """
 
     def __init__(self, mesh, examples_per_step: int, tokens_per_step: int | None, flops_per_step: float | None):
         self.examples_per_step = examples_per_step
         self.tokens_per_step = tokens_per_step
         self.flops_per_step = flops_per_step
-        devices = mesh.devices.flatten()
-        self.peak = None if (one := peak_flops(devices[0])) is None else one * len(devices)
-        self.device = devices[0]
+        self.device = jax.local_devices()[0]  # memory is only told of one's own devices
+        self.peak = None if (one := peak_flops(self.device)) is None else one * mesh.size
         self.restart(0.0)
 
     def restart(self, input_wait: float) -> None:

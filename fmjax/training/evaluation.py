@@ -31,7 +31,7 @@ def to_global(batch: dict[str, np.ndarray], rows: list[int], spec) -> dict[str, 
     place = {row: i for i, row in enumerate(rows)}
 
     def one(local, shape):
-        if len(rows) == shape.shape[0]:
+        if shape.sharding.is_fully_addressable:
             return jax.device_put(local, shape.sharding)
 
         def shard(index):

@@ -112,7 +112,7 @@ class Run:
         tokens = example["tokens"].size if "tokens" in example else None
         flops = None
         if hasattr(module, "flops_per_example"):
-            flops = batch * module.flops_per_example(tokens) if tokens else batch * module.flops_per_example()
+            flops = batch * module.flops_per_example({name: array.shape for name, array in example.items()})
         clock = Clock(self.program.mesh, batch, tokens and batch * tokens, flops)
         if clock.peak is None:
             log.info("the peak rate of %r is not known: MFU is not reported", clock.device.device_kind)

@@ -7,7 +7,7 @@ import pytest
 
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
-from fmjax.training.flops import allowed_pairs
+from fmjax.layers.flops import allowed_pairs
 
 
 @pytest.mark.parametrize("family", [GPT, Llama])
@@ -26,7 +26,7 @@ def test_formula_is_the_compilers_count(family):
         return jnp.mean(module.apply({"params": params}, tokens) ** 2)
 
     masked = length * length - length * (length + 1) // 2
-    expected = module.flops_per_example(length) + 3 * 4 * masked * 256
+    expected = module.flops_per_example({"tokens": (length,)}) + 3 * 4 * masked * 256
     counted = jax.jit(jax.grad(loss)).lower(params, tokens).compile().cost_analysis()["flops"]
     assert counted == pytest.approx(expected, rel=0.03)
 
@@ -35,12 +35,12 @@ def test_formula_by_hand():
     """GPT-2 small at 1,024 tokens: 6 FLOPs per weight and token, and 6 * 2 * 768 per layer and allowed pair."""
     weights = 12 * 12 * 768**2 + 768 * 50257
     by_hand = 6 * 1024 * weights + 12 * (6 * 2 * 768) * (1024 * 1025 // 2)
-    assert GPT(vocab_size=50257).flops_per_example(1024) == pytest.approx(by_hand, rel=1e-9)
+    assert GPT(vocab_size=50257).flops_per_example({"tokens": (1024,)}) == pytest.approx(by_hand, rel=1e-9)
     # LLaMA 7B: 6.74 billion weights, of which 131 million are looked up.
     seven = Llama(vocab_size=32000, intermediate_size=11008)
     weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32000
     by_hand = 6 * 2048 * weights + 32 * (6 * 2 * 4096) * (2048 * 2049 // 2)
-    assert seven.flops_per_example(2048) == pytest.approx(by_hand, rel=1e-9)
+    assert seven.flops_per_example({"tokens": (2048,)}) == pytest.approx(by_hand, rel=1e-9)
 
 
 @pytest.mark.parametrize("causal", [True, False])
