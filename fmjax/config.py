@@ -57,6 +57,8 @@ def load_config_file(path: str) -> dict:
         close = difflib.get_close_matches(file.name, present, n=1)
         hint = f"; did you mean {str(folder / close[0])!r}?" if close else f"; {folder} has: {', '.join(present) or 'no .py file'}"
         raise ConfigError(f"config file {name!r} does not exist{hint}")
+    if file.suffix != ".py":
+        raise ConfigError(f"config file {name!r} is not a Python file (.py) with a function get_config()")
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -90,7 +92,9 @@ def apply_overrides(config: dict, overrides: Mapping[str, str]) -> dict:
         *parents, leaf = dotted.split(".")
         section = config
         for depth, key in enumerate(parents):
-            section = section.setdefault(key, {})
+            if section.get(key) is None:  # `"schedule": None` may become a section
+                section[key] = {}
+            section = section[key]
             if not isinstance(section, dict):
                 raise ConfigError(f"--config.{dotted}: {'.'.join(parents[: depth + 1])} is a value, not a section")
         section[leaf] = FlagText(value)
@@ -118,6 +122,8 @@ def resolve(config: Mapping[str, Any]) -> FrozenConfigDict:
         if key not in known:
             raise ConfigError(f"unknown config key {key!r}{nearest(key, known)} Known: {', '.join(known)}")
     resolved = {"seed": _coerce(config.get("seed", 0), int, "seed")}
+    if not 0 <= resolved["seed"] < 2**32:
+        raise ConfigError(f"seed = {resolved['seed']} must be at least 0 and less than 2**32")
     for key, settings in SETTINGS.items():
         resolved[key] = _resolve_fields(config.get(key, {}), settings, key)
     for key, registry in PLUGINS.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import numpy as np
@@ -53,6 +54,11 @@ class MeshConfig:
             for axis in mesh_axes:
                 if axis not in AXES:
                     raise ConfigError(f"mesh.rules.{logical} names the mesh axis {axis!r}; known: {', '.join(AXES)}")
+        for pattern in self.replicate:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"mesh.replicate: {pattern!r} is not a regular expression ({error})") from None
 
     @property
     def sizes(self) -> dict[str, int]:

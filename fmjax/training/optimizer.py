@@ -5,6 +5,7 @@ import re
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fmjax.errors import ConfigError
@@ -14,6 +15,9 @@ from fmjax.training.schedule import Constant
 
 # Axes along which a parameter is a stack of independent tensors, so not one of a matrix's two.
 STACK_AXES = ("layers",)
+
+# Fields of the optimizers that weight the past in a moving average.
+DECAY_RATES = ("b1", "b2", "beta", "adam_b1", "adam_b2", "momentum")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +34,17 @@ class Optimizer:
     no_decay: tuple[str, ...] = ()  # regular expressions on parameter names that do not decay either
 
     def __post_init__(self):
-        if self.learning_rate <= 0:
+        if not self.learning_rate > 0:
             raise ConfigError(f"optimizer.learning_rate = {self.learning_rate} must be positive")
+        for name in DECAY_RATES:
+            value = getattr(self, name, None)
+            if value is not None and not 0.0 <= value < 1.0:
+                raise ConfigError(f"optimizer.{name} = {value} must be in [0, 1)")
+        for pattern in self.no_decay:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"optimizer.no_decay: {pattern!r} is not a regular expression ({error})") from None
         for name in ("clip_norm", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optimizer.{name} = {getattr(self, name)} must not be negative")
@@ -62,6 +75,15 @@ class AdamW(Optimizer):
     b2: float = 0.95
     eps: float = 1e-8
     mu_dtype: str | None = None  # type of the first moment; None = that of the parameters
+
+    def __post_init__(self):
+        super().__post_init__()
+        try:
+            known = self.mu_dtype is None or jnp.issubdtype(jnp.dtype(self.mu_dtype), jnp.floating)
+        except TypeError:
+            known = False
+        if not known:
+            raise ConfigError(f"optimizer.mu_dtype = {self.mu_dtype!r} must be a floating-point type, such as 'bfloat16'")
 
     def _rule(self, schedule, mask, axes):
         return optax.adamw(

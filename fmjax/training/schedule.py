@@ -16,6 +16,12 @@ def _warmup_then(warmup_steps: int, peak: float, rest: optax.Schedule) -> optax.
     return optax.join_schedules([warmup, rest], [warmup_steps])
 
 
+def _check_fraction(**fields: float) -> None:
+    for name, value in fields.items():
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(f"optimizer.schedule.{name} = {value} must be in [0, 1]")
+
+
 def _check(name: str, warmup_steps: int, total_steps: int) -> None:
     if warmup_steps < 0 or warmup_steps > total_steps:
         raise ConfigError(
@@ -41,6 +47,9 @@ class Linear:
     warmup_steps: int = 0
     final_fraction: float = 0.0
 
+    def __post_init__(self):
+        _check_fraction(final_fraction=self.final_fraction)
+
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
         _check("linear", self.warmup_steps, total_steps)
         rest = max(total_steps - self.warmup_steps, 1)
@@ -54,6 +63,9 @@ class Cosine:
 
     warmup_steps: int = 0
     final_fraction: float = 0.1
+
+    def __post_init__(self):
+        _check_fraction(final_fraction=self.final_fraction)
 
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
         _check("cosine", self.warmup_steps, total_steps)
@@ -70,10 +82,20 @@ class WarmupStableDecay:
     decay_fraction: float = 0.2
     final_fraction: float = 0.0
 
+    def __post_init__(self):
+        _check_fraction(decay_fraction=self.decay_fraction, final_fraction=self.final_fraction)
+        if not self.decay_fraction:
+            raise ConfigError("optimizer.schedule.decay_fraction = 0 leaves nothing to decay; take the schedule 'constant'")
+
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
         _check("wsd", self.warmup_steps, total_steps)
         decay_steps = max(round(total_steps * self.decay_fraction), 1)
-        stable = max(total_steps - self.warmup_steps - decay_steps, 0)
+        stable = total_steps - self.warmup_steps - decay_steps
+        if stable < 0:
+            raise ConfigError(
+                f"optimizer.schedule: warmup_steps = {self.warmup_steps} and a decay of {decay_steps} steps (decay_fraction "
+                f"= {self.decay_fraction}) are more than train.steps = {total_steps} (wsd)"
+            )
         decay = optax.linear_schedule(learning_rate, learning_rate * self.final_fraction, decay_steps)
         rest = optax.join_schedules([optax.constant_schedule(learning_rate), decay], [stable])
         return _warmup_then(self.warmup_steps, learning_rate, rest)

@@ -31,9 +31,9 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate_steps", "keep_last", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least 1")
-        for name in ("eval_every", "eval_batches", "sample_every", "checkpoint_every", "keep_every"):
+        for name in ("eval_every", "eval_batches", "sample_every", "checkpoint_every", "keep_every", "final_tasks_limit"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"train.{name} = {getattr(self, name)} must be 0 (never) or more")
+                raise ConfigError(f"train.{name} = {getattr(self, name)} must be 0 or more")
         if self.batch_size % self.accumulate_steps:
             raise ConfigError(
                 f"train.batch_size = {self.batch_size} is not divisible by "
@@ -41,5 +41,7 @@ class TrainConfig:
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"train.ema_decay = {self.ema_decay} must be in [0, 1)")
-        if self.profile_steps and (len(self.profile_steps) != 2 or self.profile_steps[0] > self.profile_steps[1]):
+        if self.profile_steps and (len(self.profile_steps) != 2 or not 1 <= self.profile_steps[0] <= self.profile_steps[1]):
             raise ConfigError(f"train.profile_steps = {self.profile_steps} must be (first, last), such as (10, 12)")
+        if self.final_tasks_limit and not self.final_tasks:
+            raise ConfigError(f"train.final_tasks_limit = {self.final_tasks_limit} is not read: train.final_tasks is empty")
