@@ -6,6 +6,7 @@ every file, so that a truncated or missing file is noticed even where the format
 """
 
 import contextlib
+import errno
 import json
 import logging
 import pathlib
@@ -16,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from fmjax.errors import CheckpointError
+from fmjax.training.disk import disk_full, first_line
 from fmjax.training.state import TrainState
 
 log = logging.getLogger("fmjax")
@@ -24,7 +26,7 @@ MANIFEST = "files.json"
 
 
 class SaveError(RuntimeError):
-    """A checkpoint could not be written (the disk is full, say). What was saved before stays as it was."""
+    """The disk is full: a checkpoint or another file of the run was not written. What was saved before stays."""
 
 
 class Checkpointer:
@@ -50,7 +52,7 @@ class Checkpointer:
     def save(self, state: TrainState, meta: dict) -> None:
         """Starts saving `state` as the checkpoint of its step; returns when the arrays are copied, not yet written.
 
-        Raises SaveError when this save, or the one before it, fails.
+        Raises SaveError when the disk is too full for this save or the one before it; other failures as they come.
         """
         self.finish()
         step = int(state.step)
@@ -85,17 +87,13 @@ class Checkpointer:
             yield
         except Exception as error:
             failed, self._started = self._started, None
-            reason = (str(error).strip().splitlines() or [""])[0][:300]
+            if not disk_full(error):
+                raise
             raise SaveError(
                 f"checkpoint of step {failed} could not be written to {str(self.folder)!r} "
-                f"({type(error).__name__}: {reason}); {self.last_good()}. "
+                f"({type(error).__name__}: {first_line(error)}); {last_good(self.folder.parent)}. "
                 "Is the disk full? Make room and run the same command again to resume."
             ) from error
-
-    def last_good(self) -> str:
-        """For messages: which checkpoint can be resumed from."""
-        steps = complete_steps(self.folder)
-        return f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved yet"
 
     def restore_latest(self, shapes: TrainState) -> tuple[TrainState, dict] | None:
         """The newest complete checkpoint as (state, meta), or None when the run has none.
@@ -105,7 +103,8 @@ class Checkpointer:
         Args:
           shapes: a TrainState of `jax.ShapeDtypeStruct` with the shardings to restore to, whatever they were before.
 
-        Raises CheckpointError when there are checkpoints and none is usable.
+        Raises CheckpointError when there are checkpoints and none is usable; exhausted memory and failures to reach the
+        files say nothing about a checkpoint and are raised as they are.
         """
         steps = sorted(self.manager.all_steps(), reverse=True)
         damaged = []
@@ -114,13 +113,15 @@ class Checkpointer:
                 verify(self.folder / str(step))
                 restored = self._restore(step, shapes)
             except Exception as error:
+                if not _is_damage(error):
+                    raise
                 damaged.append((step, error))
-                log.error("CHECKPOINT OF STEP %d IS DAMAGED and is not used: %s", step, str(error).splitlines()[0][:500])
+                log.error("CHECKPOINT OF STEP %d IS DAMAGED and is not used: %s", step, first_line(error, 500))
                 continue
             self._set_aside([s for s, _ in damaged])
             return restored
         if damaged:
-            listed = "; ".join(f"step {s}: {str(e).splitlines()[0][:200]}" for s, e in damaged)
+            listed = "; ".join(f"step {s}: {first_line(e, 200)}" for s, e in damaged)
             raise CheckpointError(
                 f"no checkpoint in {str(self.folder)!r} can be read ({listed}). Nothing was changed; "
                 "restore a copy, or start in a new --workdir"
@@ -158,6 +159,24 @@ class Checkpointer:
         """Waits for the save under way and releases the folder."""
         self.finish()
         self.manager.close()
+
+
+def last_good(workdir: pathlib.Path) -> str:
+    """For messages: which checkpoint of a run can be resumed from."""
+    steps = complete_steps(workdir / "checkpoints")
+    return f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved yet"
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether a failure to read a checkpoint lies with its files, so that trying again would not help."""
+    if isinstance(error, CheckpointError):
+        return True
+    if isinstance(error, MemoryError):
+        return False
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        return False
+    elsewhere = ("RESOURCE_EXHAUSTED", "Out of memory", "Input/output error", "Permission denied")
+    return not any(word in str(error) for word in elsewhere)
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:
@@ -245,7 +264,7 @@ def read_item(path: pathlib.Path) -> Any:
             shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), dict(found))
             return reader.restore(path, shapes)
     except Exception as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0][:300]}") from error
+        raise CheckpointError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
 
 
 def save_params(directory: str | pathlib.Path, params, step: int = 0) -> None:

@@ -17,7 +17,7 @@ from fmjax.config import save_config
 from fmjax.data.loader import Loader
 from fmjax.parallel.sharding import local_rows
 from fmjax.training import resume
-from fmjax.training.checkpoint import Checkpointer, SaveError
+from fmjax.training.checkpoint import Checkpointer, SaveError, last_good
 from fmjax.training.clock import Clock
 from fmjax.training.evaluation import evaluate_loss, to_global
 from fmjax.training.metrics import MetricsWriter, plot_loss
@@ -60,7 +60,7 @@ def train(config, workdir, *, cache_dir, progress: bool = True, started: float |
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise SaveError(
-                f"{error.filename or str(workdir)!r} could not be written ({error.strerror}); {run.checkpointer.last_good()}. "
+                f"{error.filename or str(workdir)!r} could not be written ({error.strerror}); {last_good(workdir)}. "
                 "Make room and run the same command again to resume."
             ) from error
         finally:
@@ -212,7 +212,7 @@ class Run:
         with contextlib.suppress(Exception):
             self.checkpointer.finish()
         raise NonFiniteError(
-            f"training stopped at {what}; {self.checkpointer.last_good()} in {str(self.workdir / 'checkpoints')!r}. Lower optimizer.learning_rate "
+            f"training stopped at {what}; {last_good(self.workdir)} in {str(self.workdir / 'checkpoints')!r}. Lower optimizer.learning_rate "
             "or set train.nonfinite='skip' to leave such updates out"
         )
 

@@ -1,12 +1,19 @@
 """What may change between a run and its resumption, and the lock that keeps two runs out of one folder."""
 
 import contextlib
-import fcntl
+import logging
 import os
 import pathlib
 
+try:
+    import fcntl
+except ImportError:  # a system without it, such as Windows
+    fcntl = None
+
 from fmjax.config import differing_keys, load_workdir_config
 from fmjax.errors import ConfigError, DataError
+
+log = logging.getLogger("fmjax")
 
 # Keys that say how long, how often and on what, not what is learnt.
 FREE = (
@@ -48,18 +55,31 @@ def check_identity(workdir: pathlib.Path, saved: dict, now: dict) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path):
-    """Holds `workdir` for this process; the lock goes with the process, however it ends.
+    """Makes `workdir` and holds it for this process; the lock goes with the process, however it ends.
 
-    Raises ConfigError when another process trains there.
+    Where the file system has no locks, that is logged and nothing is held.
+
+    Raises ConfigError when another process trains there, or when `workdir` cannot be a folder.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+") as file:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(f"--workdir={workdir} cannot be made a folder: {error.strerror}: {error.filename!r}") from None
+    if fcntl is None:
+        log.warning("this system has no file locks: nothing keeps a second run out of %s", workdir)
+        yield
+        return
+    # Unbuffered: on a full disk who holds the lock remains unsaid, and closing the file does not fail either.
+    with (workdir / ".lock").open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
-            raise ConfigError(f"{str(workdir)!r} is in use by another run ({file.read().strip() or 'unknown process'})") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+            holder = file.read().decode(errors="replace").strip() or "unknown process"
+            raise ConfigError(f"{str(workdir)!r} is in use by another run ({holder})") from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): nothing keeps a second run out of it", workdir, error.strerror)
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            file.write(f"process {os.getpid()}".encode())
         yield

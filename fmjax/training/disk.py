@@ -1,0 +1,26 @@
+"""Telling a full disk from other failures, whichever library met it."""
+
+import errno
+
+_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether `error`, or what it was raised from, says that a disk, a quota or a file-size limit is exhausted.
+
+    Orbax and TensorStore report it in their message, in the words of the system's error.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NUMBERS:
+            return True
+        if any(word in str(error) for word in _WORDS):
+            return True
+        error = error.__cause__
+    return False
+
+
+def first_line(error: BaseException, length: int = 300) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:length] if lines else type(error).__name__
