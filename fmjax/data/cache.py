@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -18,6 +19,9 @@ try:
 except ImportError:  # no such locks on Windows; the atomic rename alone keeps the cache right
     fcntl = None
 
+log = logging.getLogger("fmjax")
+
+SIZES = "sizes.json"  # in every folder built here: what its files' sizes were when it was complete
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -28,22 +32,32 @@ def fingerprint(*parts: object) -> str:
 
 
 def content_hash(path: pathlib.Path, cache_dir: pathlib.Path) -> str:
-    """Hash of a file's bytes; remembered under `cache_dir` for as long as its size and time stay the same."""
-    state = path.stat()
-    stamp = [str(path.resolve()), state.st_size, state.st_mtime_ns]
-    memory = cache_dir / "file_hashes" / f"{fingerprint(stamp[0])}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        remembered = json.loads(memory.read_text())
-        if remembered["stamp"] == stamp:
-            return remembered["hash"]
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    """Hash of a file's bytes; remembered under `cache_dir` for as long as its size and time stay the same.
+
+    Raises DataError when the file cannot be read. Where the cache cannot be written (one that is shared may be
+    read-only) the file is hashed again next time.
+    """
+    try:
+        state = path.stat()
+        stamp = [str(path.resolve()), state.st_size, state.st_mtime_ns]
+        memory = cache_dir / "file_hashes" / f"{fingerprint(stamp[0])}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            remembered = json.loads(memory.read_text())
+            if remembered["stamp"] == stamp:
+                return remembered["hash"]
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     # A file written this very moment may change again within the resolution of its time stamp.
     if time.time() - state.st_mtime > 2:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        partial = memory.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({"stamp": stamp, "hash": digest}))
-        partial.replace(memory)
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            partial = memory.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps({"stamp": stamp, "hash": digest}))
+            partial.replace(memory)
+        except OSError as error:
+            log.info("the hash of %s cannot be kept in %s (%s)", path, memory.parent, error.strerror)
     return digest
 
 
@@ -53,56 +67,91 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
     Some network file systems have no locks: two processes may then build the same folder, which costs time only.
     """
-    with open(path, "a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    with file:
         if fcntl is not None:
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def build_once(
-    target: pathlib.Path,
-    build: Callable[[pathlib.Path], None],
-    is_whole: Callable[[pathlib.Path], bool] = lambda folder: True,
-) -> pathlib.Path:
+def _unwritable(folder: pathlib.Path, error: OSError) -> DataError:
+    return DataError(
+        f"the cache {folder} cannot be written ({error.strerror}); make room there, or choose a folder that can be "
+        "written with the variable FMJAX_CACHE"
+    )
+
+
+def build_once(target: pathlib.Path, build: Callable[[pathlib.Path], None]) -> pathlib.Path:
     """Returns the folder `target`, calling `build(empty_folder)` first if it is not there.
 
-    The folder is filled under another name and renamed when complete. A concurrent process waits and then uses the
-    first one's work; what a killed process left behind is removed by the next build.
+    The folder is filled under another name and renamed when complete, with a list of its files' sizes. A concurrent
+    process waits and then uses the first one's work; what a killed process left behind is removed by the next build;
+    a folder whose files have lost their sizes since is built again, with a warning.
 
     Args:
       target: the folder wanted.
       build: fills the folder it is given. Whatever it raises is passed on and leaves nothing behind.
-      is_whole: says whether an existing folder is undamaged (sizes as recorded, say); a damaged one is rebuilt.
+
+    Raises: DataError when the folder cannot be written.
     """
-    if target.is_dir() and is_whole(target):
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if target.is_dir() and _damage(target) is None:
+            return target
+    except OSError as error:
+        raise _unwritable(target.parent, error) from error
     with _locked(target.parent / f".{target.name}.lock"):
         if target.is_dir():
-            if is_whole(target):
+            damage = _damage(target)
+            if damage is None:
                 return target
-            shutil.rmtree(target)
-        for leftover in target.parent.glob(f".{target.name}.partial-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            log.warning("The cached folder %s is damaged (%s): building it again.", target, damage)
         # Not tempfile.mkdtemp, whose folders nobody else may read: a cache may be shared.
         partial = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:12]}"
         try:
+            if target.exists():
+                shutil.rmtree(target)
+            for leftover in target.parent.glob(f".{target.name}.partial-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir()
             build(partial)
+            sizes = {name: path.stat().st_size for name, path in _files(partial)}
+            (partial / SIZES).write_text(json.dumps(sizes))
             try:
                 os.rename(partial, target)
             except OSError:
                 # Where locks do not work, another process may have finished first: its folder is as good as ours.
-                if not (target.is_dir() and is_whole(target)):
+                if not (target.is_dir() and _damage(target) is None):
                     raise
         except OSError as error:
-            if error.errno not in _UNWRITABLE:
+            # What `build` reads may lie elsewhere; a write that fails for want of space names no file.
+            named = None if error.filename is None else pathlib.Path(os.fsdecode(error.filename)).absolute()
+            if error.errno not in _UNWRITABLE or (named and target.parent.absolute() not in named.parents):
                 raise
-            raise DataError(
-                f"the cache {target.parent} cannot be written ({error.strerror}); make room there or choose another "
-                "folder with the variable FMJAX_CACHE"
-            ) from error
+            raise _unwritable(target.parent, error) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _files(folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a built folder, by its files' sizes; None for nothing."""
+    try:
+        sizes = json.loads((folder / SIZES).read_text())
+        for name, size in sizes.items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+    except (OSError, ValueError, AttributeError) as error:
+        return str(error)
+    return None

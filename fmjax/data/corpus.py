@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from fmjax.data.cache import build_once, fingerprint
-from fmjax.data.packing import PackingPlan, plan_packing
+from fmjax.data.packing import PLAN_VERSION, PackingPlan, plan_packing
 from fmjax.data.tokenizer import Tokenizer
 from fmjax.errors import DataError
 
 SPLITS = ("train", "heldout")
-_LAYOUT = 1  # part of the cache key: raise it when the files below change
+_LAYOUT = 2  # part of the cache key: raise it when the files below change
 _BATCH_CHARACTERS = 2 << 20  # text encoded at once; bounds the memory whatever the size of the corpus
 
 
@@ -63,7 +63,7 @@ class Corpus:
             for field in dataclasses.fields(plan):
                 np.save(folder / f"{field.name}.npy", getattr(plan, field.name))
 
-        name = f"{self.folder.name}-{split}-{sequence_length}"
+        name = f"{self.folder.name}-{split}-{sequence_length}-v{PLAN_VERSION}"
         folder = build_once(self.folder.parent.parent / "packing" / name, build)
         return PackingPlan(**{f.name: _load(folder / f"{f.name}.npy") for f in dataclasses.fields(PackingPlan)})
 
@@ -107,15 +107,6 @@ class _SplitWriter:
             np.save(self._folder / f"{self._split}.text_offsets.npy", np.asarray(self._text_offsets, np.int64))
 
 
-def _is_whole(folder: pathlib.Path) -> bool:
-    """Whether the folder's files have the sizes they were written with."""
-    try:
-        sizes = json.loads((folder / "meta.json").read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
 def tokenize_corpus(
     documents: Callable[[], Iterable[tuple[str, str]]],
     content: str,
@@ -146,11 +137,10 @@ def tokenize_corpus(
                 bar.update(size)
         for writer in writers.values():
             writer.close()
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        (folder / "meta.json").write_text(json.dumps({"name": name, "dtype": dtype, "sizes": sizes}))
+        (folder / "meta.json").write_text(json.dumps({"name": name, "dtype": dtype}))
 
     key = fingerprint(_LAYOUT, content, tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id)
-    folder = build_once(cache_dir / "corpora" / key, build, _is_whole)
+    folder = build_once(cache_dir / "corpora" / key, build)
     dtype = json.loads((folder / "meta.json").read_text())["dtype"]
     splits = {
         s: TokenizedSplit(_map(folder / f"{s}.tokens", dtype), _load(folder / f"{s}.offsets.npy")) for s in SPLITS

@@ -14,6 +14,8 @@ from fmjax.errors import DataError
 from fmjax.registry import nearest
 
 _GLOB = re.compile(r"[*?\[]")
+log = logging.getLogger("fmjax")
+
 _SHARD = re.compile(r"(?P<of>.*)-(?P<index>\d+)-of-(?P<total>\d+)(?P<rest>\..*)?$")
 
 
@@ -26,7 +28,7 @@ class FileSource:
       fingerprint: hash of the files' names, contents and how they are read; the folder they lie in does not matter.
       files: (split, name, path) by name, split "train" or "heldout".
       has_heldout: whether the files' names say which are held out.
-      num_documents: where it is known without reading: .txt files without a separator.
+      num_documents: where it is known without reading: plain text without a separator.
       options: the reading options that these files use.
     """
 
@@ -44,7 +46,7 @@ class FileSource:
         found = list_files(path)
         kinds = {formats.file_kind(file) for _, file in found}
         files, has_heldout = _assign_splits(path, found)
-        is_whole = kinds == {"txt"} and reading.document_separator is None
+        is_whole = kinds == {"text"} and reading.document_separator is None
         contents = [(split, name, content_hash(file, cache_dir)) for split, name, file in files]
         return cls(
             name=path,
@@ -113,15 +115,26 @@ def _before_glob(parts: tuple[str, ...]) -> list[str]:
 
 
 def _files_of_folder(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
-    """The supported files anywhere under a folder; hidden ones (download caches, version control) left out."""
+    """The supported files anywhere under a folder; hidden ones (download caches, version control) left out, and so are
+    the README.md or prepare.py of a folder of other files."""
     files = []
     for file in sorted(folder.rglob("*")):
         relative = file.relative_to(folder)
-        hidden = any(part.startswith((".", "_")) for part in relative.parts)
+        # Names of Python source begin with an underscore without being hidden: __init__.py.
+        marks = (".",) if file.suffix == ".py" else (".", "_")
+        hidden = any(part.startswith(marks) for part in relative.parts)
         if file.is_file() and not hidden and formats.file_kind(file) is not None:
             files.append((relative.as_posix(), file))
     if not files:
         raise DataError(f"folder {folder} has no file of a supported kind: {formats.SUPPORTED}")
+    companions = [entry for entry in files if formats.is_companion(entry[1])]
+    if 0 < len(companions) < len(files):
+        files = [entry for entry in files if not formats.is_companion(entry[1])]
+        log.warning(
+            "Of folder %s, %d files beside its %d documents are left out (%s): beside other kinds, %s files are not "
+            "documents. A glob takes those that it names.",
+            folder, len(companions), len(files), companions[0][0], ", ".join(formats.COMPANIONS),
+        )  # fmt: skip
     shards: dict[tuple[str, int], set[int]] = {}
     for name, _ in files:
         if match := _SHARD.match(name):
@@ -147,7 +160,7 @@ def _assign_splits(path: str, found: list[tuple[str, pathlib.Path]]):
     chosen_by_hand = not pathlib.Path(path).expanduser().is_dir()
     if splits and unnamed and chosen_by_hand:
         other = next(name for name, split in named.items() if split)
-        logging.warning(
+        log.warning(
             "All %d files of %s are training documents, %s too: a split's name counts only where all files have one.",
             len(found), path, other,
         )  # fmt: skip

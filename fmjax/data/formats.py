@@ -1,7 +1,7 @@
-"""Reading one local file of documents: .txt, .jsonl, .json and .parquet, the first three also as .gz or .zst.
+"""Reading one local file of documents: plain text, .jsonl, .json and .parquet, all but the last also as .gz or .zst.
 
 Text is kept as it stands in the file: line ends are not translated and a byte-order mark is not dropped. Files are
-streamed; only a `.txt` without `document_separator` (one document) and a `.json` array are held whole.
+streamed; only plain text without `document_separator` (one document) and a `.json` array are held whole.
 Every error is a DataError that names the file and the record.
 """
 
@@ -17,13 +17,18 @@ from fmjax.errors import ConfigError, DataError
 from fmjax.registry import nearest
 
 COMPRESSIONS = (".gz", ".zst")
-KINDS = {".txt": "txt", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+COMPANIONS = (".md", ".rst", ".py")  # in a folder with other kinds of files they describe those, and are no documents
+KINDS = {
+    **dict.fromkeys((".txt", ".text", *COMPANIONS), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
+    ".parquet": "parquet",
+}
 OPTIONS = {  # which options a kind of file reads
-    "txt": frozenset({"document_separator", "encoding"}),
+    "text": frozenset({"document_separator", "encoding"}),
     "json": frozenset({"text_field", "encoding"}),
     "parquet": frozenset({"text_field"}),
 }
-SUPPORTED = ".txt, .jsonl, .ndjson, .json (each also .gz or .zst) and .parquet"
+SUPPORTED = ".txt, .text, .md, .rst, .py, .jsonl, .ndjson, .json (each also .gz or .zst) and .parquet"
 _BLOCK = 1 << 20
 _DISGUISED = {  # a file that is not what its name says
     b"PK\x03\x04": "a zip archive: unpack it first",
@@ -39,8 +44,8 @@ class Reading:
 
     Attributes:
       text_field: the field, column or feature that holds the text; "text" by default.
-      document_separator: what stands between the documents of a .txt; by default the file is one document.
-      encoding: of .txt and .json files; UTF-8 by default.
+      document_separator: what stands between the documents of plain text; by default the file is one document.
+      encoding: of text and .json files; UTF-8 by default.
     """
 
     text_field: str | None = None
@@ -53,20 +58,30 @@ class Reading:
 
 
 def file_kind(path: pathlib.PurePath) -> str | None:
-    """One of "txt", "json" and "parquet" by the file's name; None for one that is not supported."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compressed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
-    if compressed:
-        suffixes.pop()
-    kind = KINDS.get(suffixes[-1]) if suffixes else None
+    """One of "text", "json" and "parquet" by the file's name; None for one that is not supported."""
+    kind = KINDS.get(_content_suffix(path))
+    compressed = path.suffix.lower() in COMPRESSIONS
     return None if compressed and kind == "parquet" else kind
+
+
+def is_companion(path: pathlib.PurePath) -> bool:
+    """Whether a file is of the kinds that may describe other files of documents (`README.md`, `prepare.py`)."""
+    return _content_suffix(path) in COMPANIONS
+
+
+def _content_suffix(path: pathlib.PurePath) -> str:
+    """The last suffix, in lower case, compression left out; "" for none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
 
 
 def read_file(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]:
     """(record number, text) of a file's documents: numbers are lines of .jsonl, rows of .parquet, else a count."""
     kind = file_kind(path)
     try:
-        if kind == "txt":
+        if kind == "text":
             yield from enumerate(_separated(_decoded(path, reading), reading.document_separator), 1)
         elif kind == "json":
             yield from _json_records(path, reading)

@@ -10,6 +10,8 @@ import dataclasses
 
 import numpy as np
 
+PLAN_VERSION = 1  # part of the cache key: raise it when plan_packing lays the same lengths out otherwise
+
 
 @dataclasses.dataclass(frozen=True)
 class PackingPlan:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 
 from fmjax.data.cache import build_once
-from fmjax.data.splits import is_heldout
-from fmjax.data.stdlib_files import HELDOUT_FRACTION, PYTHON_VERSION, library_fingerprint, read_documents, stdlib_folder
+from fmjax.data.splits import HELDOUT_FRACTION, is_heldout
+from fmjax.data.stdlib_files import PYTHON_VERSION, library_fingerprint, read_documents, stdlib_folder
 
 
 class PythonStdlib(tfds.core.GeneratorBasedBuilder):

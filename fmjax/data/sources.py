@@ -13,11 +13,10 @@ from typing import Protocol
 
 from fmjax.data import formats
 from fmjax.data.cache import fingerprint
-from fmjax.data.splits import cut_tail, is_heldout
+from fmjax.data.splits import HELDOUT_FRACTION, cut_tail, is_heldout
 from fmjax.errors import ConfigError, DataError
 from fmjax.registry import import_object
 
-HELDOUT_FRACTION = 0.02  # of the documents of a source that has no held-out split of its own
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
 

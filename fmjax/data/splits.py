@@ -4,6 +4,8 @@ import hashlib
 import pathlib
 import re
 
+HELDOUT_FRACTION = 0.02  # of the documents, where neither their source nor the config says
+
 _SPLIT_NAMES = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",

@@ -20,7 +20,6 @@ from fmjax.errors import DataError
 
 SUFFIXES = (".py", ".rst", ".txt")
 SKIPPED_FOLDERS = ("site-packages", "dist-packages", "__pycache__")
-HELDOUT_FRACTION = 0.02
 PYTHON_VERSION = "{}.{}.{}".format(*sys.version_info[:3])
 
 
@@ -34,16 +33,21 @@ def stdlib_folder() -> pathlib.Path:
     return folder
 
 
-def list_files(folder: pathlib.Path) -> list[tuple[str, int]]:
-    """(name, size in bytes) of every document file under `folder`, sorted; names are relative, with forward slashes."""
+def read_files(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every document file under `folder`, sorted by name; names are relative, with forward slashes.
+
+    What cannot be read (a broken link, a file of another user's) is no document of this installation.
+    """
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
-        for file in files:
-            if file.endswith(SUFFIXES):
-                path = pathlib.Path(parent, file)
-                found.append((path.relative_to(folder).as_posix(), path.stat().st_size))
-    return sorted(found)
+        found += [os.path.join(parent, file) for file in files if file.endswith(SUFFIXES)]
+    start = len(os.path.join(folder, ""))
+    for name, path in sorted((path[start:].replace(os.sep, "/"), path) for path in found):
+        with contextlib.suppress(OSError):
+            if os.path.isfile(path):  # opening a named pipe would wait for its writer
+                with open(path, "rb") as file:
+                    yield name, file.read()
 
 
 def decode(name: str, raw: bytes) -> str | None:
@@ -60,8 +64,8 @@ def decode(name: str, raw: bytes) -> str | None:
 def read_documents(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     """(name, text) of the documents under `folder`: no empty ones, and of exact copies only the first by name."""
     seen = set()
-    for name, _ in list_files(folder):
-        text = decode(name, (folder / name).read_bytes())
+    for name, raw in read_files(folder):
+        text = decode(name, raw)
         if not text:
             continue
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -70,9 +74,14 @@ def read_documents(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
             yield name, text
 
 
-def library_fingerprint() -> str:
-    """A hash of the Python version and of all the files' names and sizes.
+def library_fingerprint(folder: pathlib.Path | None = None) -> str:
+    """A hash of the Python version and of all the files' names and contents, by default of `stdlib_folder()`.
 
-    Two installations of one Python version may differ: distributions drop the tests.
+    Two installations of one Python version may differ: distributions drop the tests, and patch.
     """
-    return fingerprint(PYTHON_VERSION, list_files(stdlib_folder()))
+    whole = hashlib.blake2b(digest_size=16)
+    for name, raw in read_files(folder or stdlib_folder()):
+        whole.update(f"{len(name.encode(errors='surrogateescape'))} {len(raw)} ".encode())
+        whole.update(name.encode(errors="surrogateescape"))
+        whole.update(raw)
+    return fingerprint(PYTHON_VERSION, whole.hexdigest())

@@ -20,6 +20,8 @@ from fmjax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from fmjax.errors import ConfigError
 from fmjax.registry import nearest
 
+log = logging.getLogger("fmjax")
+
 _READING = ("text_field", "document_separator", "encoding", "tfds_data_dir")
 
 
@@ -31,8 +33,9 @@ class TextData:
       source: where the documents come from; None means "builtin", unless there is a mixture.
         builtin: the Python standard library of the running interpreter.
         tfds:NAME[/CONFIG][:VERSION][:SPLIT]: any TFDS dataset.
-        A file, a folder or a glob: .txt, .jsonl, .json, .parquet, text also as .gz or .zst. A folder's files named
-          train..., validation... (valid, val, dev), test... are those splits.
+        A file, a folder or a glob: plain text (.txt, .text, .md, .rst, .py), .jsonl, .json, .parquet, all but the
+          last also as .gz or .zst. A folder's files named train..., validation... (valid, val, dev), test... are
+          those splits.
         package.module:Object: documents of your own, see `fmjax.data.sources.ObjectSource`.
       mixture: several sources instead of one, by a name of your choice: {"code": {"source": "builtin", "weight": 3},
         "web": {"source": "web/*.jsonl", "weight": 1, "text_field": "content"}}. A weight is the share of rows (up to
@@ -42,9 +45,9 @@ class TextData:
       tokenizer: "bytes", "train:VOCAB_SIZE" (SentencePiece on the run's own training documents), or the path of a
         SentencePiece .model, a tokenizer.json, or a folder with one.
       text_field: field, column or feature with the text, of .jsonl, .parquet and TFDS; None is "text".
-      document_separator: what stands between the documents of a .txt, such as "<|endoftext|>"; None makes each file
-        one document.
-      encoding: of .txt and .jsonl files; None is UTF-8.
+      document_separator: what stands between the documents of a plain text file, such as "<|endoftext|>"; None
+        makes each file one document.
+      encoding: of plain text and .jsonl files; None is UTF-8.
       tfds_data_dir: folder of prepared TFDS datasets; None is a folder in the cache.
       heldout_fraction: the share of documents held out, by a hash of file name and record number, from a source that
         has no held-out split of its own; None is 0.02. A few whole-file documents give their last part instead.
@@ -131,7 +134,7 @@ class TextData:
         evaluation, documents = self._evaluation(heldout)
         for name in sources.keys() & heldout.keys():
             if (name or "heldout") not in evaluation and sources[name].fraction > 0:
-                logging.warning(
+                log.warning(
                     "No document of %s fell to its held-out share, so it is not evaluated; set data.eval_source or a "
                     "larger heldout_fraction.", sources[name].name,
                 )  # fmt: skip

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import pathlib
 import signal
 import time
 
@@ -33,7 +34,7 @@ def test_two_processes_build_once(tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert log.read_text() == "built\n"
-    assert sorted(file.name for file in target.iterdir()) == ["half", "other"]
+    assert sorted(file.name for file in target.iterdir()) == ["half", "other", "sizes.json"]
 
 
 def test_a_build_killed_half_way_is_done_again_and_swept_up(tmp_path):
@@ -71,12 +72,52 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "thing").exists() and not list(tmp_path.glob(".thing.partial-*"))
 
 
-def test_a_damaged_folder_is_rebuilt(tmp_path):
-    target = build_once(tmp_path / "thing", lambda folder: (folder / "a").write_text("new"))
-    (target / "a").write_text("")
-    whole = lambda folder: (folder / "a").stat().st_size > 0  # noqa: E731
-    build_once(target, lambda folder: (folder / "a").write_text("again"), whole)
-    assert (target / "a").read_text() == "again"
+def unwritable_places(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    yield tmp_path / "file" / "thing"
+    yield tmp_path / "file" / "deep" / "thing"
+    if pathlib.Path("/proc/self").exists():
+        yield pathlib.Path("/proc/fmjax/thing")  # refused even to root
+
+
+def test_a_cache_that_cannot_be_written_is_one_message(tmp_path):
+    for target in unwritable_places(tmp_path):
+        with pytest.raises(DataError, match=f"the cache {target.parent} cannot be written .*FMJAX_CACHE"):
+            build_once(target, lambda folder: None)
+        whole = tmp_path / "whole"
+        whole.write_text("text")
+        os.utime(whole, (1e9, 1e9))
+        assert content_hash(whole, target.parent) == content_hash(whole, tmp_path)  # only slower
+
+
+def test_what_a_build_cannot_read_is_not_blamed_on_the_cache(tmp_path):
+    def build(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/source.txt")
+
+    with pytest.raises(PermissionError, match="elsewhere"):
+        build_once(tmp_path / "cache" / "thing", build)
+    with pytest.raises(DataError, match="gone.txt cannot be read: No such file"):
+        content_hash(tmp_path / "gone.txt", tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost", "no list"])
+def test_a_damaged_folder_is_rebuilt_with_a_warning(tmp_path, damage, caplog):
+    def build(content):
+        def fill(folder):
+            (folder / "deep").mkdir()
+            (folder / "deep" / "a").write_text(content)
+
+        return build_once(tmp_path / "thing", fill)
+
+    target = build("new")
+    assert build("again") == target and (target / "deep" / "a").read_text() == "new" and not caplog.text
+    if damage == "cut":
+        (target / "deep" / "a").write_text("ne")
+    else:
+        (target / "deep" / "a" if damage == "lost" else target / "sizes.json").unlink()
+    build("again")
+    assert (target / "deep" / "a").read_text() == "again"
+    assert "is damaged" in caplog.text and ("2 bytes instead of 3" in caplog.text) == (damage == "cut")
 
 
 def test_fingerprints_tell_parts_apart():

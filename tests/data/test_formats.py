@@ -37,7 +37,7 @@ def documents(path, **reading):
     return [text for _, text in read_file(path, Reading(**reading))]
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".txt.zst"])
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".txt.zst", ".md", ".rst", ".PY", ".text", ".md.gz", ".py.zst"])
 def test_txt_is_one_document_byte_for_byte(tmp_path, suffix):
     whole = "".join(TEXTS)
     assert documents(write(tmp_path / f"a{suffix}", whole.encode())) == [whole]

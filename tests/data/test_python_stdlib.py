@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -58,6 +59,23 @@ def test_it_is_a_tfds_dataset_like_any_other(builtin_cache, tmp_path):
         found[split_name].add(text)
     for name in found:
         assert found[name] == set(split(builtin_cache, name).values())
+
+
+def test_what_cannot_be_read_is_left_out_and_every_change_shows(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.py").write_bytes(b"x = 1\r\n")
+    (tmp_path / "b.txt").write_bytes(b"one")
+    (tmp_path / "broken.py").symlink_to(tmp_path / "nowhere.py")
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "folder.py").mkdir()
+    documents = [("b.txt", "one"), ("deep/a.py", "x = 1\r\n")]
+    assert list(stdlib_files.read_documents(tmp_path)) == documents
+    first = stdlib_files.library_fingerprint(tmp_path)
+    assert stdlib_files.library_fingerprint(tmp_path) == first
+    state = (tmp_path / "b.txt").stat()
+    (tmp_path / "b.txt").write_bytes(b"two")  # name, size and time as before
+    os.utime(tmp_path / "b.txt", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert stdlib_files.library_fingerprint(tmp_path) != first
 
 
 def test_decoding_follows_the_declared_encoding():

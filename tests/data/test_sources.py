@@ -61,6 +61,16 @@ def test_split_names_are_recognised(tmp_path):
     assert read(test_only, tmp_path) == {"train": ["a"], "heldout": ["b"]}
 
 
+def test_plain_text_kinds_are_documents_unless_beside_others(tmp_path, caplog):
+    root = folder_of(tmp_path / "project", README_md=["card"], src__b_rst=["doc"])
+    (root / "src" / "__init__.py").write_text("code")
+    assert sorted(read(root, tmp_path)["train"]) == ["card", "code", "doc"]
+    assert read(root / "*.md", tmp_path)["train"] == ["card"] and not caplog.text
+    folder_of(root, train_txt=["a"], valid_txt=["b"])
+    assert read(root, tmp_path) == {"train": ["a"], "heldout": ["b"]}
+    assert "3 files beside its 2 documents are left out (README.md)" in caplog.text
+
+
 def test_unclear_folders_are_refused(tmp_path, caplog):
     mixed = folder_of(tmp_path / "mixed", a_jsonl=["a"], b_txt=["b"])
     with pytest.raises(DataError, match=r"mixes kinds of files \(a\.jsonl, b\.txt\).*glob"):
@@ -73,11 +83,11 @@ def test_unclear_folders_are_refused(tmp_path, caplog):
     none = folder_of(tmp_path / "none", valid_jsonl=["a"], test_jsonl=["b"])
     with pytest.raises(DataError, match="none for train"):
         read(none, tmp_path)
-    empty = folder_of(tmp_path / "empty", a_md=["a"])
+    empty = folder_of(tmp_path / "empty", a_csv=["a"])
     with pytest.raises(DataError, match=r"no file of a supported kind: \.txt"):
         read(empty, tmp_path)
-    with pytest.raises(DataError, match=r"a\.md: unsupported kind of file"):
-        read(empty / "a.md", tmp_path)
+    with pytest.raises(DataError, match=r"a\.csv: unsupported kind of file"):
+        read(empty / "a.csv", tmp_path)
     with pytest.raises(DataError, match=r"no such file or folder; did you mean 'train.jsonl'"):
         read(some / "trian.jsonl", tmp_path)
 

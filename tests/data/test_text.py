@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fmjax.data import tokenizer_training
+from fmjax.data import corpus, tokenizer_training
 from fmjax.data.text import TextData
 from fmjax.errors import ConfigError, DataError, InputError
 
@@ -180,12 +180,24 @@ def test_train_tokenizer_never_sees_heldout_and_is_cached(tmp_path, texts, monke
     assert "omega" in "".join(third.tokenizer.decode(third.train[i]["tokens"]) for i in range(20))
 
 
-def test_a_damaged_corpus_is_tokenised_again(tmp_path, jsonl):
-    config = TextData(source=str(jsonl), **BYTES)
+def test_damaged_caches_are_built_again(tmp_path, jsonl, caplog):
+    config = TextData(source=str(jsonl), tokenizer="train:320", sequence_length=32)
     expected = config.open(seed=0, cache_dir=tmp_path).train[3]["tokens"].copy()
-    (tokens,) = tmp_path.glob("corpora/*/train.tokens")
-    tokens.write_bytes(tokens.read_bytes()[:-7])
-    np.testing.assert_array_equal(config.open(seed=0, cache_dir=tmp_path).train[3]["tokens"], expected)
+    assert not caplog.records
+    for place in ("corpora/*/train.tokens", "packing/*-train-*/starts.npy", "tokenizers/*/tokenizer.model"):
+        (file,) = tmp_path.glob(place)
+        file.write_bytes(file.read_bytes()[:-7])
+        np.testing.assert_array_equal(config.open(seed=0, cache_dir=tmp_path).train[3]["tokens"], expected)
+        assert file.name in caplog.records[-1].message and caplog.records[-1].name == "fmjax"
+
+
+def test_a_plan_laid_out_otherwise_has_another_place_in_the_cache(tmp_path, jsonl, monkeypatch):
+    config = TextData(source=str(jsonl), **BYTES)
+    config.open(seed=0, cache_dir=tmp_path)
+    plans = set(tmp_path.glob("packing/[!.]*"))
+    monkeypatch.setattr(corpus, "PLAN_VERSION", corpus.PLAN_VERSION + 1)
+    config.open(seed=0, cache_dir=tmp_path)
+    assert len(set(tmp_path.glob("packing/[!.]*")) - plans) == 2
 
 
 REFUSED = [
