@@ -8,7 +8,9 @@ A config is nested plain data. Each part is owned by the code that reads it:
     optimizer                 and the fields of the dataclass (a Linen module is one) it names
 
 So the keys that exist are the fields that exist: nothing is declared twice. A field annotated with
-`Annotated[dict, REGISTRY]` is a nested section of the same kind (`optimizer.schedule`).
+`Annotated[dict, REGISTRY]` is a nested section of the same kind (`optimizer.schedule`); one annotated with
+`dict[str, SomeDataclass]` holds sections under names of the user's choice, each with the keys of that dataclass
+(`data.mixture`).
 """
 
 import ast
@@ -130,12 +132,24 @@ def resolve(config: Mapping[str, Any]) -> FrozenConfigDict:
         if key not in config:
             raise ConfigError(f"the config has no section {key!r}; it needs at least {key}.name")
         resolved[key] = _resolve_plugin(config[key], registry, key)
+    _refuse_dots(resolved)
     # Constructing the settings runs their own checks (ranges, values that exclude each other) before anything slow.
     for key, settings in SETTINGS.items():
         settings(**resolved[key])
     built = {key: build(resolved[key], registry) for key, registry in PLUGINS.items()}
     built["optimizer"].make_schedule(resolved["train"]["steps"])
     return FrozenConfigDict(resolved)
+
+
+def _refuse_dots(section: Mapping, path: str = "") -> None:
+    for key, value in section.items():
+        if "." in key:
+            raise ConfigError(
+                f"{path or 'config'}: the name {key!r} has a dot, which separates the parts of a key; "
+                f"call it {key.replace('.', '_')!r}"
+            )
+        if isinstance(value, Mapping):
+            _refuse_dots(value, f"{path}.{key}" if path else key)
 
 
 def build(section: Mapping[str, Any], registry: Registry):
@@ -245,6 +259,11 @@ def _resolve_fields(section, plugin, path: str) -> dict:
         nested = _nested_registry(annotation)
         if nested is not None and value is not None:
             resolved[key] = _resolve_plugin(value, nested, where)
+        elif (entry := _entry_class(annotation)) is not None:
+            sections = _coerce(value, dict | None if type(None) in typing.get_args(annotation) else dict, where)
+            if sections is not None:
+                sections = {name: _resolve_fields(part, entry, f"{where}.{name}") for name, part in sections.items()}
+            resolved[key] = sections
         else:
             resolved[key] = _coerce(value, annotation, where)
     return resolved
@@ -257,6 +276,15 @@ def _nested_registry(annotation) -> Registry | None:
         for meta in getattr(part, "__metadata__", ()):
             if isinstance(meta, Registry):
                 return meta
+    return None
+
+
+def _entry_class(annotation) -> type | None:
+    """The dataclass of `dict[str, SomeDataclass]`, also where None is allowed beside it."""
+    for part in (annotation, *typing.get_args(annotation)):
+        arguments = typing.get_args(part)
+        if typing.get_origin(part) in (dict, Mapping) and dataclasses.is_dataclass(arguments[1]):
+            return arguments[1]
     return None
 
 

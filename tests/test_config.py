@@ -85,6 +85,50 @@ def test_command_line_text_takes_the_type_of_its_key(key, text, value):
     assert config == value and type(config) is type(value)
 
 
+MIXTURE = {"code": {"source": "builtin"}, "web": {"source": "web/*.md", "weight": 2}}
+MIXED = BASE | {"data": {"mixture": MIXTURE}}
+
+
+def test_sections_of_a_mixture_are_typed_from_the_command_line_and_completed():
+    overrides = {"data.mixture.web.weight": "3", "data.mixture.web.heldout_fraction": "0.1"}
+    overrides |= {"data.mixture.code.text_field": "none", "data.mixture.more.source": "12"}
+    config = configs.resolve(configs.apply_overrides(MIXED, overrides)).to_dict()
+    mixture = config["data"]["mixture"]
+    assert mixture["web"]["weight"] == 3.0 and mixture["web"]["heldout_fraction"] == 0.1
+    assert mixture["code"] == {
+        "source": "builtin", "text_field": None, "document_separator": None, "encoding": None, "tfds_data_dir": None,
+        "heldout_fraction": None, "weight": 1.0,
+    }  # fmt: skip
+    assert mixture["more"]["source"] == "12"
+    again = configs.resolve(json.loads(json.dumps(config)))
+    assert configs.differing_keys(config, again.to_dict()) == []
+    literal = configs.resolve(configs.apply_overrides(MIXED, {"data.mixture": repr(MIXTURE)}))
+    assert literal.data.mixture.web.weight == 2.0
+    single = configs.resolve(configs.apply_overrides(MIXED, {"data.mixture": "none"}))
+    assert single.data.mixture is None
+
+
+@pytest.mark.parametrize(
+    "mixture, message",
+    [
+        ({"web": {"source": "a", "weight": "3"}}, "data.mixture.web.weight = '3' (str) should be float"),
+        ({"web": {"source": "a", "heldout_fraction": "0.1"}}, "data.mixture.web.heldout_fraction = '0.1' (str) should"),
+        ({"web": {"source": "a", "weight": -1}}, "data.mixture.web.weight must be a positive number, got -1.0"),
+        ({"web": {"source": "a", "heldout_fraction": 1}}, "data.mixture.web.heldout_fraction must be at least 0"),
+        ({"web": {"source": "a", "encoding": "latin-one"}}, "data.mixture.web.encoding 'latin-one' is not known"),
+        ({"web": {"source": "a", "wieght": 1}}, "'data.mixture.web.wieght'; did you mean 'weight'?"),
+        ({"web": {"weight": 1}}, "data.mixture.web.source is missing"),
+        ({"web": "a"}, "data.mixture.web must be a section of keys, got 'a'"),
+        ("a", "data.mixture = 'a' (str) should be dict | None"),
+        ({"c4.en": {"source": "a"}}, "data.mixture: the name 'c4.en' has a dot"),
+    ],
+)
+def test_what_is_wrong_in_a_mixture_is_named(mixture, message):
+    with pytest.raises(ConfigError) as error:
+        configs.resolve(BASE | {"data": {"mixture": mixture}})
+    assert message in str(error.value)
+
+
 def test_a_missing_section_or_key_is_named():
     with pytest.raises(ConfigError, match="no section 'model'"):
         configs.resolve({k: v for k, v in BASE.items() if k != "model"})

@@ -122,14 +122,14 @@ def missing_field(field: str, known: Iterable[str]) -> str:
     return f"no field {field!r}{hint} Found: {', '.join(known) or 'nothing'}. Set text_field to one of them."
 
 
-def check_encoding(encoding: str) -> None:
-    """Raises ConfigError unless Python knows the encoding."""
+def check_encoding(encoding: str, key: str = "data.encoding") -> None:
+    """Raises ConfigError, naming the config's `key`, unless Python knows the encoding."""
     try:
         codecs.getincrementaldecoder(encoding)
         codecs.lookup(encoding)
     except LookupError:
         raise ConfigError(
-            f"data.encoding {encoding!r} is not known to Python; examples: 'utf-8', 'latin-1', 'utf-16', 'shift_jis'"
+            f"{key} {encoding!r} is not known to Python; examples: 'utf-8', 'latin-1', 'utf-16', 'shift_jis'"
         ) from None
 
 

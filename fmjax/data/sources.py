@@ -48,25 +48,36 @@ class Source(Protocol):
 class SourceSpec:
     """One source as a config words it; None stands for the default. Fields are documented in `TextData`."""
 
-    source: str = "builtin"
+    source: str
     text_field: str | None = None
     document_separator: str | None = None
     encoding: str | None = None
     tfds_data_dir: str | None = None
     heldout_fraction: float | None = None
 
-    def check(self) -> None:
-        """Raises ConfigError for values that no source could use."""
+    def check(self, place: str = "data") -> None:
+        """Raises ConfigError for values that no source could use; `place` is where they stand in the config."""
         if self.heldout_fraction is not None and not 0 <= self.heldout_fraction < 1:
-            raise ConfigError(f"data.heldout_fraction must be at least 0 and below 1, got {self.heldout_fraction}")
+            raise ConfigError(f"{place}.heldout_fraction must be at least 0 and below 1, got {self.heldout_fraction}")
         if self.document_separator == "":
-            raise ConfigError("data.document_separator is empty; leave it at None for one document a file")
+            raise ConfigError(f"{place}.document_separator is empty; leave it at None for one document a file")
         if self.encoding is not None:
-            formats.check_encoding(self.encoding)
+            formats.check_encoding(self.encoding, f"{place}.encoding")
 
     def given(self) -> set[str]:
         """The reading options that are set."""
-        return {f.name for f in dataclasses.fields(self) if f.name != "source" and getattr(self, f.name) is not None}
+        return {f.name for f in dataclasses.fields(self) if f.name not in ("source", "weight") and getattr(self, f.name) is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedSource(SourceSpec):
+    """One source of a mixture: a value of the config's `data.mixture`.
+
+    Attributes:
+      weight: its share of the rows, relative to the other sources' weights.
+    """
+
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

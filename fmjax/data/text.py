@@ -15,7 +15,7 @@ from fmjax.data.cache import build_once, fingerprint
 from fmjax.data.corpus import Corpus, require_documents, tokenize_corpus
 from fmjax.data.packing import PackedRows
 from fmjax.data.shuffle import ShuffledIndices, shuffled
-from fmjax.data.sources import SourceSpec, SplitSource, open_source, split_evaluation, split_train
+from fmjax.data.sources import MixedSource, SourceSpec, SplitSource, open_source, split_evaluation, split_train
 from fmjax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from fmjax.errors import ConfigError
 from fmjax.registry import nearest
@@ -55,7 +55,7 @@ class TextData:
     """
 
     source: str | None = None
-    mixture: dict | None = None
+    mixture: dict[str, MixedSource] | None = None
     sequence_length: int = 512
     tokenizer: str = "train:2048"
     text_field: str | None = None
@@ -80,11 +80,9 @@ class TextData:
         options = {name: getattr(self, name) for name in _READING}
         return SourceSpec(self.source or "builtin", heldout_fraction=self.heldout_fraction, **options)
 
-    def _specs(self) -> dict[str, tuple[SourceSpec, float]]:
-        """(spec, weight) of each training source by name; a single one has the name ""."""
-        if self.mixture is None:
-            return {"": (self._own_spec(), 1.0)}
-        return _mixture_specs(self.mixture)
+    def _specs(self) -> dict[str, SourceSpec]:
+        """Each training source by name; a single one has the name ""."""
+        return {"": self._own_spec()} if self.mixture is None else _mixture_specs(self.mixture)
 
     def open(
         self,
@@ -109,15 +107,13 @@ class TextData:
         """
         cache_dir = pathlib.Path(cache_dir)
         specs = self._specs()
-        opened = {name: open_source(spec, cache_dir) for name, (spec, _) in specs.items()}
+        opened = {name: open_source(spec, cache_dir) for name, spec in specs.items()}
         evaluated = None
         if self.eval_source is not None:
             spec = dataclasses.replace(self._own_spec(), source=self.eval_source, heldout_fraction=None)
             evaluated = open_source(spec, cache_dir)
         self._refuse_unread(specs, opened, evaluated)
-        sources = {
-            name: split_train(opened[name], spec, evaluated is not None) for name, (spec, _) in specs.items()
-        }
+        sources = {name: split_train(opened[name], spec, evaluated is not None) for name, spec in specs.items()}
         tokenizer = open_tokenizer(self.tokenizer, list(sources.values()), cache_dir, progress)
 
         def tokenize(source: SplitSource, split: str) -> Corpus:
@@ -142,7 +138,7 @@ class TextData:
         if evaluated is not None:
             identity["eval_source"] = _identity(split_evaluation(evaluated))
         return OpenData(
-            train=_endless(rows, {name: weight for name, (_, weight) in specs.items()}, seed),
+            train=_endless(rows, {name: getattr(spec, "weight", 1.0) for name, spec in specs.items()}, seed),
             evaluation=evaluation,
             tokenizer=tokenizer,
             model_fields={"vocab_size": tokenizer.vocab_size},
@@ -153,7 +149,7 @@ class TextData:
 
     def _refuse_unread(self, specs, opened, evaluated) -> None:
         """Raises ConfigError for a key that the source it is given for never reads."""
-        for name, (spec, _) in specs.items():
+        for name, spec in specs.items():
             read = set(opened[name].options) | {"heldout_fraction"}
             if not name and evaluated is not None:
                 read |= evaluated.options
@@ -242,10 +238,10 @@ def _identity(source: SplitSource) -> str:
     return f"{source.source.label}@{source.fingerprint}"
 
 
-def _mixture_specs(mixture: Mapping[str, Any]) -> dict[str, tuple[SourceSpec, float]]:
+def _mixture_specs(mixture: Mapping[str, Any]) -> dict[str, MixedSource]:
     if not isinstance(mixture, Mapping) or not mixture:
         raise ConfigError("data.mixture must name its sources: {'NAME': {'source': ..., 'weight': ...}, ...}")
-    known = [field.name for field in dataclasses.fields(SourceSpec)] + ["weight"]
+    known = [field.name for field in dataclasses.fields(MixedSource)]
     specs = {}
     for name, part in mixture.items():
         place = f"data.mixture.{name}"
@@ -257,12 +253,10 @@ def _mixture_specs(mixture: Mapping[str, Any]) -> dict[str, tuple[SourceSpec, fl
             if key not in known:
                 hint = nearest(key, known) or "."
                 raise ConfigError(f"{place}.{key} is not a key of a mixture's source{hint} Known: {known}")
-        weight = part.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-            raise ConfigError(f"{place}.weight must be a positive number, got {weight!r}")
-        spec = SourceSpec(**{key: value for key, value in part.items() if key != "weight"})
-        spec.check()
-        specs[name] = (spec, float(weight))
+        specs[name] = MixedSource(**part)
+        if not 0 < specs[name].weight < float("inf"):
+            raise ConfigError(f"{place}.weight must be a positive number, got {specs[name].weight!r}")
+        specs[name].check(place)
     return specs
 
 
