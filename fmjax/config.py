@@ -57,7 +57,9 @@ def load_config_file(path: str) -> dict:
         folder = file.parent
         present = sorted(f.name for f in folder.glob("*.py")) if folder.is_dir() else []
         close = difflib.get_close_matches(file.name, present, n=1)
-        hint = f"; did you mean {str(folder / close[0])!r}?" if close else f"; {folder} has: {', '.join(present) or 'no .py file'}"
+        hint = f"; {folder} has: {', '.join(present) or 'no .py file'}"
+        if close:
+            hint = f"; did you mean {str(folder / close[0])!r}?"
         raise ConfigError(f"config file {name!r} does not exist{hint}")
     if file.suffix != ".py":
         raise ConfigError(f"config file {name!r} is not a Python file (.py) with a function get_config()")
@@ -159,7 +161,8 @@ def build(section: Mapping[str, Any], registry: Registry):
     types_ = _field_types(plugin)
     for key, value in fields.items():
         if key not in types_:
-            raise ConfigError(f"{plugin.__name__} has no field {key!r}{nearest(key, types_)} Known: {', '.join(types_)}")
+            known = ", ".join(types_)
+            raise ConfigError(f"{plugin.__name__} has no field {key!r}{nearest(key, types_)} Known: {known}")
         nested = _nested_registry(types_[key][0])
         if nested is not None and value is not None:
             fields[key] = build(value, nested)
@@ -187,7 +190,7 @@ def save_config(config: FrozenConfigDict, path: pathlib.Path) -> None:
 
 
 def load_workdir_config(workdir: str | pathlib.Path) -> dict:
-    """The resolved configuration a run saved in its workdir. Raises CheckpointError when there is none or it is torn."""
+    """The resolved configuration a run saved in its workdir. Raises CheckpointError where it is missing or torn."""
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{str(workdir)!r} is not a run's folder: it has no config.json")

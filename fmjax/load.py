@@ -22,10 +22,9 @@ import numpy as np
 from fmjax.errors import InputError
 from fmjax.inference import engine, scoring
 from fmjax.inference.text import TextStream
+from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 
 log = logging.getLogger("fmjax")
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -248,8 +247,7 @@ def load(path: str | pathlib.Path, dtype: str = "float32", step: int | None = No
 
     Raises: InputError for a path that holds no model, saying what was found; CheckpointError for a damaged checkpoint.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_choice("dtype", dtype, COMPUTE_DTYPES)
     folder = pathlib.Path(path).expanduser()
     if not folder.exists():
         raise InputError(f"{str(path)!r} does not exist; {_EXPECTED}")
@@ -282,17 +280,16 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None) -> Model:
         raise InputError(f"{str(folder / 'config.json')!r} has no section 'model'; is it the config of a run?")
     params, step = load_params(folder, step)
     tokenizer = _find_tokenizer(folder)
-    if tokenizer is not None:
-        known = {"vocab_size": tokenizer.vocab_size}
-    else:
-        known = _data_fields(config)
+    # What else the data told the module is in the config: the trainer writes it there.
+    known = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size}
     module = build_module(config, known)
     filled = {k: getattr(module, k) for k, v in config["model"].items() if v is None and k in known}
     config = {**config, "model": {**config["model"], **filled}}
-    if tokenizer is not None and module.vocab_size < tokenizer.vocab_size:
+    vocab_size = getattr(module, "vocab_size", None)
+    if tokenizer is not None and vocab_size is not None and vocab_size < tokenizer.vocab_size:
         raise InputError(
             f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only "
-            f"{module.vocab_size}; is tokenizer.* from another run?"
+            f"{vocab_size}; is tokenizer.* from another run?"
         )
     module, params = cast(module, params, dtype)
     return Model(module, params, config, tokenizer, step, str(folder), _data_identity(folder, step))
@@ -313,16 +310,6 @@ def _find_tokenizer(folder: pathlib.Path):
     from fmjax.data.tokenizer import load_tokenizer
 
     return load_tokenizer(folder) if any(folder.glob("tokenizer.*")) else None
-
-
-def _data_fields(config: dict) -> dict:
-    """What the run's data told its module: read again only if the config left something to be told."""
-    if None not in config["model"].values() or "data" not in config:
-        return {}
-    from fmjax.caches import cache_dir
-    from fmjax.training.setup import open_data
-
-    return dict(open_data(config, cache_dir()).model_fields)
 
 
 def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:

@@ -12,7 +12,9 @@ from fmjax.errors import ConfigError
 
 BASE = {
     "train": {"steps": 4, "batch_size": 8},
-    "model": {"name": "vit", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4},
+    "model": {
+        "name": "vit", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+    },
     "objective": {"name": "classification"},
     "data": {"name": "digits"},
     "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": {"name": "cosine", "warmup_steps": 2}},
@@ -179,9 +181,11 @@ def test_a_misspelt_config_file_is_answered_with_the_nearest(tmp_path):
 
 
 def test_the_command_exits_with_2_and_one_message(tmp_path):
-    (tmp_path / "c.py").write_text(f"import json\ndef get_config():\n    return json.loads({json.dumps(json.dumps(BASE))})\n")
+    text = json.dumps(json.dumps(BASE))
+    (tmp_path / "c.py").write_text(f"import json\ndef get_config():\n    return json.loads({text})\n")
     command = [sys.executable, "-m", "fmjax.train", f"--config={tmp_path}/c.py", f"--workdir={tmp_path}/run"]
-    for flag, message in (("--config.train.stpes=3", "did you mean 'steps'?"), ("--wrkdir=3", "did you mean '--workdir'?")):
+    wrong = {"--config.train.stpes=3": "did you mean 'steps'?", "--wrkdir=3": "did you mean '--workdir'?"}
+    for flag, message in wrong.items():
         done = subprocess.run([*command, flag], capture_output=True, text=True)
         assert done.returncode == 2
         assert message in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -66,7 +66,8 @@ class SourceSpec:
 
     def given(self) -> set[str]:
         """The reading options that are set."""
-        return {f.name for f in dataclasses.fields(self) if f.name not in ("source", "weight") and getattr(self, f.name) is not None}
+        options = [field.name for field in dataclasses.fields(SourceSpec) if field.name != "source"]
+        return {name for name in options if getattr(self, name) is not None}
 
 
 @dataclasses.dataclass(frozen=True)

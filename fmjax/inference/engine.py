@@ -117,7 +117,8 @@ def decode(
             positions=state.position[:, None],
             cache=state.cache,
         )
-        drawn, logprob = sample(logits[:, 0], jax.vmap(jax.random.fold_in)(keys, state.drawn), values, method, num_tokens)
+        step_keys = jax.vmap(jax.random.fold_in)(keys, state.drawn)
+        drawn, logprob = sample(logits[:, 0], step_keys, values, method, num_tokens)
         stopped = jnp.any(drawn[:, None] == stop_ids[None, :], axis=-1)
         moved = active.astype(jnp.int32)
         state = DecodeState(
@@ -164,7 +165,7 @@ def check_prompts(module: nn.Module, prompts: Sequence[Sequence[int]], max_new_t
         )
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    context = getattr(module, "max_length", None)
+    context, vocab_size = (getattr(module, name, None) for name in ("max_length", "vocab_size"))
     for index, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(f"prompt {index} is empty: the model needs a token to start from, such as BOS")
@@ -172,9 +173,9 @@ def check_prompts(module: nn.Module, prompts: Sequence[Sequence[int]], max_new_t
             raise InputError(
                 f"prompt {index} has {len(prompt)} tokens, more than the model's context of {context}; shorten it"
             )
-        unknown = [token for token in prompt if not 0 <= token < module.vocab_size]
+        unknown = [token for token in prompt if not 0 <= token < vocab_size] if vocab_size else []
         if unknown:
-            raise InputError(f"prompt {index} contains token {unknown[0]}; the model has 0..{module.vocab_size - 1}")
+            raise InputError(f"prompt {index} contains token {unknown[0]}; the model has 0..{vocab_size - 1}")
 
 
 def stream(

@@ -73,7 +73,9 @@ def attention(
     if window is not None and window < 1:
         raise ConfigError(f"attention window={window}: expected at least 1, or None for no window.")
     if (causal or window is not None) and positions is None and t != s:
-        raise ConfigError(f"attention of {t} queries over {s} keys with a causal mask or window needs positions for both.")
+        raise ConfigError(
+            f"attention of {t} queries over {s} keys with a causal mask or window needs positions for both."
+        )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     asked = dict(segment_ids=segment_ids, positions=positions, causal=causal, window=window, dropout_rate=dropout_rate)
     if backend == "auto":
@@ -110,7 +112,8 @@ def _check_shapes(q, k, v) -> None:
     fits = fits and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3] and q.shape[2] % k.shape[2] == 0
     if not fits:
         raise ConfigError(
-            f"attention takes q [B, T, H, D] and k, v [B, S, K, D] with H a multiple of K; got {q.shape}, {k.shape}, {v.shape}."
+            "attention takes q [B, T, H, D] and k, v [B, S, K, D] with H a multiple of K; got "
+            f"{q.shape}, {k.shape}, {v.shape}."
         )
 
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from fmjax.errors import InputError
 
 
-def init_cache(num_layers: int, batch_size: int, max_length: int, num_kv_heads: int, head_dim: int, window, dtype) -> dict:
+def init_cache(
+    num_layers: int, batch_size: int, max_length: int, num_kv_heads: int, head_dim: int, window: int | None, dtype
+) -> dict:
     """An empty cache for positions below max_length."""
     slots = max_length if window is None else min(window, max_length)
     shape = (num_layers, batch_size, slots)
@@ -53,13 +55,12 @@ class LayerView:
     def whole(self) -> CacheState:
         return self.state
 
-    def extend(self, k: jax.Array, v: jax.Array, segment_ids: jax.Array):
-        """Writes the new keys and values [B, T, K, D].
+    def extend(self, k: jax.Array, v: jax.Array):
+        """Writes the new keys and values [B, T, K, D], padding (where new_positions is -1) left out.
 
         Returns: (keys, values, segment ids, positions, view) for `attention`: everything its queries may attend, the
         ids and positions as (query side, key side) pairs.
         """
-        del segment_ids  # already in new_positions
         state = self.state
         rows = jnp.arange(k.shape[0])[:, None]
         at = (self.index, rows, state.slots)
@@ -80,7 +81,8 @@ class LayerView:
             values = jnp.concatenate([old[1], v.astype(dtype)], axis=1)
             held = jnp.concatenate([old[2], state.new_positions], axis=1)
         ids = (jnp.ones_like(state.new_positions), (held >= 0).astype(jnp.int32))
-        return keys.astype(k.dtype), values.astype(v.dtype), ids, (state.new_positions, held), LayerView(state, self.index)
+        view = LayerView(state, self.index)
+        return keys.astype(k.dtype), values.astype(v.dtype), ids, (state.new_positions, held), view
 
 
 def begin(cache: dict, positions, segment_ids, window: int | None) -> CacheState:

@@ -32,7 +32,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 
 class Norm(nn.Module):
-    """The normalisation named `kind` ("layernorm" or "rmsnorm"): parameters `scale` [D] and, for LayerNorm, `bias` [D]."""
+    """The normalisation `kind` ("layernorm" or "rmsnorm"): parameters `scale` [D] and, for LayerNorm, `bias` [D]."""
 
     kind: str
     epsilon: float = 1e-5

@@ -76,4 +76,5 @@ def check_edits(module: nn.Module, *args, **kwargs) -> None:
     for path in traverse_util.flatten_dict(edits):
         name = "/".join(path[:-1])
         if name not in known:
-            raise ConfigError(f"edit {name!r} names no activation{nearest(name, known)}. Known: {', '.join(sorted(known))}.")
+            listed = ", ".join(sorted(known))
+            raise ConfigError(f"edit {name!r} names no activation{nearest(name, known)}. Known: {listed}.")

@@ -120,7 +120,8 @@ def remat_policy(name: str):
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     }
     if name not in policies and name != "none":
-        raise ConfigError(f"remat={name!r}: put the names of activations after the colon. Known: {', '.join(BLOCK_TAPS)}.")
+        known = ", ".join(BLOCK_TAPS)
+        raise ConfigError(f"remat={name!r}: put the names of activations after the colon. Known: {known}.")
     return name != "none", policies.get(name)
 
 
@@ -150,7 +151,7 @@ class Attention(nn.Module):
         )
         positions = None
         if cache is not None:
-            k, v, segment_ids, positions, cache = cache.extend(k, v, segment_ids)
+            k, v, segment_ids, positions, cache = cache.extend(k, v)
         out = attention(
             q, k, v,
             segment_ids=segment_ids, positions=positions, causal=c.causal, window=c.window, backend=c.attention,

@@ -2,4 +2,6 @@
 
 from fmjax.registry import Registry
 
-MODELS = Registry("model", {"gpt": "fmjax.models.gpt:GPT", "llama": "fmjax.models.llama:Llama", "vit": "fmjax.models.vit:ViT"})
+MODELS = Registry(
+    "model", {"gpt": "fmjax.models.gpt:GPT", "llama": "fmjax.models.llama:Llama", "vit": "fmjax.models.vit:ViT"}
+)

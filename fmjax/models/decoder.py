@@ -16,7 +16,7 @@ class Decoder(nn.Module):
     """Base of the decoder families. A family has the fields vocab_size and max_length and defines
 
     - `transformer`: property, the TransformerConfig of its stack;
-    - `embed(tokens, positions, train)`: [B, T, D];
+    - `embed(tokens, segment_ids, positions, train)`: [B, T, D];
     - `stack`: the Transformer, and `head()`: the output weights, a dict for `output_logits`.
     """
 
@@ -47,7 +47,8 @@ class Decoder(nn.Module):
         if tokens.ndim != 2:
             raise ConfigError(f"tokens must be [batch, length], got shape {tokens.shape}.")
         if self.vocab_size is None:
-            raise ConfigError(f"{type(self).__name__}.vocab_size is not set; set it or take it from the data's tokenizer.")
+            name = type(self).__name__
+            raise ConfigError(f"{name}.vocab_size is not set; set it or take it from the data's tokenizer.")
         check_edits(self, tokens, segment_ids, positions, train, cache)
         x = self.embed(tokens, segment_ids, positions, train)
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
@@ -56,7 +57,7 @@ class Decoder(nn.Module):
 
     @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int) -> dict:
-        """An empty cache for sequences of up to max_length positions; its first axis is the layer, its second the batch."""
+        """An empty cache for sequences of up to max_length positions; its axes begin with layer and batch."""
         c = self.transformer
         return init_cache(
             c.num_layers, batch_size, max_length, c.num_kv_heads, c.head_dim, c.window, jnp.dtype(c.dtype)

@@ -1,4 +1,5 @@
-"""GPT-2 and GPT-3 (Radford et al. 2019, Brown et al. 2020): pre-norm, learned positions, GELU, biases, tied embeddings."""
+"""GPT-2 and GPT-3 (Radford et al. 2019, Brown et al. 2020): pre-norm, learned positions, GELU, biases, tied embeddings.
+"""
 
 import math
 
@@ -89,7 +90,8 @@ class GPT(Decoder):
     def embed(self, tokens, segment_ids, positions, train) -> jax.Array:
         """[B, T, D] in the compute dtype."""
         if positions is None:
-            positions = jnp.arange(tokens.shape[1])[None] if segment_ids is None else positions_from_segments(segment_ids)
+            alone = segment_ids is None
+            positions = jnp.arange(tokens.shape[1])[None] if alone else positions_from_segments(segment_ids)
         x = self.token_embedding(tokens) + self.position_embedding(positions)
         return tap(self, "embedded", self.embedding_dropout(x.astype(self.dtype), deterministic=not train))
 

@@ -74,7 +74,8 @@ class ViT(nn.Module):
         class_token = self.param(
             "class_token", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (self.hidden_size,)
         )
-        x = jnp.concatenate([jnp.broadcast_to(class_token, (x.shape[0], 1, self.hidden_size)).astype(x.dtype), x], axis=1)
+        first = jnp.broadcast_to(class_token, (x.shape[0], 1, self.hidden_size)).astype(x.dtype)
+        x = jnp.concatenate([first, x], axis=1)
         positions = Embedding(x.shape[1], self.hidden_size, ("position", "embed"), name="position_embedding")
         x = x + positions(jnp.arange(x.shape[1])[None]).astype(x.dtype)
         x = tap(self, "embedded", nn.Dropout(self.dropout, deterministic=not train)(x))
@@ -85,7 +86,7 @@ class ViT(nn.Module):
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:
-        """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`; its size is known."""
+        """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`."""
         tokens = (self.image_size // self.patch_size) ** 2
         embedding = 6.0 * tokens * self.patch_size**2 * self.num_channels * self.hidden_size
         stack = transformer_flops(self.transformer, vocab_size=0, sequence_length=tokens + 1)

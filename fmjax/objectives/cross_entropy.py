@@ -15,7 +15,9 @@ from fmjax.layers.dense import weight_gradient
 from fmjax.layers.embed import output_logits
 
 
-def cross_entropy(hidden, head, targets, weights, *, z_loss: float = 0.0, chunk_size: int = 128, count_correct: bool = False):
+def cross_entropy(
+    hidden, head, targets, weights, *, z_loss: float = 0.0, chunk_size: int = 128, count_correct: bool = False
+):
     """Weighted sums of the cross-entropy of softmax(output_logits(hidden, head)) with `targets`.
 
     Args:

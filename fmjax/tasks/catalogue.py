@@ -33,7 +33,9 @@ def catalogue(task_path: Sequence[str | pathlib.Path] = ()) -> dict[str, Callabl
 def tasks_in_file(path: pathlib.Path) -> list[type[Task]]:
     """The task classes that a Python file defines. Raises InputError when there is none or it does not run."""
     if not path.is_file():
-        raise InputError(f"--task_path: {str(path)!r} does not exist")
+        raise InputError(f"--task_path: {str(path)!r} does not exist; give a Python file with tasks")
+    if path.suffix != ".py":
+        raise InputError(f"--task_path: {str(path)!r} is not a Python file (.py) with tasks")
     spec = importlib.util.spec_from_file_location(f"fmjax_task_file_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:

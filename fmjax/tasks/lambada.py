@@ -3,7 +3,7 @@
 import json
 
 from fmjax.errors import DataError
-from fmjax.tasks.protocol import Score, Task, exp
+from fmjax.tasks.protocol import Score, Task, exp, read_text
 
 
 class LambadaOpenAI(Task):
@@ -17,7 +17,10 @@ class LambadaOpenAI(Task):
     def documents(self, context):
         path = context.file("eval_lambada", "lambada_test.jsonl")
         documents = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        # Not splitlines, which also cuts at characters that may stand within a JSON string.
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
+            if not line.strip():
+                continue
             try:
                 documents.append({"text": json.loads(line)["text"]})
             except (ValueError, KeyError, TypeError):

@@ -12,8 +12,7 @@ import math
 import pathlib
 import re
 
-from fmjax.errors import DataError
-from fmjax.tasks.protocol import Rolling, Task, exp
+from fmjax.tasks.protocol import Rolling, Task, exp, read_text
 
 
 class RollingTask(Task):
@@ -79,7 +78,7 @@ class CompressionTask(RollingTask):
 class HeldOut(CompressionTask):
     """Documents that the run kept from its training."""
 
-    name = title = "heldout"
+    name = "heldout"
     title = "held-out"
     description = "bits per byte of the run's own held-out documents, beside gzip -9 and xz document by document"
     needs = "the data the model was trained on"
@@ -101,7 +100,7 @@ class TextFile(CompressionTask):
         self.title = self.path.name
 
     def documents(self, context):
-        return [_read(self.path)]
+        return [read_text(self.path)]
 
 
 class WikiText(RollingTask):
@@ -117,7 +116,7 @@ class WikiText(RollingTask):
     needs = "text_wikitext2/wiki.test.raw or test.txt (CC BY-SA)"
 
     def documents(self, context):
-        return split_articles(_read(context.file("text_wikitext2", "wiki.test.raw", "test.txt")))
+        return split_articles(read_text(context.file("text_wikitext2", "wiki.test.raw", "test.txt")))
 
     def scored(self, document):
         return detokenize_wikitext(document)
@@ -160,16 +159,4 @@ def detokenize_wikitext(text: str) -> str:
     """The text as it is scored: spaces before punctuation and inside brackets and quotation marks removed."""
     for pattern, replacement in _REJOINED:
         text = re.sub(pattern, replacement, text)
-    return text
-
-
-def _read(path: pathlib.Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{str(path)!r} is not UTF-8 (byte {error.start}); convert it first") from None
-    if not text:
-        raise DataError(f"{str(path)!r} is empty")
     return text

@@ -125,6 +125,22 @@ class Task:
         return f"{self.name}: " + " | ".join(f"{name} {metrics[name]:.4g}" for name in self.metrics)
 
 
+def read_text(path: pathlib.Path) -> str:
+    """The text of a UTF-8 file exactly as it stands there, line ends too. Raises DataError where there is none."""
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        wrong = error.object[error.start]
+        raise DataError(
+            f"{str(path)!r} is not UTF-8: byte {wrong:#04x} at offset {error.start}; convert it first"
+        ) from None
+    if not text:
+        raise DataError(f"{str(path)!r} is empty")
+    return text
+
+
 def exp(x: float) -> float:
     """e**x, infinite where that overflows: the perplexity of a model that all but excludes the text."""
     return math.exp(x) if x < 700 else math.inf

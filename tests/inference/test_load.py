@@ -58,6 +58,30 @@ def test_a_saved_model_loads_equal(bytes_model, saved):
     np.testing.assert_allclose(half.apply(tokens), loaded.apply(tokens), atol=0.3)
 
 
+class Reverse(nn.Module):
+    """A model over texts that names its vocabulary by nothing the library knows, with a field that is rightly None."""
+
+    pieces: int = 258
+    window: int | None = None
+    num_features: int | None = None
+
+    @nn.compact
+    def __call__(self, tokens, train: bool = False):
+        assert self.window is None
+        return nn.Embed(self.pieces, self.pieces)(tokens[:, ::-1])
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), None], ids=["bytes", "none"])
+def test_a_model_without_a_vocabulary_loads_without_its_data(tokenizer, tmp_path):
+    data = {"name": "text", "source": "/nowhere/any.txt"}  # opening it would fail
+    section = {"name": f"{__name__}:Reverse", "pieces": 258, "window": None, "num_features": 6}
+    model = make(Reverse(num_features=6), tokenizer, model=section, data=data, seed=0)
+    model.save(tmp_path / "saved")
+    loaded = fmjax.load(tmp_path / "saved")
+    assert loaded.config["model"] == section and loaded.module.num_features == 6
+    np.testing.assert_array_equal(loaded.apply(np.arange(6)[None]), model.apply(np.arange(6)[None]))
+
+
 def test_more_inputs_by_keyword(bytes_model):
     tokens = np.arange(8)[None]
     packed = bytes_model.apply(tokens, segment_ids=[[1, 1, 1, 2, 2, 2, 2, 2]], train=False)
@@ -75,7 +99,7 @@ def test_folders_that_are_no_model_say_what_was_found(tmp_path, saved):
         fmjax.load(tmp_path)
     with pytest.raises(InputError, match="no checkpoint of step 7.*0"):
         fmjax.load(saved, step=7)
-    with pytest.raises(InputError, match="float32"):
+    with pytest.raises(InputError, match="float8.*float32"):
         fmjax.load(saved, dtype="float8")
 
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmjax.errors import ConfigError
 from fmjax.layers.dense import dense
 from fmjax.layers.norm import layer_norm, rms_norm
+from fmjax.layers.patchify import patchify, unpatchify
 from fmjax.layers.position import apply_rope, positions_from_segments, rope_table
 
 
@@ -86,3 +88,14 @@ def test_rope_turns_pairs_and_sees_only_distances():
 def test_positions_restart_with_each_segment():
     ids = jnp.array([[1, 1, 1, 2, 2, 0, 0], [4, 5, 5, 5, 5, 5, 6]])
     np.testing.assert_array_equal(positions_from_segments(ids), [[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 0]])
+
+
+def test_patches_are_read_row_by_row_and_put_back():
+    images = np.random.default_rng(0).normal(size=(2, 6, 9, 2)).astype(np.float32)
+    patches = patchify(images, 3)
+    for index, (top, left) in enumerate([(0, 0), (0, 3), (0, 6), (3, 0), (3, 3), (3, 6)]):
+        expected = images[:, top : top + 3, left : left + 3].reshape(2, -1)
+        np.testing.assert_array_equal(patches[:, index], expected)
+    np.testing.assert_array_equal(unpatchify(patches, 3, 6, 9), images)
+    with pytest.raises(ConfigError, match="6x9 pixels do not divide into patches of 4x4"):
+        patchify(images, 4)

@@ -13,7 +13,7 @@ from fmjax.layers.flops import allowed_pairs
 @pytest.mark.parametrize("family", [GPT, Llama])
 def test_formula_is_the_compilers_count(family):
     """One layer (the compiler counts the body of a scan once), reference attention, which multiplies all T x T pairs:
-    what the formula leaves out by counting allowed pairs only is added back. What remains are elementwise operations."""
+    what the formula leaves out by counting allowed pairs only is added back. What remains is elementwise."""
     length = 64
     module = family(
         num_layers=1, hidden_size=256, intermediate_size=768, num_heads=2, vocab_size=512, max_length=length,

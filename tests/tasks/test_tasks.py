@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import lzma
 import math
@@ -100,6 +101,27 @@ def test_results_are_valid_json_even_where_a_perplexity_overflows(tmp_path):
     assert metrics[f"text:{tmp_path / 'words.txt'}"]["word_perplexity"] is None
 
 
+def test_a_text_file_is_scored_byte_for_byte(tmp_path):
+    content = "one\r\ntwo\rthree\u2028".encode()
+    (tmp_path / "dos.txt").write_bytes(content)
+    (result,) = run_tasks(make(0), [f"text:{tmp_path / 'dos.txt'}"]).values()
+    (sample,) = result.samples
+    assert sample["statistics"]["bytes"] == len(content)
+    assert sample["document"]["sha256"] == hashlib.sha256(content).hexdigest()
+    (tmp_path / "latin.txt").write_bytes("a\u00f1o".encode("latin-1"))
+    with pytest.raises(InputError, match="latin.txt' is not UTF-8: byte 0xf1 at offset 1"):
+        run_tasks(make(0), [f"text:{tmp_path / 'latin.txt'}"])
+
+
+def test_lambada_lines_end_at_newlines_alone(tmp_path):
+    (tmp_path / "eval_lambada").mkdir()
+    passages = ["one\u2028two\x85 three", "four five"]
+    lines = [json.dumps({"text": p}, ensure_ascii=False) for p in passages]
+    (tmp_path / "eval_lambada" / "lambada_test.jsonl").write_text("\r\n".join([*lines, ""]), encoding="utf-8")
+    (result,) = run_tasks(make(0), ["lambada"], data_dir=tmp_path).values()
+    assert [sample["document"]["text"] for sample in result.samples] == passages
+
+
 def test_lambada_is_accuracy_and_perplexity_of_the_last_word(tmp_path):
     model = make(1.0)
     (tmp_path / "eval_lambada").mkdir()
@@ -153,9 +175,12 @@ def test_wikitext_scores_the_detokenised_text_and_counts_the_original(tmp_path):
         (["heldout"], {}, "does not say what data"),
         (["no_such_package.tasks:Mine"], {}, "no_such_package"),
         (["heldout"], {"task_path": ["/nowhere.py"]}, "'/nowhere.py' does not exist"),
+        (["heldout"], {"task_path": ["README.md"]}, "'README.md' is not a Python file (.py)"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(tasks, options, message, monkeypatch):
+def test_what_cannot_be_evaluated_is_refused(tasks, options, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("no task")
     monkeypatch.delenv("FMJAX_DATA", raising=False)
     with pytest.raises(InputError) as error:
         fmjax.evaluate(make(0), tasks, **options)
