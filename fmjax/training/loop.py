@@ -28,7 +28,7 @@ log = logging.getLogger("fmjax")
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient is not finite and the run was told to stop."""
+    """The loss, a gradient or an update is not finite and the run was told to stop."""
 
 
 def train(config, workdir, *, cache_dir, progress: bool = True, started: float | None = None) -> dict[str, float]:
@@ -205,7 +205,7 @@ class Run:
         self.checkpointer.check()
 
     def _not_finite(self, step: int, values: dict[str, float]) -> None:
-        what = f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}"
+        what = f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}, update norm {values['update_norm']}"
         if self.settings.nonfinite == "skip":
             log.warning("%s: update skipped (%d so far)", what, int(values["skipped"]))
             return

@@ -21,7 +21,7 @@ class TrainConfig:
     keep_last: int = 2  # newest checkpoints kept
     keep_every: int = 0  # checkpoints at multiples of this are kept for ever
     ema_decay: float = 0.0  # exponential moving average of the parameters; 0 = none
-    nonfinite: Literal["stop", "skip"] = "stop"  # on a loss or gradient that is not finite
+    nonfinite: Literal["stop", "skip"] = "stop"  # on a loss, gradient or update that is not finite
     final_tasks: tuple[str, ...] = ()  # evaluation tasks run at the end
     final_tasks_limit: int = 0  # documents per task; 0 = all
     profile_steps: tuple[int, ...] = ()  # (first, last): a profiler trace of these steps goes to WORKDIR/profile

@@ -20,7 +20,7 @@ class TrainState:
 
     Attributes:
       step: int32 [], batches consumed so far; the next batch is number `step`.
-      skipped: int32 [], updates left out because the loss or gradient was not finite.
+      skipped: int32 [], updates left out because loss, gradient or update was not finite.
       params: tree of float32 arrays.
       opt_state: the optimizer's state.
       ema: moving average of `params`, or None.

@@ -31,9 +31,9 @@ def make_train_step(
       objective: `(apply_fn, params, batch, key, train) -> {name: (sum, weight)}` with "loss" among the names.
       rules: pairs (logical axis, mesh axes) for the activations' sharding constraints.
       accumulate_steps: the batch is computed in this many equal parts, one after another.
-      nonfinite: "skip" leaves parameters and optimizer untouched where loss or gradient is not finite.
+      nonfinite: "skip" leaves parameters and optimizer untouched where loss, gradient or update is not finite.
 
-    The metrics are float32 scalars: each name's mean, "grad_norm", "learning_rate", "finite" and "skipped".
+    The metrics are float32 scalars: each name's mean, "grad_norm", "update_norm", "learning_rate", "finite", "skipped".
     """
 
     def loss_sum(params, batch, key):
@@ -64,8 +64,10 @@ def make_train_step(
         grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
         grad_norm = optax.tree.norm(grads)
         metrics = _means(sums)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # A finite gradient may still make an update that overflows, and with it every checkpoint from here on.
+        update_norm = optax.tree.norm(updates)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
@@ -77,6 +79,7 @@ def make_train_step(
             skipped = skipped + (1 - finite.astype(jnp.int32))
         metrics |= {
             "grad_norm": grad_norm,
+            "update_norm": update_norm,
             "learning_rate": schedule(state.step - state.skipped),
             "finite": finite,
             "skipped": skipped,

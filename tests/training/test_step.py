@@ -96,6 +96,16 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_when_told_so():
     assert not np.array_equal(new.params["w"], state.params["w"])
 
 
+def test_an_update_that_overflows_is_not_finite_though_its_gradient_is():
+    step, state = step_with(optax.sgd(1e30), nonfinite="skip")
+    new, metrics = step(state, batch(), jax.random.key(1))
+    assert np.isfinite(metrics["grad_norm"]) and float(metrics["finite"]) == 0.0 and int(new.skipped) == 1
+    np.testing.assert_array_equal(new.params["w"], state.params["w"])
+    step, state = step_with()
+    new, metrics = step(state, batch(), jax.random.key(1))
+    np.testing.assert_allclose(metrics["update_norm"], np.linalg.norm(new.params["w"] - state.params["w"]), rtol=1e-5)
+
+
 def test_rows_of_padding_do_not_count_in_an_evaluation():
     whole, state = batch(6, seed=3), start(optax.sgd(0.1))
     examples = [{k: v[i] for k, v in whole.items()} for i in range(6)]
