@@ -7,6 +7,7 @@ import pytest
 from fmjax import config as configs
 from fmjax.errors import ConfigError
 from fmjax.training.loop import train
+from fmjax.training.metrics import read_metrics
 
 HERE = pathlib.Path(__file__).parent
 
@@ -30,8 +31,13 @@ def config_with(**sections):
 def test_a_fork_trains_evaluates_and_resumes_without_touching_the_core(my_lab, tmp_path):
     start = train(config_with(), tmp_path / "run", cache_dir=tmp_path, progress=False)
     assert (tmp_path / "run" / "checkpoints" / "60").is_dir()
+    before = read_metrics(tmp_path / "run" / "metrics.jsonl")
     more = config_with(train=config_with().train.to_dict() | {"steps": 300})
     end = train(more, tmp_path / "run", cache_dir=tmp_path, progress=False)
+    # It went on from step 60: what was written before stands as it was, and only later steps follow.
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[: len(before)] == before and {row["step"] for row in before} == {1, 20, 30, 40, 60}
+    assert min(row["step"] for row in rows[len(before) :]) == 61
     assert end["eval/loss"] < 0.2 * start["eval/loss"]
     assert "perf/tokens_per_second" not in end and "perf/examples_per_second" in end
 

@@ -16,7 +16,14 @@ MODELS = {
 }
 
 
-def config_for(model, mesh, **train):
+OPTIMIZERS = {
+    "adamw": {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1},
+    "adafactor": {"name": "adafactor", "learning_rate": 1e-2, "min_dim_size_to_factor": 8, "momentum": 0.9},
+    "muon": {"name": "muon", "learning_rate": 1e-2, "weight_decay": 0.1},
+}
+
+
+def config_for(model, mesh, optimizer="adamw", **train):
     size = {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 64, "max_length": 32}
     return configs.resolve({
         "train": {"steps": 3, "batch_size": 8} | train,
@@ -24,7 +31,7 @@ def config_for(model, mesh, **train):
         "model": MODELS[model] | size,
         "objective": {"name": "causal_lm", "z_loss": 1e-3},
         "data": {"sequence_length": 32, "tokenizer": "bytes"},
-        "optimizer": {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1},
+        "optimizer": OPTIMIZERS[optimizer],
     })  # fmt: skip
 
 
@@ -88,3 +95,21 @@ def test_accumulation_over_a_mesh_is_the_whole_batch():
     found, found_params, _ = run("llama", {"data": 2, "tensor": 2}, jax.devices()[:4], accumulate_steps=2)
     np.testing.assert_allclose(found, losses, rtol=2e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found_params, params)
+
+
+@pytest.mark.parametrize("optimizer, sharded", [("adafactor", ("v_row", "v_col", "ema")), ("muon", ("mu", "nu"))])
+def test_optimizers_split_their_state_and_average_as_one_device(optimizer, sharded):
+    options = {"optimizer": optimizer, "ema_decay": 0.9}
+    losses, params, alone = run("llama", {"data": 1}, jax.devices()[:1], **options)
+    found, found_params, state = run("llama", {"data": 2, "fsdp": 2, "tensor": 2}, jax.devices(), **options)
+    np.testing.assert_allclose(found, losses, rtol=1e-4)
+    # Dividing by second moments near 0, and Newton-Schulz, amplify what another order of sums changes.
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=5e-4)
+    jax.tree.map(close, found_params, params)
+    jax.tree.map(close, jax.device_get(state.ema), jax.device_get(alone.ema))
+    assert all(x.sharding == y.sharding for x, y in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params)))
+    leaves = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]}
+    for name in sharded:
+        mine = [x for path, x in leaves.items() if f".{name}[" in path and path.endswith(("['kernel']", "['embedding']"))]
+        mine = [x for x in mine if x.ndim > 1]
+        assert mine and all(not x.sharding.is_fully_replicated for x in mine), (name, sorted(leaves))
