@@ -200,6 +200,44 @@ def load_workdir_config(workdir: str | pathlib.Path) -> dict:
         raise CheckpointError(f"{str(path)!r} is not valid JSON ({error})") from None
 
 
+def with_defaults(saved: Mapping) -> dict:
+    """A saved config with the keys it lacks, because the code had no such field yet, at their fields' defaults."""
+    filled = json_copy(saved)
+    for key, settings in SETTINGS.items():
+        _fill_defaults(filled.get(key), settings)
+    for key, registry in PLUGINS.items():
+        _fill_plugin(filled.get(key), registry)
+    return filled
+
+
+def _fill_plugin(section, registry: Registry) -> None:
+    if isinstance(section, dict) and "name" in section:
+        _fill_defaults(section, registry.get(section["name"]))
+
+
+def _fill_defaults(section, plugin) -> None:
+    if not isinstance(section, dict):
+        return
+    for key, (annotation, default) in _field_types(plugin).items():
+        if key not in section and default is not dataclasses.MISSING:
+            section[key] = json_copy(default)
+        nested = _nested_registry(annotation)
+        if nested is not None:
+            _fill_plugin(section.get(key), nested)
+
+
+def resume_free(config: Mapping) -> list[str]:
+    """Dotted keys that the plugins of a config let change between a run and its resumption.
+
+    A plugin names such fields, which do not change what is learnt, in its class attribute `RESUME_FREE`.
+    """
+    return [
+        f"{key}.{field}"
+        for key, registry in PLUGINS.items()
+        for field in getattr(registry.get(config[key]["name"]), "RESUME_FREE", ())
+    ]
+
+
 def differing_keys(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Dotted keys whose values differ, as (key, old, new); a key absent on one side has the value None there."""
     rows = []

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fmjax.data.base import OpenData
 from fmjax.data.cache import build_once, fingerprint
@@ -53,6 +53,9 @@ class TextData:
         has no held-out split of its own; None is 0.02. A few whole-file documents give their last part instead.
       eval_source: where the held-out documents come from instead; read with the options above.
     """
+
+    # Where documents lie; what they are is compared through `OpenData.identity`.
+    RESUME_FREE: ClassVar[tuple[str, ...]] = ("source", "eval_source", "tfds_data_dir")
 
     source: str | None = None
     mixture: dict[str, MixedSource] | None = None

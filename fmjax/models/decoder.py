@@ -20,6 +20,8 @@ class Decoder(nn.Module):
     - `stack`: the Transformer, and `head()`: the output weights, a dict for `output_logits`.
     """
 
+    RESUME_FREE = ("remat", "attention", "unroll")  # the same function, computed in another way
+
     @property
     def transformer(self) -> TransformerConfig:
         raise NotImplementedError

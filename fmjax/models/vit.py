@@ -25,6 +25,8 @@ class ViT(nn.Module):
       remat, attention: as in TransformerConfig.
     """
 
+    RESUME_FREE = ("remat", "attention")  # the same function, computed in another way
+
     num_layers: int = 12
     hidden_size: int = 768
     intermediate_size: int = 3072

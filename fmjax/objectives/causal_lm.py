@@ -1,12 +1,16 @@
 """Next-token prediction."""
 
 import dataclasses
+import logging
+from typing import ClassVar
 
 import jax
 
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
 from fmjax.objectives.cross_entropy import cross_entropy
+
+log = logging.getLogger("fmjax")
 
 INPUTS = ("tokens", "segment_ids", "positions")
 
@@ -18,9 +22,11 @@ class CausalLM:
     Attributes:
       z_loss: coefficient of the squared log-partition function, added to the training loss only; 0 for none.
       chunk_size: positions of each row whose logits exist at the same time.
-      sample_prompts: continued for `samples.txt`; "" starts from BOS.
+      sample_prompts: continued for `samples.txt`; "" starts from BOS; none: no samples.
       sample_tokens, sample_temperature: length and temperature of those continuations.
     """
+
+    RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size", "sample_prompts", "sample_tokens", "sample_temperature")
 
     z_loss: float = 0.0
     chunk_size: int = 128
@@ -71,6 +77,35 @@ class CausalLM:
         weight = weights.sum()
         return {name: (value, weight) for name, value in named.items()}
 
+    def check(self, module, data) -> None:
+        """Raises ConfigError for `sample_prompts` of one's own that could not be continued once the model is trained."""
+        obstacle = self._obstacle(module, data)
+        if obstacle and self.sample_prompts != type(self).sample_prompts:
+            raise ConfigError(f"objective.sample_prompts: {obstacle}; change them, or set them to () for no samples")
+
+    def can_sample(self, module, data) -> bool:
+        """Whether `sample` would work; logs why not."""
+        obstacle = self._obstacle(module, data)
+        if obstacle:
+            log.info("no samples: %s", obstacle)
+        return bool(self.sample_prompts) and not obstacle
+
+    def _obstacle(self, module, data) -> str | None:
+        if not self.sample_prompts:
+            return None
+        tokenizer, context = data.tokenizer, getattr(module, "max_length", None)
+        if not hasattr(module, "init_cache"):
+            return f"{type(module).__name__} cannot generate (it has no init_cache)"
+        if tokenizer is None:
+            return "the data have no tokenizer"
+        for prompt in self.sample_prompts:
+            length = len(tokenizer.encode(prompt)) + (tokenizer.bos_id is not None)
+            if not length:
+                return f"{prompt!r} has no tokens, and the tokenizer no BOS to start from"
+            if context is not None and length >= context:
+                return f"{prompt[:40]!r} has {length} tokens, which fill model.max_length = {context}"
+        return None
+
     def sample(self, module, params, data, key) -> list[str]:
         """A text for each of `sample_prompts`, prompt included.
 
@@ -83,6 +118,7 @@ class CausalLM:
 
         model = Model(module, params, {}, data.tokenizer)
         seed = int(jax.random.bits(key) >> 1)
-        length = min(self.sample_tokens, module.max_length - max(len(model.encode(p)) for p in self.sample_prompts))
-        texts = model.generate(self.sample_prompts, max_new_tokens=length, temperature=self.sample_temperature, seed=seed)
+        texts = model.generate(
+            self.sample_prompts, max_new_tokens=self.sample_tokens, temperature=self.sample_temperature, seed=seed
+        )
         return [prompt + text for prompt, text in zip(self.sample_prompts, texts)]

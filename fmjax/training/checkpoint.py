@@ -68,9 +68,13 @@ class Checkpointer:
             self.manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def check(self) -> None:
-        """Raises SaveError when a save in the background has failed; waits for nothing."""
-        with self._explained():
-            self.manager.check_for_errors()
+        """Completes a save whose writing has ended. Waits for nothing; raises as `save` does.
+
+        A save that still runs is not asked for its errors: Orbax tells each once, and its own thread, which deletes the
+        oldest checkpoint when the new one is whole, must be the one to hear.
+        """
+        if self._started is not None and not self.manager.is_saving_in_progress():
+            self.finish()
 
     def finish(self) -> None:
         """Waits until the save under way is complete on disk. Raises SaveError when it fails."""
@@ -154,11 +158,6 @@ class Checkpointer:
                 (self.folder / str(step)).rename(target)
                 log.error("moved the damaged checkpoint of step %d to %s", step, target)
         self.manager.reload()
-
-    def close(self) -> None:
-        """Waits for the save under way and releases the folder."""
-        self.finish()
-        self.manager.close()
 
 
 def last_good(workdir: pathlib.Path) -> str:

@@ -21,6 +21,7 @@ def disk_full(error: BaseException | None) -> bool:
 
 
 def first_line(error: BaseException, length: int = 300) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:length] if lines else type(error).__name__
+    """The first line of an error's message, its middle left out where it is long; its type where it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    half = length // 2
+    return lines[0] if len(lines[0]) <= length else f"{lines[0][:half]} ... {lines[0][-half:]}"

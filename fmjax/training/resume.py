@@ -10,12 +10,12 @@ try:
 except ImportError:  # a system without it, such as Windows
     fcntl = None
 
-from fmjax.config import differing_keys, load_workdir_config
+from fmjax.config import differing_keys, load_workdir_config, resume_free, with_defaults
 from fmjax.errors import ConfigError, DataError
 
 log = logging.getLogger("fmjax")
 
-# Keys that say how long, how often and on what, not what is learnt.
+# Keys that say how long, how often and on what, not what is learnt. Plugins add theirs as `RESUME_FREE`.
 FREE = (
     "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.final_tasks", "train.final_tasks_limit",
@@ -30,8 +30,10 @@ def check_config(workdir: pathlib.Path, config, complete: bool = True) -> None:
     """
     if not (workdir / "config.json").exists():
         return
-    rows = differing_keys(load_workdir_config(workdir), config.to_dict())
-    refused = [row for row in rows if not row[0].startswith(FREE)]
+    now = config.to_dict()
+    rows = differing_keys(with_defaults(load_workdir_config(workdir)), now)
+    plugins_free = resume_free(now)
+    refused = [row for row in rows if not row[0].startswith(FREE) and row[0] not in plugins_free]
     if not complete:
         refused = [(key, old, new) for key, old, new in refused if new is not None or not key.startswith("model.")]
     if refused:

@@ -1,14 +1,22 @@
 """What stands in a resumption's way: locks, damage, changed keys; and what does not."""
 
+import contextlib
+import dataclasses
 import errno
 import fcntl
+import json
 import logging
+import resource
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from fmjax import config as configs
 from fmjax.errors import CheckpointError, ConfigError
 from fmjax.training import checkpoint, resume
 from fmjax.training.disk import disk_full
+from fmjax.training.state import TrainState
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
@@ -52,10 +60,11 @@ class Saves:
         def fail(*_, **__):
             raise error
 
-        for name in ("check_for_errors", "restore"):
+        for name in ("wait_until_finished", "restore"):
             monkeypatch.setattr(self.checkpointer.manager, name, fail)
         monkeypatch.setattr(self.checkpointer.manager, "all_steps", lambda: [5])
         (folder / "checkpoints" / "5").mkdir()
+        self.checkpointer._started = 5
 
 
 def test_failures_to_save_keep_their_type_unless_the_disk_is_full(tmp_path, monkeypatch):
@@ -65,6 +74,29 @@ def test_failures_to_save_keep_their_type_unless_the_disk_is_full(tmp_path, monk
     other = Saves(tmp_path / "other", TypeError("not an array"), monkeypatch)
     with pytest.raises(TypeError, match="not an array"):
         other.checkpointer.check()
+
+
+def test_a_save_that_fails_deletes_no_older_checkpoint(tmp_path, monkeypatch):
+    """Whenever its failure is asked for."""
+    folder = tmp_path / "checkpoints"
+    saver = checkpoint.Checkpointer(tmp_path, keep_last=1)
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero + 1, zero, {"w": jnp.ones(3)}, {"m": jnp.ones(3)}, None)
+    saver.save(state, {})
+    saver.finish()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    noise = np.random.default_rng(0).normal(size=50_000)
+    try:
+        with pytest.raises(checkpoint.SaveError, match="the last good checkpoint is step 1"):
+            saver.save(dataclasses.replace(state, step=zero + 2, params={"w": jnp.asarray(noise)}), {})
+            while True:
+                saver.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with contextlib.suppress(Exception):
+            saver.manager.close()
+    assert checkpoint.complete_steps(folder) == [1]
 
 
 @pytest.mark.parametrize(
@@ -86,3 +118,45 @@ def test_only_what_lies_with_the_files_is_called_damage(tmp_path, monkeypatch, e
     with pytest.raises(CheckpointError if damage else type(error)) as caught:
         saves.checkpointer.restore_latest(None)
     assert ("no checkpoint in" in str(caught.value)) == damage
+
+
+CONFIG = {
+    "train": {"steps": 20, "batch_size": 8},
+    "model": {"name": "llama", "num_layers": 1, "hidden_size": 16, "num_heads": 2},
+    "objective": {"name": "causal_lm"},
+    "data": {"source": "a.txt", "tokenizer": "bytes"},
+    "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": {"name": "cosine"}},
+}
+
+
+def changed(**overrides):
+    return configs.resolve(configs.apply_overrides(CONFIG, {k.replace("__", "."): v for k, v in overrides.items()}))
+
+
+def test_a_resumption_may_change_how_things_are_computed_but_not_what(tmp_path):
+    configs.save_config(changed(), tmp_path / "config.json")
+    free = {"model__remat": "full", "model__unroll": "2", "objective__chunk_size": "64", "objective__sample_prompts": "a,b",
+            "data__source": "moved/a.txt", "data__eval_source": "b.txt", "train__eval_every": "5", "mesh__fsdp": "2"}  # fmt: skip
+    resume.check_config(tmp_path, changed(**free))
+    for key, value in {"model__dropout": "0.1", "objective__z_loss": "1", "data__sequence_length": "9", "seed": "1"}.items():
+        with pytest.raises(ConfigError, match=key.replace("__", r"\.")):
+            resume.check_config(tmp_path, changed(**{key: value}))
+
+
+def test_a_run_saved_before_a_field_existed_resumes_with_its_default(tmp_path):
+    saved = changed().to_dict()
+    for section, key in (("optimizer", "eps"), ("model", "rope_theta"), ("train", "ema_decay")):
+        del saved[section][key]
+    del saved["optimizer"]["schedule"]["final_fraction"]
+    (tmp_path / "config.json").write_text(json.dumps(configs.json_copy(saved)))
+    resume.check_config(tmp_path, changed())
+    for key, value in {"optimizer__eps": "1e-3", "optimizer__schedule__final_fraction": "0.5"}.items():
+        with pytest.raises(ConfigError, match=key.replace("__", r"\.")):
+            resume.check_config(tmp_path, changed(**{key: value}))
+
+
+def test_what_a_plugin_leaves_free_are_fields_of_it():
+    for registry in configs.PLUGINS.values():
+        for name in registry.table:
+            plugin = registry.get(name)
+            assert set(getattr(plugin, "RESUME_FREE", ())) <= {field.name for field in dataclasses.fields(plugin)}
