@@ -1,7 +1,8 @@
 """Train: `python -m fmjax.train --config=configs/NAME.py --workdir=DIR [--config.a.b=value ...]`.
 
 The same command on the same workdir resumes. `--config.a.b=value` replaces a key of the config; every key is checked
-before anything slow begins. Exit codes: 0 done (or stopped by a signal after saving), 2 wrong usage, config or input.
+before anything slow begins. Exit codes: 0 done (or stopped by a signal after saving), 1 a loss that
+is not finite or a full disk, 2 wrong usage, config or input.
 """
 
 import time
@@ -59,6 +60,8 @@ def main(argv: list[str]) -> int:
     try:
         train(config, workdir, cache_dir=cache_dir(), started=STARTED)
     except (NonFiniteError, SaveError) as error:
+        # Writes that a failed save abandons report themselves at exit, over and over, below the message.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -1,5 +1,8 @@
 """The evaluation loss: sums over whole evaluation sets, every example counted once on any mesh."""
 
+import contextlib
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,12 +46,15 @@ def to_global(batch: dict[str, np.ndarray], rows: list[int], spec) -> dict[str, 
     return {name: one(batch[name], shape) for name, shape in spec.items()}
 
 
-def evaluate_loss(program, params, sets: dict, batch_size: int, max_batches: int = 0) -> dict[str, float]:
+def evaluate_loss(
+    program, params, sets: dict, batch_size: int, max_batches: int = 0, before_batch: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Means of the objective's sums over the evaluation sets.
 
     Args:
       sets: name to finite random-access rows.
       max_batches: batches read from each set; 0 = all.
+      before_batch: called before each; what it raises ends the evaluation.
 
     Returns:
       {"eval/loss": ...} and so on over all sets together, and {"eval/NAME/loss": ...} each where there are several.
@@ -64,12 +70,12 @@ def evaluate_loss(program, params, sets: dict, batch_size: int, max_batches: int
             )
         loader = Loader(PaddedRows(examples), batch_size, rows, 0)
         total = None
-        with jax.set_mesh(program.mesh):
+        with contextlib.closing(loader), jax.set_mesh(program.mesh):
             for number in range(min(count, max_batches) if max_batches else count):
+                before_batch()
                 batch = to_global(next(loader), rows, program.batch_spec)
                 sums = program.eval_step(params, batch, jax.random.fold_in(program.key, number))
                 total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        loader.close()
         totals[name] = jax.device_get(total)
     pooled = jax.tree.map(lambda *parts: sum(parts), *totals.values())
     results = _means("eval", pooled)

@@ -1,7 +1,6 @@
 """The training loop: batches in, steps dispatched ahead, numbers out, states saved."""
 
 import contextlib
-import errno
 import logging
 import pathlib
 import signal
@@ -10,25 +9,32 @@ import threading
 import time
 
 import jax
+import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fmjax.config import save_config
 from fmjax.data.loader import Loader
+from fmjax.errors import InputError
 from fmjax.parallel.sharding import local_rows
-from fmjax.training import resume
+from fmjax.training import final_tasks, resume
 from fmjax.training.checkpoint import Checkpointer, SaveError, last_good
 from fmjax.training.clock import Clock
+from fmjax.training.disk import disk_full, first_line
 from fmjax.training.evaluation import evaluate_loss, to_global
-from fmjax.training.metrics import MetricsWriter, plot_loss
+from fmjax.training.metrics import MetricsWriter, SampleLog, plot_loss
 from fmjax.training.settings import TrainConfig
-from fmjax.training.setup import build_module, check_fit, completed, make_program, open_data
+from fmjax.training.setup import build_module, check_fit, check_outputs, completed, make_program, open_data
 
 log = logging.getLogger("fmjax")
 
 
 class NonFiniteError(RuntimeError):
     """The loss, a gradient or an update is not finite and the run was told to stop."""
+
+
+class _Stopped(Exception):
+    """A signal came while the run was doing something that the resumed run can do again."""
 
 
 def train(config, workdir, *, cache_dir, progress: bool = True, started: float | None = None) -> dict[str, float]:
@@ -42,35 +48,37 @@ def train(config, workdir, *, cache_dir, progress: bool = True, started: float |
     Returns:
       The last metrics of each name, with "stopped" = 1.0 when a signal ended the run before its last step.
 
-    Raises InputError subclasses for what the user can mend, NonFiniteError, and SaveError when a checkpoint cannot be
-    written.
+    Raises InputError subclasses for what the user can mend, NonFiniteError, and SaveError when the disk is full.
     """
     workdir = pathlib.Path(workdir)
     started = time.time() if started is None else started
     resume.check_config(workdir, config, complete=False)
-    _check_tasks(config)
-    with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            stack.enter_context(resume.locked(workdir))
-        stop = stack.enter_context(_stop_signals())
-        run = Run(config, workdir, pathlib.Path(cache_dir), progress, started)
-        try:
-            return run.steps(stop)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise SaveError(
-                f"{error.filename or str(workdir)!r} could not be written ({error.strerror}); {last_good(workdir)}. "
-                "Make room and run the same command again to resume."
-            ) from error
-        finally:
-            run.close()
+    final_tasks.check_names(config.train.final_tasks)
+    try:
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() == 0:
+                stack.enter_context(resume.locked(workdir))
+            stop = stack.enter_context(_stop_signals())
+            with Run(config, workdir, pathlib.Path(cache_dir), progress, started) as run:
+                return run.steps(stop)
+    except Exception as error:
+        if isinstance(error, SaveError | InputError) or not disk_full(error):
+            raise
+        raise SaveError(
+            f"{getattr(error, 'filename', None) or str(workdir)!r} could not be written ({first_line(error)}); "
+            f"{last_good(workdir)}. Is the disk full? Make room and run the same command again to resume."
+        ) from error
 
 
 class Run:
     """One process's part in a run: the program, its data, and where results go."""
 
     def __init__(self, config, workdir: pathlib.Path, cache_dir: pathlib.Path, progress: bool, started: float):
+        with contextlib.ExitStack() as opened:
+            self._open(opened, config, workdir, cache_dir, progress, started)
+            self.resources = opened.pop_all()
+
+    def _open(self, opened: contextlib.ExitStack, config, workdir, cache_dir, progress, started) -> None:
         self.workdir, self.started = workdir, started
         self.settings = TrainConfig(**config["train"])
         self.main = jax.process_index() == 0
@@ -82,7 +90,9 @@ class Run:
         resume.check_config(workdir, config)
         example = self.data.train[0]
         self.program = make_program(config, module, example)
+        self.can_sample = check_outputs(self.settings, self.program.objective, module, self.data)
         self.checkpointer = Checkpointer(workdir, self.settings.keep_last, self.settings.keep_every)
+        opened.callback(self.checkpointer.manager.close)
         self.meta = {"data": self.data.identity}
         self.state = self._start()
         self.saved_step = self.step = int(self.state.step)
@@ -90,12 +100,20 @@ class Run:
             save_config(config, workdir / "config.json")
             if self.data.tokenizer is not None:
                 self.data.tokenizer.save(workdir)
-        self.writer = MetricsWriter(workdir, self.step, self.settings.tensorboard) if self.main else None
+        self.writer = self.samples = None
         self.latest: dict[str, float] = {}
+        if self.main:
+            self.writer = MetricsWriter(workdir, self.step, self.settings.tensorboard)
+            opened.callback(self.writer.close)
+            self.samples = SampleLog(workdir, self.step)
+            self.latest |= self.writer.found
+        self.evaluated_step, self.sampled_step = self._done_before()
         rows = local_rows(self.settings.batch_size, self.program.batch_sharding)
         self.rows = rows
         self.profiling = False
+        opened.callback(self._stop_profile)
         self.loader = Loader(self.data.train, self.settings.batch_size, rows, self.step)
+        opened.callback(self.loader.close)
         self.clock = self._clock(module, example)
 
     def _start(self):
@@ -106,6 +124,17 @@ class Run:
         resume.check_identity(self.workdir, meta["data"], self.meta["data"])
         log.info("resuming %s at step %d of %d", self.workdir, int(state.step), self.settings.steps)
         return state
+
+    def _done_before(self) -> tuple[int, int]:
+        """The step the run starts at, if its evaluation was written before, and the same of its samples; else -1."""
+        done = np.array([0, 0])
+        if self.main:
+            done = np.array(["eval/loss" in self.writer.found, self.samples.found], int)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            done = multihost_utils.broadcast_one_to_all(done)
+        return tuple(self.step if one else -1 for one in done)
 
     def _clock(self, module, example) -> Clock:
         batch = self.settings.batch_size
@@ -123,25 +152,34 @@ class Run:
     def steps(self, stop: threading.Event) -> dict[str, float]:
         """Runs to the last step, or until `stop` is set; saves, evaluates and samples on the way and at the end."""
         last = self.settings.steps
-        if self.step >= last:
-            log.info("%s is already at step %d of %d", self.workdir, self.step, last)
-        else:
-            self._log_start()
-            with self._bar(last) as bar, logging_redirect_tqdm([log]):
-                self._steps(stop, last, bar)
-        self._save()
-        if self.step < last:
-            self.checkpointer.finish()
+        self.stop = stop
+        try:
+            if self.step >= last:
+                log.info("%s is already at step %d of %d", self.workdir, self.step, last)
+            else:
+                self._log_start()
+                with self._bar(last) as bar, logging_redirect_tqdm([log]):
+                    self._steps(stop, last, bar)
+            self._save()
+            if self.step >= last:
+                self._finish()
+                return self.latest
+        except _Stopped:
+            self._save()
+        self.checkpointer.finish()
+        if self.step:
             log.info("stopped by a signal; saved at step %d of %d; the same command resumes", self.step, last)
-            return self.latest | {"stopped": 1.0}
-        self._finish()
-        return self.latest
+        else:
+            log.info("stopped by a signal before the first step; nothing was saved; the same command starts again")
+        return self.latest | {"stopped": 1.0}
 
     def _steps(self, stop: threading.Event, last: int, bar) -> None:
         train_step = self.program.compile_train_step()
         pending = None
         first = self.first = self.step
         estimated, estimate_from = False, 0.0
+        if first and self._due(first, last):
+            self._pause(first, last)  # what the run was about to do when it ended
         self.clock.restart(self.loader.wait_seconds)
         while self.step < last and not self._must_stop(stop):
             self._profile(self.step + 1)
@@ -178,7 +216,10 @@ class Run:
         return step < last and any(n and step % n == 0 for n in every)
 
     def _pause(self, step: int, last: int) -> None:
-        """What happens between steps; its time does not count as training speed."""
+        """What happens between steps; its time does not count as training speed.
+
+        A run that ends in here has saved the step, and does the rest when it resumes.
+        """
         begin = time.perf_counter()
         if self.settings.checkpoint_every and step % self.settings.checkpoint_every == 0:
             self._save()
@@ -216,10 +257,10 @@ class Run:
             "or set train.nonfinite='skip' to leave such updates out"
         )
 
-    def _write(self, step: int, values: dict[str, float]) -> None:
+    def _write(self, step: int, values: dict[str, float], again: bool = False) -> None:
         self.latest |= values
         if self.writer is not None:
-            self.writer.write(step, values)
+            (self.writer.replace if again else self.writer.write)(step, values)
 
     def _save(self) -> None:
         if self.step != self.saved_step:
@@ -232,28 +273,29 @@ class Run:
         return self.state.params if self.state.ema is None else self.state.ema
 
     def _evaluate(self) -> None:
-        if not self.data.evaluation:
+        if not self.data.evaluation or self.evaluated_step == self.step:
             return
         settings = self.settings
         results = evaluate_loss(
-            self.program, self.eval_params, self.data.evaluation, settings.batch_size, settings.eval_batches
-        )
+            self.program, self.eval_params, self.data.evaluation, settings.batch_size, settings.eval_batches,
+            before_batch=self._leave_if_stopped,
+        )  # fmt: skip
+        self.evaluated_step = self.step
         self._write(self.step, results)
         if self.main:
             plot_loss(self.workdir)
             log.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4g}" for k, v in results.items()))
 
     def _sample(self) -> None:
-        sample = getattr(self.program.objective, "sample", None)
-        if sample is None:
+        if not self.can_sample or self.sampled_step == self.step:
             return
+        self._leave_if_stopped()
         key = jax.random.fold_in(self.program.key, self.step)
-        texts = sample(self.program.module, self.eval_params, self.data, key)
+        with self.program.inference():
+            texts = self.program.objective.sample(self.program.module, self.eval_params, self.data, key)
+        self.sampled_step = self.step
         if self.main and texts:
-            block = f"===== step {self.step} =====\n" + "\n-----\n".join(texts) + "\n\n"
-            with (self.workdir / "samples.txt").open("a", encoding="utf-8") as file:
-                file.write(block)
-            self.writer.text(self.step, "samples", block)
+            self.writer.text(self.step, "samples", self.samples.write(self.step, texts))
 
     def _finish(self) -> None:
         self._evaluate()
@@ -265,26 +307,22 @@ class Run:
 
     def _run_tasks(self) -> None:
         """The evaluation tasks the config asks for at the end; their lines come last on the terminal."""
-        if not self.settings.final_tasks:
+        settings = self.settings
+        if not settings.final_tasks:
             return
+        self._leave_if_stopped()
         from fmjax.load import Model
-        from fmjax.tasks.runner import run_tasks, write_samples
 
         model = Model(
             self.program.module, self.eval_params, self.config.to_dict(), self.data.tokenizer, self.step, str(self.workdir)
         )
-        results = run_tasks(
-            model,
-            self.settings.final_tasks,
-            data=self.data,
-            limit=self.settings.final_tasks_limit,
-            progress=self.progress,
-        )
+        with self.program.inference():
+            results = final_tasks.run(
+                settings.final_tasks, model, self.data, settings.final_tasks_limit, self.progress, self.workdir / "samples"
+            )
         for name, result in results.items():
-            self._write(self.step, {f"{name}/{k}": v for k, v in result.metrics.items() if v is not None})
+            self._write(self.step, {f"{name}/{k}": v for k, v in result.metrics.items() if v is not None}, again=True)
             log.info("%s", result.headline)
-        if self.main:
-            write_samples(results, self.workdir / "samples")
 
     def _must_stop(self, stop: threading.Event) -> bool:
         if jax.process_count() == 1:
@@ -292,6 +330,11 @@ class Run:
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(self.step)
+
+    def _leave_if_stopped(self) -> None:
+        # With several processes all must leave at the same place, which only the training steps agree on.
+        if jax.process_count() == 1 and self.stop.is_set():
+            raise _Stopped
 
     def _profile(self, next_step: int | None) -> None:
         if not self.settings.profile_steps:
@@ -302,9 +345,13 @@ class Run:
             self.profiling = True
         elif self.profiling and (next_step is None or next_step == last + 1):
             jax.block_until_ready(self.state.params)
-            jax.profiler.stop_trace()
-            self.profiling = False
+            self._stop_profile()
             log.info("profile of steps %d to %d is in %s", first, last, self.workdir / "profile")
+
+    def _stop_profile(self) -> None:
+        if self.profiling:
+            self.profiling = False
+            jax.profiler.stop_trace()
 
     def _log_start(self) -> None:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.program.spec.shapes.params))
@@ -328,26 +375,28 @@ class Run:
             f"loss {row['train/loss']:.3f}" + (f", {speed:,.0f} tokens/s" if speed else ""), refresh=False
         )
 
-    def close(self) -> None:
-        """Releases files, threads and the checkpoint folder; a save under way is completed."""
-        self.loader.close()
-        if self.writer is not None:
-            self.writer.close()
-        self.checkpointer.manager.close()
+    def __enter__(self):
+        return self
 
+    def __exit__(self, kind, error, traceback) -> None:
+        """Releases files, threads and the checkpoint folder; a save under way is completed.
 
-def _check_tasks(config) -> None:
-    """Raises InputError for a name in `train.final_tasks` that is no task, hours before it would be run."""
-    if config.train.final_tasks:
-        from fmjax.tasks.catalogue import get_task
-
-        for name in config.train.final_tasks:
-            get_task(name)
+        Each is released whatever becomes of the others, and a failure to do so does not hide the error that ended the run.
+        """
+        try:
+            self.resources.close()
+        except Exception as closing:
+            if error is None:
+                raise
+            log.debug("while closing: %s", first_line(closing))
 
 
 @contextlib.contextmanager
 def _stop_signals():
-    """An event that SIGTERM or Ctrl-C sets, so that the loop can save and leave in order; a second Ctrl-C interrupts."""
+    """An event that SIGTERM or Ctrl-C sets, so that the loop can save and leave in order; a second Ctrl-C interrupts.
+
+    With several processes SIGTERM belongs to `jax.distributed`, which lets all of them stop after the same step.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -358,7 +407,8 @@ def _stop_signals():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         log.warning("%s: finishing this step, then saving", signal.Signals(number).name)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop
     finally:

@@ -1,8 +1,11 @@
-"""Where a run's numbers go: `metrics.jsonl`, TensorBoard, and the picture `loss.png`."""
+"""Where a run's numbers and samples go: `metrics.jsonl`, TensorBoard, `samples.txt`, and the picture `loss.png`."""
 
 import json
 import math
 import pathlib
+import re
+
+from fmjax.training.tensorboard import TensorBoard
 
 
 class MetricsWriter:
@@ -12,20 +15,18 @@ class MetricsWriter:
       workdir: the run's folder.
       start_step: lines of later steps, which a killed run wrote after its last checkpoint, are dropped, as is a line
         the kill tore; so the file never holds a step twice.
+
+    Attributes:
+      found: what the file already holds of `start_step` itself.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int = 0, tensorboard: bool = True):
         self.path = workdir / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= start_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self.path)
+        self.found = {name: v for row in kept if row["step"] == start_step for name, v in row.items() if name != "step"}
+        _rewrite(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = self.path.open("a", encoding="utf-8")
-        self.tensorboard = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self.tensorboard = TensorBoard(workdir / "tensorboard", start_step) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line: the step and `values`; a value that is not finite is written as null, which JSON can hold."""
@@ -33,18 +34,72 @@ class MetricsWriter:
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         if self.tensorboard is not None:
-            for name, value in values.items():
-                self.tensorboard.add_scalar(name, value, step)
+            self.tensorboard.scalars(step, values)
+
+    def replace(self, step: int, values: dict[str, float]) -> None:
+        """As `write`, dropping what an earlier run of the command wrote under the same names for the same step."""
+        rows = read_metrics(self.path)
+        kept = [row for row in rows if row["step"] != step or not values.keys() & row.keys()]
+        if len(kept) < len(rows):
+            self.file.close()
+            _rewrite(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            self.file = self.path.open("a", encoding="utf-8")
+        self.write(step, values)
 
     def text(self, step: int, name: str, text: str) -> None:
         """A text for TensorBoard."""
         if self.tensorboard is not None:
-            self.tensorboard.add_text(name, text, step)
+            self.tensorboard.text(step, name, text)
 
     def close(self) -> None:
-        self.file.close()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        """Closes both files, also when the first cannot be written to its end."""
+        try:
+            self.file.close()
+        finally:
+            if self.tensorboard is not None:
+                self.tensorboard.close()
+
+
+class SampleLog:
+    """Appends texts drawn from the model to `WORKDIR/samples.txt`, a block a step.
+
+    Args:
+      start_step: blocks of later steps, and one that a kill tore, are dropped, as in `MetricsWriter`.
+
+    Attributes:
+      found: whether the file already holds `start_step`.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start_step: int = 0):
+        self.path = workdir / "samples.txt"
+        blocks = [(step, block) for step, block in read_samples(self.path) if step <= start_step]
+        self.found = any(step == start_step for step, _ in blocks)
+        if self.path.exists():
+            _rewrite(self.path, "".join(block for _, block in blocks))
+
+    def write(self, step: int, texts: list[str]) -> str:
+        """Appends the block of `step`, and returns it."""
+        block = f"===== step {step} =====\n" + "\n-----\n".join(texts) + "\n\n"
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(block)
+        return block
+
+
+def read_samples(path: pathlib.Path) -> list[tuple[int, str]]:
+    """(step, block) of each complete block of a `samples.txt`; none when the file does not exist."""
+    if not path.is_file():
+        return []
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    parts = re.split(r"^(===== step (\d+) =====\n)", text, flags=re.MULTILINE)[1:]
+    blocks = [(int(step), header + body) for header, step, body in zip(parts[::3], parts[1::3], parts[2::3])]
+    return [(step, block) for step, block in blocks if block.endswith("\n\n")]
+
+
+def _rewrite(path: pathlib.Path, text: str) -> None:
+    """Replaces a file's content, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(text.encode())
+    temporary.replace(path)
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:

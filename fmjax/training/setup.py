@@ -1,5 +1,6 @@
 """From a resolved config to everything a run is made of: data, module, objective, optimizer, mesh, steps."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from fmjax.models import MODELS
 from fmjax.objectives import OBJECTIVES
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.sharding import batch_sharding, check_batch
-from fmjax.training import OPTIMIZERS
+from fmjax.training import OPTIMIZERS, final_tasks
 from fmjax.training.settings import TrainConfig
 from fmjax.training.state import StateSpec, TrainState, init_state, make_spec
 from fmjax.training.step import make_eval_step, make_train_step
@@ -32,6 +33,7 @@ class Program:
       train_step: `(state, batch, key) -> (state, metrics)`, jitted, its state donated.
       eval_step: `(params, batch, key) -> sums`, jitted.
       batch_spec: the global batch as `jax.ShapeDtypeStruct`s with shardings.
+      rules: pairs (logical axis, mesh axes).
       key: the run's random key; step n uses `fold_in(key, n)`.
     """
 
@@ -44,6 +46,7 @@ class Program:
     batch_sharding: NamedSharding
     train_step: Callable
     eval_step: Callable
+    rules: tuple
     key: jax.Array
 
     def init(self) -> TrainState:
@@ -51,6 +54,16 @@ class Program:
         with jax.set_mesh(self.mesh):
             inputs = self.objective.inputs(self.batch_spec)
             return init_state(self.module, inputs, self.optimizer, jax.random.fold_in(self.key, 2**31 - 1), self.spec)
+
+    @contextlib.contextmanager
+    def inference(self):
+        """Generation and scoring with the run's parameters, as they lie on the mesh, belong inside this context.
+
+        The rows of a few prompts or texts do not divide over the mesh's axes of the batch, so they stay whole.
+        """
+        rules = dict(self.rules) | {"batch": (), "length": ()}
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(tuple(rules.items())):
+            yield
 
     def compile_train_step(self):
         """The train step compiled for this mesh and batch, ahead of its first call."""
@@ -131,6 +144,7 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
         batch_sharding=sharding,
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(spec.shardings, None)),
         eval_step=jax.jit(make_eval_step(module.apply, objective, rules=rules)),
+        rules=rules,
         key=jax.random.key(config["seed"]),
     )
 
@@ -141,3 +155,23 @@ def check_fit(config, data, module) -> None:
     if missing:
         raise ConfigError(f"model.{missing[0]} is not set and the data does not tell it")
     data.check(module)
+
+
+def check_outputs(settings: TrainConfig, objective, module, data) -> bool:
+    """Whether the run will sample. Raises InputError for what was asked for on the way or at the end and cannot be had.
+    """
+    if settings.eval_every and not data.evaluation:
+        raise ConfigError(
+            f"train.eval_every = {settings.eval_every}, but these data have nothing to evaluate on; set it to 0, or set "
+            "data.eval_source or a larger data.heldout_fraction where the data are text"
+        )
+    if hasattr(objective, "check"):
+        objective.check(module, data)
+    can_sample = hasattr(objective, "sample") and getattr(objective, "can_sample", lambda *_: True)(module, data)
+    if settings.sample_every and not can_sample:
+        raise ConfigError(
+            f"train.sample_every = {settings.sample_every}, but objective {type(objective).__name__} cannot sample with "
+            "this model and these data; set it to 0"
+        )
+    final_tasks.check(settings.final_tasks, data, module)
+    return can_sample

@@ -18,10 +18,10 @@ def get_config():
     return {{
         "seed": 3,
         "train": {{"steps": 40, "batch_size": 8, "log_every": 1, "checkpoint_every": 5, "keep_last": 3, "eval_batches": 2,
-                  "tensorboard": False}},
+                  "eval_every": 10, "sample_every": 10, "tensorboard": False}},
         "model": {{"name": "llama", "num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4,
                   "num_kv_heads": 2, "max_length": 64, "vocab_size": 264}},
-        "objective": {{"name": "causal_lm"}},
+        "objective": {{"name": "causal_lm", "sample_prompts": ("", "the cat"), "sample_tokens": 16}},
         "data": {{"source": "{source}", "sequence_length": 64, "tokenizer": "bytes", "heldout_fraction": 0.1}},
         "optimizer": {{"name": "adamw", "learning_rate": 3e-3, "schedule": {{"name": "cosine", "warmup_steps": 5}}}},
     }}
@@ -73,6 +73,12 @@ def losses(workdir: pathlib.Path) -> dict[int, float]:
     rows = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
     assert len(dict(rows)) == len(rows)
     return dict(rows)
+
+
+def evaluations(workdir: pathlib.Path) -> list[dict]:
+    """The rows of evaluations, in the order they were written."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "eval/loss" in row]
 
 
 def last_logged(workdir: pathlib.Path) -> int:

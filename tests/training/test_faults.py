@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import last_logged, losses
+from conftest import evaluations, last_logged, losses
 from fmjax.training.checkpoint import complete_steps, read_item
 
 
@@ -18,12 +18,12 @@ def saved(workdir, step):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(items)[0]}
 
 
-def assert_same_run(workdir, straight, since=0):
-    """The same final state, bit for bit, and the same loss at every step from `since` on."""
-    expected = losses(straight)
-    found = losses(workdir)
-    assert sorted(found) == sorted(expected)
-    assert {s: v for s, v in found.items() if s > since} == {s: v for s, v in expected.items() if s > since}
+def assert_same_run(workdir, straight):
+    """The same final state, bit for bit, the same loss at every step, the same evaluations and samples."""
+    assert losses(workdir) == losses(straight)
+    assert evaluations(workdir) == evaluations(straight)
+    assert [row["step"] for row in evaluations(straight)] == [10, 20, 30, 40]
+    assert (workdir / "samples.txt").read_text() == (straight / "samples.txt").read_text()
     ours, theirs = saved(workdir, 40), saved(straight, 40)
     assert sorted(ours) == sorted(theirs) and len(ours) > 20
     for name in theirs:
@@ -33,14 +33,23 @@ def assert_same_run(workdir, straight, since=0):
 def test_killed_at_any_moment_a_run_ends_bitwise_the_same(command, straight):
     workdir = command.folder / "killed"
     being_saved = lambda: any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
-    moments = [
-        lambda: last_logged(workdir) >= 7,  # between saves
-        lambda: last_logged(workdir) >= 14 and being_saved(),  # during a save
-        lambda: (workdir / "checkpoints").exists() and being_saved(),  # during the first save after resuming
-    ]
-    for moment in moments:
+
+    def killed_at(moment):
         code, _ = command.kill_when(workdir, moment)
         assert code == -signal.SIGKILL
+
+    killed_at(lambda: last_logged(workdir) >= 7)  # between saves
+    killed_at(lambda: last_logged(workdir) >= 14 and being_saved())  # during a save
+    complete, cleaned = complete_steps(workdir / "checkpoints"), []
+
+    def saving_anew():
+        """What the kill before left lying about has been removed, and another save is under way."""
+        if not being_saved():
+            cleaned.append(True)
+        return cleaned and being_saved()
+
+    killed_at(saving_anew)
+    assert last_logged(workdir) > complete[-1]
     code, output = command.run(workdir)
     assert code == 0 and "resuming" in output, output
     assert_same_run(workdir, straight)
@@ -60,10 +69,11 @@ def test_sigterm_saves_where_it_is_and_the_same_command_resumes(command, straigh
 def test_a_run_moves_to_another_mesh(command, straight):
     workdir = command.folder / "moved"
     # Eight devices sharding parameters, then two splitting layers; the same batches, sums in another order.
-    flags = ("--config.mesh.data=1", "--config.mesh.fsdp=8")
+    silent = ("--config.train.sample_every=0", "--config.objective.sample_prompts=()")
+    flags = ("--config.mesh.data=1", "--config.mesh.fsdp=8", *silent)
     code, output = command.kill_when(workdir, lambda: last_logged(workdir) >= 12, signal.SIGTERM, *flags, devices=8)
     assert code == 0, output
-    code, output = command.run(workdir, "--config.mesh.data=1", "--config.mesh.tensor=2", devices=2)
+    code, output = command.run(workdir, "--config.mesh.data=1", "--config.mesh.tensor=2", *silent, devices=2)
     assert code == 0 and "resuming" in output, output
     found, expected = losses(workdir), losses(straight)
     assert sorted(found) == sorted(expected)
@@ -105,9 +115,13 @@ def test_a_full_disk_is_said_and_what_was_saved_stays_readable(command, straight
     assert code == 0, output
     kept = complete_steps(workdir / "checkpoints")
     # No file may grow beyond 20 kB, which is less than the parameters take: the write fails as on a full disk.
-    code, output = command.run(workdir, prefix=("bash", "-c", 'ulimit -f 20; exec "$@"', "limited"))
-    assert code == 1 and "could not be written" in output and f"the last good checkpoint is step {kept[-1]}" in output, output
-    assert complete_steps(workdir / "checkpoints") == kept
+    # With a limit of 0 not even the files written before training can be.
+    for limit in (20, 0):
+        limited = ("bash", "-c", f'ulimit -f {limit}; exec "$@"', "limited")
+        code, output = command.run(workdir, "--config.train.tensorboard=true", prefix=limited)
+        assert code == 1 and "could not be written" in output, output
+        assert f"the last good checkpoint is step {kept[-1]}" in output, output
+        assert complete_steps(workdir / "checkpoints") == kept
     code, output = command.run(workdir)
     assert code == 0, output
     assert_same_run(workdir, straight)

@@ -1,12 +1,17 @@
 """metrics.jsonl never holds a step twice, and survives a torn line; the clock's arithmetic."""
 
+import errno
 import json
 import math
+import resource
+import threading
 import time
+
+import pytest
 
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.training import clock as clocks
-from fmjax.training.metrics import MetricsWriter, _smooth, plot_loss, read_metrics
+from fmjax.training.metrics import MetricsWriter, SampleLog, _smooth, plot_loss, read_metrics, read_samples
 
 
 def test_a_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path):
@@ -35,6 +40,52 @@ def test_the_picture_is_drawn_from_what_is_there(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tensorboard").iterdir())
     assert _smooth([2.0, 2.0, 2.0])[-1] == 2.0
+
+
+def test_a_full_disk_is_an_error_where_it_is_met(tmp_path):
+    writer = MetricsWriter(tmp_path, tensorboard=True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    raised = []
+
+    def fill():
+        try:
+            for step in range(2000):
+                writer.tensorboard.scalars(step, {"train/loss": 1.0})
+        except OSError as error:
+            raised.append(error.errno)
+
+    thread = threading.Thread(target=fill, daemon=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        thread.start()
+        thread.join(30)  # tensorboardX's own writer waits for ever
+        with pytest.raises(OSError):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised == [errno.EFBIG] and writer.file.closed
+
+
+def test_samples_of_later_steps_and_torn_ones_are_dropped(tmp_path):
+    log = SampleLog(tmp_path)
+    for step in (2, 4, 6):
+        log.write(step, [f"text {step}", "line\n\nline"])
+    whole = (tmp_path / "samples.txt").read_text()
+    assert SampleLog(tmp_path, 4).found
+    assert [step for step, _ in read_samples(tmp_path / "samples.txt")] == [2, 4]
+    (tmp_path / "samples.txt").write_text(whole[:-1])
+    assert not SampleLog(tmp_path, 6).found
+    assert (tmp_path / "samples.txt").read_text() == "".join(block for _, block in read_samples(tmp_path / "samples.txt"))
+
+
+def test_results_written_again_replace_those_of_the_same_step(tmp_path):
+    writer = MetricsWriter(tmp_path, tensorboard=False)
+    writer.write(3, {"train/loss": 1.0})
+    for value in (1.0, 2.0):
+        writer.replace(3, {"task/acc": value})
+    writer.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 3, "train/loss": 1.0}, {"step": 3, "task/acc": 2.0}]
+    assert MetricsWriter(tmp_path, 3, tensorboard=False).found == {"train/loss": 1.0, "task/acc": 2.0}
 
 
 def test_speed_leaves_pauses_out_and_mfu_needs_a_known_chip(monkeypatch):

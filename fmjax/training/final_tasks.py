@@ -1,0 +1,65 @@
+"""The evaluation tasks of `train.final_tasks`: what can be known of them at the start is checked at the start."""
+
+import os
+import pathlib
+
+import jax
+
+from fmjax.errors import ConfigError
+
+
+def check_names(names) -> None:
+    """Raises InputError for a name that is no task or stands twice."""
+    if not names:
+        return
+    from fmjax.tasks.catalogue import get_task
+
+    found = [get_task(name).name for name in names]
+    for name in found:
+        if found.count(name) > 1:
+            raise ConfigError(f"train.final_tasks: task {name!r} is given twice")
+
+
+def check(names, data, module) -> None:
+    """Raises InputError, naming the task, for what would end a run at its very end.
+
+    That is documents that cannot be read or are none, or a model that cannot answer: without tokenizer, or without BOS
+    where whole texts are scored.
+    """
+    if not names:
+        return
+    from fmjax.errors import InputError
+    from fmjax.tasks.catalogue import get_task
+    from fmjax.tasks.protocol import Generate, Rolling, TaskContext
+
+    if data.tokenizer is None:
+        raise ConfigError(f"train.final_tasks = {tuple(names)}: tasks need a tokenizer, and these data have none")
+    context = TaskContext(_data_dir(), lambda: data)
+    for name in names:
+        task = get_task(name)
+        try:
+            documents = task.documents(context)
+            kinds = {type(request) for request in task.requests(documents[0])} if len(documents) else None
+        except InputError as error:
+            raise type(error)(f"train.final_tasks, task {name}: {error}") from None
+        if kinds is None:
+            raise ConfigError(f"train.final_tasks, task {name}: there are no documents")
+        if Rolling in kinds and data.tokenizer.bos_id is None:
+            raise ConfigError(f"train.final_tasks, task {name}: scores whole texts from BOS, which the tokenizer does not have")
+        if Generate in kinds and not hasattr(module, "init_cache"):
+            raise ConfigError(f"train.final_tasks, task {name}: {type(module).__name__} cannot generate (it has no init_cache)")
+
+
+def run(names, model, data, limit: int, progress: bool, folder: pathlib.Path):
+    """Results by task name; process 0 writes each task's documents and answers to `folder`."""
+    from fmjax.tasks.runner import run_tasks, write_samples
+
+    results = run_tasks(model, names, data=data, limit=limit, data_dir=_data_dir(), progress=progress)
+    if jax.process_index() == 0:
+        write_samples(results, folder)
+    return results
+
+
+def _data_dir() -> pathlib.Path | None:
+    folder = os.environ.get("FMJAX_DATA")
+    return pathlib.Path(folder) if folder else None

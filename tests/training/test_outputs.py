@@ -1,0 +1,203 @@
+"""Evaluation, samples and final tasks: refused at the start where they cannot work, written once, on the run's mesh."""
+
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import threading
+import types
+
+import flax.linen as nn
+import jax
+import pytest
+
+import fmjax
+from fmjax import config as configs
+from fmjax.errors import InputError
+from fmjax.objectives.causal_lm import CausalLM
+from fmjax.tasks.runner import run_tasks
+from fmjax.training import final_tasks, loop
+from fmjax.training.checkpoint import complete_steps
+from fmjax.training.metrics import read_metrics, read_samples
+from fmjax.training.setup import check_outputs
+from fmjax.training.settings import TrainConfig
+
+TEXT = "the cat sees the dog and the dog sees a bird " * 20
+
+
+class Words:
+    """A tokenizer without BOS."""
+
+    bos_id = None
+
+    def encode(self, text):
+        return text.split()
+
+
+def data(tokenizer=None, heldout=None):
+    def documents(split="heldout"):
+        return heldout
+
+    return types.SimpleNamespace(tokenizer=tokenizer, evaluation={}, documents=documents)
+
+
+DECODER = types.SimpleNamespace(init_cache=None, max_length=8)
+ENDLESS = types.SimpleNamespace(init_cache=None)
+
+
+@pytest.mark.parametrize(
+    "prompts, module, tokenizer, reason",
+    [
+        (("a b",), DECODER, None, "the data have no tokenizer"),
+        (("a b", ""), DECODER, Words(), "'' has no tokens, and the tokenizer no BOS"),
+        (("a " * 8,), DECODER, Words(), "has 8 tokens, which fill model.max_length = 8"),
+        (("a b",), types.SimpleNamespace(), Words(), "cannot generate"),
+    ],
+)
+def test_prompts_that_cannot_be_continued_are_refused_at_the_start(prompts, module, tokenizer, reason, caplog):
+    with pytest.raises(InputError, match=f"objective.sample_prompts: .*{reason}"):
+        check_outputs(TrainConfig(1, 1), CausalLM(sample_prompts=prompts), module, data(tokenizer))
+
+
+def test_prompts_that_nobody_asked_for_are_left_out_with_a_line(caplog):
+    with caplog.at_level(logging.INFO, "fmjax"):
+        assert not check_outputs(TrainConfig(1, 1), CausalLM(), DECODER, data(Words()))
+    assert "no samples: '' has no tokens" in caplog.text
+    assert not check_outputs(TrainConfig(1, 1), CausalLM(sample_prompts=()), DECODER, data())
+    assert check_outputs(TrainConfig(1, 1), CausalLM(sample_prompts=("a b",)), ENDLESS, data(Words()))
+    with pytest.raises(InputError, match="train.sample_every = 5, but objective CausalLM cannot sample"):
+        check_outputs(TrainConfig(9, 1, sample_every=5), CausalLM(), DECODER, data(Words()))
+    with pytest.raises(InputError, match="train.eval_every = 5, but these data have nothing to evaluate on"):
+        check_outputs(TrainConfig(9, 1, eval_every=5), CausalLM(), DECODER, data(Words()))
+
+
+def test_final_tasks_that_cannot_be_run_are_refused_at_the_start(tmp_path):
+    bos = Words()
+    bos.bos_id = 1
+    with pytest.raises(InputError, match="task text:typo.txt: 'typo.txt' cannot be read"):
+        final_tasks.check(["text:typo.txt"], data(bos), DECODER)
+    with pytest.raises(InputError, match="task heldout: there are no documents"):
+        final_tasks.check(["heldout"], data(bos, []), DECODER)
+    with pytest.raises(InputError, match="task heldout: scores whole texts from BOS"):
+        final_tasks.check(["heldout"], data(Words(), ["a b"]), DECODER)
+    with pytest.raises(InputError, match="these data have none"):
+        final_tasks.check(["heldout"], data(None, ["a b"]), DECODER)
+    with pytest.raises(InputError, match="'heldout' is given twice"):
+        final_tasks.check_names(["heldout", "heldout"])
+    final_tasks.check(["heldout"], data(bos, ["a b"]), DECODER)
+
+
+def config(folder, **train):
+    (folder / "text").mkdir(exist_ok=True)
+    for name in ("train", "validation"):
+        (folder / "text" / f"{name}.txt").write_text(f"{name} {TEXT}")
+    (folder / "other.txt").write_text(f"other {TEXT}")
+    return configs.resolve({
+        "train": {"steps": 4, "batch_size": 8, "log_every": 1, "eval_every": 2, "sample_every": 2, "checkpoint_every": 2,
+                  "tensorboard": False, "final_tasks": (f"text:{folder}/other.txt",)} | train,
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+        "model": {"name": "llama", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2,
+                  "max_length": 32, "vocab_size": 264},
+        "objective": {"name": "causal_lm", "sample_prompts": ("", "the cat"), "sample_tokens": 8},
+        "data": {"source": str(folder / "text"), "sequence_length": 16, "tokenizer": "bytes"},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-2},
+    })  # fmt: skip
+
+
+def rows_with(workdir, name):
+    return [(row["step"], row[name]) for row in read_metrics(workdir / "metrics.jsonl") if name in row]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run on a mesh of eight devices, and where its samples were drawn."""
+    folder, places = tmp_path_factory.mktemp("outputs"), []
+    sample = CausalLM.sample
+
+    def watched(self, *arguments):
+        places.append((dict(jax.sharding.get_abstract_mesh().shape), dict(nn.get_logical_axis_rules())))
+        return sample(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CausalLM, "sample", watched)
+        loop.train(config(folder), folder / "run", cache_dir=folder, progress=False)
+    return folder, places
+
+
+def test_samples_and_tasks_are_computed_on_the_runs_mesh_as_one_device_computes_them(finished):
+    folder, places = finished
+    assert len(places) == 2
+    for mesh, rules in places:
+        assert {a: n for a, n in mesh.items() if n > 1} == {"data": 2, "fsdp": 2, "tensor": 2}
+        assert rules["act_mlp"] == ("tensor",) and rules["batch"] == ()
+    name = f"text:{folder}/other.txt"
+    ((step, logged),) = rows_with(folder / "run", f"{name}/bits_per_byte")
+    model = fmjax.load(folder / "run")  # on one device
+
+
+
+    again = run_tasks(model, [name])[name].metrics["bits_per_byte"]
+    assert step == 4 and logged == pytest.approx(again, rel=1e-4)
+
+
+def test_a_finished_run_started_again_writes_nothing_twice(finished):
+    folder, _ = finished
+    workdir = folder / "run"
+    before = (workdir / "metrics.jsonl").read_text(), (workdir / "samples.txt").read_text()
+    end = loop.train(config(folder), workdir, cache_dir=folder, progress=False)
+    assert [step for step, _ in rows_with(workdir, "eval/loss")] == [2, 4] == [s for s, _ in read_samples(workdir / "samples.txt")]
+    assert ((workdir / "metrics.jsonl").read_text(), (workdir / "samples.txt").read_text()) == before
+    assert end["eval/loss"] == rows_with(workdir, "eval/loss")[-1][1]
+
+
+def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resumes(finished):
+    folder, _ = finished
+    workdir = folder / "run"
+    expected = rows_with(workdir, "eval/loss"), read_samples(workdir / "samples.txt")
+    # As if killed at step 2, between the save and the evaluation.
+
+    shutil.copytree(workdir, folder / "cut")
+    shutil.rmtree(folder / "cut" / "checkpoints" / "4")
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if not any(k.startswith("eval/") for k in row)]
+    (folder / "cut" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "cut" / "samples.txt").write_text("===== step 2 =====\ntorn")
+    loop.train(config(folder), folder / "cut", cache_dir=folder, progress=False)
+    assert (rows_with(folder / "cut", "eval/loss"), read_samples(folder / "cut" / "samples.txt")) == expected
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """A signal that has come before training began."""
+    event = threading.Event()
+    event.set()
+    monkeypatch.setattr(loop, "_stop_signals", lambda: contextlib.nullcontext(event))
+    return event
+
+
+def test_a_signal_before_the_first_step_claims_no_checkpoint(stopped, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "fmjax"):
+        end = loop.train(config(tmp_path), tmp_path / "run", cache_dir=tmp_path, progress=False)
+    assert end["stopped"] == 1.0 and complete_steps(tmp_path / "run" / "checkpoints") == []
+    assert "nothing was saved" in caplog.text and "saved at step" not in caplog.text
+
+
+def test_a_signal_ends_an_evaluation_between_its_batches(stopped, finished):
+    folder, _ = finished
+
+    shutil.copytree(folder / "run", folder / "evaluating")
+    rows = [row for row in read_metrics(folder / "run" / "metrics.jsonl") if "eval/loss" not in row]
+    (folder / "evaluating" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    end = loop.train(config(folder), folder / "evaluating", cache_dir=folder, progress=False)
+    assert end["stopped"] == 1.0 and rows_with(folder / "evaluating", "eval/loss") == []
+
+
+def test_several_processes_leave_sigterm_to_jax(monkeypatch):
+
+    before = signal.getsignal(signal.SIGTERM)
+    with loop._stop_signals():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with loop._stop_signals():
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
