@@ -1,8 +1,8 @@
 """Train: `python -m fmjax.train --config=configs/NAME.py --workdir=DIR [--config.a.b=value ...]`.
 
 The same command on the same workdir resumes. `--config.a.b=value` replaces a key of the config; every key is checked
-before anything slow begins. Exit codes: 0 done (or stopped by a signal after saving), 1 a loss that
-is not finite or a full disk, 2 wrong usage, config or input.
+before anything slow begins. Exit codes: 0 done (or stopped by a signal after saving), 1 a loss that is not finite or a
+full disk, 2 wrong usage, config or input.
 """
 
 import time
@@ -33,7 +33,9 @@ def parse(argv: list[str]) -> tuple[str, pathlib.Path, dict[str, str]]:
             value = arguments.pop(0)
         overrides[flag.removeprefix("--config.")] = value
     parser = cli.ArgumentParser("python -m fmjax.train", __doc__.split("\n")[0])
-    parser.add_argument("--config", required=True, help="a Python file with get_config(); FILE:ARGUMENT calls get_config(ARGUMENT)")
+    parser.add_argument(
+        "--config", required=True, help="a Python file with get_config(); FILE:ARGUMENT calls get_config(ARGUMENT)"
+    )
     parser.add_argument("--workdir", required=True, help="folder of the run: config, checkpoints, metrics, samples")
     flags = parser.parse_args(rest)
     return flags.config, pathlib.Path(flags.workdir), overrides

@@ -78,7 +78,7 @@ class CausalLM:
         return {name: (value, weight) for name, value in named.items()}
 
     def check(self, module, data) -> None:
-        """Raises ConfigError for `sample_prompts` of one's own that could not be continued once the model is trained."""
+        """Raises ConfigError for `sample_prompts` of one's own that could not be continued after training."""
         obstacle = self._obstacle(module, data)
         if obstacle and self.sample_prompts != type(self).sample_prompts:
             raise ConfigError(f"objective.sample_prompts: {obstacle}; change them, or set them to () for no samples")

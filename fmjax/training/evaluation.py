@@ -86,4 +86,5 @@ def evaluate_loss(
 
 
 def _means(prefix: str, sums) -> dict[str, float]:
-    return {f"{prefix}/{k}": float(total) / float(weight) if weight else float("nan") for k, (total, weight) in sums.items()}
+    mean = lambda total, weight: float(total) / float(weight) if weight else float("nan")
+    return {f"{prefix}/{name}": mean(*parts) for name, parts in sums.items()}

@@ -45,9 +45,9 @@ def check(names, data, module) -> None:
         if kinds is None:
             raise ConfigError(f"train.final_tasks, task {name}: there are no documents")
         if Rolling in kinds and data.tokenizer.bos_id is None:
-            raise ConfigError(f"train.final_tasks, task {name}: scores whole texts from BOS, which the tokenizer does not have")
+            raise ConfigError(f"train.final_tasks, task {name}: scores whole texts from BOS, which the tokenizer lacks")
         if Generate in kinds and not hasattr(module, "init_cache"):
-            raise ConfigError(f"train.final_tasks, task {name}: {type(module).__name__} cannot generate (it has no init_cache)")
+            raise ConfigError(f"train.final_tasks, task {name}: {type(module).__name__} has no init_cache to generate with")
 
 
 def run(names, model, data, limit: int, progress: bool, folder: pathlib.Path):

@@ -246,15 +246,16 @@ class Run:
         self.checkpointer.check()
 
     def _not_finite(self, step: int, values: dict[str, float]) -> None:
-        what = f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}, update norm {values['update_norm']}"
+        norms = f"gradient norm {values['grad_norm']}, update norm {values['update_norm']}"
+        what = f"step {step}: loss {values['loss']}, {norms}"
         if self.settings.nonfinite == "skip":
             log.warning("%s: update skipped (%d so far)", what, int(values["skipped"]))
             return
         with contextlib.suppress(Exception):
             self.checkpointer.finish()
         raise NonFiniteError(
-            f"training stopped at {what}; {last_good(self.workdir)} in {str(self.workdir / 'checkpoints')!r}. Lower optimizer.learning_rate "
-            "or set train.nonfinite='skip' to leave such updates out"
+            f"training stopped at {what}; {last_good(self.workdir)} in {str(self.workdir / 'checkpoints')!r}. "
+            "Lower optimizer.learning_rate or set train.nonfinite='skip' to leave such updates out"
         )
 
     def _write(self, step: int, values: dict[str, float], again: bool = False) -> None:
@@ -314,11 +315,21 @@ class Run:
         from fmjax.load import Model
 
         model = Model(
-            self.program.module, self.eval_params, self.config.to_dict(), self.data.tokenizer, self.step, str(self.workdir)
+            self.program.module,
+            self.eval_params,
+            self.config.to_dict(),
+            self.data.tokenizer,
+            self.step,
+            str(self.workdir),
         )
         with self.program.inference():
             results = final_tasks.run(
-                settings.final_tasks, model, self.data, settings.final_tasks_limit, self.progress, self.workdir / "samples"
+                settings.final_tasks,
+                model,
+                self.data,
+                settings.final_tasks_limit,
+                self.progress,
+                self.workdir / "samples",
             )
         for name, result in results.items():
             self._write(self.step, {f"{name}/{k}": v for k, v in result.metrics.items() if v is not None}, again=True)
@@ -381,7 +392,7 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         """Releases files, threads and the checkpoint folder; a save under way is completed.
 
-        Each is released whatever becomes of the others, and a failure to do so does not hide the error that ended the run.
+        Each is released whatever becomes of the others, and none of their failures hides the error that ended the run.
         """
         try:
             self.resources.close()

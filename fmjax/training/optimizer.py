@@ -83,7 +83,7 @@ class AdamW(Optimizer):
         except TypeError:
             known = False
         if not known:
-            raise ConfigError(f"optimizer.mu_dtype = {self.mu_dtype!r} must be a floating-point type, such as 'bfloat16'")
+            raise ConfigError(f"optimizer.mu_dtype = {self.mu_dtype!r} must be a floating-point type such as 'bfloat16'")
 
     def _rule(self, schedule, mask, axes):
         return optax.adamw(
@@ -138,7 +138,8 @@ class Muon(Optimizer):
 
     beta: float = 0.95
     ns_steps: int = 5
-    consistent_rms: float | None = 0.2  # scales updates to AdamW's usual size (Liu et al. 2025); None: sqrt(max(1, out/in))
+    # Scales updates to AdamW's usual size (Liu et al. 2025); None: by sqrt(max(1, out / in)).
+    consistent_rms: float | None = 0.2
     adam_learning_rate: float | None = None  # peak for the rest; None = learning_rate
     adam_b1: float = 0.9
     adam_b2: float = 0.95

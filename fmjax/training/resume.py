@@ -66,7 +66,8 @@ def locked(workdir: pathlib.Path):
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise ConfigError(f"--workdir={workdir} cannot be made a folder: {error.strerror}: {error.filename!r}") from None
+        reason = f"{error.strerror}: {error.filename!r}"
+        raise ConfigError(f"--workdir={workdir} cannot be made a folder: {reason}") from None
     if fcntl is None:
         log.warning("this system has no file locks: nothing keeps a second run out of %s", workdir)
         yield

@@ -25,7 +25,8 @@ def _check_fraction(**fields: float) -> None:
 def _check(name: str, warmup_steps: int, total_steps: int) -> None:
     if warmup_steps < 0 or warmup_steps > total_steps:
         raise ConfigError(
-            f"optimizer.schedule.warmup_steps = {warmup_steps} must lie between 0 and train.steps = {total_steps} ({name})"
+            f"optimizer.schedule.warmup_steps = {warmup_steps} must lie between 0 and train.steps = {total_steps} "
+            f"({name})"
         )
 
 
@@ -59,7 +60,7 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up, then half a cosine to `final_fraction` of the peak at the last step (Loshchilov & Hutter 2017)."""
+    """Linear warm-up, then half a cosine to `final_fraction` of the peak at the end (Loshchilov & Hutter 2017)."""
 
     warmup_steps: int = 0
     final_fraction: float = 0.1
@@ -85,7 +86,7 @@ class WarmupStableDecay:
     def __post_init__(self):
         _check_fraction(decay_fraction=self.decay_fraction, final_fraction=self.final_fraction)
         if not self.decay_fraction:
-            raise ConfigError("optimizer.schedule.decay_fraction = 0 leaves nothing to decay; take the schedule 'constant'")
+            raise ConfigError("optimizer.schedule.decay_fraction = 0 leaves nothing to decay; take 'constant' instead")
 
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
         _check("wsd", self.warmup_steps, total_steps)
@@ -93,8 +94,8 @@ class WarmupStableDecay:
         stable = total_steps - self.warmup_steps - decay_steps
         if stable < 0:
             raise ConfigError(
-                f"optimizer.schedule: warmup_steps = {self.warmup_steps} and a decay of {decay_steps} steps (decay_fraction "
-                f"= {self.decay_fraction}) are more than train.steps = {total_steps} (wsd)"
+                f"optimizer.schedule: warmup_steps = {self.warmup_steps} and a decay of {decay_steps} steps "
+                f"(decay_fraction = {self.decay_fraction}) are more than train.steps = {total_steps} (wsd)"
             )
         decay = optax.linear_schedule(learning_rate, learning_rate * self.final_fraction, decay_steps)
         rest = optax.join_schedules([optax.constant_schedule(learning_rate), decay], [stable])

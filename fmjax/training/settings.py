@@ -31,7 +31,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate_steps", "keep_last", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least 1")
-        for name in ("eval_every", "eval_batches", "sample_every", "checkpoint_every", "keep_every", "final_tasks_limit"):
+        counts = ("eval_every", "eval_batches", "sample_every", "checkpoint_every", "keep_every", "final_tasks_limit")
+        for name in counts:
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be 0 or more")
         if self.batch_size % self.accumulate_steps:
@@ -41,7 +42,10 @@ class TrainConfig:
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"train.ema_decay = {self.ema_decay} must be in [0, 1)")
-        if self.profile_steps and (len(self.profile_steps) != 2 or not 1 <= self.profile_steps[0] <= self.profile_steps[1]):
+        profile = self.profile_steps
+        if profile and (len(profile) != 2 or not 1 <= profile[0] <= profile[1]):
             raise ConfigError(f"train.profile_steps = {self.profile_steps} must be (first, last), such as (10, 12)")
         if self.final_tasks_limit and not self.final_tasks:
-            raise ConfigError(f"train.final_tasks_limit = {self.final_tasks_limit} is not read: train.final_tasks is empty")
+            raise ConfigError(
+                f"train.final_tasks_limit = {self.final_tasks_limit} is not read: train.final_tasks is empty"
+            )

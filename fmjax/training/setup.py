@@ -162,16 +162,16 @@ def check_outputs(settings: TrainConfig, objective, module, data) -> bool:
     """
     if settings.eval_every and not data.evaluation:
         raise ConfigError(
-            f"train.eval_every = {settings.eval_every}, but these data have nothing to evaluate on; set it to 0, or set "
-            "data.eval_source or a larger data.heldout_fraction where the data are text"
+            f"train.eval_every = {settings.eval_every}, but these data have nothing to evaluate on; set it to 0, or "
+            "set data.eval_source or a larger data.heldout_fraction where the data are text"
         )
     if hasattr(objective, "check"):
         objective.check(module, data)
     can_sample = hasattr(objective, "sample") and getattr(objective, "can_sample", lambda *_: True)(module, data)
     if settings.sample_every and not can_sample:
         raise ConfigError(
-            f"train.sample_every = {settings.sample_every}, but objective {type(objective).__name__} cannot sample with "
-            "this model and these data; set it to 0"
+            f"train.sample_every = {settings.sample_every}, but objective {type(objective).__name__} cannot sample "
+            "with this model and these data; set it to 0"
         )
     final_tasks.check(settings.final_tasks, data, module)
     return can_sample

@@ -51,7 +51,9 @@ def init_params(module: nn.Module, key: jax.Array, inputs: dict):
     variables = module.init({"params": key, "dropout": key}, **inputs)
     kept = {k: v for k, v in variables.items() if k not in ("reads", "cache")}
     if set(kept) != {"params"}:
-        raise ValueError(f"{type(module).__name__}.init made the collections {sorted(kept)}; only 'params' can be trained")
+        raise ValueError(
+            f"{type(module).__name__}.init made the collections {sorted(kept)}; only 'params' can be trained"
+        )
     return kept["params"]
 
 
