@@ -83,7 +83,7 @@ class AdamW(Optimizer):
         except TypeError:
             known = False
         if not known:
-            raise ConfigError(f"optimizer.mu_dtype = {self.mu_dtype!r} must be a floating-point type such as 'bfloat16'")
+            raise ConfigError(f"optimizer.mu_dtype = {self.mu_dtype!r} must be a float type such as 'bfloat16'")
 
     def _rule(self, schedule, mask, axes):
         return optax.adamw(
