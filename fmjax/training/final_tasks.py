@@ -47,7 +47,7 @@ def check(names, data, module) -> None:
         if Rolling in kinds and data.tokenizer.bos_id is None:
             raise ConfigError(f"train.final_tasks, task {name}: scores whole texts from BOS, which the tokenizer lacks")
         if Generate in kinds and not hasattr(module, "init_cache"):
-            raise ConfigError(f"train.final_tasks, task {name}: {type(module).__name__} cannot generate (no init_cache)")
+            raise ConfigError(f"train.final_tasks, task {name}: {type(module).__name__} has no init_cache to draw with")
 
 
 def run(names, model, data, limit: int, progress: bool, folder: pathlib.Path):
