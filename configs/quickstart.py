@@ -13,16 +13,19 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 1600, "batch_size": 4, "log_every": 20, "eval_every": 250, "eval_batches": 10, "sample_every": 250,
+            "steps": 1000, "batch_size": 8, "log_every": 20, "eval_every": 250, "eval_batches": 16, "sample_every": 500,
             "checkpoint_every": 250, "final_tasks": ("heldout",),
         },
         "mesh": {"data": -1},
         "model": {
             "name": "llama", "num_layers": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 2,
-            "num_kv_heads": 2, "max_length": 512, "tie_embeddings": True, "unroll": 4,
+            "num_kv_heads": 2, "max_length": 256, "tie_embeddings": True, "unroll": 4,
         },
-        "objective": {"name": "causal_lm", "sample_prompts": ("", "def main(", "class Stack:\n    ")},
-        "data": {"source": "builtin", "sequence_length": 512, "tokenizer": "train:2048"},
+        "objective": {
+            "name": "causal_lm", "sample_prompts": ("", "def main(", "class Stack:\n    "), "sample_tokens": 150,
+            "sample_temperature": 0.7,
+        },
+        "data": {"source": "builtin", "sequence_length": 256, "tokenizer": "train:4096"},
         "optimizer": {
             "name": "muon", "learning_rate": 1e-2, "weight_decay": 0.01,
             "schedule": {"name": "linear", "warmup_steps": 30},
