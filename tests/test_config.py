@@ -13,7 +13,12 @@ from fmjax.errors import ConfigError
 BASE = {
     "train": {"steps": 4, "batch_size": 8},
     "model": {
-        "name": "vit", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+        "name": "vit",
+        "num_layers": 1,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 4,
     },
     "objective": {"name": "classification"},
     "data": {"name": "digits"},

@@ -30,7 +30,7 @@ def cut_tail(text: str, fraction: float) -> tuple[str, str]:
 
 
 def split_of(name: str) -> str | None:
-    """"train", "validation" or "test" as a file's or split's name says; None where it says nothing.
+    """ "train", "validation" or "test" as a file's or split's name says; None where it says nothing.
 
     Recognised are the names alone or first in the file's name (`train-00000-of-00002.parquet`, `valid.jsonl`,
     `test_en.txt`), or as the name of the folder that holds it (`validation/0000.parquet`).

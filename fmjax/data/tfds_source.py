@@ -38,9 +38,7 @@ class TfdsSource:
     options: frozenset[str] = frozenset({"text_field", "tfds_data_dir"})
 
     @classmethod
-    def open(
-        cls, words: str, reading: formats.Reading, data_dir: str | None, cache_dir: pathlib.Path
-    ) -> "TfdsSource":
+    def open(cls, words: str, reading: formats.Reading, data_dir: str | None, cache_dir: pathlib.Path) -> "TfdsSource":
         """Opens "tfds:NAME[/CONFIG][:VERSION][:SPLIT]", preparing it if that is not done yet.
 
         Raises:

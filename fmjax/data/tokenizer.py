@@ -134,9 +134,7 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         texts = list(texts)
         plain = [self._is_plain(text) for text in texts]
-        encoded = iter(
-            self._processor.encode([t for t, p in zip(texts, plain) if p], num_threads=self._num_threads)
-        )
+        encoded = iter(self._processor.encode([t for t, p in zip(texts, plain) if p], num_threads=self._num_threads))
         return [next(encoded) if p else self.encode(text) for text, p in zip(texts, plain)]
 
     def decode(self, ids: Sequence[int]) -> str:

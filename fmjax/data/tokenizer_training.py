@@ -1,7 +1,7 @@
 """Training a SentencePiece tokenizer on the run's own documents: BPE, byte fallback, lossless."""
 
-import heapq
 import hashlib
+import heapq
 import io
 import re
 import sys

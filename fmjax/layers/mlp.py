@@ -7,6 +7,7 @@ from fmjax.layers.checks import check_choice
 from fmjax.layers.dense import Linear
 from fmjax.layers.tap import tap
 
+
 def _gelu(x):
     return jax.nn.gelu(x, approximate=False)
 
@@ -61,6 +62,4 @@ class MLP(nn.Module):
             hidden = act(tap(self, "mlp_up", up))
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "act_mlp"))
         hidden = tap(self, "mlp_hidden", hidden)
-        return Linear(
-            x.shape[-1], ("mlp", "embed"), self.use_bias, self.down_stddev, self.dtype, name="down"
-        )(hidden)
+        return Linear(x.shape[-1], ("mlp", "embed"), self.use_bias, self.down_stddev, self.dtype, name="down")(hidden)

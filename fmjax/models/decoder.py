@@ -1,15 +1,14 @@
 """What every decoder-only language model shares: the protocol that objectives, generation and evaluation rely on."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
 from fmjax.layers.cache import init_cache
 from fmjax.layers.embed import output_logits
+from fmjax.layers.flops import transformer_flops
 from fmjax.layers.tap import check_edits
 from fmjax.layers.transformer import TransformerConfig
-from fmjax.layers.flops import transformer_flops
 
 
 class Decoder(nn.Module):

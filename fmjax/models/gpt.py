@@ -1,5 +1,4 @@
-"""GPT-2 and GPT-3 (Radford et al. 2019, Brown et al. 2020): pre-norm, learned positions, GELU, biases, tied embeddings.
-"""
+"""GPT-2 and GPT-3 (Radford et al. 2019, Brown et al. 2020): pre-norm, learned positions, GELU, biases, tied embeddings."""
 
 import math
 

@@ -1,5 +1,4 @@
-"""LLaMA 1 and 2, Mistral (Touvron et al. 2023, Jiang et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped queries.
-"""
+"""LLaMA 1 and 2, Mistral (Touvron et al. 2023, Jiang et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped queries."""
 
 import flax.linen as nn
 import jax

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Linear
 from fmjax.layers.embed import Embedding
+from fmjax.layers.flops import transformer_flops
 from fmjax.layers.patchify import patchify
 from fmjax.layers.tap import tap
 from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
-from fmjax.layers.flops import transformer_flops
 
 
 class ViT(nn.Module):

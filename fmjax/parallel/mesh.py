@@ -77,7 +77,9 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if -1 in sizes.values():
         if len(devices) % fixed:
-            raise ConfigError(f"mesh {sizes}: {len(devices)} devices are not divisible by the fixed sizes' product {fixed}")
+            raise ConfigError(
+                f"mesh {sizes}: {len(devices)} devices are not divisible by the fixed sizes' product {fixed}"
+            )
         sizes = {axis: len(devices) // fixed if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         raise ConfigError(

@@ -70,8 +70,10 @@ def partition_spec(names, table: Mapping[str, tuple[str, ...]], what: str) -> Pa
             entries.append(None)
             continue
         if logical not in table:
-            raise ConfigError(f"{what}: logical axis {logical!r} is not in the sharding table{nearest(logical, table)} "
-                              f"Known: {', '.join(table)}; add it under mesh.rules")
+            raise ConfigError(
+                f"{what}: logical axis {logical!r} is not in the sharding table{nearest(logical, table)} "
+                f"Known: {', '.join(table)}; add it under mesh.rules"
+            )
         mesh_axes = tuple(a for a in table[logical] if a not in used)
         used.update(mesh_axes)
         entries.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
@@ -110,7 +112,7 @@ def check_batch(batch_size: int, mesh: Mesh, table: Mapping[str, tuple[str, ...]
 def local_rows(batch_size: int, sharding: NamedSharding) -> list[int]:
     """Indices, within a global batch, of the rows that this process's devices hold."""
     rows = set()
-    for (rows_slice, *_) in sharding.addressable_devices_indices_map((batch_size,)).values():
+    for rows_slice, *_ in sharding.addressable_devices_indices_map((batch_size,)).values():
         rows.update(range(*rows_slice.indices(batch_size)))
     return sorted(rows)
 

@@ -26,7 +26,9 @@ def test_the_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
         % sys.executable
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    done = NotebookClient(nbformat.read(notebook, as_version=4), timeout=600, kernel_name="python3").execute(cwd=str(tmp_path))
+    done = NotebookClient(nbformat.read(notebook, as_version=4), timeout=600, kernel_name="python3").execute(
+        cwd=str(tmp_path)
+    )
     assert (tmp_path / "run" / "loss.png").is_file()
     text = "".join(str(cell.get("outputs")) for cell in done.cells)
     assert "bits_per_byte" in text and "image/png" in text

@@ -187,7 +187,7 @@ def test_tfds_errors(tfds_dir, tmp_path):
 @pytest.fixture
 def my_package(tmp_path, monkeypatch):
     (tmp_path / "my_texts.py").write_text(
-        textwrap.dedent('''
+        textwrap.dedent("""
         class Own:
             fingerprint = "v1"
             def documents(self, split):
@@ -204,7 +204,7 @@ def my_package(tmp_path, monkeypatch):
         wrong = ["fine", 3]
         half = ["fine", "a\\ud800"]
         word = "one string"
-        ''')
+        """)
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield

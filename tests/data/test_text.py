@@ -63,9 +63,7 @@ def test_one_epoch_is_every_training_document_once(opened, texts):
         pieces = documents_of(rows, opened.tokenizer)
         # Each piece is a stretch of just one document; joined by their place, they are the document.
         marked = [[256, *text.encode(), 257] for text in expected]
-        wanted = sorted(
-            ids[start : start + 33] for ids in marked for start in range(0, len(ids) - 1, 32)
-        )
+        wanted = sorted(ids[start : start + 33] for ids in marked for start in range(0, len(ids) - 1, 32))
         assert sorted([int(i) for i in piece] for piece in pieces) == wanted
 
 

@@ -1,6 +1,5 @@
 """fmjax.load: the folder in, the model out, and what its methods promise about text."""
 
-import importlib
 import json
 import subprocess
 import sys

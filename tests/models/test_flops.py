@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fmjax.layers.flops import allowed_pairs
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
-from fmjax.layers.flops import allowed_pairs
 
 
 @pytest.mark.parametrize("family", [GPT, Llama])

@@ -27,8 +27,13 @@ def models():
         num_hidden_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=4, rms_norm_eps=1e-5,
         max_position_embeddings=32, **common,
     )  # fmt: skip
-    yield "llama", transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**llama, num_key_value_heads=4, rope_parameters=dict(rope_type="default", rope_theta=10000.0))
+    yield (
+        "llama",
+        transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                **llama, num_key_value_heads=4, rope_parameters=dict(rope_type="default", rope_theta=10000.0)
+            )
+        ),
     )
     yield "mistral", transformers.MistralForCausalLM(
         transformers.MistralConfig(

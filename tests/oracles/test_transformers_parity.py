@@ -55,7 +55,9 @@ def llama(weights):
     def linear(name):
         return {"kernel": layer(name).swapaxes(1, 2)}  # PyTorch's Linear stores [out, in]
 
-    attention = {mine: linear(f"self_attn.{theirs}_proj") for mine, theirs in zip(("query", "key", "value", "out"), "qkvo")}
+    attention = {
+        mine: linear(f"self_attn.{theirs}_proj") for mine, theirs in zip(("query", "key", "value", "out"), "qkvo")
+    }
     blocks = {"attention": attention, "mlp": {name: linear(f"mlp.{name}_proj") for name in ("gate", "up", "down")}}
     blocks |= {"attention_norm": {"scale": layer("input_layernorm")}}
     blocks |= {"mlp_norm": {"scale": layer("post_attention_layernorm")}}

@@ -21,7 +21,9 @@ def shardings(shapes, axes, **sizes):
 
 
 def test_logical_axes_become_mesh_axes():
-    found = shardings({"up": shape(3, 8, 4), "norm": shape(3, 8)}, {"up": ("layers", "embed", "mlp"), "norm": ("layers", "norm")})
+    found = shardings(
+        {"up": shape(3, 8, 4), "norm": shape(3, 8)}, {"up": ("layers", "embed", "mlp"), "norm": ("layers", "norm")}
+    )
     assert found["up"].spec == P(None, "fsdp", "tensor")
     assert found["norm"].spec == P(None, None)
 
@@ -38,7 +40,11 @@ def test_the_config_extends_the_table():
 @pytest.mark.parametrize(
     "shapes, axes, message",
     [
-        ({"a": {"w": shape(8, 8)}}, {"a": {"w": ("embeb", "mlp")}}, "parameter 'a/w': logical axis 'embeb'.*did you mean 'embed'"),
+        (
+            {"a": {"w": shape(8, 8)}},
+            {"a": {"w": ("embeb", "mlp")}},
+            "parameter 'a/w': logical axis 'embeb'.*did you mean 'embed'",
+        ),
         ({"w": shape(6, 8)}, {"w": ("embed", "mlp")}, "parameter 'w'.*dimension 0 .* size 6.*'fsdp' .4 devices"),
         ({"w": shape(2048, 1024)}, {"w": (None, None)}, "parameter 'w' .* would be whole on each of 8 devices"),
     ],
@@ -73,13 +79,23 @@ def test_a_batch_must_divide_over_its_shards():
     assert local_rows(16, batch_sharding(mesh, config.table)) == list(range(16))
 
 
-@pytest.mark.parametrize("optimizer", [optax.adamw(1e-3), optax.adafactor(1e-3, min_dim_size_to_factor=4), optax.lion(1e-3)])
+@pytest.mark.parametrize(
+    "optimizer", [optax.adamw(1e-3), optax.adafactor(1e-3, min_dim_size_to_factor=4), optax.lion(1e-3)]
+)
 def test_optimizer_state_is_sharded_like_the_parameters(optimizer):
-    shapes, axes = {"a": {"w": shape(3, 8, 4), "b": shape(3, 4)}}, {"a": {"w": ("layers", "embed", "mlp"), "b": ("layers", "mlp")}}
+    shapes, axes = (
+        {"a": {"w": shape(3, 8, 4), "b": shape(3, 4)}},
+        {"a": {"w": ("layers", "embed", "mlp"), "b": ("layers", "mlp")}},
+    )
     params = shardings(shapes, axes)
     whole = jax.sharding.NamedSharding(params["a"]["w"].mesh, P())
     state = jax.eval_shape(optimizer.init, shapes)
     found = like_params(state, shapes, params, whole)
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True):
-        expected = {(3, 8, 4): P(None, "fsdp", "tensor"), (3, 4): P(None, "tensor"), (3, 8): P(None, "fsdp"), (8, 4): P("fsdp", "tensor")}
+        expected = {
+            (3, 8, 4): P(None, "fsdp", "tensor"),
+            (3, 4): P(None, "tensor"),
+            (3, 8): P(None, "fsdp"),
+            (8, 4): P("fsdp", "tensor"),
+        }
         assert sharding.spec == expected.get(leaf.shape, P())

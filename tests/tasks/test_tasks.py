@@ -137,7 +137,7 @@ def test_lambada_is_accuracy_and_perplexity_of_the_last_word(tmp_path):
 
 
 WIKITEXT = (
-    " \n = Robert Boulter = \n \n Robert said , \" I am here \" . He had 3 @,@ 000 ( three ) books .\n"
+    ' \n = Robert Boulter = \n \n Robert said , " I am here " . He had 3 @,@ 000 ( three ) books .\n'
     " = = Career = = \n \n It 's 2 @.@ 5 and well @-@ known ; the boys ' club .\n = Du Fu = \n \n A poet .\n "
 )
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_evaluated_is_refused(tasks, options, message, monkeypatc
     assert message in str(error.value)
 
 
-TASK_FILE = '''
+TASK_FILE = """
 from fmjax.tasks.protocol import Score, Task
 
 
@@ -208,7 +208,7 @@ class Capitals(Task):
     def statistics(self, document, answers):
         best = max(range(2), key=lambda i: answers[i].loglikelihood)
         return {"acc": float(("Paris", "Rome")[best] == document[1])}
-'''
+"""
 
 
 @pytest.fixture(scope="module")

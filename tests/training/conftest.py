@@ -43,7 +43,15 @@ class Command:
 
     def start(self, workdir, *flags, devices: int = 1, prefix=()) -> subprocess.Popen:
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "FMJAX_CACHE": str(self.folder / "cache")}
-        command = [*prefix, sys.executable, "-m", "fmjax.train", f"--config={self.folder}/config.py", f"--workdir={workdir}", *flags]
+        command = [
+            *prefix,
+            sys.executable,
+            "-m",
+            "fmjax.train",
+            f"--config={self.folder}/config.py",
+            f"--workdir={workdir}",
+            *flags,
+        ]
         return subprocess.Popen(
             command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

@@ -7,15 +7,17 @@ import signal
 import jax
 import numpy as np
 import pytest
-
 from conftest import evaluations, last_logged, losses
+
 from fmjax.training.checkpoint import complete_steps, read_item
 
 
 def saved(workdir, step):
     """Every array of a checkpoint, by path, as numpy."""
     items = {name: read_item(workdir.absolute() / "checkpoints" / str(step) / name) for name in ("params", "train")}
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(items)[0]}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(items)[0]
+    }
 
 
 def assert_same_run(workdir, straight):
@@ -168,7 +170,14 @@ def test_what_is_logged_is_what_is_promised(straight):
     rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["step"] == 40]
     names = {name for row in last for name in row}
-    assert {"step", "train/loss", "eval/loss", "perf/tokens_per_second", "perf/seconds_per_step", "perf/input_wait_share"} <= names
+    assert {
+        "step",
+        "train/loss",
+        "eval/loss",
+        "perf/tokens_per_second",
+        "perf/seconds_per_step",
+        "perf/input_wait_share",
+    } <= names
     assert "perf/mfu" not in names  # the peak of a CPU is not known, and not guessed
     for name in ("config.json", "loss.png", "tokenizer.bytes"):
         assert (straight / name).is_file()

@@ -75,7 +75,9 @@ def test_samples_of_later_steps_and_torn_ones_are_dropped(tmp_path):
     assert [step for step, _ in read_samples(tmp_path / "samples.txt")] == [2, 4]
     (tmp_path / "samples.txt").write_text(whole[:-1])
     assert not SampleLog(tmp_path, 6).found
-    assert (tmp_path / "samples.txt").read_text() == "".join(block for _, block in read_samples(tmp_path / "samples.txt"))
+    assert (tmp_path / "samples.txt").read_text() == "".join(
+        block for _, block in read_samples(tmp_path / "samples.txt")
+    )
 
 
 def test_results_written_again_replace_those_of_the_same_step(tmp_path):

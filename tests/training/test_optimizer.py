@@ -7,7 +7,7 @@ import pytest
 
 from fmjax.errors import ConfigError
 from fmjax.training import OPTIMIZERS, schedule
-from fmjax.training.optimizer import AdamW, Lion, Muon, SGD, decay_mask
+from fmjax.training.optimizer import SGD, AdamW, Lion, Muon, decay_mask
 
 AXES = {"layers": {"kernel": ("layers", "embed", "mlp"), "bias": ("layers", "mlp")}, "table": ("vocab", "embed")}
 
@@ -45,7 +45,11 @@ def test_adamw_is_the_papers_with_clipping_and_decay_of_matrices_only():
         v = jax.tree.map(lambda v, x: 0.9 * v + 0.1 * x * x, v, g)
         decayed = {"layers": {"kernel": 0.5, "bias": 0.0}, "table": 0.5}
         p = jax.tree.map(
-            lambda p, m, v, d: p - 0.1 * ((m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8) + d * p), p, m, v, decayed
+            lambda p, m, v, d: p - 0.1 * ((m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8) + d * p),
+            p,
+            m,
+            v,
+            decayed,
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), after, p)
 

@@ -20,8 +20,8 @@ from fmjax.tasks.runner import run_tasks
 from fmjax.training import final_tasks, loop
 from fmjax.training.checkpoint import complete_steps
 from fmjax.training.metrics import read_metrics, read_samples
-from fmjax.training.setup import check_outputs
 from fmjax.training.settings import TrainConfig
+from fmjax.training.setup import check_outputs
 
 TEXT = "the cat sees the dog and the dog sees a bird " * 20
 
@@ -135,8 +135,6 @@ def test_samples_and_tasks_are_computed_on_the_runs_mesh_as_one_device_computes_
     ((step, logged),) = rows_with(folder / "run", f"{name}/bits_per_byte")
     model = fmjax.load(folder / "run")  # on one device
 
-
-
     again = run_tasks(model, [name])[name].metrics["bits_per_byte"]
     assert step == 4 and logged == pytest.approx(again, rel=1e-4)
 
@@ -146,7 +144,11 @@ def test_a_finished_run_started_again_writes_nothing_twice(finished):
     workdir = folder / "run"
     before = (workdir / "metrics.jsonl").read_text(), (workdir / "samples.txt").read_text()
     end = loop.train(config(folder), workdir, cache_dir=folder, progress=False)
-    assert [step for step, _ in rows_with(workdir, "eval/loss")] == [2, 4] == [s for s, _ in read_samples(workdir / "samples.txt")]
+    assert (
+        [step for step, _ in rows_with(workdir, "eval/loss")]
+        == [2, 4]
+        == [s for s, _ in read_samples(workdir / "samples.txt")]
+    )
     assert ((workdir / "metrics.jsonl").read_text(), (workdir / "samples.txt").read_text()) == before
     assert end["eval/loss"] == rows_with(workdir, "eval/loss")[-1][1]
 

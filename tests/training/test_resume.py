@@ -47,7 +47,11 @@ def test_only_a_full_disk_is_called_one():
     wrapped = RuntimeError("saving failed")
     wrapped.__cause__ = OSError(errno.EFBIG, "File too large")
     assert disk_full(wrapped)
-    for other in (OSError(errno.EACCES, "Permission denied"), ValueError("RESOURCE_EXHAUSTED: Out of memory"), TypeError()):
+    for other in (
+        OSError(errno.EACCES, "Permission denied"),
+        ValueError("RESOURCE_EXHAUSTED: Out of memory"),
+        TypeError(),
+    ):
         assert not disk_full(other)
 
 
@@ -138,7 +142,12 @@ def test_a_resumption_may_change_how_things_are_computed_but_not_what(tmp_path):
     free = {"model__remat": "full", "model__unroll": "2", "objective__chunk_size": "64", "objective__sample_prompts": "a,b",
             "data__source": "moved/a.txt", "data__eval_source": "b.txt", "train__eval_every": "5", "mesh__fsdp": "2"}  # fmt: skip
     resume.check_config(tmp_path, changed(**free))
-    for key, value in {"model__dropout": "0.1", "objective__z_loss": "1", "data__sequence_length": "9", "seed": "1"}.items():
+    for key, value in {
+        "model__dropout": "0.1",
+        "objective__z_loss": "1",
+        "data__sequence_length": "9",
+        "seed": "1",
+    }.items():
         with pytest.raises(ConfigError, match=key.replace("__", r"\.")):
             resume.check_config(tmp_path, changed(**{key: value}))
 

@@ -8,7 +8,14 @@ from fmjax.training.loop import train
 
 BASE = {
     "train": {"steps": 20, "batch_size": 8},
-    "model": {"name": "vit", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4},
+    "model": {
+        "name": "vit",
+        "num_layers": 1,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 4,
+    },
     "objective": {"name": "classification"},
     "data": {"name": "digits"},
     "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": None},
@@ -34,9 +41,18 @@ def resolve(overrides):
         ({"optimizer.b1": "1.0"}, r"optimizer.b1 = 1.0 must be in \[0, 1\)"),
         ({"optimizer.b2": "-0.1"}, r"optimizer.b2 = -0.1 must be in \[0, 1\)"),
         ({"optimizer.name": "sgd", "optimizer.momentum": "1.5"}, r"optimizer.momentum = 1.5 must be in \[0, 1\)"),
-        ({"optimizer.schedule.name": "cosine", "optimizer.schedule.final_fraction": "2"}, "final_fraction = 2.0 must be in"),
-        ({"optimizer.schedule.name": "wsd", "optimizer.schedule.decay_fraction": "0"}, "decay_fraction = 0 leaves nothing"),
-        ({"optimizer.schedule.name": "wsd", "optimizer.schedule.decay_fraction": "1.5"}, "decay_fraction = 1.5 must be in"),
+        (
+            {"optimizer.schedule.name": "cosine", "optimizer.schedule.final_fraction": "2"},
+            "final_fraction = 2.0 must be in",
+        ),
+        (
+            {"optimizer.schedule.name": "wsd", "optimizer.schedule.decay_fraction": "0"},
+            "decay_fraction = 0 leaves nothing",
+        ),
+        (
+            {"optimizer.schedule.name": "wsd", "optimizer.schedule.decay_fraction": "1.5"},
+            "decay_fraction = 1.5 must be in",
+        ),
         (
             {"optimizer.schedule.name": "wsd", "optimizer.schedule.warmup_steps": "17"},
             "warmup_steps = 17 and a decay of 4 steps .* are more than train.steps = 20",
@@ -49,7 +65,9 @@ def test_values_out_of_range_are_named(overrides, message):
 
 
 def test_the_edges_of_the_ranges_are_accepted():
-    resolve({"seed": "4294967295", "train.profile_steps": "(1,1)", "optimizer.b1": "0", "optimizer.mu_dtype": "bfloat16"})
+    resolve(
+        {"seed": "4294967295", "train.profile_steps": "(1,1)", "optimizer.b1": "0", "optimizer.mu_dtype": "bfloat16"}
+    )
     config = resolve({"optimizer.schedule.name": "wsd", "optimizer.schedule.warmup_steps": "16"})
     assert config.optimizer.schedule.warmup_steps == 16  # over `"schedule": None`
 

@@ -30,7 +30,11 @@ class SquaredError:
 def batch(rows=8, seed=0):
     rng = np.random.default_rng(seed)
     weights = rng.integers(0, 3, rows).astype(np.float32)  # uneven, with zeros
-    return {"x": rng.normal(size=(rows, 3)).astype(np.float32), "y": rng.normal(size=rows).astype(np.float32), "loss_weights": weights}
+    return {
+        "x": rng.normal(size=(rows, 3)).astype(np.float32),
+        "y": rng.normal(size=rows).astype(np.float32),
+        "loss_weights": weights,
+    }
 
 
 def start(optimizer, ema=False):
@@ -112,5 +116,7 @@ def test_rows_of_padding_do_not_count_in_an_evaluation():
     padded = PaddedRows(examples)
     step = jax.jit(make_eval_step(Linear().apply, SquaredError(), rules=()))
     stacked = {k: np.stack([padded[i][k] for i in range(8)]) for k in whole}
-    for a, b in zip(jax.tree.leaves(step(state.params, stacked, None)), jax.tree.leaves(step(state.params, whole, None))):
+    for a, b in zip(
+        jax.tree.leaves(step(state.params, stacked, None)), jax.tree.leaves(step(state.params, whole, None))
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-6)

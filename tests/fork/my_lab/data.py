@@ -10,7 +10,9 @@ from fmjax.data.base import OpenData
 class Pairs:
     def __init__(self, seed: int, num_features: int, length: int):
         self.seed, self.length = seed, length
-        self.hidden = np.random.default_rng(0).normal(size=(num_features, num_features)).astype(np.float32) / num_features
+        self.hidden = (
+            np.random.default_rng(0).normal(size=(num_features, num_features)).astype(np.float32) / num_features
+        )
 
     def __len__(self):
         return self.length
