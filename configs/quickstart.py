@@ -13,7 +13,7 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 700, "batch_size": 8, "log_every": 20, "eval_every": 250, "eval_batches": 16, "sample_every": 250,
+            "steps": 700, "batch_size": 8, "log_every": 10, "eval_every": 250, "eval_batches": 16, "sample_every": 250,
             "checkpoint_every": 250, "final_tasks": ("heldout",),
         },
         "mesh": {"data": -1},

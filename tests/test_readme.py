@@ -1,0 +1,35 @@
+"""The README's commands are understood: flags, config files and every overridden key; the files it names exist."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from fmjax import config as configs
+from fmjax import evaluate, generate, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"python -m fmjax\.(\w+) ([^\n`&]+)", README)
+
+
+@pytest.mark.parametrize("module, arguments", COMMANDS, ids=[f"{m} {a[:50]}" for m, a in COMMANDS])
+def test_every_command_parses(module, arguments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = shlex.split(arguments)
+    if module == "train":
+        file, _, overrides = train.parse(argv)
+        configs.resolve(configs.apply_overrides(configs.load_config_file(file), overrides))
+    elif module == "generate":
+        generate.parse(argv)
+    else:
+        assert module == "evaluate"
+        evaluate.parse(argv)
+
+
+def test_every_file_it_names_is_there():
+    assert len(COMMANDS) >= 8
+    named = re.findall(r"\]\(([\w/.]+)\)", README) + re.findall(r"`((?:fmjax|tests|configs|colab|experiments)/[\w/.]+)`", README)
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing and len(named) > 15
