@@ -11,8 +11,9 @@ from fmjax import cpu
 if sys.argv[1] == "keep":
     assert cpu.keep_freed_memory()
 import jax, jax.numpy as jnp
-f = jax.jit(lambda x: jnp.sin(jnp.cumsum(x, 0)) @ jnp.cumsum(x, 1).T)
-x = jnp.ones((1024, 1024))
+# A temporary of 64 MB: glibc serves up to 32 MB from the heap once it has seen such sizes freed.
+f = jax.jit(lambda x: jax.lax.optimization_barrier(jnp.sin(x)).sum(0))
+x = jnp.ones((4096, 4096))
 for _ in range(4):
     f(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,7 +27,8 @@ def test_steps_reuse_their_pages():
     run = lambda how: int(
         subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout
     )
-    assert run("keep") < 0.2 * run("leave")
+    kept, left = run("keep"), run("leave")
+    assert kept < 0.5 * left
 
 
 def test_it_is_left_alone_for_accelerators(monkeypatch):
