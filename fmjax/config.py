@@ -285,9 +285,10 @@ def _resolve_fields(section, plugin, path: str) -> dict:
     if not isinstance(section, Mapping):
         raise ConfigError(f"{path} must be a section of keys, got {section!r}")
     types_ = _field_types(plugin)
+    known = list(types_) if plugin in SETTINGS.values() else ["name", *types_]
     for key in section:
         if key not in types_:
-            raise ConfigError(f"unknown config key '{path}.{key}'{nearest(key, types_)} Known: {', '.join(types_)}")
+            raise ConfigError(f"unknown config key '{path}.{key}'{nearest(key, known)} Known: {', '.join(known)}")
     resolved = {}
     for key, (annotation, default) in types_.items():
         where = f"{path}.{key}"

@@ -101,6 +101,7 @@ class Run:
             if self.data.tokenizer is not None:
                 self.data.tokenizer.save(workdir)
         self.writer = self.samples = None
+        self.last_samples: list[str] = []
         self.latest: dict[str, float] = {}
         if self.main:
             self.writer = MetricsWriter(workdir, self.step, self.settings.tensorboard)
@@ -181,6 +182,7 @@ class Run:
         if first and self._due(first, last):
             self._pause(first, last)  # what the run was about to do when it ended
         self.clock.restart(self.loader.wait_seconds)
+        stop.training = True
         while self.step < last and not self._must_stop(stop):
             self._profile(self.step + 1)
             batch = to_global(next(self.loader), self.rows, self.program.batch_spec)
@@ -296,6 +298,7 @@ class Run:
             texts = self.program.objective.sample(self.program.module, self.eval_params, self.data, key)
         self.sampled_step = self.step
         if self.main and texts:
+            self.last_samples = texts
             self.writer.text(self.step, "samples", self.samples.write(self.step, texts))
 
     def _finish(self) -> None:
@@ -304,7 +307,17 @@ class Run:
         if self.main:
             plot_loss(self.workdir)
         self.checkpointer.finish()
+        self._show_results()
         self._run_tasks()
+
+    def _show_results(self) -> None:
+        """On the terminal: the last samples, and where everything is."""
+        if self.main:
+            for text in self.last_samples:
+                log.info("%s\n%s", "-" * 40, text)
+            names = ("loss.png", "samples.txt", "metrics.jsonl", "checkpoints")
+            found = ", ".join(name for name in names if (self.workdir / name).exists())
+            log.info("%s\n%s: %s", "-" * 40, self.workdir, found)
 
     def _run_tasks(self) -> None:
         """The evaluation tasks the config asks for at the end; their lines come last on the terminal."""
@@ -402,21 +415,30 @@ class Run:
             log.debug("while closing: %s", first_line(closing))
 
 
+class Stop(threading.Event):
+    """Set when a signal has asked the run to end; `training` is True once there are steps that could be lost."""
+
+    training = False
+
+
 @contextlib.contextmanager
 def _stop_signals():
     """An event that SIGTERM or Ctrl-C sets, so that the loop can save and leave in order; a second Ctrl-C interrupts.
 
     With several processes SIGTERM belongs to `jax.distributed`, which lets all of them stop after the same step.
     """
-    stop = threading.Event()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def ask(number, frame):
+        if number == signal.SIGINT and not stop.training:
+            raise KeyboardInterrupt  # nothing to save yet
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        log.warning("%s: finishing this step, then saving", signal.Signals(number).name)
+        what = "finishing this step, then saving" if stop.training else "leaving before the first step"
+        log.warning("%s: %s", signal.Signals(number).name, what)
 
     numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
     before = {number: signal.signal(number, ask) for number in numbers}
