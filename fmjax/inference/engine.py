@@ -209,6 +209,8 @@ def stream(
         steps=steps,
         num_tokens=num_tokens,
     )
+    if hasattr(module, "unrolled"):
+        module, params = module.unrolled(params)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), settings.rows):
         yield from _run_batch(module, params, prompts, order[start : start + settings.rows], settings)

@@ -1,9 +1,10 @@
-"""Key-value cache of a stack: a pure pytree that a scan over layers carries and updates in place.
+"""Key-value cache of a stack: a pure pytree, every leaf with the batch's rows first.
 
-    {"key", "value": [layers, B, S, K, D], "positions": int32 [layers, B, S]}
+    {"lengths": int32 [B], "layers": ({"key", "value": [B, K, S, D]}, ...)}
 
-Each row of the batch advances by itself. The entry of position p lies in slot p mod S; `positions` says which position
-a slot holds, -1 for none. A model with an attention window keeps S = window slots, and older entries are overwritten.
+Each row advances by itself: `lengths` says how many positions it holds. The entry of position p lies in slot p mod S. A
+layer with an attention window keeps S = window slots, and its older entries are overwritten; so what a slot holds
+follows from the row's length alone. A row is given to a new sequence by writing that sequence's prompt into it.
 """
 
 import dataclasses
@@ -12,92 +13,113 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.errors import InputError
+from fmjax.layers.attention import attention
+from fmjax.layers.attention_decode import decode_attention
 
 
-def init_cache(
-    num_layers: int, batch_size: int, max_length: int, num_kv_heads: int, head_dim: int, window: int | None, dtype
-) -> dict:
-    """An empty cache for positions below max_length."""
-    slots = max_length if window is None else min(window, max_length)
-    shape = (num_layers, batch_size, slots)
-    return {
-        "key": jnp.zeros((*shape, num_kv_heads, head_dim), dtype),
-        "value": jnp.zeros((*shape, num_kv_heads, head_dim), dtype),
-        "positions": jnp.full(shape, -1, jnp.int32),
-    }
+def init_cache(batch_size: int, max_length: int, num_kv_heads: int, head_dim: int, windows, dtype) -> dict:
+    """An empty cache for positions below max_length.
+
+    Args:
+      windows: the attention window of each layer, None for none.
+    """
+
+    def layer(window):
+        slots = max_length if window is None else min(window, max_length)
+        shape = (batch_size, num_kv_heads, slots, head_dim)
+        return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+
+    return {"lengths": jnp.zeros(batch_size, jnp.int32), "layers": tuple(layer(window) for window in windows)}
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class CacheState:
-    """The whole cache on its way through the layers, with what is common to them."""
+class CacheStep:
+    """What all layers of one forward pass over N x T new tokens do with the cache.
 
-    key: jax.Array
-    value: jax.Array
+    Attributes:
+      rows: int32 [N, T], the cache row each token belongs to.
+      positions: int32 [N, T], its position there; -1 for padding, which is neither written nor attended.
+      before, after: int32 [B], the rows' lengths before and after this pass.
+      segment_ids: int32 [N, T] for packed prompts, which see nothing but themselves; None where the tokens continue
+        what the cache holds (then N = B and row i of the tokens belongs to row i of the cache).
+    """
+
+    rows: jax.Array
     positions: jax.Array
-    new_positions: jax.Array  # [B, T], -1 for padding
-    slots: jax.Array  # [B, T] where new entries go; S (out of bounds, dropped) for those that are not kept
+    before: jax.Array
+    after: jax.Array
+    segment_ids: jax.Array | None
 
-    def layer(self, index) -> "LayerView":
-        return LayerView(self, index)
+    @property
+    def input_positions(self) -> jax.Array:
+        """Positions for embeddings, 0 for padding."""
+        return jnp.maximum(self.positions, 0)
 
-    def tree(self) -> dict:
-        return {"key": self.key, "value": self.value, "positions": self.positions}
+    def attend(self, entry: dict, q, k, v, *, window, scale, backend):
+        """Writes the new keys and values of a layer and attends.
 
+        Args:
+          entry: the layer's {"key", "value"}.
+          q [N, T, H, D], k, v [N, T, K, D]: of the new tokens.
 
-@dataclasses.dataclass(frozen=True)
-class LayerView:
-    """One layer of a CacheState; lives only while that layer is traced."""
-
-    state: CacheState
-    index: jax.Array
-
-    def whole(self) -> CacheState:
-        return self.state
-
-    def extend(self, k: jax.Array, v: jax.Array):
-        """Writes the new keys and values [B, T, K, D], padding (where new_positions is -1) left out.
-
-        Returns: (keys, values, segment ids, positions, view) for `attention`: everything its queries may attend, the
-        ids and positions as (query side, key side) pairs.
+        Returns: ([N, T, H, D], the updated entry).
         """
-        state = self.state
-        rows = jnp.arange(k.shape[0])[:, None]
-        at = (self.index, rows, state.slots)
-        dtype = state.key.dtype
-        old = [x[self.index] for x in (state.key, state.value, state.positions)]
-        state = dataclasses.replace(
-            state,
-            key=state.key.at[at].set(k.astype(dtype), mode="drop"),
-            value=state.value.at[at].set(v.astype(dtype), mode="drop"),
-            positions=state.positions.at[at].set(state.new_positions, mode="drop"),
-        )
-        if k.shape[1] == 1:
-            keys, values, held = (x[self.index] for x in (state.key, state.value, state.positions))
+        updated = {"key": self.write(entry["key"], k), "value": self.write(entry["value"], v)}
+        if self.segment_ids is not None:
+            out = attention(
+                q, k, v, segment_ids=self.segment_ids, causal=True, window=window, scale=scale, backend=backend
+            )
+        elif q.shape[1] == 1:
+            held = held_positions(self.after, entry["key"].shape[2])
+            out = decode_attention(q, updated["key"], updated["value"], held >= 0, scale=scale)
         else:
-            # A later entry of this call may take the slot of one that an earlier query still attends, so attend what
-            # was there before beside what is new.
-            keys = jnp.concatenate([old[0], k.astype(dtype)], axis=1)
-            values = jnp.concatenate([old[1], v.astype(dtype)], axis=1)
-            held = jnp.concatenate([old[2], state.new_positions], axis=1)
-        ids = (jnp.ones_like(state.new_positions), (held >= 0).astype(jnp.int32))
-        view = LayerView(state, self.index)
-        return keys.astype(k.dtype), values.astype(v.dtype), ids, (state.new_positions, held), view
+            # A later token of this pass may take the slot of an entry that an earlier one still attends, so attend
+            # what was there before beside what is new.
+            old = (entry[name].swapaxes(1, 2).astype(k.dtype) for name in ("key", "value"))
+            keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(old, (k, v)))
+            held = jnp.concatenate([held_positions(self.before, entry["key"].shape[2]), self.positions], axis=1)
+            ids = (jnp.ones_like(self.positions), (held >= 0).astype(jnp.int32))
+            positions = (self.positions, held)
+            out = attention(
+                q, keys, values, segment_ids=ids, positions=positions, causal=True, window=window, scale=scale
+            )
+        return out, updated
+
+    def write(self, held: jax.Array, new: jax.Array) -> jax.Array:
+        """`held` [B, K, S, D] with the new tokens' [N, T, K, D] in their slots."""
+        slots = held.shape[2]
+        # Of entries that share a slot only the newest stays: those within S of the row's end.
+        kept = (self.positions >= 0) & (self.positions >= self.after[self.rows] - slots)
+        at = jnp.where(kept, self.positions % slots, slots)  # slot S is out of bounds: dropped
+        return held.at[self.rows, :, at].set(new.astype(held.dtype), mode="drop")
 
 
-def begin(cache: dict, positions, segment_ids, window: int | None) -> CacheState:
-    """Prepares a forward pass over T new entries per row. Raises InputError without positions."""
-    if positions is None:
-        raise InputError("cached decoding needs positions [B, T]: every row advances by itself.")
-    slots = cache["positions"].shape[-1]
-    if segment_ids is not None:
-        positions = jnp.where(segment_ids > 0, positions, -1)
-    kept = positions >= 0
-    if window is not None:
-        # Of entries that share a slot only the newest stays: those within S of the row's last position.
-        kept &= positions > jnp.max(positions, axis=1, keepdims=True) - slots
-    else:
-        kept &= positions < slots
-    return CacheState(
-        cache["key"], cache["value"], cache["positions"], positions, jnp.where(kept, positions % slots, slots)
-    )
+def held_positions(lengths: jax.Array, slots: int) -> jax.Array:
+    """Which position each slot of rows of `lengths` [B] holds: int32 [B, slots], negative for none."""
+    last = lengths[:, None] - 1
+    return last - (last - jnp.arange(slots)[None]) % slots
+
+
+def begin(cache: dict, tokens: jax.Array, segment_ids, positions, slots) -> CacheStep:
+    """Prepares a pass over `tokens` [N, T]: see `fmjax.models.decoder.Decoder.__call__`.
+
+    Raises InputError where the shapes do not fit.
+    """
+    before = cache["lengths"]
+    if slots is None:
+        if tokens.shape[0] != before.shape[0]:
+            raise InputError(
+                f"{tokens.shape[0]} rows of tokens for a cache of {before.shape[0]} rows; say with `slots` which row of "
+                "the cache each packed prompt goes to"
+            )
+        real = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
+        positions = jnp.where(real, before[:, None] + jnp.arange(tokens.shape[1])[None], -1)
+        after = before + jnp.sum(real, axis=1, dtype=jnp.int32)
+        rows = jnp.broadcast_to(jnp.arange(tokens.shape[0])[:, None], tokens.shape)
+        return CacheStep(rows, positions, before, after, None)
+    if segment_ids is None or positions is None:
+        raise InputError("packed prompts (`slots`) need segment_ids and positions")
+    positions = jnp.where(segment_ids > 0, positions, -1)
+    row = jnp.where(positions >= 0, slots, before.shape[0])
+    after = before.at[row].set(0, mode="drop").at[row].max(positions + 1, mode="drop")
+    return CacheStep(slots, positions, before, after, segment_ids)

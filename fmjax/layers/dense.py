@@ -3,12 +3,47 @@
 Quantized weights, low-rank adapters and low precision enter in `dense` and nowhere else.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from fmjax.layers.checks import check_choice
+
+INITS = ("normal", "glorot_normal", "glorot_uniform")
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """How a kernel [in, out] is drawn.
+
+    Attributes:
+      kind: "normal" with standard deviation `scale`; "glorot_normal" and "glorot_uniform" (Glorot & Bengio 2010) with
+        standard deviation `scale` * sqrt(2 / (in + out)), so that `scale` is the gain.
+      scale: see above.
+    """
+
+    kind: str = "normal"
+    scale: float = 0.02
+
+    def __post_init__(self):
+        check_choice("init", self.kind, INITS)
+
+    def make(self):
+        """The initializer: a function (key, shape, dtype) -> array."""
+        if self.kind == "normal":
+            return nn.initializers.normal(self.scale)
+        # Not `variance_scaling`, whose normal law is truncated where the papers' code does not truncate.
+        draw = jax.random.normal if self.kind == "glorot_normal" else _unit_uniform
+        return lambda key, shape, dtype: draw(key, shape, dtype) * (self.scale * (2.0 / sum(shape)) ** 0.5)
+
+
+def _unit_uniform(key, shape, dtype):
+    """Uniform with standard deviation 1."""
+    return jax.random.uniform(key, shape, dtype, -(3.0**0.5), 3.0**0.5)
 
 
 def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = False, out_dtype=None) -> jax.Array:
@@ -72,19 +107,19 @@ class Linear(nn.Module):
       features: size of the output.
       names: logical names of the kernel's two axes; the bias carries the second.
       use_bias: whether to add a bias, initially 0.
-      stddev: standard deviation of the kernel's normal initialisation.
+      kernel_init: how the kernel is drawn.
       dtype: dtype of the product.
     """
 
     features: int
     names: tuple[str, str]
     use_bias: bool = False
-    stddev: float = 0.02
+    kernel_init: Init = Init()
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.names)
+        init = nn.with_logical_partitioning(self.kernel_init.make(), self.names)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         bias = None
         if self.use_bias:

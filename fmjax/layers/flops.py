@@ -3,8 +3,10 @@
 from fmjax.layers.mlp import GATED
 
 
-def transformer_flops(config, *, vocab_size: int, sequence_length: int, training: bool = True) -> float:
-    """FLOPs of one row of `sequence_length` tokens through a decoder.
+def transformer_flops(
+    config, *, vocab_size: int, sequence_length: int, memory_length: int = 0, training: bool = True
+) -> float:
+    """FLOPs of one row of `sequence_length` tokens through a stack and an output head.
 
     Convention:
       - only matrix products count, 2 FLOPs for a multiplication and an addition; norms, activations, softmax, rotary
@@ -18,6 +20,7 @@ def transformer_flops(config, *, vocab_size: int, sequence_length: int, training
       config: a `fmjax.layers.transformer.TransformerConfig`.
       vocab_size: columns of the output head; 0 for a model without one.
       sequence_length: T.
+      memory_length: tokens that each block's cross attention attends to, where it has one.
       training: forward and backward, or forward only.
     """
     t = sequence_length
@@ -25,9 +28,12 @@ def transformer_flops(config, *, vocab_size: int, sequence_length: int, training
     products = config.hidden_size * (2 * heads + 2 * kv_heads)  # query and out, key and value
     gated = config.activation in GATED
     products += (3 if gated else 2) * config.hidden_size * config.intermediate_size
-    pairs = allowed_pairs(t, causal=config.causal, window=config.window)
-    layer = 2 * t * products + 2 * 2 * pairs * heads  # q k^T, and probabilities times v
-    forward = config.num_layers * layer + 2 * t * config.hidden_size * vocab_size
+    pairs = sum(allowed_pairs(t, causal=config.causal, window=window) for window in config.windows)
+    forward = config.num_layers * 2 * t * products + 2 * 2 * pairs * heads  # q k^T, and probabilities times v
+    if config.cross_attention:
+        sides = 2 * t * config.hidden_size * 2 * heads + 2 * memory_length * config.hidden_size * 2 * kv_heads
+        forward += config.num_layers * (sides + 2 * 2 * t * memory_length * heads)
+    forward += 2 * t * config.hidden_size * vocab_size
     return float(forward * (3 if training else 1))
 
 

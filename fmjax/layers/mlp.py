@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 
 from fmjax.layers.checks import check_choice
-from fmjax.layers.dense import Linear
+from fmjax.layers.dense import Init, Linear
+from fmjax.layers.norm import Norm
 from fmjax.layers.tap import tap
 
 
@@ -30,21 +31,24 @@ GATED = ("geglu", "geglu_tanh", "swiglu")
 
 
 class MLP(nn.Module):
-    """down(act(up(x))), or down(act(gate(x)) * up(x)) for the gated activations.
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) for the gated activations; `norm` comes before `down`.
 
     Attributes:
       intermediate_size: width between the two products.
       activation: a key of ACTIVATIONS.
       use_bias: biases on every product.
-      stddev, down_stddev: of the normal initialisation of the inner products and of the last.
+      up_init, down_init: how the kernels of the inner products and of the last are drawn.
+      norm, norm_epsilon: kind of normalisation before the last product (Magneto's Sub-LN); None for none.
       dtype: dtype of the products.
     """
 
     intermediate_size: int
     activation: str
     use_bias: bool = False
-    stddev: float = 0.02
-    down_stddev: float = 0.02
+    up_init: Init = Init()
+    down_init: Init = Init()
+    norm: str | None = None
+    norm_epsilon: float = 1e-5
     dtype: str = "float32"
 
     @nn.compact
@@ -54,12 +58,14 @@ class MLP(nn.Module):
         # Only the activation's inputs are kept for the backward pass; computing it again is cheaper than the memory.
         act = jax.checkpoint(ACTIVATIONS[self.activation])
         inner = dict(features=self.intermediate_size, names=("embed", "mlp"), use_bias=self.use_bias)
-        inner |= dict(stddev=self.stddev, dtype=self.dtype)
+        inner |= dict(kernel_init=self.up_init, dtype=self.dtype)
         up = Linear(**inner, name="up")(x)
         if self.activation in GATED:
             hidden = act(tap(self, "mlp_gate", Linear(**inner, name="gate")(x)), tap(self, "mlp_up", up))
         else:
             hidden = act(tap(self, "mlp_up", up))
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "act_mlp"))
+        if self.norm is not None:
+            hidden = Norm(self.norm, self.norm_epsilon, name="inner_norm")(hidden)
         hidden = tap(self, "mlp_hidden", hidden)
-        return Linear(x.shape[-1], ("mlp", "embed"), self.use_bias, self.down_stddev, self.dtype, name="down")(hidden)
+        return Linear(x.shape[-1], ("mlp", "embed"), self.use_bias, self.down_init, self.dtype, name="down")(hidden)

@@ -9,7 +9,7 @@ from jax import lax
 
 from fmjax.layers.checks import check_choice
 
-NORMS = ("layernorm", "rmsnorm")
+NORMS = ("layernorm", "rmsnorm", "rmsnorm_offset")
 
 
 # Both keep only their inputs for the backward pass: what they compute inside is cheap and as large as they are.
@@ -32,7 +32,10 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 
 class Norm(nn.Module):
-    """The normalisation `kind` ("layernorm" or "rmsnorm"): parameters `scale` [D] and, for LayerNorm, `bias` [D]."""
+    """The normalisation `kind` over the last axis: parameters `scale` [D] and, for LayerNorm, `bias` [D].
+
+    "layernorm", "rmsnorm", or "rmsnorm_offset", which multiplies by 1 + scale, so that scale starts at 0 (Gemma).
+    """
 
     kind: str
     epsilon: float = 1e-5
@@ -42,9 +45,11 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         check_choice("norm", self.kind, NORMS)
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), shape, jnp.float32)
-        if self.kind == "rmsnorm":
-            return rms_norm(x, scale, self.epsilon)
+        offset = self.kind == "rmsnorm_offset"
+        init = nn.with_logical_partitioning(nn.initializers.zeros if offset else nn.initializers.ones, ("norm",))
+        scale = self.param("scale", init, shape, jnp.float32)
+        if self.kind != "layernorm":
+            return rms_norm(x, 1.0 + scale.astype(jnp.float32) if offset else scale, self.epsilon)
         bias = None
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))

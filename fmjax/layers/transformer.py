@@ -1,22 +1,23 @@
 """One Transformer stack for every text family, scanned over its layers."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
-from fmjax.layers import cache as kv_cache
 from fmjax.layers.attention import BACKENDS, attention
+from fmjax.layers.attention_decode import decode_attention
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice, check_positive, check_rate
-from fmjax.layers.dense import Linear
+from fmjax.layers.dense import Init, Linear
 from fmjax.layers.mlp import ACTIVATIONS, MLP
 from fmjax.layers.norm import NORMS, Norm
-from fmjax.layers.position import apply_rope, rope_table
+from fmjax.layers.position import Rope, apply_rope
 from fmjax.layers.tap import tap
 
-PLACEMENTS = ("pre", "post")
+PLACEMENTS = ("pre", "post", "sandwich", "sub")
 REMAT_POLICIES = ("none", "full", "dots", "save_named:NAME,NAME,...")
 # Activations inside a block that may be saved by name. Each is a tap.
 BLOCK_TAPS = (
@@ -26,26 +27,45 @@ BLOCK_TAPS = (
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """What may differ from layer to layer: the attention window, and the rotary embedding (None for none)."""
+
+    window: int | None = None
+    rope: Rope | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """Shape and composition of a stack. A model family is one way to fill this in.
 
     Attributes:
       num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim: sizes; query heads share key-value
         heads in groups of num_heads / num_kv_heads.
-      norm, norm_epsilon: "layernorm" or "rmsnorm".
-      placement: "pre" normalises the input of each half of a block and the stack's output; "post" normalises the sum
-        after each residual connection, as in 2017.
+      pattern: kinds of the layers, repeated over the stack.
+      norm, norm_epsilon: a kind of `fmjax.layers.norm.NORMS`.
+      placement: where the norms are.
+        "pre": before each half of a block, and after the stack;
+        "post": after each residual sum, as in 2017;
+        "sandwich": as "pre", and after each half before it is added (Gemma);
+        "sub": as "pre", and before the last product of each half (Magneto's Sub-LN, Wang et al. 2022).
       activation: a key of `fmjax.layers.mlp.ACTIVATIONS`.
-      use_bias: biases on every product.
-      rope_theta: base of rotary embeddings; None for none.
-      causal, window: as for `attention`.
-      dropout: rate on attention probabilities and on the output of each half of a block.
-      stddev, residual_stddev: of the normal initialisation of kernels, and of those that write to the residual stream.
+      qkv_bias, out_bias, mlp_bias: biases on the products of query, key and value; of attention's output; of the MLP.
+      qk_norm: an RMSNorm over each head of queries and keys, before the rotary embedding (Qwen 3, Gemma 3); it is of
+        kind `norm`.
+      query_scale: what queries are multiplied by; None is 1 / sqrt(head_dim).
+      causal: whether a token sees only itself and those before it.
+      cross_attention: whether each block also attends to `memory`, between its two halves.
+      dropout, attention_dropout: rates on the output of each half of a block, and on attention probabilities.
+      qk_init, value_init, residual_init: how the kernels are drawn: of queries and keys; of values and the inner
+        products of the MLP; of those that write to the residual stream.
       attention: attention backend.
       dtype: compute dtype; parameters are float32.
       remat: what the backward pass recomputes. "none" saves everything, "full" only each block's input, "dots" the
         products with weights, "save_named:a,b" the named taps (BLOCK_TAPS).
       unroll: layers per iteration of the scan.
+      scan_layers: one scan over stacked parameters `blocks` [layers, ...], or, False, a program as long as the stack is
+        deep over parameters `blocks_0`, `blocks_1`, ..., which decoding with a cache needs. `unstack_layers` turns the
+        one tree into the other.
     """
 
     num_layers: int
@@ -54,21 +74,28 @@ class TransformerConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    pattern: tuple[LayerKind, ...] = (LayerKind(),)
     norm: str = "rmsnorm"
     norm_epsilon: float = 1e-5
     placement: str = "pre"
     activation: str = "swiglu"
-    use_bias: bool = False
-    rope_theta: float | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    query_scale: float | None = None
     causal: bool = True
-    window: int | None = None
+    cross_attention: bool = False
     dropout: float = 0.0
-    stddev: float = 0.02
-    residual_stddev: float = 0.02
+    attention_dropout: float = 0.0
+    qk_init: Init = Init()
+    value_init: Init = Init()
+    residual_init: Init = Init()
     attention: str = "auto"
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    scan_layers: bool = True
 
     def __post_init__(self):
         check_positive(
@@ -80,19 +107,78 @@ class TransformerConfig:
             head_dim=self.head_dim,
             unroll=self.unroll,
         )
-        if self.window is not None:
-            check_positive(window=self.window)
+        for kind in self.pattern:
+            if kind.window is not None:
+                check_positive(window=kind.window)
+            if kind.rope is not None and self.head_dim % 2:
+                raise ConfigError(f"head_dim={self.head_dim} must be even for rotary position embedding.")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}.")
-        if self.rope_theta is not None and self.head_dim % 2:
-            raise ConfigError(f"head_dim={self.head_dim} must be even for rotary position embedding.")
         check_choice("norm", self.norm, NORMS)
         check_choice("placement", self.placement, PLACEMENTS)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("attention", self.attention, BACKENDS)
         check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         check_rate("dropout", self.dropout)
+        check_rate("attention_dropout", self.attention_dropout)
         remat_policy(self.remat)
+
+    def kind(self, layer: int) -> LayerKind:
+        """The kind of layer number `layer`."""
+        return self.pattern[layer % len(self.pattern)]
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The attention window of each layer."""
+        return tuple(self.kind(layer).window for layer in range(self.num_layers))
+
+
+def layer_kinds(
+    window: int | None, layer_pattern: tuple[str, ...], rope: Rope | None = None, local_rope: Rope | None = None
+) -> tuple[LayerKind, ...]:
+    """The pattern of a stack in the words of its config.
+
+    Args:
+      window: attention window of the "local" layers.
+      layer_pattern: "global" or "local" a layer, repeated over the stack; empty: every layer is local where there is a
+        window, global where there is none.
+      rope, local_rope: rotary embedding of global and of local layers; None for local ones is `rope`.
+
+    Raises ConfigError for other words, a "local" without window, or a window that no layer has.
+    """
+    if not layer_pattern:
+        layer_pattern = ("global" if window is None else "local",)
+    for word in layer_pattern:
+        check_choice("layer_pattern", word, ("global", "local"))
+    if ("local" in layer_pattern) != (window is not None):
+        raise ConfigError(
+            f"layer_pattern={layer_pattern} and window={window} do not fit: local layers have the window."
+        )
+    kinds = {"global": LayerKind(None, rope), "local": LayerKind(window, local_rope or rope)}
+    return tuple(kinds[word] for word in layer_pattern)
+
+
+def unstack_layers(tree):
+    """A tree of parameters (or edits) for `scan_layers=False`: every `blocks` [layers, ...] becomes `blocks_0`, ...
+
+    Other leaves are left alone; a tree without stacked blocks comes back as it is.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    found = {}
+    for name, part in tree.items():
+        if name == "blocks":
+            leaves, structure = jax.tree.flatten(part)
+            layers = zip(*(_rows(leaf) for leaf in leaves))
+            found |= {f"blocks_{i}": structure.unflatten(layer) for i, layer in enumerate(layers)}
+        else:
+            found[name] = unstack_layers(part)
+    return found
+
+
+@jax.jit
+def _rows(x):
+    return [x[i] for i in range(x.shape[0])]
 
 
 def head_size(hidden_size: int, num_heads: int, head_dim: int | None) -> int:
@@ -131,79 +217,157 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, *, segment_ids, rope, cache, train):
-        """x [B, T, D] to ([B, T, D], cache); `cache` is a `fmjax.layers.cache.LayerView` or None."""
+    def __call__(self, x, *, memory=None, segment_ids=None, ropes=None, kind=0, cache=None, train=False):
+        """x [B, T, D] to ([B, T, D], cache entry).
+
+        Args:
+          memory: [B, S, D] that keys and values come from (cross attention); None is x itself.
+          segment_ids: as for `attention`.
+          ropes: one table a kind of the pattern, or None entries for none.
+          kind: index of this layer's kind in the pattern; traced inside a scan.
+          cache: None, or the pair (CacheStep, this layer's entry). For cross attention the entry is the keys and
+            values of the memory themselves, and `memory` is not read.
+        """
         c = self.config
         batch, length, _ = x.shape
+        cross = memory is not None or (cache is not None and cache[0] is None)
 
-        def heads(name, number, axis):
-            kernel = Linear(number * c.head_dim, ("embed", axis), c.use_bias, c.stddev, c.dtype, name=name)
-            return kernel(x).reshape(batch, length, number, c.head_dim)
+        def heads(name, source, number, axis, init):
+            kernel = Linear(number * c.head_dim, ("embed", axis), c.qkv_bias, init, c.dtype, name=name)
+            return kernel(source).reshape(*source.shape[:2], number, c.head_dim)
 
-        q = heads("query", c.num_heads, "heads")
-        k = heads("key", c.num_kv_heads, "kv_heads")
-        v = heads("value", c.num_kv_heads, "kv_heads")
-        if rope is not None:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
-        q, k, v = (
-            nn.with_logical_constraint(tap(self, name, y), ("batch", "length", "act_heads", None))
-            for name, y in (("q", q), ("k", k), ("v", v))
-        )
-        positions = None
+        source = memory if cross else x
+        q = heads("query", x, c.num_heads, "heads", c.qk_init)
+        k = v = None
+        if source is not None:
+            k = heads("key", source, c.num_kv_heads, "kv_heads", c.qk_init)
+            v = heads("value", source, c.num_kv_heads, "kv_heads", c.value_init)
+        if c.qk_norm:
+            q = Norm(c.norm, c.norm_epsilon, name="q_norm")(q)
+            k = None if k is None else Norm(c.norm, c.norm_epsilon, name="k_norm")(k)
+        if not cross:
+            q, k = _rotate((q, k), ropes, kind)
+        axes = ("batch", "length", "act_heads", None)
+        q = nn.with_logical_constraint(tap(self, "q", q), axes)
+        if k is not None:
+            k, v = (nn.with_logical_constraint(tap(self, name, y), axes) for name, y in (("k", k), ("v", v)))
         if cache is not None:
-            k, v, segment_ids, positions, cache = cache.extend(k, v)
-        out = attention(
-            q, k, v,
-            segment_ids=segment_ids, positions=positions, causal=c.causal, window=c.window, backend=c.attention,
-            dropout_rate=c.dropout if train else 0.0,
-            dropout_key=self.make_rng("dropout") if train and c.dropout else None,
-        )  # fmt: skip
+            out, entry = self._cached(cache, q, k, v, segment_ids, kind, cross)
+        else:
+            out, entry = self._attend(q, k, v, segment_ids, kind, cross, train), None
         out = tap(self, "attention_heads", out.reshape(batch, length, c.num_heads * c.head_dim))
-        out = Linear(c.hidden_size, ("heads", "embed"), c.use_bias, c.residual_stddev, c.dtype, name="out")(out)
-        return out, cache
+        if c.placement == "sub":
+            out = Norm(c.norm, c.norm_epsilon, name="inner_norm")(out)
+        out = Linear(c.hidden_size, ("heads", "embed"), c.out_bias, c.residual_init, c.dtype, name="out")(out)
+        return out, entry
+
+    @nn.nowrap
+    def _attend(self, q, k, v, segment_ids, kind, cross, train):
+        c = self.config
+        rate = c.attention_dropout if train else 0.0
+        options = dict(
+            segment_ids=segment_ids, causal=c.causal and not cross, scale=c.query_scale, backend=c.attention,
+            dropout_rate=rate, dropout_key=self.make_rng("dropout") if rate else None,
+        )  # fmt: skip
+        if cross:
+            return attention(q, k, v, **options)
+        windows = [layer_kind.window for layer_kind in c.pattern]
+        if len(set(windows)) == 1 or isinstance(kind, int):
+            return attention(q, k, v, window=windows[kind if isinstance(kind, int) else 0], **options)
+        # One branch a distinct window, so that each keeps a static mask and skips what it masks.
+        distinct = list(dict.fromkeys(windows))
+        branch = jnp.array([distinct.index(window) for window in windows])[kind]
+        branches = [functools.partial(attention, window=window, **options) for window in distinct]
+        return jax.lax.switch(branch, branches, q, k, v)
+
+    @nn.nowrap
+    def _cached(self, cache, q, k, v, segment_ids, kind, cross):
+        c = self.config
+        step, entry = cache
+        if cross:
+            allowed = segment_ids[1] > 0
+            return decode_attention(q, entry["key"], entry["value"], allowed, scale=c.query_scale), entry
+        window = c.pattern[kind].window
+        return step.attend(entry, q, k, v, window=window, scale=c.query_scale, backend=c.attention)
+
+
+def _rotate(arrays, ropes, kind):
+    """Queries and keys turned by the table of their layer's kind."""
+    if ropes is None or all(table is None for table in ropes):
+        return arrays
+    if isinstance(kind, int):
+        return arrays if ropes[kind] is None else [apply_rope(x, ropes[kind]) for x in arrays]
+    # Layers without rotary embedding among layers with it are turned by nothing: cosine 1, sine 0.
+    some = next(table for table in ropes if table is not None)
+    still = (jnp.ones_like(some[0]), jnp.zeros_like(some[1]))
+    tables = [still if table is None else table for table in ropes]
+    table = jax.tree.map(lambda *parts: jnp.stack(parts)[kind], *tables) if len(set(map(id, tables))) > 1 else tables[0]
+    return [apply_rope(x, table) for x in arrays]
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with a residual connection."""
+    """Attention, cross attention where there is one, and MLP, each with a residual connection."""
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, carry, layer, segment_ids, rope, train):
-        """One layer; the signature is that of a scan body.
+    def __call__(self, x, layer, memory, segment_ids, ropes, train, cache=None):
+        """One layer; without a cache the signature is that of a scan body.
 
         Args:
-          carry: (x [B, T, D], cache or None).
-          layer: index of this layer in the cache.
+          x: [B, T, D].
+          layer: its kind's index in the pattern.
+          memory: None, or the pair ([B, S, D], its segment ids or None).
           segment_ids: int32 [B, T] or None.
-          rope: table of `rope_table`, or None.
+          ropes: one table a kind.
           train: whether dropout is on.
+          cache: None, or the pair (CacheStep, this layer's entry).
 
-        Returns: (carry, None).
+        Returns: (x, the updated cache entry or None).
         """
         c = self.config
-        x, cache = carry
         dropout = nn.Dropout(c.dropout, deterministic=not train)
 
-        def half(x, norm_name, tap_name, function):
-            norm = Norm(c.norm, c.norm_epsilon, name=norm_name)
-            y = norm(x) if c.placement == "pre" else x
-            y = function(tap(self, f"{tap_name}_in", y))
-            x = x + dropout(tap(self, f"{tap_name}_out", y))
+        def half(x, name, function):
+            norm = Norm(c.norm, c.norm_epsilon, name=f"{name}_norm")
+            y = x if c.placement == "post" else norm(x)
+            y = tap(self, f"{name}_out", function(tap(self, f"{name}_in", y)))
+            if c.placement == "sandwich":
+                y = Norm(c.norm, c.norm_epsilon, name=f"{name}_post_norm")(y)
+            x = x + dropout(y)
             x = norm(x) if c.placement == "post" else x
             return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
 
+        entry = None
+
         def attend(y):
-            nonlocal cache
-            view = None if cache is None else cache.layer(layer)
-            y, view = Attention(c, name="attention")(y, segment_ids=segment_ids, rope=rope, cache=view, train=train)
-            cache = None if view is None else view.whole()
+            nonlocal entry
+            own = None if cache is None else (cache[0], cache[1])
+            options = dict(segment_ids=segment_ids, ropes=ropes, kind=layer, cache=own, train=train)
+            y, entry = Attention(c, name="attention")(y, **options)
             return y
 
-        mlp = MLP(c.intermediate_size, c.activation, c.use_bias, c.stddev, c.residual_stddev, c.dtype, name="mlp")
-        x = half(x, "attention_norm", "attention", attend)
-        x = half(x, "mlp_norm", "mlp", mlp)
-        return (tap(self, "residual", x), cache), None
+        def cross(y):
+            held, ids = memory
+            own = None
+            if cache is not None:
+                own, held = (None, cache[1]["memory"]), None
+            y, _ = Attention(c, name="cross_attention")(
+                y, memory=held, segment_ids=None if ids is None else (segment_ids, ids), cache=own, train=train
+            )
+            return y
+
+        mlp = MLP(
+            c.intermediate_size, c.activation, c.mlp_bias, c.value_init, c.residual_init,
+            c.norm if c.placement == "sub" else None, c.norm_epsilon, c.dtype, name="mlp",
+        )  # fmt: skip
+        x = half(x, "attention", attend)
+        if c.cross_attention:
+            x = half(x, "cross", cross)
+        x = half(x, "mlp", mlp)
+        if entry is not None and "memory" in cache[1]:
+            entry = entry | {"memory": cache[1]["memory"]}
+        return tap(self, "residual", x), entry
 
 
 class Transformer(nn.Module):
@@ -212,42 +376,70 @@ class Transformer(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, *, segment_ids=None, positions=None, cache=None, train=False):
+    def __call__(self, x, *, segment_ids=None, positions=None, memory=None, cache=None, train=False):
         """Runs the stack.
 
         Args:
           x: [B, T, D] embedded inputs.
           segment_ids: int32 [B, T], 0 = padding, or None for one segment without padding.
-          positions: int32 [B, T]; None is 0..T-1. Used by rotary embedding and by the cache.
-          cache: None, or the pytree of `fmjax.layers.cache.init_cache`.
+          positions: int32 [B, T] for rotary embedding; None is 0..T-1.
+          memory: None, or for cross attention ([B, S, D], its segment ids int32 [B, S] or None).
+          cache: None, or the pair (`fmjax.layers.cache.CacheStep`, the cache's layers).
           train: whether dropout is on (then the rng `dropout` is needed).
 
-        Returns: ([B, T, D] in the compute dtype, updated cache or None).
+        Returns: ([B, T, D] in the compute dtype, the cache's updated layers or None).
         """
         c = self.config
         x = x.astype(c.dtype)
-        rope = None
-        if c.rope_theta is not None:
-            index = jnp.arange(x.shape[1])[None] if positions is None else positions
-            rope = rope_table(index, c.head_dim, c.rope_theta)
-        state = None
-        if cache is not None:
-            state = kv_cache.begin(cache, positions, segment_ids, c.window)
-        rematerialise, policy = remat_policy(c.remat)
-        block = Block
-        if rematerialise:
-            # Inside a scan nothing can be merged across iterations, so the barriers against it would only cost time.
-            block = nn.remat(Block, policy=policy, prevent_cse=False, static_argnums=(5,))
+        index = jnp.arange(x.shape[1])[None] if positions is None else positions
+        made = {rope: rope.table(index, c.head_dim) for kind in c.pattern if (rope := kind.rope) is not None}
+        ropes = tuple(made.get(kind.rope) for kind in c.pattern)
+        layers = None
+        if c.scan_layers:
+            if cache is not None:
+                raise ConfigError(
+                    "decoding with a cache needs scan_layers=False; take (module, params) from module.unrolled(params)"
+                )
+            x = self._scanned(x, memory, segment_ids, ropes, train)
+        else:
+            x, layers = self._unrolled(x, memory, segment_ids, ropes, train, cache)
+        if c.placement != "post":
+            x = Norm(c.norm, c.norm_epsilon, name="final_norm")(x)
+        return tap(self, "final", x), layers
+
+    def _block(self):
+        """The block's class, rematerialised as the config says."""
+        rematerialise, policy = remat_policy(self.config.remat)
+        if not rematerialise:
+            return Block
+        # Inside a scan nothing can be merged across iterations, so the barriers against it would only cost time.
+        barriers = not self.config.scan_layers
+        static = (6,) if self.config.scan_layers else (2, 6)
+        return nn.remat(Block, policy=policy, prevent_cse=barriers, static_argnums=static)
+
+    def _scanned(self, x, memory, segment_ids, ropes, train):
+        c = self.config
         blocks = nn.scan(
-            block,
+            self._block(),
             variable_axes={"params": 0, "reads": 0, "edits": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.num_layers,
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, name="blocks")
-        (x, state), _ = blocks((x, state), jnp.arange(c.num_layers), segment_ids, rope, train)
-        if c.placement == "pre":
-            x = Norm(c.norm, c.norm_epsilon, name="final_norm")(x)
-        return tap(self, "final", x), None if state is None else state.tree()
+        kinds = jnp.arange(c.num_layers) % len(c.pattern)
+        return blocks(x, kinds, memory, segment_ids, ropes, train)[0]
+
+    def _unrolled(self, x, memory, segment_ids, ropes, train, cache):
+        c = self.config
+        entries = []
+        for layer in range(c.num_layers):
+            block = self._block()(c, name=f"blocks_{layer}")
+            kind = layer % len(c.pattern)
+            if cache is None:
+                x, _ = block(x, kind, memory, segment_ids, ropes, train)
+            else:
+                x, entry = block(x, kind, memory, segment_ids, ropes, train, (cache[0], cache[1][layer]))
+                entries.append(entry)
+        return x, tuple(entries) if cache is not None else None

@@ -3,5 +3,17 @@
 from fmjax.registry import Registry
 
 MODELS = Registry(
-    "model", {"gpt": "fmjax.models.gpt:GPT", "llama": "fmjax.models.llama:Llama", "vit": "fmjax.models.vit:ViT"}
+    "model",
+    {
+        "bert": "fmjax.models.bert:Bert",
+        "gemma3": "fmjax.models.gemma:Gemma3",
+        "gpt": "fmjax.models.gpt:GPT",
+        "llama": "fmjax.models.llama:Llama",
+        "magneto": "fmjax.models.magneto:Magneto",
+        "magneto_encoder": "fmjax.models.magneto:MagnetoEncoder",
+        "qwen3": "fmjax.models.qwen:Qwen3",
+        "roberta": "fmjax.models.bert:Roberta",
+        "transformer": "fmjax.models.transformer:EncoderDecoder",
+        "vit": "fmjax.models.vit:ViT",
+    },
 )

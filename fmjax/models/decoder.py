@@ -4,18 +4,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
-from fmjax.layers.cache import init_cache
+from fmjax.layers.cache import begin, init_cache
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops
+from fmjax.layers.position import default_positions
 from fmjax.layers.tap import check_edits
-from fmjax.layers.transformer import TransformerConfig
+from fmjax.layers.transformer import TransformerConfig, unstack_layers
 
 
 class Decoder(nn.Module):
-    """Base of the decoder families. A family has the fields vocab_size and max_length and defines
+    """Base of the decoder families. A family has the fields vocab_size, max_length and scan_layers, and defines
 
     - `transformer`: property, the TransformerConfig of its stack;
-    - `embed(tokens, segment_ids, positions, train)`: [B, T, D];
+    - `embed(tokens, positions, train)`: [B, T, D];
     - `stack`: the Transformer, and `head()`: the output weights, a dict for `output_logits`.
     """
 
@@ -25,44 +26,61 @@ class Decoder(nn.Module):
     def transformer(self) -> TransformerConfig:
         raise NotImplementedError
 
-    def __call__(self, tokens, segment_ids=None, positions=None, train=False, cache=None):
+    def __call__(self, tokens, segment_ids=None, positions=None, train=False, cache=None, slots=None):
         """Next-token logits.
 
         Args:
           tokens: int32 [B, T].
           segment_ids: int32 [B, T]; tokens attend within their own segment; 0 is padding. None: one document a row.
-          positions: int32 [B, T]; None: restarting at 0 with every segment. Required with a cache.
+          positions: int32 [B, T]; None: restarting at 0 with every segment. With a cache but no slots they follow from
+            it, and are not read.
           train: whether dropout is on.
-          cache: None, or a pytree from `init_cache`: tokens are then appended to it at their positions (padding is
-            neither written nor attended) and attend what it holds.
+          cache: None, or a pytree from `init_cache` (the module and parameters are then those of `unrolled`). Row i of
+            the tokens, padding (segment id 0) at its end left out, continues row i of the cache and attends what it
+            holds.
+          slots: int32 [B, T], with a cache: instead, the tokens are packed prompts, which attend their own segment
+            alone and become the content of the cache's rows that `slots` names.
 
         Returns: float32 [B, T, V]; with a cache, the pair of that and the updated cache.
         """
-        out = self.features(tokens, segment_ids, positions, train, cache)
+        out = self.features(tokens, segment_ids, positions, train, cache, slots)
         logits = output_logits(*out[:2])
         logits = nn.with_logical_constraint(logits, ("batch", "length", "act_vocab"))
         return logits if cache is None else (logits, out[2])
 
-    def features(self, tokens, segment_ids=None, positions=None, train=False, cache=None):
+    def features(self, tokens, segment_ids=None, positions=None, train=False, cache=None, slots=None):
         """(hidden [B, T, D], head), and the cache where one is given: `output_logits(hidden, head)` are the logits."""
         if tokens.ndim != 2:
             raise ConfigError(f"tokens must be [batch, length], got shape {tokens.shape}.")
         if self.vocab_size is None:
             name = type(self).__name__
             raise ConfigError(f"{name}.vocab_size is not set; set it or take it from the data's tokenizer.")
-        check_edits(self, tokens, segment_ids, positions, train, cache)
-        x = self.embed(tokens, segment_ids, positions, train)
+        check_edits(self, tokens, segment_ids, positions, train, cache, slots)
+        held = None
+        if cache is not None:
+            step = begin(cache, tokens, segment_ids, positions, slots)
+            positions, held = step.input_positions, (step, cache["layers"])
+        elif positions is None:
+            positions = default_positions(tokens, segment_ids)
+        x = self.embed(tokens, positions, train)
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
-        x, cache = self.stack(x, segment_ids=segment_ids, positions=positions, cache=cache, train=train)
-        return (x, self.head()) if cache is None else (x, self.head(), cache)
+        x, layers = self.stack(x, segment_ids=segment_ids, positions=positions, cache=held, train=train)
+        return (x, self.head()) if cache is None else (x, self.head(), {"lengths": step.after, "layers": layers})
+
+    def hidden(self, tokens, segment_ids=None, positions=None, train=False):
+        """The last layer's output, float [B, T, D]: what embeddings of texts are made of."""
+        return self.features(tokens, segment_ids, positions, train)[0]
 
     @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int) -> dict:
-        """An empty cache for sequences of up to max_length positions; its axes begin with layer and batch."""
+        """An empty cache for sequences of up to max_length positions (`fmjax.layers.cache`)."""
         c = self.transformer
-        return init_cache(
-            c.num_layers, batch_size, max_length, c.num_kv_heads, c.head_dim, c.window, jnp.dtype(c.dtype)
-        )
+        return init_cache(batch_size, max_length, c.num_kv_heads, c.head_dim, c.windows, jnp.dtype(c.dtype))
+
+    @nn.nowrap
+    def unrolled(self, params):
+        """(module, parameters) of the same function without a scan over layers, as decoding with a cache needs it."""
+        return self.clone(scan_layers=False), unstack_layers(params)
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:

@@ -1,21 +1,23 @@
-"""GPT-2 and GPT-3 (Radford et al. 2019, Brown et al. 2020): pre-norm, learned positions, GELU, biases, tied embeddings."""
+"""GPT, GPT-2 and GPT-3 (Radford et al. 2018, 2019; Brown et al. 2020): learned positions, GELU, biases, tied embeddings."""
 
 import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from fmjax.layers.checks import check_positive
+from fmjax.layers.dense import Init
 from fmjax.layers.embed import Embedding
-from fmjax.layers.position import positions_from_segments
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
+from fmjax.layers.transformer import Transformer, TransformerConfig, head_size, layer_kinds
 from fmjax.models.decoder import Decoder
 
 
 class GPT(Decoder):
     """A GPT-2 style decoder; the defaults are GPT-2 small without its vocabulary.
+
+    GPT (2018) is placement="post" with position_init_std=0.02 and scale_residual_init=False. GPT-3 is
+    layer_pattern=("global", "local") with a window: its dense and locally banded layers alternate.
 
     Initialisation follows OpenAI's release and section 2.3 of the GPT-2 paper: kernels and token embedding normal 0.02,
     positions normal 0.01 (Hugging Face's port takes 0.02 there), biases 0, and the two kernels of each block that write
@@ -27,12 +29,17 @@ class GPT(Decoder):
       head_dim: None is hidden_size / num_heads.
       vocab_size: None until the data's tokenizer is known.
       max_length: number of learned positions.
-      window: attend to this many last tokens only; None for all.
+      placement: "pre" normalises the input of each half of a block, "post" its output after the residual sum.
+      activation: "gelu_tanh", or another of `fmjax.layers.mlp.ACTIVATIONS`.
+      window, layer_pattern: as in `layer_kinds`.
+      qkv_bias: whether the products of query, key and value have biases (GPT-Neo: no).
+      query_scale: what queries are multiplied by; None is 1 / sqrt(head_dim) (GPT-Neo: 1).
       dropout: rate after the embedding, on attention probabilities and on the output of each half of a block.
       norm_eps: epsilon of LayerNorm.
-      init_std: standard deviation of kernels and token embedding.
+      init_std, position_init_std: standard deviation of kernels and token embedding, and of positions.
+      scale_residual_init: the scaling by depth described above.
       dtype: compute dtype (float32, bfloat16); parameters are float32.
-      remat, attention, unroll: as in TransformerConfig.
+      remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     num_layers: int = 12
@@ -42,14 +49,22 @@ class GPT(Decoder):
     head_dim: int | None = None
     vocab_size: int | None = None
     max_length: int = 1024
+    placement: str = "pre"
+    activation: str = "gelu_tanh"
     window: int | None = None
+    layer_pattern: tuple[str, ...] = ()
+    qkv_bias: bool = True
+    query_scale: float | None = None
     dropout: float = 0.0
     norm_eps: float = 1e-5
     init_std: float = 0.02
+    position_init_std: float = 0.01
+    scale_residual_init: bool = True
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
     unroll: int = 1
+    scan_layers: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,6 +73,8 @@ class GPT(Decoder):
 
     @property
     def transformer(self) -> TransformerConfig:
+        init = Init(scale=self.init_std)
+        depth = math.sqrt(2 * max(1, self.num_layers)) if self.scale_residual_init else 1.0
         return TransformerConfig(
             num_layers=self.num_layers,
             hidden_size=self.hidden_size,
@@ -65,32 +82,38 @@ class GPT(Decoder):
             num_heads=self.num_heads,
             num_kv_heads=self.num_heads,
             head_dim=head_size(self.hidden_size, self.num_heads, self.head_dim),
+            pattern=layer_kinds(self.window, self.layer_pattern),
             norm="layernorm",
             norm_epsilon=self.norm_eps,
-            activation="gelu_tanh",
-            use_bias=True,
-            window=self.window,
+            placement=self.placement,
+            activation=self.activation,
+            qkv_bias=self.qkv_bias,
+            out_bias=True,
+            mlp_bias=True,
+            query_scale=self.query_scale,
             dropout=self.dropout,
-            stddev=self.init_std,
-            residual_stddev=self.init_std / math.sqrt(2 * max(1, self.num_layers)),
+            attention_dropout=self.dropout,
+            qk_init=init,
+            value_init=init,
+            residual_init=Init(scale=self.init_std / depth),
             attention=self.attention,
             dtype=self.dtype,
             remat=self.remat,
             unroll=self.unroll,
+            scan_layers=self.scan_layers,
         )
 
     def setup(self):
         if self.vocab_size is not None:
             self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=self.init_std)
-        self.position_embedding = Embedding(self.max_length, self.hidden_size, ("position", "embed"), stddev=0.01)
+        self.position_embedding = Embedding(
+            self.max_length, self.hidden_size, ("position", "embed"), stddev=self.position_init_std
+        )
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.stack = Transformer(self.transformer)
 
-    def embed(self, tokens, segment_ids, positions, train) -> jax.Array:
+    def embed(self, tokens, positions, train) -> jax.Array:
         """[B, T, D] in the compute dtype."""
-        if positions is None:
-            alone = segment_ids is None
-            positions = jnp.arange(tokens.shape[1])[None] if alone else positions_from_segments(segment_ids)
         x = self.token_embedding(tokens) + self.position_embedding(positions)
         return tap(self, "embedded", self.embedding_dropout(x.astype(self.dtype), deterministic=not train))
 

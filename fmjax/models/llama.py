@@ -1,13 +1,18 @@
-"""LLaMA 1 and 2, Mistral (Touvron et al. 2023, Jiang et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped queries."""
+"""LLaMA 1, 2 and 3, Mistral (Touvron et al. 2023, Grattafiori et al. 2024, Jiang et al. 2023): RMSNorm, rotary positions,
+SwiGLU, grouped queries."""
+
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fmjax.layers.checks import check_positive
+from fmjax.layers.dense import Init
 from fmjax.layers.embed import Embedding
+from fmjax.layers.position import ROPE_SCALINGS, Rope
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
+from fmjax.layers.transformer import Transformer, TransformerConfig, head_size, layer_kinds
 from fmjax.models.decoder import Decoder
 
 
@@ -25,13 +30,16 @@ class Llama(Decoder):
       vocab_size: None until the data's tokenizer is known.
       max_length: longest sequence that the model is meant for.
       rope_theta: base of the rotary embedding.
-      window: attend to this many last tokens only; None for all.
+      rope_scaling: how it is stretched: a section with the name of one of `ROPE_SCALINGS` ("linear", "llama3", "yarn")
+        and its fields; None for not at all.
+      window, layer_pattern: as in `layer_kinds`.
+      qkv_bias, out_bias, mlp_bias: as in TransformerConfig.
       tie_embeddings: use the token embedding as output head.
       norm_eps: epsilon of RMSNorm.
       init_std: standard deviation of all kernels and embeddings.
-      dropout: as in TransformerConfig; published models use none.
+      dropout: on attention probabilities and the output of each half of a block; published models use none.
       dtype: compute dtype (float32, bfloat16); parameters are float32.
-      remat, attention, unroll: as in TransformerConfig.
+      remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     num_layers: int = 32
@@ -43,7 +51,12 @@ class Llama(Decoder):
     vocab_size: int | None = None
     max_length: int = 2048
     rope_theta: float = 10000.0
+    rope_scaling: Annotated[dict, ROPE_SCALINGS] | None = None
     window: int | None = None
+    layer_pattern: tuple[str, ...] = ()
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
     tie_embeddings: bool = False
     norm_eps: float = 1e-5
     init_std: float = 0.02
@@ -52,6 +65,7 @@ class Llama(Decoder):
     remat: str = "none"
     attention: str = "auto"
     unroll: int = 1
+    scan_layers: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,6 +77,7 @@ class Llama(Decoder):
         intermediate = self.intermediate_size
         if intermediate is None:
             intermediate = -(-(8 * self.hidden_size // 3) // 256) * 256
+        init = Init(scale=self.init_std)
         return TransformerConfig(
             num_layers=self.num_layers,
             hidden_size=self.hidden_size,
@@ -70,18 +85,23 @@ class Llama(Decoder):
             num_heads=self.num_heads,
             num_kv_heads=self.num_heads if self.num_kv_heads is None else self.num_kv_heads,
             head_dim=head_size(self.hidden_size, self.num_heads, self.head_dim),
+            pattern=layer_kinds(self.window, self.layer_pattern, Rope(self.rope_theta, self.rope_scaling)),
             norm="rmsnorm",
             norm_epsilon=self.norm_eps,
             activation="swiglu",
-            rope_theta=self.rope_theta,
-            window=self.window,
+            qkv_bias=self.qkv_bias,
+            out_bias=self.out_bias,
+            mlp_bias=self.mlp_bias,
             dropout=self.dropout,
-            stddev=self.init_std,
-            residual_stddev=self.init_std,
+            attention_dropout=self.dropout,
+            qk_init=init,
+            value_init=init,
+            residual_init=init,
             attention=self.attention,
             dtype=self.dtype,
             remat=self.remat,
             unroll=self.unroll,
+            scan_layers=self.scan_layers,
         )
 
     def setup(self):
@@ -92,7 +112,7 @@ class Llama(Decoder):
                 self.head_kernel = self.param("head", init, (self.hidden_size, self.vocab_size), jnp.float32)
         self.stack = Transformer(self.transformer)
 
-    def embed(self, tokens, segment_ids, positions, train) -> jax.Array:
+    def embed(self, tokens, positions, train) -> jax.Array:
         """[B, T, D] in the compute dtype; positions enter in the attention."""
         return tap(self, "embedded", self.token_embedding(tokens).astype(self.dtype))
 

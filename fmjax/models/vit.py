@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.layers.checks import check_positive
-from fmjax.layers.dense import Linear
+from fmjax.layers.dense import Init, Linear
 from fmjax.layers.embed import Embedding
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.patchify import patchify
@@ -48,6 +48,7 @@ class ViT(nn.Module):
 
     @property
     def transformer(self) -> TransformerConfig:
+        init = Init(scale=self.init_std)
         return TransformerConfig(
             num_layers=self.num_layers,
             hidden_size=self.hidden_size,
@@ -58,11 +59,15 @@ class ViT(nn.Module):
             norm="layernorm",
             norm_epsilon=1e-6,
             activation="gelu",
-            use_bias=True,
+            qkv_bias=True,
+            out_bias=True,
+            mlp_bias=True,
             causal=False,
             dropout=self.dropout,
-            stddev=self.init_std,
-            residual_stddev=self.init_std,
+            attention_dropout=self.dropout,
+            qk_init=init,
+            value_init=init,
+            residual_init=init,
             attention=self.attention,
             dtype=self.dtype,
             remat=self.remat,
@@ -72,7 +77,10 @@ class ViT(nn.Module):
     def __call__(self, images, train: bool = False) -> jax.Array:
         """float32 [B, H, W, C] images to float32 [B, num_classes] logits, read from the class token."""
         patches = patchify(images, self.patch_size)
-        x = Linear(self.hidden_size, (None, "embed"), True, self.init_std, self.dtype, name="patch_embedding")(patches)
+        patch_embedding = Linear(
+            self.hidden_size, (None, "embed"), True, Init(scale=self.init_std), self.dtype, name="patch_embedding"
+        )
+        x = patch_embedding(patches)
         class_token = self.param(
             "class_token", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (self.hidden_size,)
         )
@@ -83,7 +91,7 @@ class ViT(nn.Module):
         x = tap(self, "embedded", nn.Dropout(self.dropout, deterministic=not train)(x))
         x = nn.with_logical_constraint(x, ("batch", None, "act_embed"))
         x, _ = Transformer(self.transformer, name="stack")(x, train=train)
-        head = Linear(self.num_classes, ("embed", None), True, stddev=0.0, dtype="float32", name="head")
+        head = Linear(self.num_classes, ("embed", None), True, Init(scale=0.0), "float32", name="head")
         return head(x[:, 0].astype(jnp.float32))
 
     @nn.nowrap

@@ -9,7 +9,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.dense import dense
 from fmjax.layers.norm import layer_norm, rms_norm
 from fmjax.layers.patchify import patchify, unpatchify
-from fmjax.layers.position import apply_rope, positions_from_segments, rope_table
+from fmjax.layers.position import Rope, apply_rope, positions_from_segments
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -76,7 +76,7 @@ def test_rope_turns_pairs_and_sees_only_distances():
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.normal(size=(1, 5, 2, 6)), jnp.float32)
     positions = jnp.arange(5)[None] + 7
-    turned = apply_rope(x, rope_table(positions, 6, 100.0))
+    turned = apply_rope(x, Rope(100.0).table(positions, 6))
     for i in range(3):
         angle = np.asarray(positions[0]) * 100.0 ** (-2 * i / 6)
         pair = np.asarray(x[0, :, :, i]) + 1j * np.asarray(x[0, :, :, i + 3])

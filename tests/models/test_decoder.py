@@ -10,21 +10,32 @@ import pytest
 from jax.sharding import AxisType
 
 from fmjax.errors import ConfigError, InputError
+from fmjax.layers.position import Llama3Scaling
+from fmjax.models.gemma import Gemma3
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
+from fmjax.models.magneto import Magneto
+from fmjax.models.qwen import Qwen3
 from fmjax.objectives.causal_lm import CausalLM
 
 SIZES = dict(num_layers=2, hidden_size=32, intermediate_size=48, num_heads=4, vocab_size=40, max_length=32)
 MODELS = {
     "gpt": GPT(**SIZES),
-    "llama": Llama(**SIZES, num_kv_heads=2),
-    "window": Llama(**SIZES, num_kv_heads=1, window=5, tie_embeddings=True),
+    "gpt1": GPT(**SIZES, placement="post"),
+    "gpt3": GPT(**SIZES, window=5, layer_pattern=("global", "local")),
+    "llama": Llama(**SIZES, num_kv_heads=2, rope_scaling=Llama3Scaling(original_max_length=8), qkv_bias=True),
+    "mistral": Llama(**SIZES, num_kv_heads=1, window=5, tie_embeddings=True),
+    "qwen3": Qwen3(**SIZES, num_kv_heads=2, head_dim=10),
+    "gemma3": Gemma3(**SIZES, num_kv_heads=2, head_dim=6, window=5, layer_pattern=("local", "global")),
+    "magneto": Magneto(**SIZES),
 }
+# One of each kind of stack, for what does not depend on the family's details.
+STACKS = ("gpt", "mistral", "gemma3")
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def model(request):
-    module = MODELS[request.param]
+@functools.cache
+def made(name):
+    module = MODELS[name]
     tokens = jnp.zeros((1, 4), jnp.int32)
     params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens))["params"]
     # Biases and scales away from 0 and 1, and weights large enough that attention is not uniform.
@@ -32,6 +43,21 @@ def model(request):
     keys = jax.random.split(jax.random.key(7), len(leaves))
     params = tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
     return module, params
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return made(request.param)
+
+
+@pytest.fixture(params=STACKS)
+def stack(request):
+    return made(request.param)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def cached_step(module, params, tokens, segment_ids, cache):
+    return module.apply({"params": params}, tokens, segment_ids, cache=cache)
 
 
 def random_tokens(*shape):
@@ -54,58 +80,80 @@ def test_packed_rows_equal_separate_documents(model):
 
 
 def test_cached_decoding_equals_the_full_forward_pass(model):
-    """Prompts of 3 and 9 tokens, padded on the right, then one token at a time, each row at its own position."""
+    """Prompts of 3 and 9 tokens packed into one row, then one token at a time, each row at its own position."""
     module, params = model
     lengths, total = np.array([3, 9]), 14
-    tokens = random_tokens(2, total)
+    tokens = np.asarray(random_tokens(2, total))
     full = jax.jit(lambda t: module.apply({"params": params}, t))(tokens)
-    step = jax.jit(
-        lambda tokens, ids, positions, cache: module.apply({"params": params}, tokens, ids, positions, cache=cache)
+    decoder, unstacked = module.unrolled(params)
+    # Row 1's prompt goes to row 0 of the cache and row 0's to row 2; row 1 of the cache stays empty.
+    packed = np.concatenate([tokens[1, :9], tokens[0, :3], [39, 39]])[None]
+    ids = np.array([[1] * 9 + [2] * 3 + [0] * 2])
+    positions = np.array([[*range(9), *range(3), 7, 7]])
+    slots = np.array([[0] * 9 + [2] * 3 + [1] * 2])
+    prefill = jax.jit(
+        lambda cache: decoder.apply({"params": unstacked}, packed, ids, positions, cache=cache, slots=slots)
     )
-    index = np.arange(9)[None]
-    real = index < lengths[:, None]
-    cache = module.init_cache(2, total)
-    # Padding carries tokens and positions of its own: none of it may matter.
-    logits, cache = step(jnp.where(real, tokens[:, :9], 39), real.astype(np.int32), np.where(real, index, 0), cache)
-    for row, length in enumerate(lengths):
-        np.testing.assert_allclose(logits[row, :length], full[row, :length], atol=2e-5)
+    stale = jax.tree.map(lambda x: x + 9, decoder.init_cache(3, total))  # of sequences that were here before
+    logits, cache = prefill(stale)
+    np.testing.assert_allclose(logits[0, :9], full[1, :9], atol=2e-5)
+    np.testing.assert_allclose(logits[0, 9:12], full[0, :3], atol=2e-5)
+    np.testing.assert_array_equal(cache["lengths"], [9, 9, 3])
+    cache["lengths"] = cache["lengths"].at[1].set(0)
     for offset in range(total - 9):
         at = lengths + offset
-        token = tokens[np.arange(2), at][:, None]
-        logits, cache = step(token, np.ones((2, 1), np.int32), at[:, None], cache)
-        np.testing.assert_allclose(logits[:, 0], full[np.arange(2), at], atol=2e-5)
-    slots = module.init_cache(2, total)["positions"].shape[-1]
-    assert slots == (5 if getattr(module, "window", None) else total)
+        token = np.array([tokens[1, at[1]], 39, tokens[0, at[0]]])[:, None]
+        logits, cache = cached_step(decoder, unstacked, token, np.array([[1], [0], [1]]), cache)
+        np.testing.assert_allclose(logits[0, 0], full[1, at[1]], atol=2e-5)
+        np.testing.assert_allclose(logits[2, 0], full[0, at[0]], atol=2e-5)
+    np.testing.assert_array_equal(cache["lengths"], [14, 0, 8])
+    slots = [entry["key"].shape[2] for entry in decoder.init_cache(2, total)["layers"]]
+    assert slots == [total if window is None else window for window in module.transformer.windows]
 
 
-def test_cache_takes_further_chunks_of_a_prompt(model):
-    module, params = model
-    tokens = random_tokens(1, 14)
+def test_cache_takes_further_chunks_of_a_prompt(stack):
+    """Rows of 7 and 4 tokens, then of 5 and 7: each chunk attends what its row holds, and padding nothing."""
+    module, params = stack
+    tokens = np.asarray(random_tokens(2, 12))
     full = jax.jit(lambda t: module.apply({"params": params}, t))(tokens)
-    step = jax.jit(lambda t, p, cache: module.apply({"params": params}, t, positions=p, cache=cache))
-    cache = module.init_cache(1, 14)
-    found = []
-    for start, end in ((0, 7), (7, 14)):
-        logits, cache = step(tokens[:, start:end], jnp.arange(start, end)[None], cache)
-        found.append(logits)
-    np.testing.assert_allclose(jnp.concatenate(found, 1), full, atol=2e-5)
+    decoder, unstacked = module.unrolled(params)
+    cache, starts = decoder.init_cache(2, 14), np.zeros(2, int)
+    for sizes in (np.array([7, 4]), np.array([5, 7])):
+        index = np.arange(7)[None]
+        chunk = tokens[np.arange(2)[:, None], np.minimum(starts[:, None] + index, 11)]
+        logits, cache = cached_step(decoder, unstacked, chunk, (index < sizes[:, None]).astype(np.int32), cache)
+        for row, size in enumerate(sizes):
+            found = logits[row, :size]
+            np.testing.assert_allclose(found, full[row, starts[row] : starts[row] + size], atol=2e-5)
+        starts = starts + sizes
 
 
-def test_a_finished_row_is_left_alone_by_padding(model):
+def test_a_finished_row_is_left_alone_by_padding(stack):
     """A batch goes on while one of its rows has ended: padding is neither written nor attended."""
-    module, params = model
+    module, params = stack[0].unrolled(stack[1])
     tokens = random_tokens(1, 6)
-    positions = jnp.arange(6)[None]
-    step = jax.jit(lambda t, ids, p, cache: module.apply({"params": params}, t, ids, p, cache=cache)[1])
-    cache = step(tokens, jnp.ones((1, 6), jnp.int32), positions, module.init_cache(1, 8))
-    after = step(tokens, jnp.zeros((1, 6), jnp.int32), positions, cache)
-    assert (cache["positions"] >= 0).any()
+    _, cache = cached_step(module, params, tokens, jnp.ones((1, 6), jnp.int32), module.init_cache(1, 8))
+    _, after = cached_step(module, params, tokens, jnp.zeros((1, 6), jnp.int32), cache)
+    assert cache["lengths"][0] == 6
     jax.tree.map(np.testing.assert_array_equal, cache, after)
 
 
+def test_layers_unrolled_are_the_same_function(stack):
+    module, params = stack
+    tokens = random_tokens(2, 8)
+    decoder, unstacked = module.unrolled(params)
+    assert "blocks_1" in unstacked["stack"] and jax.tree.structure(unstacked) == jax.tree.structure(
+        nn.unbox(jax.eval_shape(decoder.init, jax.random.key(0), tokens))["params"]
+    )
+    plain, found = (
+        jax.jit(lambda m=m, p=p: m.apply({"params": p}, tokens))() for m, p in (stack, (decoder, unstacked))
+    )
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+
+
 @pytest.mark.parametrize("remat", ["full", "dots", "save_named:attention_heads,mlp_hidden"])
-def test_remat_changes_nothing_but_memory(model, remat):
-    module, params = model
+def test_remat_changes_nothing_but_memory(stack, remat):
+    module, params = stack
     tokens = random_tokens(2, 8)
 
     def gradient(module):
@@ -116,8 +164,8 @@ def test_remat_changes_nothing_but_memory(model, remat):
     )
 
 
-def test_unrolled_and_bfloat16_follow_the_plain_model(model):
-    module, params = model
+def test_unrolled_and_bfloat16_follow_the_plain_model(stack):
+    module, params = stack
     tokens = random_tokens(2, 8)
     plain, unrolled, half = (
         jax.jit(lambda module=m: module.apply({"params": params}, tokens))()
@@ -129,8 +177,8 @@ def test_unrolled_and_bfloat16_follow_the_plain_model(model):
     assert abs(half - plain).max() > 1e-5
 
 
-def test_eight_devices_give_the_loss_and_gradients_of_one(model):
-    module, params = model
+def test_eight_devices_give_the_loss_and_gradients_of_one(stack):
+    module, params = stack
     tokens = random_tokens(8, 13)
     segment_ids = jnp.where(jnp.arange(13) < 5, 1, 2)[None].repeat(8, 0)
     batch = dict(tokens=tokens[:, :-1], targets=tokens[:, 1:], loss_weights=jnp.ones((8, 12)))
@@ -152,8 +200,8 @@ def test_eight_devices_give_the_loss_and_gradients_of_one(model):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, expected)
 
 
-def test_dropout_needs_training_and_its_key(model):
-    module, params = model
+def test_dropout_needs_training_and_its_key(stack):
+    module, params = stack
     tokens = random_tokens(2, 8)
     module = module.clone(dropout=0.5, remat="full")
     plain = jax.jit(lambda: module.apply({"params": params}, tokens))()
@@ -194,6 +242,8 @@ def test_initialisation_is_as_published():
         (dict(attention="flash"), "splash"),
         (dict(num_layers=0), "num_layers=0"),
         (dict(window=0), "window=0"),
+        (dict(layer_pattern=("local",)), "window=None"),
+        (dict(layer_pattern=("globl",), window=3), "did you mean 'global'"),
         (dict(head_dim=7), "even"),
         (dict(dropout=1.0), "dropout"),
     ],
@@ -208,8 +258,10 @@ def test_bad_use_is_refused():
     with pytest.raises(ConfigError, match="vocab_size"):
         Llama(**(SIZES | dict(vocab_size=None))).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
     params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
-    with pytest.raises(InputError, match="positions"):
+    with pytest.raises(ConfigError, match="scan_layers"):
         module.apply(params, jnp.zeros((1, 4), jnp.int32), cache=module.init_cache(1, 4))
+    with pytest.raises(InputError, match="2 rows of tokens for a cache of 1"):
+        module.apply(params, jnp.zeros((2, 4), jnp.int32), cache=module.init_cache(1, 4))
     # Outside the vocabulary there is no embedding: not a number, rather than a wrong one.
     apply = jax.jit(module.apply)
     assert np.isnan(apply(params, jnp.array([[SIZES["vocab_size"]]]))).all()

@@ -1,0 +1,150 @@
+"""BERT and RoBERTa (Devlin et al. 2019, Liu et al. 2019): a post-norm encoder that predicts masked tokens."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.layers.checks import check_positive
+from fmjax.layers.dense import Init, Linear
+from fmjax.layers.embed import Embedding
+from fmjax.layers.mlp import ACTIVATIONS
+from fmjax.layers.norm import Norm
+from fmjax.layers.tap import tap
+from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
+from fmjax.models.encoder import Encoder
+
+
+class Bert(Encoder):
+    """A BERT; the defaults are BERT base without its vocabulary.
+
+    Kernels and embeddings are normal with standard deviation 0.02 (the original truncates at two deviations), biases 0.
+    The masked-language-model head is a product, the activation, a LayerNorm, and the token embedding with a bias.
+
+    Attributes:
+      num_layers, hidden_size, intermediate_size, num_heads: size of the stack; None is 4 * hidden_size.
+      vocab_size: None until the data's tokenizer is known.
+      max_length: number of learned positions for text.
+      num_token_types: rows of the segment embedding.
+      position_offset: rows of the position embedding before the first position's (RoBERTa: 2).
+      next_sentence: whether there is a pooler with a next-sentence head on the first token.
+      activation: "gelu", or another of `fmjax.layers.mlp.ACTIVATIONS` with one input.
+      dropout, attention_dropout: rates after the embedding and on the output of each half of a block, and on attention
+        probabilities.
+      norm_eps: epsilon of LayerNorm.
+      init_std: standard deviation of kernels and embeddings.
+      dtype: compute dtype (float32, bfloat16); parameters are float32.
+      remat, attention, unroll, scan_layers: as in TransformerConfig.
+    """
+
+    num_layers: int = 12
+    hidden_size: int = 768
+    intermediate_size: int | None = None
+    num_heads: int = 12
+    vocab_size: int | None = None
+    max_length: int = 512
+    num_token_types: int = 2
+    position_offset: int = 0
+    next_sentence: bool = True
+    activation: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    norm_eps: float = 1e-12
+    init_std: float = 0.02
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    unroll: int = 1
+    scan_layers: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(max_length=self.max_length, num_token_types=self.num_token_types)
+        self.transformer  # checks the rest
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        init = Init(scale=self.init_std)
+        return TransformerConfig(
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            intermediate_size=4 * self.hidden_size if self.intermediate_size is None else self.intermediate_size,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_dim=head_size(self.hidden_size, self.num_heads, None),
+            norm="layernorm",
+            norm_epsilon=self.norm_eps,
+            placement="post",
+            activation=self.activation,
+            qkv_bias=True,
+            out_bias=True,
+            mlp_bias=True,
+            causal=False,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            qk_init=init,
+            value_init=init,
+            residual_init=init,
+            attention=self.attention,
+            dtype=self.dtype,
+            remat=self.remat,
+            unroll=self.unroll,
+            scan_layers=self.scan_layers,
+        )
+
+    def setup(self):
+        size, std, init = self.hidden_size, self.init_std, Init(scale=self.init_std)
+        if self.vocab_size is not None:
+            self.token_embedding = Embedding(self.vocab_size, size, stddev=std)
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+            self.head_bias = self.param("head_bias", zeros, (self.vocab_size,), jnp.float32)
+        self.position_embedding = Embedding(self.max_length + self.position_offset, size, ("position", "embed"), std)
+        self.type_embedding = Embedding(self.num_token_types, size, (None, "embed"), std)
+        self.embedding_norm = Norm("layernorm", self.norm_eps)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        self.stack = Transformer(self.transformer)
+        self.head_transform = Linear(size, ("embed", None), True, init, self.dtype)
+        self.head_norm = Norm("layernorm", self.norm_eps)
+        if self.next_sentence:
+            self.pooler = Linear(size, ("embed", None), True, init, self.dtype)
+            self.pooler_dropout = nn.Dropout(self.dropout)
+            self.next_sentence_head = Linear(2, ("embed", None), True, init, "float32")
+
+    def embed(self, tokens, positions, token_types, train) -> jax.Array:
+        """[B, T, D] in the compute dtype."""
+        types = jnp.zeros_like(tokens) if token_types is None else token_types
+        x = self.token_embedding(tokens) + self.position_embedding(positions + self.position_offset)
+        x = self.embedding_norm((x + self.type_embedding(types)).astype(self.dtype))
+        return tap(self, "embedded", self.embedding_dropout(x, deterministic=not train))
+
+    def predict(self, hidden) -> tuple[jax.Array, dict]:
+        """(hidden [..., D], head) from the last layer's output."""
+        hidden = self.head_norm(ACTIVATIONS[self.activation](self.head_transform(hidden)))
+        return hidden, {"embedding": self.token_embedding.embedding, "bias": self.head_bias}
+
+    def pooled(self, hidden) -> jax.Array:
+        """tanh of a product of each row's first token: [B, D] from the last layer's output [B, T, D]."""
+        return jnp.tanh(self.pooler(hidden[:, 0]))
+
+    def features(self, tokens, segment_ids=None, positions=None, token_types=None, train=False):
+        """See `Encoder.features`."""
+        if self.next_sentence and self.is_initializing():  # every parameter, whichever head is called first
+            return self.pretraining(tokens, segment_ids, positions, token_types, train)[:2]
+        return super().features(tokens, segment_ids, positions, token_types, train)
+
+    def pretraining(self, tokens, segment_ids=None, positions=None, token_types=None, train=False):
+        """(hidden, head, next-sentence logits float32 [B, 2]); class 0 says that the second sentence follows."""
+        hidden = self.hidden(tokens, segment_ids, positions, token_types, train)
+        pooled = self.pooler_dropout(self.pooled(hidden), deterministic=not train)
+        return *self.predict(hidden), self.next_sentence_head(pooled.astype(jnp.float32))
+
+
+class Roberta(Bert):
+    """A RoBERTa; the defaults are RoBERTa base without its vocabulary.
+
+    BERT with one token type, no next-sentence head, and positions that begin in the third row of their table.
+    """
+
+    num_token_types: int = 1
+    position_offset: int = 2
+    next_sentence: bool = False
+    norm_eps: float = 1e-5

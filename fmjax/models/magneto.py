@@ -1,0 +1,144 @@
+"""Foundation Transformer, Magneto (Wang et al. 2022, https://arxiv.org/abs/2210.06423): Sub-LN and its initialisation."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.layers.checks import check_positive
+from fmjax.layers.dense import Init
+from fmjax.layers.embed import Embedding
+from fmjax.layers.tap import tap
+from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
+from fmjax.models.decoder import Decoder
+from fmjax.models.encoder import Encoder
+
+
+def sub_ln_config(module, causal: bool) -> TransformerConfig:
+    """The stack of a decoder or an encoder by itself.
+
+    The gain (section 2.2 and figure 2) is sqrt(log(2 * num_layers)) for either; it multiplies Glorot's normal law for
+    values, attention's output and both products of the MLP, while queries and keys keep gain 1.
+    """
+    gained = Init("glorot_normal", math.sqrt(math.log(2 * module.num_layers)))
+    return TransformerConfig(
+        num_layers=module.num_layers,
+        hidden_size=module.hidden_size,
+        intermediate_size=4 * module.hidden_size if module.intermediate_size is None else module.intermediate_size,
+        num_heads=module.num_heads,
+        num_kv_heads=module.num_heads,
+        head_dim=head_size(module.hidden_size, module.num_heads, None),
+        norm="layernorm",
+        norm_epsilon=module.norm_eps,
+        placement="sub",
+        activation="gelu",
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        causal=causal,
+        dropout=module.dropout,
+        attention_dropout=module.dropout,
+        qk_init=Init("glorot_normal", 1.0),
+        value_init=gained,
+        residual_init=gained,
+        attention=module.attention,
+        dtype=module.dtype,
+        remat=module.remat,
+        unroll=module.unroll,
+        scan_layers=module.scan_layers,
+    )
+
+
+class Magneto(Decoder):
+    """A Magneto decoder; the defaults are the size of GPT-2 small, without a vocabulary.
+
+    Embeddings are normal with standard deviation 1 / sqrt(hidden_size) and multiplied by sqrt(hidden_size), as in
+    TorchScale; the output head is tied to them. The fields are those of `fmjax.models.gpt.GPT`.
+    """
+
+    num_layers: int = 12
+    hidden_size: int = 768
+    intermediate_size: int | None = None
+    num_heads: int = 12
+    vocab_size: int | None = None
+    max_length: int = 1024
+    dropout: float = 0.0
+    norm_eps: float = 1e-5
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    unroll: int = 1
+    scan_layers: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(max_length=self.max_length)
+        self.transformer  # checks the rest
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        return sub_ln_config(self, causal=True)
+
+    def setup(self):
+        stddev = self.hidden_size**-0.5
+        if self.vocab_size is not None:
+            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=stddev)
+        self.position_embedding = Embedding(self.max_length, self.hidden_size, ("position", "embed"), stddev=stddev)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        self.stack = Transformer(self.transformer)
+
+    def embed(self, tokens, positions, train) -> jax.Array:
+        """[B, T, D] in the compute dtype."""
+        x = math.sqrt(self.hidden_size) * self.token_embedding(tokens) + self.position_embedding(positions)
+        return tap(self, "embedded", self.embedding_dropout(x.astype(self.dtype), deterministic=not train))
+
+    def head(self) -> dict:
+        """Output weights, tied to the token embedding."""
+        return {"embedding": self.token_embedding.embedding}
+
+
+class MagnetoEncoder(Encoder):
+    """A Magneto encoder for masked language modelling: as `Magneto`, without a causal mask, with a bias on the logits."""
+
+    num_layers: int = 12
+    hidden_size: int = 768
+    intermediate_size: int | None = None
+    num_heads: int = 12
+    vocab_size: int | None = None
+    max_length: int = 512
+    dropout: float = 0.1
+    norm_eps: float = 1e-5
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    unroll: int = 1
+    scan_layers: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(max_length=self.max_length)
+        self.transformer  # checks the rest
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        return sub_ln_config(self, causal=False)
+
+    def setup(self):
+        stddev = self.hidden_size**-0.5
+        if self.vocab_size is not None:
+            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=stddev)
+            init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+            self.head_bias = self.param("head_bias", init, (self.vocab_size,), jnp.float32)
+        self.position_embedding = Embedding(self.max_length, self.hidden_size, ("position", "embed"), stddev=stddev)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        self.stack = Transformer(self.transformer)
+
+    def embed(self, tokens, positions, token_types, train) -> jax.Array:
+        """[B, T, D] in the compute dtype; token types are not looked at."""
+        x = math.sqrt(self.hidden_size) * self.token_embedding(tokens) + self.position_embedding(positions)
+        return tap(self, "embedded", self.embedding_dropout(x.astype(self.dtype), deterministic=not train))
+
+    def predict(self, hidden) -> tuple[jax.Array, dict]:
+        """(hidden [..., D], head) from the last layer's output."""
+        return hidden, {"embedding": self.token_embedding.embedding, "bias": self.head_bias}
