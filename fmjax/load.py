@@ -12,6 +12,7 @@ import pathlib
 import sys
 import types
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import flax.linen as nn
@@ -21,10 +22,31 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.inference import engine, scoring
-from fmjax.inference.text import TextStream
+from fmjax.inference.sampler import Sampling
+from fmjax.inference.text import StoppedText, check_stops
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 
 log = logging.getLogger("fmjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """What was drawn after one prompt.
+
+    Attributes:
+      index: which of the call's continuations it is.
+      text: the text, up to a stop token or stop string.
+      tokens: the drawn tokens, the last of them a stop token or the one that completed a stop string, if `finish` is
+        "stop".
+      logprobs: log-probability of each at the temperature that drew it.
+      finish: "stop", "length" (`max_new_tokens` drawn) or "context" (the model's context is full).
+    """
+
+    index: int
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -40,6 +62,7 @@ class Model:
       source: where it was loaded from, for messages and results.
       identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
       add_bos: whether a text starts with BOS, as the rows of training did.
+      kept: what methods keep for their next call (`engine`).
     """
 
     module: nn.Module
@@ -50,6 +73,7 @@ class Model:
     source: str = "memory"
     identity: dict = dataclasses.field(default_factory=dict)
     add_bos: bool = True
+    kept: dict = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))
@@ -75,7 +99,30 @@ class Model:
         """
         return self._with_bos(self._tokens([text])[0], repr(text))
 
-    def generate(
+    def generate(self, prompts: Sequence[str], *, return_details: bool = False, **options) -> list:
+        """Continuations of texts, without the texts themselves; "" starts from BOS.
+
+        Each ends at the tokenizer's EOS, before a stop string, after `max_new_tokens`, or where the context is full. The
+        same prompt and seed give the same text whatever else is in the list; copies of a prompt get different
+        continuations.
+
+        Args:
+          prompts: a list of texts.
+          return_details: return `Continuation`s, with tokens, log-probabilities and why each ended, in place of texts.
+          options: as in `stream`.
+
+        Returns: for each prompt in order, its `num_samples` continuations, one after the other.
+        """
+        found = list(self.stream(self._texts(prompts), details=True, **options))
+        ended = sorted((part for part in found if part.finish), key=lambda part: part.index)
+        texts = [""] * len(ended)
+        for part in found:
+            texts[part.index] += part.text
+        if not return_details:
+            return texts
+        return [dataclasses.replace(part, text=text) for part, text in zip(ended, texts)]
+
+    def stream(
         self,
         prompts: Sequence[str],
         *,
@@ -83,41 +130,82 @@ class Model:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] = (),
+        num_samples: int = 1,
         batch_size: int = 16,
-    ) -> list[str]:
-        """Continuations of texts, without the texts themselves; "" starts from BOS.
+        steps: int = 8,
+        progress: str | None = None,
+        details: bool = False,
+    ) -> Iterator:
+        """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them.
 
-        Each ends at the tokenizer's EOS, after `max_new_tokens`, or where the context is full. The same prompt and
-        seed give the same text whatever else is in the list; copies of a prompt get different continuations.
-        Arguments as in `fmjax.inference.engine.generate`.
+        Args:
+          prompts: a list of texts.
+          max_new_tokens: tokens drawn at most for each.
+          temperature, top_k, top_p, min_p, repetition_penalty: see `fmjax.inference.sampler.Sampling`.
+          seed: of the random draws.
+          stop: a continuation ends before the first of these strings; no part of one is ever given out.
+          stop_ids: tokens that end a continuation, besides the tokenizer's EOS.
+          num_samples: continuations of each prompt; sample j of prompt i has the index i * num_samples + j.
+          batch_size: rows generated at once.
+          steps: the host reads after so many tokens a row.
+          progress: label of a progress bar; None shows none.
+          details: yield `Continuation`s: pieces of text with `finish` None, then one without text for each that ended.
+
+        Raises: InputError for a prompt that cannot be continued, or a bad value.
         """
-        texts = [""] * len(self._texts(prompts))
-        for index, piece in self.stream(
-            prompts,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            batch_size=batch_size,
-            steps=32,
-        ):
-            texts[index] += piece
-        return texts
-
-    def stream(self, prompts: Sequence[str], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
-        """As `generate`, yielding (prompt index, piece of text) as the tokens come, every `steps` of them."""
+        if num_samples < 1:
+            raise InputError(f"num_samples must be at least 1, got {num_samples}")
+        check_stops(stop)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         ids = [self._with_bos(tokens, f"prompt {i}") for i, tokens in enumerate(self._tokens(self._texts(prompts)))]
-        stops = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
-        texts = [TextStream(self.tokenizer, prompt) for prompt in ids]
-        for chunk in engine.stream(
-            self.module, self.params, ids, stop_ids=stops, steps=steps, num_tokens=self.tokenizer.vocab_size, **options
-        ):
-            new = chunk.tokens[:-1] if chunk.finish == "stop" else chunk.tokens
-            piece = texts[chunk.index].push(new, last=chunk.finish is not None)
+        ids = [tokens for tokens in ids for _ in range(num_samples)]
+        copies = engine.number_copies(ids)
+        requests = [
+            engine.Request(*parts) for parts in zip(ids, repeat(max_new_tokens), repeat(sampling), repeat(seed), copies)
+        ]
+        stop_ids = {*stop_ids} | ({self.tokenizer.eos_id} - {None})
+        run = self.engine.run(requests, stop_ids=stop_ids, steps=steps, batch_size=batch_size, progress=progress)
+        return self._read(run, ids, stop_ids, stop, details)
+
+    def _read(self, run, ids, stop_ids, stop, details) -> Iterator:
+        texts = [
+            StoppedText(self.tokenizer, () if self.engine.start_id is not None else tokens, stop) for tokens in ids
+        ]
+        drawn = [([], []) for _ in ids]
+        for chunk in run:
+            index, text = chunk.index, texts[chunk.index]
+            for held, new in zip(drawn[index], (chunk.tokens, chunk.logprobs)):
+                held += new
+            shown = chunk.tokens[:-1] if chunk.tokens[-1] in stop_ids else chunk.tokens
+            piece = text.push(shown, last=chunk.finish is not None)
             if piece:
-                yield chunk.index, piece
+                yield Continuation(index, piece, [], [], None) if details else (index, piece)
+            finish = "stop" if text.stopped else chunk.finish
+            if text.stopped:
+                run.stop(index)
+            if finish and details:
+                count = text.num_tokens if text.stopped else None
+                yield Continuation(index, "", *(held[:count] for held in drawn[index]), finish)
+
+    @property
+    def engine(self) -> engine.Engine:
+        """The model ready to generate, made at first use and kept: its layers then lie in memory a second time."""
+        made = self.kept.get("engine")
+        if made is None or self.kept["params"] is not self.params:
+            size, start = None, None
+            if self.tokenizer is not None:
+                size, start = self.tokenizer.vocab_size, self.tokenizer.bos_id
+            start = (
+                getattr(self.module, "start_id", None) if getattr(self.module, "start_id", None) is not None else start
+            )
+            made = engine.Engine(self.module, self.params, num_tokens=size, start_id=start)
+            self.kept.update(engine=made, params=self.params)
+        return made
 
     def score(self, pairs: Sequence[tuple[str, str]], *, progress: str | None = None) -> list[tuple[float, bool, int]]:
         """Log-likelihoods of continuations.
