@@ -15,7 +15,9 @@ from torchscale.component.embedding import PositionalEmbedding, TextEmbedding
 
 HERE = pathlib.Path(__file__).parent
 BATCH, LENGTH, VOCAB, WIDTH = 2, 11, 23, 16
-COMMON = dict(subln=True, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, vocab_size=VOCAB, no_output_layer=True)
+COMMON = dict(
+    subln=True, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, vocab_size=VOCAB, no_output_layer=True
+)
 
 
 def model(side: str):
@@ -45,7 +47,9 @@ def main():
         (logits * target).sum().backward()
         parameters = dict(module.named_parameters())
         arrays = {f"weight/{name}": value.detach().numpy() for name, value in parameters.items()}
-        arrays |= {f"gradient/{name}": value.grad.numpy() for name, value in parameters.items() if value.grad is not None}
+        arrays |= {
+            f"gradient/{name}": value.grad.numpy() for name, value in parameters.items() if value.grad is not None
+        }
         arrays |= dict(tokens=tokens.numpy().astype(np.int32), target=target.numpy(), logits=logits.detach().numpy())
         arrays["versions"] = f"torch {torch.__version__}, torchscale {importlib.metadata.version('torchscale')}"
         np.savez_compressed(HERE / f"magneto_{side}.npz", **arrays)

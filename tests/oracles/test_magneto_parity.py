@@ -24,7 +24,9 @@ PARTS = {
 
 def convert(weights):
     def part(name):
-        weight, bias = (np.stack([weights[f"layers.{i}.{name}.{kind}"] for i in range(2)]) for kind in ("weight", "bias"))
+        weight, bias = (
+            np.stack([weights[f"layers.{i}.{name}.{kind}"] for i in range(2)]) for kind in ("weight", "bias")
+        )
         kernel = {"scale": weight} if weight.ndim == 2 else {"kernel": weight.swapaxes(1, 2)}
         return kernel | {"bias": bias}
 
