@@ -21,6 +21,7 @@ from fmjax.data.sentence_rows import (
     FullSentencesPlan,
     SentencePairRows,
     SentencePairsPlan,
+    plan_contiguous,
     plan_full_sentences,
     plan_sentence_pairs,
 )
@@ -47,7 +48,8 @@ class MaskedTextData(TextData):
       sequence_length: tokens a row, T, special ones included.
       next_sentence: True: `[CLS] A [SEP] B [SEP]`, half of the time with a random B (BERT: `plan_sentence_pairs`).
         False: rows as full of whole sentences as they go, across documents (RoBERTa: `plan_full_sentences`).
-      sentences: "lines" or "punctuation", see `split_sentences`.
+      sentences: "lines" or "punctuation", see `split_sentences`. Without next_sentence also "ignore": rows are then
+        filled to the last token (`plan_contiguous`), where whole sentences leave some of each empty.
       masking: "static": what is hidden depends on the row's text, its place in the corpus, alone. "dynamic": on the
         index in the endless stream, so it differs from epoch to epoch.
       duplicates: the layouts into pairs, and static masks, that a run has: epoch e takes number e % duplicates. None
@@ -75,6 +77,8 @@ class MaskedTextData(TextData):
         super().__post_init__()
         check_choice("data.sentences", self.sentences, RULES)
         check_choice("data.masking", self.masking, MASKINGS)
+        if self.sentences == "ignore" and self.next_sentence:
+            raise ConfigError("data.sentences = 'ignore' leaves no sentences for data.next_sentence")
         shortest = 5 if self.next_sentence else 3
         if self.sequence_length < shortest:
             raise ConfigError(f"data.sequence_length = {self.sequence_length} must be at least {shortest} here")
@@ -140,8 +144,9 @@ class MaskedTextData(TextData):
         split = corpus.splits[name]
         begin, end = _special(tokenizer, "cls_id", "bos_id"), _special(tokenizer, "sep_id", "eos_id")
         if not self.next_sentence:
+            make = plan_contiguous if self.sentences == "ignore" else plan_full_sentences
             key = fingerprint("full_sentences", PLAN_VERSION, name, self.sequence_length)
-            plan = corpus.kept(key, FullSentencesPlan, lambda: plan_full_sentences(split, self.sequence_length))
+            plan = corpus.kept(key, FullSentencesPlan, lambda: make(split, self.sequence_length))
             return FullSentenceRows(split, plan, begin, end)
         if split.num_documents < 2:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Rows of whole sentences for masked language models, before masking: sentence pairs (BERT), full sentences (RoBERTa).
+"""Rows of sentences for masked language models, before masking: sentence pairs (BERT), full sentences (RoBERTa).
 
 Both are planned by index from the sentences' lengths, as packing is: a row is a pure function of its index.
 """
@@ -58,6 +58,23 @@ def plan_full_sentences(split: TokenizedSplit, sequence_length: int) -> FullSent
         rows.append(piece)
         piece = int(np.searchsorted(used, used[piece] + begins_document[piece] + room, side="right")) - 1
     return FullSentencesPlan(np.append(starts[rows], split.offsets[-1]).astype(np.int64))
+
+
+def plan_contiguous(split: TokenizedSplit, sequence_length: int) -> FullSentencesPlan:
+    """As `plan_full_sentences`, but rows end in the middle of a sentence: all are full except the last one."""
+    room = sequence_length - 2
+    document_starts = split.offsets[split.documents[:-1]]
+    # A token's place in the text with a separator before every document; a row begins without one.
+    places = document_starts + np.arange(1, len(document_starts) + 1)
+    rows, start, end = [], 0, int(split.offsets[-1])
+    while start < end:
+        rows.append(start)
+        last = start + int(np.searchsorted(document_starts, start, side="right")) + room - 1
+        begun = int(np.searchsorted(places, last, side="right"))
+        start = last - begun + 1
+        if begun < len(document_starts):
+            start = min(start, int(document_starts[begun]))
+    return FullSentencesPlan(np.array([*rows, end], np.int64))
 
 
 def plan_sentence_pairs(

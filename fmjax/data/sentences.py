@@ -2,7 +2,7 @@
 
 import re
 
-RULES = ("lines", "punctuation")
+RULES = ("lines", "punctuation", "ignore")
 RULES_VERSION = 1  # part of the cache key: raise it when a rule cuts otherwise
 
 _END = re.compile(r"""[.!?]+["'”’»)\]]*(?=\s)""")
@@ -19,10 +19,13 @@ def split_sentences(text: str, rule: str) -> list[str]:
         "punctuation": a sentence ends after `.`, `!` or `?` (and closing quotes and brackets) before white space, and
         with a paragraph, which a blank line ends. Line ends within a paragraph, and other runs of white space, count
         as one space. Abbreviations end a sentence too.
+        "ignore": the document stays one stretch of text, as it is.
 
     A sentence cut out of a line keeps the space before it, so that a tokenizer which tells " the" from "the" sees
     running text.
     """
+    if rule == "ignore":
+        return [text]
     if rule == "lines" and "\n" in text.strip():
         return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
     paragraphs = [" ".join(paragraph.split()) for paragraph in _PARAGRAPH.split(text.replace("\r\n", "\n"))]

@@ -142,9 +142,9 @@ class TextData:
                     "No document of %s fell to its held-out share, so it is not evaluated; set data.eval_source or a "
                     "larger heldout_fraction.", sources[name].name,
                 )  # fmt: skip
-        identity = {f"data/{name}" if name else "data": _identity(source) for name, source in sources.items()}
+        identity = {f"data/{name}" if name else "data": identity_of(source) for name, source in sources.items()}
         if evaluated is not None:
-            identity["eval_source"] = _identity(split_evaluation(evaluated))
+            identity["eval_source"] = identity_of(split_evaluation(evaluated))
         return OpenData(
             train=_mixed(streams, {name: getattr(spec, "weight", 1.0) for name, spec in specs.items()}),
             evaluation=evaluation,
@@ -202,12 +202,7 @@ class TextData:
         return rows, documents
 
     def _check(self, module: Any, tokenizer: Tokenizer) -> None:
-        vocab_size = getattr(module, "vocab_size", None)
-        if vocab_size is not None and vocab_size < tokenizer.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size is {vocab_size}, but the tokenizer {self.tokenizer!r} has {tokenizer.vocab_size} "
-                "pieces; leave model.vocab_size at None or make it at least as large"
-            )
+        check_vocabulary(module, tokenizer, self.tokenizer)
         max_length = getattr(module, "max_length", None)
         if max_length is not None and max_length < self.sequence_length:
             raise ConfigError(
@@ -258,7 +253,18 @@ def chosen_documents(documents: Mapping[str, Sequence[str]], split: str) -> Sequ
     return documents[split]
 
 
-def _identity(source: SplitSource) -> str:
+def check_vocabulary(module: Any, tokenizer: Tokenizer, name: str) -> None:
+    """Raises ConfigError where the module has fewer tokens than the tokenizer, which is called `name`."""
+    vocab_size = getattr(module, "vocab_size", None)
+    if vocab_size is not None and vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {vocab_size}, but the tokenizer {name!r} has {tokenizer.vocab_size} pieces; leave "
+            "model.vocab_size at None or make it at least as large"
+        )
+
+
+def identity_of(source: SplitSource) -> str:
+    """What a run remembers a source by: its label and the hash of its content."""
     return f"{source.source.label}@{source.fingerprint}"
 
 

@@ -24,7 +24,8 @@ def make_train_step(
     """A pure function `(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
 
     The loss is the sum over the global batch divided by its total weight, so neither accumulation nor sharding nor
-    packing changes it; a loss of several terms is the sum of such quotients. Each step's randomness is `fold_in(key, state.step)`.
+    packing changes it; a loss of several terms is the sum of such quotients. Each step's randomness is
+    `fold_in(key, state.step)`.
 
     Args:
       apply_fn: `module.apply`.
