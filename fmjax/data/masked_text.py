@@ -50,11 +50,11 @@ class MaskedTextData(TextData):
         False: rows as full of whole sentences as they go, across documents (RoBERTa: `plan_full_sentences`).
       sentences: "lines" or "punctuation", see `split_sentences`. Without next_sentence also "ignore": rows are then
         filled to the last token (`plan_contiguous`), where whole sentences leave some of each empty.
-      masking: "static": what is hidden depends on the row's text, its place in the corpus, alone. "dynamic": on the
-        index in the endless stream, so it differs from epoch to epoch.
-      duplicates: the layouts into pairs, and static masks, that a run has: epoch e takes number e % duplicates. None
-        is 10, as BERT's data were written ten times. Not read with dynamic masking of full sentences, whose layout
-        is one.
+      masking: what is hidden in a row is a pure function, "static": of (seed, row, duplicate); "dynamic": of (seed,
+        index in the endless stream), so that no epoch repeats another.
+      duplicates: how many layouts into pairs, each with static masks of its own, there are: epoch e takes number
+        e % duplicates. None is 10, as BERT's data were written ten times. Not read with dynamic masking of full
+        sentences, which have one layout.
       mask_rate: share of the tokens that are predicted.
       max_predictions: P, the most tokens of a row that are predicted; None is round(mask_rate * sequence_length).
       short_sequence_rate: share of the pairs that are shorter than a row; None is 0.1. Not read without
