@@ -43,9 +43,8 @@ def train_sentencepiece(
     """Trains on (a sample of) `texts`; returns the bytes of a `.model` file.
 
     Ids: 0 unknown (never needed, as bytes are the fallback), 1 begins, 2 ends a document, then `specials`, such as
-    "<mask>", which no text is ever encoded as. Text is taken as it is:
-    no normalisation, no space added in front, runs of spaces and newlines are pieces of their own, digits are
-    single.
+    "<mask>", which no text is ever encoded as. Text is taken as it is: no normalisation, no space added in front,
+    runs of spaces and newlines are pieces of their own, digits are single.
 
     Raises:
       TokenizerError: the vocabulary is too small for the bytes and characters, or larger than the text yields.
