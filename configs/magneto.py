@@ -5,7 +5,7 @@
 
 The paper's setting (appendix C): rows of 2,048, batch of 128 rows or more, Adam with betas 0.9 and 0.98, 6e-4.
 `--config=configs/magneto.py:tiny` learns the Python standard library on two CPU cores in about a minute. The encoder is
-`--config.model.name=magneto_encoder` in `configs/bert.py`.
+`--config=configs/bert.py:magneto`.
 """
 
 from ml_collections import ConfigDict
