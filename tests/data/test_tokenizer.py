@@ -104,7 +104,7 @@ def test_training_is_deterministic(texts):
 
 def test_long_texts_are_cut_without_loss(trained, monkeypatch):
     text = "line one\nline two\n\u2581x" * 40
-    monkeypatch.setattr("fmjax.data.tokenizer._LONGEST_ENCODED", 37)
+    monkeypatch.setattr("fmjax.data.tokenizer_sentencepiece._LONGEST_ENCODED", 37)
     assert trained.decode(trained.encode(text)) == text
 
 
