@@ -1,4 +1,4 @@
-"""Training a SentencePiece tokenizer on the run's own documents: BPE, byte fallback, lossless."""
+"""Training a tokenizer on the run's own documents: SentencePiece, BERT's WordPiece or RoBERTa's byte-level BPE."""
 
 import hashlib
 import heapq
@@ -6,9 +6,10 @@ import io
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from fmjax.data.tokenizer import cut_at_lines
+from fmjax.data.tokenizer_base import cut_at_lines
+from fmjax.data.tokenizer_huggingface import HuggingFaceTokenizer
 from fmjax.errors import TokenizerError
 
 SAMPLE_BYTES = 64 << 20
@@ -54,13 +55,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, progress: bool = 
             f"data.tokenizer 'train:{vocab_size}': at least 300 pieces are needed (256 bytes, 3 special ones and "
             "some characters); use 'bytes' for less"
         )
-    start = time.perf_counter()
-    documents = sample_documents(texts)
-    if not documents:
-        raise TokenizerError("there is no text to train a tokenizer on")
-    megabytes = sum(len(text.encode()) for text in documents) / 1e6
-    if progress:
-        print(f"Training a tokenizer of {vocab_size} pieces on {megabytes:.1f} MB of text ...", file=sys.stderr)
+    documents, megabytes, done = _begin(texts, vocab_size, progress)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -91,6 +86,87 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, progress: bool = 
         else:
             hint = str(error)
         raise TokenizerError(f"data.tokenizer 'train:{vocab_size}' on {megabytes:.3g} MB of text: {hint}") from None
-    if progress:
-        print(f"... done in {time.perf_counter() - start:.1f} s.", file=sys.stderr)
+    done()
     return model.getvalue()
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int, progress: bool = False) -> HuggingFaceTokenizer:
+    """BERT's WordPiece (lower-cased, as bert-base-uncased), trained on (a sample of) `texts`.
+
+    Ids 0..4 are [PAD], [UNK], [CLS], [SEP], [MASK]. The 1,000 most frequent characters are pieces; a word with
+    another is [UNK].
+
+    Raises:
+      TokenizerError: the vocabulary is too small for the characters, or larger than the text yields.
+    """
+    from tokenizers import trainers
+
+    from fmjax.data.tokenizer_vocabularies import wordpiece, wordpiece_template
+
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    special = {name: (token, index) for index, (name, token) in enumerate(names.items())}
+    model = wordpiece(dict(special.values()), special)
+    model.post_processor = None
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=list(names.values()), limit_alphabet=1000, show_progress=False
+    )
+    _train(model, trainer, texts, vocab_size, "train_wordpiece", progress)
+    model.post_processor = wordpiece_template(special)
+    specials = {f"{name}_token": token for name, token in names.items()}
+    return HuggingFaceTokenizer(model.to_str(), specials, f"train_wordpiece:{vocab_size}", token_types=True)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, progress: bool = False) -> HuggingFaceTokenizer:
+    """RoBERTa's byte-level BPE, trained on (a sample of) `texts`; lossless.
+
+    Ids 0..4 are <s>, <pad>, </s>, <unk>, <mask>, then 256 bytes, then merges.
+
+    Raises:
+      TokenizerError: the vocabulary is too small for the bytes, or larger than the text yields.
+    """
+    from tokenizers import pre_tokenizers, processors, trainers
+
+    from fmjax.data.tokenizer_vocabularies import byte_level
+
+    if vocab_size < 261:
+        raise TokenizerError(f"data.tokenizer 'train_bpe:{vocab_size}': 256 bytes and 5 special ones need at least 261")
+    names = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    model = byte_level({}, [])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(names.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )  # fmt: skip
+    _train(model, trainer, texts, vocab_size, "train_bpe", progress)
+    model.post_processor = processors.RobertaProcessing(sep=("</s>", 2), cls=("<s>", 0), add_prefix_space=False)
+    specials = {f"{name}_token": token for name, token in names.items()} | {"cls_token": "<s>", "sep_token": "</s>"}
+    return HuggingFaceTokenizer(model.to_str(), specials, f"train_bpe:{vocab_size}")
+
+
+def _train(model, trainer, texts: Iterable[str], vocab_size: int, kind: str, progress: bool) -> None:
+    """Trains a model of the `tokenizers` library in place. Raises TokenizerError where the size is not met."""
+    documents, megabytes, done = _begin(texts, vocab_size, progress)
+    model.train_from_iterator(documents, trainer)
+    size = model.get_vocab_size()
+    if size != vocab_size:
+        hint = f"at most {size} pieces: use '{kind}:{size}' or fewer, or more text"
+        if size > vocab_size:
+            hint = f"characters that alone need {size} pieces: use '{kind}:{size}' or more"
+        raise TokenizerError(f"data.tokenizer '{kind}:{vocab_size}' on {megabytes:.3g} MB of text, which yields {hint}")
+    done()
+
+
+def _begin(texts: Iterable[str], vocab_size: int, progress: bool) -> tuple[list[str], float, Callable[[], None]]:
+    """The sample to train on, its megabytes, and what says that training is done."""
+    start = time.perf_counter()
+    documents = sample_documents(texts)
+    if not documents:
+        raise TokenizerError("there is no text to train a tokenizer on")
+    megabytes = sum(len(text.encode()) for text in documents) / 1e6
+    if progress:
+        print(f"Training a tokenizer of {vocab_size} pieces on {megabytes:.1f} MB of text ...", file=sys.stderr)
+
+    def done() -> None:
+        if progress:
+            print(f"... done in {time.perf_counter() - start:.1f} s.", file=sys.stderr)
+
+    return documents, megabytes, done
