@@ -1,5 +1,6 @@
 """Training a tokenizer on the run's own documents: SentencePiece, BERT's WordPiece or RoBERTa's byte-level BPE."""
 
+import collections
 import hashlib
 import heapq
 import io
@@ -15,6 +16,8 @@ from fmjax.errors import TokenizerError
 SAMPLE_BYTES = 64 << 20
 SETTINGS_VERSION = 1  # part of the cache key: raise it when what is trained changes
 _CHUNK = 4000  # characters a training sentence; merges across chunks are not learned, so not too short
+
+_BERT_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
 
 def sample_documents(texts: Iterable[str], limit: int = SAMPLE_BYTES) -> list[str]:
@@ -101,19 +104,38 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, progress: bool = Fals
     """
     from tokenizers import trainers
 
-    from fmjax.data.tokenizer_vocabularies import wordpiece, wordpiece_template
+    from fmjax.data.tokenizer_vocabularies import wordpiece
 
-    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-    special = {name: (token, index) for index, (name, token) in enumerate(names.items())}
+    special = {name: (token, index) for index, (name, token) in enumerate(_BERT_SPECIAL.items())}
+    documents, megabytes, done = _begin(texts, vocab_size, progress)
     model = wordpiece(dict(special.values()), special)
-    model.post_processor = None
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(names.values()), limit_alphabet=1000, show_progress=False
+    alphabet = _alphabet(model.normalizer.normalize_str(text) for text in documents)
+    options = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "show_progress": False}
+    # The library numbers the pieces ##x in an order of its own making, on which merges depend: hence one pass that
+    # finds them and one that is given them, in order, as special tokens. The vocabulary alone is kept of it.
+    model.train_from_iterator(documents, trainers.WordPieceTrainer(vocab_size=1, **options))
+    inside = sorted(piece for piece in model.get_vocab(with_added_tokens=False) if len(piece) == 3)
+    first = [*_BERT_SPECIAL.values(), *inside]
+    model = wordpiece(dict(special.values()), special)
+    model.train_from_iterator(
+        documents, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, **options)
     )
-    _train(model, trainer, texts, vocab_size, "train_wordpiece", progress)
-    model.post_processor = wordpiece_template(special)
-    specials = {f"{name}_token": token for name, token in names.items()}
+    trained = sorted(model.get_vocab().items(), key=lambda entry: entry[1])
+    _check_size(len(trained), vocab_size, megabytes, "train_wordpiece")
+    done()
+    pieces = dict.fromkeys([*_BERT_SPECIAL.values(), *alphabet, *inside, *(piece for piece, _ in trained)])
+    model = wordpiece({piece: index for index, piece in enumerate(pieces)}, special)
+    specials = {f"{name}_token": token for name, token in _BERT_SPECIAL.items()}
     return HuggingFaceTokenizer(model.to_str(), specials, f"train_wordpiece:{vocab_size}", token_types=True)
+
+
+def _alphabet(texts: Iterable[str], limit: int = 1000) -> list[str]:
+    """The most frequent characters that are no whitespace, in the order of their code points."""
+    counts: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        counts.update(text)
+    found = sorted((-count, character) for character, count in counts.items() if not character.isspace())
+    return sorted(character for _, character in found[:limit])
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, progress: bool = False) -> HuggingFaceTokenizer:
@@ -130,29 +152,32 @@ def train_bpe(texts: Iterable[str], vocab_size: int, progress: bool = False) -> 
 
     if vocab_size < 261:
         raise TokenizerError(f"data.tokenizer 'train_bpe:{vocab_size}': 256 bytes and 5 special ones need at least 261")
-    names = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    documents, megabytes, done = _begin(texts, vocab_size, progress)
     model = byte_level({}, [])
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(names.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-    )  # fmt: skip
-    _train(model, trainer, texts, vocab_size, "train_bpe", progress)
-    model.post_processor = processors.RobertaProcessing(sep=("</s>", 2), cls=("<s>", 0), add_prefix_space=False)
-    specials = {f"{name}_token": token for name, token in names.items()} | {"cls_token": "<s>", "sep_token": "</s>"}
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(documents, trainer)
+    _check_size(model.get_vocab_size(), vocab_size, megabytes, "train_bpe")
+    done()
+    model.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
+    specials = {
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>",
+        "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>",
+    }  # fmt: skip
     return HuggingFaceTokenizer(model.to_str(), specials, f"train_bpe:{vocab_size}")
 
 
-def _train(model, trainer, texts: Iterable[str], vocab_size: int, kind: str, progress: bool) -> None:
-    """Trains a model of the `tokenizers` library in place. Raises TokenizerError where the size is not met."""
-    documents, megabytes, done = _begin(texts, vocab_size, progress)
-    model.train_from_iterator(documents, trainer)
-    size = model.get_vocab_size()
-    if size != vocab_size:
-        hint = f"at most {size} pieces: use '{kind}:{size}' or fewer, or more text"
-        if size > vocab_size:
-            hint = f"characters that alone need {size} pieces: use '{kind}:{size}' or more"
-        raise TokenizerError(f"data.tokenizer '{kind}:{vocab_size}' on {megabytes:.3g} MB of text, which yields {hint}")
-    done()
+def _check_size(found: int, wanted: int, megabytes: float, kind: str) -> None:
+    """Raises TokenizerError where a vocabulary has not the size that was asked for."""
+    hint = f"the text yields at most {found} pieces: use '{kind}:{found}' or fewer, or more text"
+    if found > wanted:
+        hint = f"the text's characters alone need {found} pieces: use '{kind}:{found}' or more"
+    if found != wanted:
+        raise TokenizerError(f"data.tokenizer '{kind}:{wanted}' on {megabytes:.3g} MB of text: {hint}")
 
 
 def _begin(texts: Iterable[str], vocab_size: int, progress: bool) -> tuple[list[str], float, Callable[[], None]]:

@@ -52,7 +52,7 @@ def wordpiece(
 
     Args:
       pieces: ids.
-      special: (token, id) of "unk", "cls" and "sep".
+      special: (token, id) of "unk", "cls" and "sep"; texts become [CLS] first [SEP] second [SEP], of types 0 and 1.
       lowercase, strip_accents: None strips accents where texts are lower-cased.
       chinese: whether CJK characters stand alone.
     """
@@ -62,18 +62,13 @@ def wordpiece(
     )
     built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     built.decoder = decoders.WordPiece(prefix="##")
-    built.post_processor = wordpiece_template(special)
-    return built
-
-
-def wordpiece_template(special: Mapping[str, tuple[str, int]]):
-    """[CLS] first [SEP] second [SEP], of token types 0 and 1."""
     cls, sep = special["cls"][0], special["sep"][0]
-    return processors.TemplateProcessing(
+    built.post_processor = processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
         special_tokens=[special["cls"], special["sep"]],
     )
+    return built
 
 
 def read_bpe(vocabulary: pathlib.Path, merges: pathlib.Path, config: TokenizerConfig) -> HuggingFaceTokenizer:
@@ -161,12 +156,8 @@ def _gpt2(pieces, pairs, config: TokenizerConfig) -> tokenizers.Tokenizer:
 def _roberta(pieces, pairs, config: TokenizerConfig) -> tokenizers.Tokenizer:
     add_prefix_space = config.flag("add_prefix_space") is True
     built = byte_level(pieces, pairs, add_prefix_space)
-    built.post_processor = processors.RobertaProcessing(
-        sep=_special(pieces, config, "sep_token"),
-        cls=_special(pieces, config, "cls_token"),
-        trim_offsets=True,
-        add_prefix_space=add_prefix_space,
-    )
+    sep, cls = _special(pieces, config, "sep_token"), _special(pieces, config, "cls_token")
+    built.post_processor = processors.RobertaProcessing(sep, cls, True, add_prefix_space)  # True: trims offsets
     return built
 
 
