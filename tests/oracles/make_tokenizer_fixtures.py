@@ -224,7 +224,7 @@ def marian():
 
 CASES = {
     "bert": lambda: bert(do_lower_case=True),
-    "bert_cased": lambda: bert(do_lower_case=False, strip_accents=False, tokenize_chinese_chars=False),
+    "bert_cased": lambda: bert(do_lower_case=False, strip_accents=True, tokenize_chinese_chars=False),
     "gpt2": gpt2,
     "opt": lambda: gpt2(tokenizer_class="GPT2Tokenizer", add_bos_token=True),
     "roberta": roberta,
