@@ -86,7 +86,7 @@ class TokenizerConfig:
         return {name: token for name, token in defaults.items() if name not in self.specials}
 
     def flag(self, name: str) -> bool | None:
-        """A yes or no of `tokenizer_config.json`; None where it is not given. Raises TokenizerError for other values."""
+        """A yes or no of `tokenizer_config.json`; None where there is none. Raises TokenizerError for other values."""
         value = self.options.get(name)
         if value is not None and not isinstance(value, bool):
             raise TokenizerError(f"tokenizer_config.json: {name} must be true or false, got {value!r}")

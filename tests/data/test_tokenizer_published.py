@@ -188,7 +188,7 @@ BAD = {
     "bad merges": ("gpt2", {"merges__txt": "#version: 0.2\nnot pieces of it\n"}, "vocab.json and merges.txt are not"),
     "bad vocabulary": ("gpt2", {"vocab__json": "{"}, "vocab.json and merges.txt are not a BPE"),
     "another kind": ("gpt2", {"config__json": '{"model_type": "clip"}'}, "which kind of BPE.*'clip'"),
-    "truncated tokenizer.json": ("llama3", {"tokenizer__json": '{"version": '}, "tokenizer.json is not a tokenizer.json"),
+    "truncated tokenizer.json": ("llama3", {"tokenizer__json": '{"version": '}, "tokenizer.json is not a"),
     "unknown special": (
         "llama3", {"tokenizer_config__json": '{"pad_token": "<nothing>"}'}, "pad_token '<nothing>' is not in its voc",
     ),
@@ -205,7 +205,7 @@ BAD = {
         "llama2", {"added_tokens__json": None}, "'<|im_start|>' is not in its vocab",
     ),
     "special not in model": (
-        "gemma_model", {"tokenizer_config__json": '{"eos_token": "<end>"}'}, "eos_token '<end>' is not in its vocabulary",
+        "gemma_model", {"tokenizer_config__json": '{"eos_token": "<end>"}'}, "eos_token '<end>' is not in its voc",
     ),
     "added to another": ("llama3", {"added_tokens__json": '{"<new>": 7}'}, "'<new>' gets id 345 .* state 7"),
     "no target": ("marian", {"target__spm": None}, "no target.spm, which a Marian tokenizer needs"),

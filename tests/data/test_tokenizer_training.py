@@ -59,8 +59,8 @@ def test_words_are_learned_and_given_back(trained):
         assert tokenizer.encode("\u16a0") == [tokenizer.unk_id]
         assert any(tokenizer.token(i).startswith("##") for i in tokenizer.encode("happilysat"))
     else:
-        for text in (text, "\u16a0 😀\n\n \0", ""):
-            assert tokenizer.decode(tokenizer.encode(text)) == text
+        for exact in (text, "\u16a0 😀\n\n \0", ""):
+            assert tokenizer.decode(tokenizer.encode(exact)) == exact
 
 
 def test_sizes_that_cannot_be_met(corpus):

@@ -1,6 +1,6 @@
 """Writes chats.json: chats rendered and encoded by `transformers`, with templates in the published formats.
 
-Needs the `oracle` extra (transformers). Run from anywhere, after make_tokenizer_fixtures.py: python make_chat_fixtures.py
+Needs the `oracle` extra (transformers). Run after make_tokenizer_fixtures.py, from anywhere: make_chat_fixtures.py
 The templates are written here from the documented formats: ChatML, LLaMA 2's [INST], LLaMA 3's headers, Gemma's turns.
 """
 

@@ -1,8 +1,8 @@
-"""Writes tokenizers.json: tiny vocabularies in the files of published families, and what `transformers` reads from them.
+"""Writes tokenizers.json: tiny vocabularies in the files of published families, and what `transformers` makes of them.
 
 Needs the `oracle` extra (transformers). Run from anywhere: python make_tokenizer_fixtures.py
 Each case has the files of a Hugging Face folder, and for the texts below the ids of `transformers` without and with
-special tokens, of pairs, and the decoded texts.
+special tokens, of pairs, and the decoded texts. What fmjax saves of each must give `transformers` the ids of fmjax.
 """
 
 import base64
@@ -16,20 +16,24 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from fmjax.data.tokenizer import load_tokenizer
+
 HERE = pathlib.Path(__file__).parent
 
 CORPUS = [
-    "The quick brown fox jumps over the lazy dog. A naïve café owner said hello to the world, and the world said hello.",
+    "The quick brown fox jumps over the lazy dog. A naïve café owner said hello to the world, the world hello.",
     "def add(first, second):\n    return first + second\n\nfor index in range(10):\n    print(add(index, 12))\n",
     "Der schnelle braune Fuchs springt über den faulen Hund. Zwei Männer stehen vor einem Haus, ein Mann fährt Rad.",
     "日本語のテスト。中文字符。 Привет, мир! Здравствуйте. مرحبا بالعالم 😀",
     "Once upon a time there was a little girl named Lily. She loved to play outside in the park with her red ball.",
-    "user system assistant: What's the capital of France? I don't know; they've said it isn't London. INST [INST] [/INST]",
+    "user system assistant: What's the capital of France? I don't know; they've said: London. INST [INST] [/INST]",
 ] * 3
 
 TEXTS = [
-    "", " ", "   ", "\n", "\n\n  \n", "\t\tx\t", "\r\n", "a\x00b\x07", "Hello, world!", " Hello  world ", "  two", "end  ",
-    "naïve café e\u0301 Å ﬁ ² ß İ", "ÜBER Männer", "日本語テスト 中文\u3000字", "😀👩‍👩‍👧!", "Привет мир", "مرحبا", "\u200b\ufeffx\u00ad",
+    "", " ", "   ", "\n", "\n\n  \n", "\t\tx\t", "\r\n", "a\x00b\x07",
+    "Hello, world!", " Hello  world ", "  two", "end  ",
+    "naïve café e\u0301 Å ﬁ ² ß İ", "ÜBER Männer", "日本語テスト 中文\u3000字", "😀👩‍👩‍👧!",
+    "Привет мир", "مرحبا", "\u200b\ufeffx\u00ad",
     "don't I'll they've", "1234567890 3.14", "def f(x):\n    return x + 1\n", "antidisestablishmentarianism" * 4,
     "a\u2581b", "\U0010ffff", "[MASK] the [SEP]", "a <mask> b", "<s>[INST] hi [/INST] yes </s>", "x<|endoftext|>y",
     "<|im_start|>user\nhi<|im_end|>\n", "<bos><start_of_turn>user\nhi<end_of_turn>\n", "<unk> <pad>",
@@ -113,7 +117,8 @@ def llama2(legacy):
     added = {"<|im_start|>": 420, "<|im_end|>": 421, "<note>": 422}
     config = {
         "add_bos_token": True, "add_eos_token": False, "legacy": legacy, "bos_token": "<s>", "eos_token": "<|im_end|>",
-        "unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<|im_start|>", "</s>"],
+        "unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": ["<|im_start|>", "</s>"],
     }  # fmt: skip
     return {
         "tokenizer.model": sentencepiece_model(420, split_digits=True),
@@ -192,7 +197,10 @@ def llama3():
 
 
 def qwen3():
-    regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    regex = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     config = {
         "tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>",
@@ -207,7 +215,8 @@ def marian():
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(CORPUS[:3] if side == "source" else CORPUS[2:5]), model_writer=model,
-            model_type="unigram", vocab_size=size, hard_vocab_limit=False, normalization_rule_name="identity", minloglevel=2, num_threads=1,
+            model_type="unigram", vocab_size=size, hard_vocab_limit=False,
+            normalization_rule_name="identity", minloglevel=2, num_threads=1,
         )  # fmt: skip
         models_[f"{side}.spm"] = model.getvalue()
         processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
@@ -266,10 +275,29 @@ def reference(files, texts):
         }
 
 
+def check_saved(name, files):
+    """Raises AssertionError where `transformers` reads other ids from what fmjax saved than fmjax gives."""
+    with tempfile.TemporaryDirectory() as published, tempfile.TemporaryDirectory() as saved:
+        write_files(files, pathlib.Path(published))
+        ours = load_tokenizer(published)
+        ours.save(pathlib.Path(saved))
+        theirs = transformers.AutoTokenizer.from_pretrained(saved)
+        named = [*ours.special_tokens.values(), "<s>", "<|im_", "_of_turn>"]
+        for text in TEXTS:
+            # Neither holds where tests/data/test_tokenizer_published.py says that SentencePiece and they part ways.
+            is_apart = (name == "llama2_not_legacy" and text[:1] == " ") or (name == "gemma_model" and "\u2581" in text)
+            is_named = "tokenizer.model" in files and any(token in text for token in named)
+            if not is_apart and not is_named and not (name == "marian" and "<" in text):
+                assert theirs(text)["input_ids"] == ours.encode_pair(text)[0], (name, text)
+        assert len(theirs) == ours.vocab_size
+        assert {key: str(token) for key, token in theirs.special_tokens_map.items()} == ours.special_tokens
+
+
 def main():
     cases = {}
     for name, make in CASES.items():
         files = make()
+        check_saved(name, files)
         texts = [*TEXTS, ">>fra<<Hello world"] if name == "marian" else TEXTS
         cases[name] = {"files": {file: as_json(content) for file, content in files.items()}, **reference(files, texts)}
         if name == "marian":
