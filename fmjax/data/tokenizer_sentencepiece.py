@@ -103,6 +103,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _set_specials(self, config: TokenizerConfig) -> None:
         own = {name: getattr(self._processor, f"{name}_id")() for name in ("bos", "eos", "pad", "unk")}
         tokens = {f"{name}_token": self.token(i) for name, i in own.items() if i >= 0}
+        mask = self._piece_id("<mask>")
+        if mask is not None and self._processor.is_control(mask):  # no text is encoded as it
+            tokens["mask_token"] = "<mask>"
         tokens |= {name: token for name, token in config.specials.items() if token is not None}
         for name, token in tokens.items():
             index = self.token_to_id(token)

@@ -41,12 +41,14 @@ def sample_documents(texts: Iterable[str], limit: int = SAMPLE_BYTES) -> list[st
     return [text for _, _, text, _ in sorted(kept, key=lambda entry: entry[1])]
 
 
-def train_sentencepiece(texts: Iterable[str], vocab_size: int, progress: bool = False) -> bytes:
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, progress: bool = False, specials: tuple[str, ...] = ()
+) -> bytes:
     """Trains on (a sample of) `texts`; returns the bytes of a `.model` file.
 
-    Ids: 0 unknown (never needed, as bytes are the fallback), 1 begins, 2 ends a document. Text is taken as it is:
-    no normalisation, no space added in front, runs of spaces and newlines are pieces of their own, digits are
-    single.
+    Ids: 0 unknown (never needed, as bytes are the fallback), 1 begins, 2 ends a document, then `specials`, such as
+    "<mask>", which no text is ever encoded as. Text is taken as it is: no normalisation, no space added in front,
+    runs of spaces and newlines are pieces of their own, digits are single.
 
     Raises:
       TokenizerError: the vocabulary is too small for the bytes and characters, or larger than the text yields.
@@ -77,6 +79,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, progress: bool = 
             bos_id=1,
             eos_id=2,
             pad_id=-1,
+            control_symbols=list(specials),
             minloglevel=2,
         )
     except RuntimeError as error:
