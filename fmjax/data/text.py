@@ -299,16 +299,17 @@ def _mixed(streams: Mapping[str, Any], weights: Mapping[str, float]):
     return grain.MapDataset.mix(list(streams.values()), weights=[weights[name] for name in streams])
 
 
-def _trained_size(wanted: str) -> int | None:
-    """VOCAB_SIZE of "train:VOCAB_SIZE"; None for other words. Raises ConfigError for a malformed one."""
-    if not wanted.startswith("train:"):
-        if wanted == "train":
-            raise ConfigError("data.tokenizer 'train': expected 'train:VOCAB_SIZE', such as 'train:2048'")
+def _trained_size(wanted: str) -> tuple[str, int] | None:
+    """("train", VOCAB_SIZE) of "train:VOCAB_SIZE", likewise of "train_wordpiece:" and "train_bpe:"; None for other
+    words. Raises ConfigError for a malformed one."""
+    kind, colon, size = wanted.partition(":")
+    if kind not in ("train", "train_wordpiece", "train_bpe"):
         return None
-    size = wanted.removeprefix("train:")
+    if not colon:
+        raise ConfigError(f"data.tokenizer {wanted!r}: expected '{kind}:VOCAB_SIZE', such as '{kind}:2048'")
     if not size.isdecimal():
-        raise ConfigError(f"data.tokenizer {wanted!r}: expected 'train:VOCAB_SIZE' with a whole number")
-    return int(size)
+        raise ConfigError(f"data.tokenizer {wanted!r}: expected '{kind}:VOCAB_SIZE' with a whole number")
+    return kind, int(size)
 
 
 def open_tokenizer(
@@ -318,20 +319,33 @@ def open_tokenizer(
     progress: bool = False,
     specials: tuple[str, ...] = (),
 ) -> Tokenizer:
-    """The tokenizer a config names: "bytes", "train:VOCAB_SIZE" or a path. One trained on the same documents with
-    the same settings before comes from the cache; `specials` are pieces it gets beside BOS and EOS."""
+    """The tokenizer a config names: "bytes", "train:VOCAB_SIZE" (SentencePiece), "train_wordpiece:VOCAB_SIZE" (BERT's),
+    "train_bpe:VOCAB_SIZE" (RoBERTa's) or a path. One trained on the same documents with the same settings before comes
+    from the cache; `specials` are pieces that SentencePiece gets beside BOS and EOS, the others have BERT's and
+    RoBERTa's."""
     if wanted == "bytes":
         return ByteTokenizer()
-    size = _trained_size(wanted)
-    if size is None:
+    trained = _trained_size(wanted)
+    if trained is None:
         return load_tokenizer(wanted)
     from fmjax.data import tokenizer_training
 
+    kind, size = trained
+
     def build(folder: pathlib.Path) -> None:
         texts = (text for source in sources for split, text in source.stream() if split == "train")
-        model = tokenizer_training.train_sentencepiece(texts, size, progress, specials)
-        (folder / "tokenizer.model").write_bytes(model)
+        if kind == "train":
+            model = tokenizer_training.train_sentencepiece(texts, size, progress, specials)
+            (folder / "tokenizer.model").write_bytes(model)
+        elif kind == "train_wordpiece":
+            tokenizer_training.train_wordpiece(texts, size, progress).save(folder)
+        else:
+            tokenizer_training.train_bpe(texts, size, progress).save(folder)
 
     parts = [tokenizer_training.SETTINGS_VERSION, size, [source.fingerprint for source in sources]]
-    key = fingerprint(*parts, list(specials)) if specials else fingerprint(*parts)
+    if kind != "train":
+        parts.append(kind)
+    elif specials:
+        parts.append(list(specials))
+    key = fingerprint(*parts)
     return load_tokenizer(build_once(cache_dir / "tokenizers" / key, build))
