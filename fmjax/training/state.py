@@ -57,6 +57,16 @@ def init_params(module: nn.Module, key: jax.Array, inputs: dict):
     return kept["params"]
 
 
+def param_spec(module: nn.Module, inputs: dict):
+    """(shapes, logical axis names) of a module's parameters, known without computing anything.
+
+    Args:
+      inputs: keyword arguments of `module.init`, arrays or ShapeDtypeStructs.
+    """
+    boxed = jax.eval_shape(lambda key, x: init_params(module, key, x), jax.random.key(0), inputs)
+    return nn.unbox(boxed), logical_axes(boxed)
+
+
 def make_spec(module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: MeshConfig, ema: bool) -> StateSpec:
     """Plans the state for `mesh`.
 
@@ -66,9 +76,7 @@ def make_spec(module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: Me
 
     Raises ConfigError where a parameter cannot be sharded as the table says.
     """
-    boxed = jax.eval_shape(lambda key, x: init_params(module, key, x), jax.random.key(0), inputs)
-    axes = logical_axes(boxed)
-    param_shapes = nn.unbox(boxed)
+    param_shapes, axes = param_spec(module, inputs)
     shardings = param_shardings(param_shapes, axes, mesh, config.table, config.replicate)
     whole = NamedSharding(mesh, PartitionSpec())
     opt_shapes = jax.eval_shape(optimizer(axes).init, param_shapes)

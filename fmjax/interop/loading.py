@@ -1,0 +1,113 @@
+"""A published folder as a `fmjax.load.Model`."""
+
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from fmjax.config import build
+from fmjax.errors import CheckpointError, TokenizerError
+from fmjax.interop.importer import PublishedFolder
+from fmjax.interop.published_config import read_json
+from fmjax.models import MODELS
+from fmjax.parallel.placement import Placement
+from fmjax.training.state import param_spec
+
+log = logging.getLogger("fmjax")
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def is_published(folder: pathlib.Path) -> bool:
+    """Whether a folder is to be read as a published one: it has a config.json and no checkpoints of ours."""
+    return (folder / "config.json").is_file() and not (folder / "checkpoints").is_dir()
+
+
+def model_section(folder: str | pathlib.Path) -> dict:
+    """The section `model` of a training config for the model in a published folder; for config files.
+
+    Raises InputError subclasses as `PublishedFolder`.
+    """
+    return PublishedFolder(folder).section
+
+
+def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None = None, progress: bool = False):
+    """The `fmjax.load.Model` of a published folder.
+
+    Args:
+      dtype: of the parameters and of what is computed with them.
+      placement: the mesh over which parameters are split; None is the first device alone.
+
+    Raises InputError subclasses for what is not supported, missing or damaged.
+    """
+    from fmjax.load import Model, cast
+
+    published = PublishedFolder(folder)
+    module = build(published.section, MODELS)
+    tokenizer = find_tokenizer(folder)
+    check_tokenizer(tokenizer, module, folder)
+    shapes, axes = param_spec(module, example_inputs(module))
+    params = published.params(shapes, place(shapes, axes, placement), dtype, progress)
+    module, params = cast(module, params, dtype)
+    return Model(
+        module,
+        params,
+        {"model": published.section, "published": _kept(published)},
+        tokenizer,
+        source=str(folder),
+        add_bos=_starts_with_bos(folder, tokenizer, published.family.starts_with_bos),
+        placement=placement,
+    )
+
+
+def example_inputs(module) -> dict:
+    """What `module.init` needs to make every parameter."""
+    return {"tokens": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
+
+
+def place(shapes, axes, placement: Placement | None):
+    """The sharding of every parameter; without a placement, the first device."""
+    if placement is None:
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(lambda _: device, shapes)
+    return placement.shardings(shapes, axes)
+
+
+def find_tokenizer(folder: pathlib.Path):
+    """The tokenizer in a folder, or None where there is none."""
+    from fmjax.data.tokenizer import load_tokenizer
+
+    known = ("tokenizer.*", "vocab.txt", "vocab.json")
+    return load_tokenizer(folder) if any(any(folder.glob(name)) for name in known) else None
+
+
+def check_tokenizer(tokenizer, module, folder) -> None:
+    """Raises TokenizerError when a tokenizer has more tokens than the module's embedding has rows."""
+    rows = getattr(module, "vocab_size", None)
+    if tokenizer is not None and rows is not None and rows < tokenizer.vocab_size:
+        raise TokenizerError(
+            f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {rows}; "
+            "is the tokenizer from another model?"
+        )
+
+
+def _kept(published: PublishedFolder) -> dict:
+    """What a config.json says beside the model, for writing it again."""
+    kept = {"architecture": published.family.architectures[0]}
+    kept |= {key: published.values[key] for key in TOKEN_IDS if key in published.values}
+    generation = published.folder / "generation_config.json"
+    if generation.is_file():
+        kept["generation"] = read_json(generation)
+    return kept
+
+
+def _starts_with_bos(folder: pathlib.Path, tokenizer, default: bool) -> bool:
+    """Whether the model's texts start with BOS: what the tokenizer's files do to a text, or say."""
+    definition = getattr(tokenizer, "adds_bos", None)
+    if definition is not None:
+        return definition
+    path = folder / "tokenizer_config.json"
+    stated = read_json(path).get("add_bos_token") if path.is_file() else None
+    return default if stated is None else bool(stated)
