@@ -110,16 +110,17 @@ def different_fields(a, b) -> list[tuple[str, Any, Any]]:
     return [(k, v, theirs[k]) for k, v in function_fields(a).items() if v != theirs[k]]
 
 
-def publish(module, build: Callable[[dict], Any]) -> tuple[Family, dict[str, Any]]:
+def publish(module, build: Callable[[dict], Any], prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
     """(family, keys of config.json) of the published class that computes exactly what `module` computes.
 
     Args:
       build: from a section `model` to a module.
+      prefer: the architecture that is taken where several would do.
 
     Raises InputError, naming the fields that stand in the way, where there is none.
     """
     reasons = []
-    for family in families():
+    for family in sorted(families(), key=lambda family: prefer not in family.architectures):
         try:
             values = family.write(module)
             again = build(read_section(family, values, (), "config.json"))

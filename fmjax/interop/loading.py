@@ -1,5 +1,6 @@
 """A published folder as a `fmjax.load.Model`."""
 
+import inspect
 import logging
 import pathlib
 
@@ -48,8 +49,7 @@ def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None
     module = build(published.section, MODELS)
     tokenizer = find_tokenizer(folder)
     check_tokenizer(tokenizer, module, folder)
-    shapes, axes = param_spec(module, example_inputs(module))
-    params = published.params(shapes, place(shapes, axes, placement), dtype, progress)
+    params = published.params(*placed(module, placement), dtype, progress)
     module, params = cast(module, params, dtype)
     return Model(
         module,
@@ -62,17 +62,18 @@ def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None
     )
 
 
-def example_inputs(module) -> dict:
-    """What `module.init` needs to make every parameter."""
-    return {"tokens": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
+def placed(module, placement: Placement | None):
+    """(shapes, shardings) of a module's parameters; without a placement, whole on the first device.
 
-
-def place(shapes, axes, placement: Placement | None):
-    """The sharding of every parameter; without a placement, the first device."""
-    if placement is None:
-        device = SingleDeviceSharding(jax.local_devices()[0])
-        return jax.tree.map(lambda _: device, shapes)
-    return placement.shardings(shapes, axes)
+    Raises ConfigError where a parameter cannot be sharded as the placement says.
+    """
+    arguments = inspect.signature(type(module).__call__).parameters
+    example = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    shapes, axes = param_spec(module, {name: example for name in ("tokens", "source_tokens") if name in arguments})
+    if placement is not None:
+        return shapes, placement.shardings(shapes, axes)
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    return shapes, jax.tree.map(lambda _: device, shapes)
 
 
 def find_tokenizer(folder: pathlib.Path):
