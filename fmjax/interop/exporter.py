@@ -13,13 +13,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fmjax.config import build
 from fmjax.errors import InputError
 from fmjax.interop.family import publish
 from fmjax.interop.loading import TOKEN_IDS
 from fmjax.interop.safetensors_files import Outgoing, write_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors
-from fmjax.models import MODELS
 
 log = logging.getLogger("fmjax")
 
@@ -38,7 +36,7 @@ def save_published(
     Raises InputError for a directory that is not empty, or a model that no published class computes exactly.
     """
     kept = model.config.get("published", {})
-    family, values = publish(model.module, functools.partial(build, registry=MODELS), kept.get("architecture"))
+    family, values = publish(model.module, kept.get("architecture"))
     leaves = flatten(model.params)
     for path, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -48,7 +46,7 @@ def save_published(
         for name, parts in tensors(slots(family.table, {p: tuple(x.shape) for p, x in leaves.items()})).items()
     ]
     ids = _token_ids(model, kept)
-    values = values | ids | {"dtype": str(outgoing[0].dtype)}
+    values = ids | values | {"dtype": str(outgoing[0].dtype)}
     with whole_folder(directory) as folder:
         total = sum(tensor.size for tensor in outgoing)
         with tqdm(total=total, unit="B", unit_scale=True, desc="saving", disable=not progress) as bar:
@@ -63,10 +61,7 @@ def _token_ids(model, kept: dict) -> dict:
     """The special ids: what the model came with, or its tokenizer's."""
     if any(key in kept for key in TOKEN_IDS):
         return {key: kept[key] for key in TOKEN_IDS if key in kept}
-    ids = {key: getattr(model.tokenizer, key.removesuffix("_token_id") + "_id", None) for key in TOKEN_IDS[:3]}
-    if getattr(model.module, "start_id", None) is not None:
-        ids["decoder_start_token_id"] = model.module.start_id
-    return ids
+    return {key: getattr(model.tokenizer, key.removesuffix("_token_id") + "_id", None) for key in TOKEN_IDS[:3]}
 
 
 def _gather(parts: list[Slot], leaves) -> np.ndarray:

@@ -5,9 +5,11 @@ import importlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from fmjax.config import build
 from fmjax.errors import ConfigError, InputError
 from fmjax.interop.published_config import PublishedConfig
 from fmjax.interop.weights import Weight
+from fmjax.models import MODELS
 from fmjax.registry import nearest
 
 
@@ -41,12 +43,19 @@ class Family:
     starts_with_bos: bool = False
 
 
-MODULES = ("gpt", "llama")
+MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian")
 
 
 def families() -> list[Family]:
     """Every family there is."""
     return [f for name in MODULES for f in importlib.import_module(f"fmjax.interop.{name}").FAMILIES]
+
+
+def published_word(field: str, value: str, words: Mapping[str, str]) -> str:
+    """The published word for one of ours. Raises ConfigError where there is none."""
+    if value not in words:
+        raise ConfigError(f"it has no {field} {value!r} (it has {', '.join(words)})")
+    return words[value]
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
@@ -57,7 +66,9 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
         if named[0] in known:
             return known[named[0]]
         supported = ", ".join(sorted(known))
-        raise InputError(f"{source}: architecture {named[0]!r} is not supported{nearest(named[0], known)} Supported: {supported}")
+        raise InputError(
+            f"{source}: architecture {named[0]!r} is not supported{nearest(named[0], known)} Supported: {supported}"
+        )
     for family in known.values():
         if config.get("model_type") == family.model_type:
             return family
@@ -91,7 +102,11 @@ _FREE = (
 def function_fields(module) -> dict[str, Any]:
     """The fields of a module that say what function it is, those that have a rule for None filled in."""
     fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in _FREE}
-    stack = module.transformer
+    if fields.get("num_decoder_layers", 0) is None:
+        fields["num_decoder_layers"] = module.num_layers
+    stack = getattr(module, "transformer", None)
+    if stack is None:
+        return fields
     for name in ("intermediate_size", "num_kv_heads", "head_dim", "query_scale"):
         if name in fields:
             fields[name] = getattr(stack, name)
@@ -110,27 +125,26 @@ def different_fields(a, b) -> list[tuple[str, Any, Any]]:
     return [(k, v, theirs[k]) for k, v in function_fields(a).items() if v != theirs[k]]
 
 
-def publish(module, build: Callable[[dict], Any], prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
+def publish(module, prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
     """(family, keys of config.json) of the published class that computes exactly what `module` computes.
 
     Args:
-      build: from a section `model` to a module.
       prefer: the architecture that is taken where several would do.
 
     Raises InputError, naming the fields that stand in the way, where there is none.
     """
     reasons = []
-    for family in sorted(families(), key=lambda family: prefer not in family.architectures):
+    ours = [family for family in families() if MODELS.get(family.model) is type(module)]
+    for family in sorted(ours, key=lambda family: prefer not in family.architectures):
+        name = family.architectures[0]
         try:
             values = family.write(module)
-            again = build(read_section(family, values, (), "config.json"))
-        except (ConfigError, AttributeError):
+            rows = different_fields(module, build(read_section(family, values, (), "config.json"), MODELS))
+        except ConfigError as error:
+            reasons.append(f"{name}: {error}")
             continue
-        if type(again) is not type(module):
-            continue
-        rows = different_fields(module, again)
         if not rows:
-            return family, {"architectures": [family.architectures[0]], "model_type": family.model_type, **values}
-        reasons.append(f"{family.architectures[0]} has {', '.join(f'{k}={there!r}, not {here!r}' for k, here, there in rows)}")
-    why = "; ".join(reasons) or f"supported: {', '.join(sorted({f.model for f in families()}))}"
+            return family, {"architectures": [name], "model_type": family.model_type, **values}
+        reasons.append(f"{name} has {', '.join(f'{k}={there!r}, not {here!r}' for k, here, there in rows)}")
+    why = "; ".join(reasons) or f"supported: {', '.join(sorted({family.model for family in families()}))}"
     raise InputError(f"no published class computes what this {type(module).__name__} does ({why})")

@@ -1,9 +1,15 @@
 """GPT-2, GPT (2018) and GPT-Neo, whose alternating dense and local layers are those of GPT-3."""
 
-from fmjax.interop.family import Family
+from fmjax.interop.family import Family, published_word
 from fmjax.interop.weights import SAME, Weight, linear, norm, part
 
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
 PUBLISHED_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
 
 
@@ -62,7 +68,7 @@ def _write_gpt2(module):
     return {
         **_write_sizes(module),
         "n_inner": module.transformer.intermediate_size,
-        "activation_function": PUBLISHED_ACTIVATIONS[module.activation],
+        "activation_function": published_word("activation", module.activation, PUBLISHED_ACTIVATIONS),
         "tie_word_embeddings": True,
     }
 
@@ -114,7 +120,8 @@ def _read_gpt1(config, names):
 
 
 def _write_gpt1(module):
-    return _write_sizes(module) | {"afn": {"gelu_tanh": "gelu", "relu": "relu", "silu": "silu"}[module.activation]}
+    words = {"gelu_tanh": "gelu", "relu": "relu", "silu": "silu"}
+    return _write_sizes(module) | {"afn": published_word("activation", module.activation, words)}
 
 
 GPT1 = Family(
@@ -172,7 +179,8 @@ def _read_gpt_neo(config, names):
 
 
 def _write_gpt_neo(module):
-    windows = module.transformer.windows
+    kinds = ["global" if window is None else "local" for window in module.transformer.windows]
+    period = next(n for n in range(1, len(kinds) + 1) if len(kinds) % n == 0 and kinds == kinds[:n] * (len(kinds) // n))
     return {
         "num_layers": module.num_layers,
         "hidden_size": module.hidden_size,
@@ -180,8 +188,8 @@ def _write_gpt_neo(module):
         "num_heads": module.num_heads,
         "vocab_size": module.vocab_size,
         "max_position_embeddings": module.max_length,
-        "activation_function": PUBLISHED_ACTIVATIONS[module.activation],
-        "attention_types": [[["global" if window is None else "local" for window in windows], 1]],
+        "activation_function": published_word("activation", module.activation, PUBLISHED_ACTIVATIONS),
+        "attention_types": [[kinds[:period], len(kinds) // period]],
         "window_size": 256 if module.window is None else module.window,
         "resid_dropout": module.dropout,
         "embed_dropout": module.dropout,

@@ -42,6 +42,7 @@ def download(hub_id: str) -> pathlib.Path:
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0][:300]
         raise InputError(
-            f"{found} could not be downloaded ({type(error).__name__}: {reason}); check the network, or give a local folder"
+            f"{found} could not be downloaded ({type(error).__name__}: {reason}); check the network, or give a local "
+            "folder"
         ) from None
     return pathlib.Path(folder)

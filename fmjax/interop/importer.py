@@ -1,20 +1,17 @@
 """Published folders into parameters, each tensor straight into the shards it belongs to."""
 
-import functools
-import json
 import logging
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fmjax.errors import CheckpointError, InputError
+from fmjax.errors import CheckpointError
 from fmjax.interop.family import Family, family_of, read_section
 from fmjax.interop.published_config import read_json
 from fmjax.interop.safetensors_files import Tensor, read_folder
@@ -109,12 +106,15 @@ class PublishedFolder:
             present = [n for n in (name, *parts[0].repeats) if n in self.tensors]
             expected.update(present)
             if not present:
-                raise CheckpointError(f"{where}: tensor {name!r} of shape {parts[0].shape} is missing{_near(name, self.tensors)}")
+                raise CheckpointError(
+                    f"{where}: tensor {name!r} of shape {parts[0].shape} is missing{_near(name, self.tensors)}"
+                )
             for one in present:
                 tensor = self.tensors[one]
                 if tensor.shape != parts[0].shape:
                     raise CheckpointError(
-                        f"{where}: tensor {one!r} in {tensor.file.name} has shape {tensor.shape}, expected {parts[0].shape}"
+                        f"{where}: tensor {one!r} in {tensor.file.name} has shape {tensor.shape}, expected "
+                        f"{parts[0].shape}"
                     )
                 if one != present[0] and not _equal(tensor, self.tensors[present[0]]):
                     raise CheckpointError(
@@ -124,8 +124,8 @@ class PublishedFolder:
         for name, tensor in self.tensors.items():
             if name not in expected and not any(re.search(f"(^|\\.){p}$", name) for p in self.family.ignored):
                 raise CheckpointError(
-                    f"{where}: tensor {name!r} of shape {tensor.shape} in {tensor.file.name} belongs to no parameter of "
-                    "this model; does config.json describe it?"
+                    f"{where}: tensor {name!r} of shape {tensor.shape} in {tensor.file.name} belongs to no parameter "
+                    "of this model; does config.json describe it?"
                 )
 
 

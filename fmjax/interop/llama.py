@@ -64,12 +64,14 @@ def write_sizes(module):
     }
 
 
-def _rope(config):
+def read_rotary(config):
+    """`rope_theta` and `rope_scaling`."""
     theta, scaling = read_rope(config, 10000.0)
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _write_rope(module):
+def write_rotary(module):
+    """The one rotary embedding of a module, in both ways of writing it."""
     section = write_rope(module.transformer.pattern[0].rope)
     return {"rope_parameters": section, **old_keys(section)}
 
@@ -78,12 +80,12 @@ def _read_llama(config, names):
     config.fixed(hidden_act=SILU)
     bias = config.get("attention_bias", bool, False)
     biases = {"qkv_bias": bias, "out_bias": bias, "mlp_bias": config.get("mlp_bias", bool, False)}
-    return read_sizes(config) | _rope(config) | biases
+    return read_sizes(config) | read_rotary(config) | biases
 
 
 def _write_llama(module):
     biases = {"attention_bias": module.qkv_bias, "mlp_bias": module.mlp_bias}
-    return write_sizes(module) | _write_rope(module) | biases | {"hidden_act": "silu"}
+    return write_sizes(module) | write_rotary(module) | biases | {"hidden_act": "silu"}
 
 
 LLAMA = Family(
@@ -102,11 +104,11 @@ LLAMA = Family(
 def _read_mistral(config, names):
     config.fixed(hidden_act=SILU)
     window = config.get("sliding_window", int, 4096, null=True)
-    return read_sizes(config, kv_heads=8) | _rope(config) | {"window": window}
+    return read_sizes(config, kv_heads=8) | read_rotary(config) | {"window": window}
 
 
 def _write_mistral(module):
-    return write_sizes(module) | _write_rope(module) | {"hidden_act": "silu", "sliding_window": module.window}
+    return write_sizes(module) | write_rotary(module) | {"hidden_act": "silu", "sliding_window": module.window}
 
 
 MISTRAL = Family(
@@ -122,24 +124,27 @@ MISTRAL = Family(
 )
 
 
-def read_layers(config, num_layers: int, window: int | None, first_local: int) -> dict:
-    """`window` and `layer_pattern` of a class with `layer_types`; without them, layers from `first_local` are local."""
+def read_layers(config, window: int | None, default: list[str]) -> dict:
+    """`window` and `layer_pattern` of a class with `layer_types`.
+
+    Args:
+      default: the kind of each layer where config.json does not say it.
+    """
     words = {"full_attention": "global", "sliding_attention": "local"}
-    default = ["full_attention" if window is None or i < first_local else "sliding_attention" for i in range(num_layers)]
     types = config.get("layer_types", list, None) or default
     for word in types:
         if word not in words:
             config.refuse("layer_types", word, f"known: {', '.join(words)}")
-    if len(types) != num_layers:
-        config.refuse("layer_types", types, f"expected one for each of {num_layers} layers")
+    if len(types) != len(default):
+        config.refuse("layer_types", types, f"expected one for each of {len(default)} layers")
     pattern = [words[word] for word in types]
     if "local" in pattern and window is None:
         config.refuse("sliding_window", window, "layer_types has sliding attention")
     return {"window": window if "local" in pattern else None, "layer_pattern": pattern}
 
 
-def write_layers(module) -> dict:
-    """`layer_types` and what belongs to them."""
+def write_windows(module) -> dict:
+    """Windows as Qwen 2 and 3 write them."""
     types = ["full_attention" if window is None else "sliding_attention" for window in module.transformer.windows]
     return {
         "layer_types": types,
@@ -153,17 +158,19 @@ def read_windows(config, num_layers: int) -> dict:
     """Windows as Qwen 2 and 3 write them."""
     window = config.get("sliding_window", int, 4096, null=True)
     window = window if config.get("use_sliding_window", bool, False) else None
-    return read_layers(config, num_layers, window, config.get("max_window_layers", int, 28))
+    first = config.get("max_window_layers", int, 28)
+    local = [window is not None and layer >= first for layer in range(num_layers)]
+    return read_layers(config, window, ["sliding_attention" if one else "full_attention" for one in local])
 
 
 def _read_qwen2(config, names):
     config.fixed(hidden_act=SILU)
     sizes = read_sizes(config, kv_heads=32)
-    return sizes | _rope(config) | read_windows(config, sizes["num_layers"]) | {"qkv_bias": True}
+    return sizes | read_rotary(config) | read_windows(config, sizes["num_layers"]) | {"qkv_bias": True}
 
 
 def _write_qwen2(module):
-    return write_sizes(module) | _write_rope(module) | write_layers(module) | {"hidden_act": "silu"}
+    return write_sizes(module) | write_rotary(module) | write_windows(module) | {"hidden_act": "silu"}
 
 
 QWEN2 = Family(

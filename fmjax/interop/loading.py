@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from fmjax.config import build
-from fmjax.errors import CheckpointError, TokenizerError
+from fmjax.errors import TokenizerError
 from fmjax.interop.importer import PublishedFolder
 from fmjax.interop.published_config import read_json
 from fmjax.models import MODELS

@@ -114,8 +114,9 @@ def write_rope(rope: Rope) -> dict[str, Any]:
             "original_max_position_embeddings": scaling.original_max_length,
             "beta_fast": scaling.beta_fast,
             "beta_slow": scaling.beta_slow,
-            "truncate": scaling.truncate,
         }
+        if not scaling.truncate:
+            section["truncate"] = False
         if scaling.attention_factor is not None:
             section["attention_factor"] = scaling.attention_factor
     return section

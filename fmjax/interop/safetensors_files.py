@@ -63,8 +63,8 @@ def read_header(file: pathlib.Path) -> dict[str, Tensor]:
         size = int.from_bytes(stream.read(8), "little")
         if length < 8 or size > min(length - 8, _LONGEST_HEADER):
             raise CheckpointError(
-                f"{str(file)!r} is not a safetensors file, or its header is damaged: {length} bytes, of which the first "
-                f"8 announce a header of {size}; get the file again"
+                f"{str(file)!r} is not a safetensors file, or its header is damaged: {length} bytes, of which the "
+                f"first 8 announce a header of {size}; get the file again"
             )
         raw = stream.read(size)
     try:

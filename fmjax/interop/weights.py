@@ -122,9 +122,7 @@ def slots(table: Sequence[Weight], shapes: Mapping[str, tuple[int, ...]]) -> lis
     found: list[Slot] = []
     for weight in table:
         for path, layer, name, shape in _instances(weight, shapes):
-            found.append(
-                Slot(path, layer, name, weight.layout.shape(shape), weight.layout.view, weight.repeats)
-            )
+            found.append(Slot(path, layer, name, weight.layout.shape(shape), weight.layout.view, weight.repeats))
     named = {slot.path for slot in found}
     for path in shapes:
         if path not in named:
