@@ -23,7 +23,7 @@ import numpy as np
 from fmjax.errors import InputError
 from fmjax.inference import engine, scoring
 from fmjax.inference.text import TextStream
-from fmjax.interop import hub, loading
+from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 from fmjax.parallel.placement import Placement, each_inside
 
@@ -280,24 +280,14 @@ def load(
     """
     check_choice("dtype", dtype, COMPUTE_DTYPES)
     placement = None if mesh is None else Placement.make(mesh)
-    folder = pathlib.Path(path).expanduser()
-    if not folder.exists():
-        if not hub.is_hub_id(path):
-            raise InputError(f"{str(path)!r} does not exist; {_EXPECTED}")
-        folder = hub.download(path)
+    folder = loading.find_folder(path)
     if folder.is_dir() and folder.parent.name == "checkpoints" and folder.name.isdigit() and step is None:
         folder, step = folder.parent.parent, int(folder.name)
     for recognises, reader in READERS:
         if recognises(folder):
             return reader(folder, dtype, step, placement, progress)
     found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else ["a file"]
-    raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {_EXPECTED}")
-
-
-_EXPECTED = (
-    "expected the workdir of a run or a folder written by Model.save, with config.json and checkpoints/; a Hugging Face "
-    "folder, with config.json and model.safetensors; or a hub id, 'org/name'"
-)
+    raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {loading.EXPECTED}")
 
 
 def _is_workdir(folder: pathlib.Path) -> bool:
@@ -306,7 +296,9 @@ def _is_workdir(folder: pathlib.Path) -> bool:
 
 def _load_published(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool) -> Model:
     if step is not None:
-        raise InputError(f"{str(folder)!r} is a published model, which has no checkpoint of step {step}; leave step out")
+        raise InputError(
+            f"{str(folder)!r} is a published model, which has no checkpoint of step {step}; leave step out"
+        )
     return loading.load_published(folder, dtype, placement, progress)
 
 
@@ -329,7 +321,8 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement,
     params, step = load_params(folder, step, shardings=shardings)
     module, params = cast(module, params, dtype)
     identity = _data_identity(folder, step)
-    return Model(module, params, config, tokenizer, step, str(folder), identity, placement=placement)
+    add_bos = config.get("published", {}).get("starts_with_bos", True)
+    return Model(module, params, config, tokenizer, step, str(folder), identity, add_bos, placement)
 
 
 def _data_identity(folder: pathlib.Path, step: int) -> dict:

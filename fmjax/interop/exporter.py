@@ -87,6 +87,14 @@ def _row(x, index):
     return x[index]
 
 
+def check_new(directory: str | pathlib.Path) -> None:
+    """Raises InputError where `directory` is a file or a folder with something in it."""
+    directory = pathlib.Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        what = "already holds a model" if (directory / "config.json").exists() else "is not an empty folder"
+        raise InputError(f"{str(directory)!r} {what}; save to a new directory")
+
+
 @contextlib.contextmanager
 def whole_folder(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """A new folder that becomes `directory` when everything in it is written, and vanishes when something fails.
@@ -94,9 +102,7 @@ def whole_folder(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
     Raises InputError where `directory` is a file or a folder with something in it.
     """
     directory = pathlib.Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        what = "already holds a model" if (directory / "config.json").exists() else "is not an empty folder"
-        raise InputError(f"{str(directory)!r} {what}; save to a new directory")
+    check_new(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:

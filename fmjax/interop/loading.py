@@ -8,12 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from fmjax.config import build
-from fmjax.errors import TokenizerError
+from fmjax.config import build, load_workdir_config
+from fmjax.errors import ConfigError, InputError, TokenizerError
+from fmjax.interop import hub
+from fmjax.interop.family import different_fields
 from fmjax.interop.importer import PublishedFolder
 from fmjax.interop.published_config import read_json
+from fmjax.interop.weights import flatten
 from fmjax.models import MODELS
 from fmjax.parallel.placement import Placement
+from fmjax.training.checkpoint import load_params
 from fmjax.training.state import param_spec
 
 log = logging.getLogger("fmjax")
@@ -21,17 +25,76 @@ log = logging.getLogger("fmjax")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
+EXPECTED = (
+    "expected the workdir of a run or a folder written by Model.save, with config.json and checkpoints/; a Hugging Face "
+    "folder, with config.json and model.safetensors; or a hub id, 'org/name'"
+)
+
+
+def find_folder(path: str | pathlib.Path) -> pathlib.Path:
+    """The folder at a path, or, where a text is no path that exists but can be a hub id, that model, downloaded.
+
+    Raises InputError where there is neither.
+    """
+    folder = pathlib.Path(path).expanduser()
+    if folder.exists():
+        return folder
+    if not hub.is_hub_id(path):
+        raise InputError(f"{str(path)!r} does not exist; {EXPECTED}")
+    return hub.download(str(path))
+
+
 def is_published(folder: pathlib.Path) -> bool:
     """Whether a folder is to be read as a published one: it has a config.json and no checkpoints of ours."""
     return (folder / "config.json").is_file() and not (folder / "checkpoints").is_dir()
 
 
-def model_section(folder: str | pathlib.Path) -> dict:
-    """The section `model` of a training config for the model in a published folder; for config files.
+def model_section(path: str | pathlib.Path) -> dict:
+    """The section `model` of a training config that starts from published weights; for config files.
+
+    Args:
+      path: a published folder or a hub id; give it as `train.init_from` too.
 
     Raises InputError subclasses as `PublishedFolder`.
     """
-    return PublishedFolder(folder).section
+    return PublishedFolder(find_folder(path)).section
+
+
+def stored_dtype(folder: pathlib.Path) -> str:
+    """The dtype of a model's parameters as they are stored: that of most of the published ones, float32 in a run's."""
+    return PublishedFolder(folder).dtype if is_published(folder) else "float32"
+
+
+def initial_params(path: str, module, shapes, shardings):
+    """Parameters of a saved or published model for a module that is to be trained further, as `shardings` says.
+
+    Raises ConfigError, listing the fields, where the model is another function than `module`; CheckpointError for
+    damaged weights.
+    """
+    folder = find_folder(path)
+    published = PublishedFolder(folder) if is_published(folder) else None
+    section = load_workdir_config(folder)["model"] if published is None else published.section
+    # What depends on the longest length shows in the shapes.
+    theirs = build(section, MODELS)
+    rows = [row for row in different_fields(module, theirs) if row[0] != "max_length"]
+    if rows:
+        listed = "\n".join(f"  model.{key}: {there!r} there, {here!r} in this run" for key, here, there in rows)
+        raise ConfigError(f"train.init_from = {path!r} is another model:\n{listed}")
+    if published is not None:
+        return published.params(shapes, shardings)
+    found, _ = load_params(folder, shardings=shardings)
+    _check_shapes(found, shapes, path)
+    return found
+
+
+def _check_shapes(found, shapes, path) -> None:
+    theirs, ours = ({name: leaf.shape for name, leaf in flatten(tree).items()} for tree in (found, shapes))
+    for name in {*theirs, *ours}:
+        if theirs.get(name) != ours.get(name):
+            raise ConfigError(
+                f"train.init_from = {path!r}: parameter {name!r} has shape {theirs.get(name)} there, {ours.get(name)} "
+                "in this run"
+            )
 
 
 def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None = None, progress: bool = False):
@@ -51,15 +114,9 @@ def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None
     check_tokenizer(tokenizer, module, folder)
     params = published.params(*placed(module, placement), dtype, progress)
     module, params = cast(module, params, dtype)
-    return Model(
-        module,
-        params,
-        {"model": published.section, "published": _kept(published)},
-        tokenizer,
-        source=str(folder),
-        add_bos=_starts_with_bos(folder, tokenizer, published.family.starts_with_bos),
-        placement=placement,
-    )
+    add_bos = _starts_with_bos(folder, tokenizer, published.family.starts_with_bos)
+    config = {"model": published.section, "published": _kept(published, add_bos)}
+    return Model(module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement)
 
 
 def placed(module, placement: Placement | None):
@@ -94,9 +151,9 @@ def check_tokenizer(tokenizer, module, folder) -> None:
         )
 
 
-def _kept(published: PublishedFolder) -> dict:
+def _kept(published: PublishedFolder, starts_with_bos: bool) -> dict:
     """What a config.json says beside the model, for writing it again."""
-    kept = {"architecture": published.family.architectures[0]}
+    kept = {"architecture": published.family.architectures[0], "starts_with_bos": starts_with_bos}
     kept |= {key: published.values[key] for key in TOKEN_IDS if key in published.values}
     generation = published.folder / "generation_config.json"
     if generation.is_file():

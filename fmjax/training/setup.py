@@ -49,11 +49,11 @@ class Program:
     rules: tuple
     key: jax.Array
 
-    def init(self) -> TrainState:
-        """A fresh state in its shards, from the run's seed."""
+    def init(self, params=None) -> TrainState:
+        """A fresh state in its shards, with these parameters or drawn from the run's seed."""
         with jax.set_mesh(self.mesh):
-            inputs = self.objective.inputs(self.batch_spec)
-            return init_state(self.module, inputs, self.optimizer, jax.random.fold_in(self.key, 2**31 - 1), self.spec)
+            inputs, key = self.objective.inputs(self.batch_spec), jax.random.fold_in(self.key, 2**31 - 1)
+            return init_state(self.module, inputs, self.optimizer, key, self.spec, params)
 
     def inference(self):
         """The context for generation and scoring with the run's parameters (`inference_context`)."""
