@@ -156,9 +156,9 @@ def _read_gpt_neo(config, names):
     num_layers = config.get("num_layers", int, 24)
     types = config.get("attention_types", list, [[["global", "local"], 12]])
     pattern = [word for words, count in types for _ in range(count) for word in words]
-    config.fixed(attention_layers=pattern)
     if len(pattern) != num_layers or set(pattern) - {"global", "local"}:
         config.refuse("attention_types", types, f"expected 'global' or 'local' for each of {num_layers} layers")
+    config.fixed(attention_layers=pattern)
     window = config.get("window_size", int, 256)
     rates = {key: config.get(key, float, 0.0) for key in ("resid_dropout", "embed_dropout", "attention_dropout")}
     return {
