@@ -272,8 +272,8 @@ def load(
         Hugging Face folder, or, where no such path exists, a hub id: "org/name" or "org/name@revision".
       dtype: "float32", "bfloat16" or "float16": of the parameters and of what is computed with them.
       step: which checkpoint of a workdir; None is the newest complete one.
-      mesh: how the model is split over all devices: fields of `fmjax.parallel.mesh.MeshConfig`, {"fsdp": 2, "tensor": 2};
-        None is the first device alone.
+      mesh: how the model is split over all devices: fields of `fmjax.parallel.mesh.MeshConfig`, such as
+        {"fsdp": 2, "tensor": 2}; None is the first device alone.
       progress: show a progress bar while published weights are read.
 
     Raises: InputError for a path that holds no model, saying what was found; CheckpointError for damaged weights.

@@ -34,7 +34,8 @@ def make(folder: pathlib.Path, megabytes: int, dtype: str) -> None:
     mlp = 8 * width // 3
     config = dict(
         architectures=["LlamaForCausalLM"], model_type="llama", num_hidden_layers=layers, hidden_size=width,
-        intermediate_size=mlp, num_attention_heads=12, vocab_size=vocab, max_position_embeddings=1024, rms_norm_eps=1e-5,
+        intermediate_size=mlp, num_attention_heads=12, vocab_size=vocab, max_position_embeddings=1024,
+        rms_norm_eps=1e-5,
     )  # fmt: skip
     shapes = {
         "model.embed_tokens.weight": (vocab, width),
@@ -89,8 +90,8 @@ def child(folder: str, mesh, dtype: str) -> dict:
     begin = time.perf_counter()
     model.save(f"{folder}-saved", format="hf")
     return {
-        "own": own, "largest": largest, "load_peak": peak - before, "load_after": after - before, "load_seconds": seconds,
-        "save_peak": memory("VmHWM") - after, "save_seconds": time.perf_counter() - begin,
+        "own": own, "largest": largest, "load_peak": peak - before, "load_after": after - before,
+        "load_seconds": seconds,        "save_peak": memory("VmHWM") - after, "save_seconds": time.perf_counter() - begin,
     }  # fmt: skip
 
 

@@ -26,8 +26,8 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_toke
 
 
 EXPECTED = (
-    "expected the workdir of a run or a folder written by Model.save, with config.json and checkpoints/; a Hugging Face "
-    "folder, with config.json and model.safetensors; or a hub id, 'org/name'"
+    "expected the workdir of a run or a folder written by Model.save, with config.json and checkpoints/; a Hugging "
+    "Face folder, with config.json and model.safetensors; or a hub id, 'org/name'"
 )
 
 

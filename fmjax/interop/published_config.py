@@ -26,7 +26,8 @@ _NEUTRAL = frozenset((
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "remove_invalid_values", "exponential_decay_length_penalty",
     "use_bfloat16", "tf_legacy_loss", "is_encoder_decoder", "is_decoder", "cross_attention_hidden_size",
     "initializer_range", "init_std", "classifier_dropout", "gradient_checkpointing", "ignore_index", "auto_map",
-    "model_name", "_from_model_config", "generation", "unsloth_version", "unsloth_fixed", "add_bos_token", "add_eos_token",
+    "model_name", "_from_model_config", "unsloth_version", "unsloth_fixed",
+    "add_bos_token", "add_eos_token",
 ))  # fmt: skip
 _REFUSED = ("quantization_config", "compression_config")
 
@@ -91,7 +92,7 @@ class PublishedConfig:
         return known[value]
 
     def one_rate(self, rates: Mapping[str, float]) -> float:
-        """The dropout rate where a class has several keys and fmjax has one: the first, with a warning if they differ."""
+        """The dropout rate where a class has several keys and fmjax one: the first, with a warning if they differ."""
         first = next(iter(rates.values()))
         if set(rates.values()) != {first}:
             log.warning("%s: of the dropout rates %s the first is used for all", self.source, dict(rates))

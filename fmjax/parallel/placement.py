@@ -1,4 +1,4 @@
-"""A mesh and its table of logical axes for using a trained model: where its parameters lie, and the context to run in."""
+"""A mesh for using a trained model: where its parameters lie, and the context to compute in."""
 
 import contextlib
 import dataclasses

@@ -9,8 +9,9 @@ import fmjax
 from fmjax import config as configs
 from fmjax.data.tokenizer import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError
-from fmjax.interop.loading import model_section
+from fmjax.interop.loading import initial_params, model_section, placed
 from fmjax.load import Model
+from fmjax.parallel.placement import Placement
 from fmjax.training.checkpoint import load_params
 from fmjax.training.loop import train
 
@@ -34,7 +35,7 @@ def settings(folder, text, model=None, **train_keys):
     config = {
         "train": {"steps": 1, "batch_size": 8, "tensorboard": False, "init_from": str(folder), **train_keys},
         "model": model or model_section(folder),
-        "objective": {"name": "causal_lm"},
+        "objective": {"name": "causal_lm", "sample_prompts": ()},
         "data": {"source": str(text), "sequence_length": 16, "tokenizer": "bytes", "heldout_fraction": 0.0},
         "optimizer": {"name": "sgd", "learning_rate": 1e-30},
         "mesh": {"fsdp": 2},
@@ -52,21 +53,19 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_a_run_begins_with_published_parameters_and_resumes_with_its_own(published, text, tmp_path):
-    run = lambda folder, workdir, **keys: train(  # noqa: E731
-        settings(folder, text, **keys), tmp_path / workdir, cache_dir=tmp_path / "cache", progress=False
-    )
-    metrics = run(published, "run")
+def test_a_run_begins_with_published_parameters(published, text, tmp_path):
+    config = settings(published, text)
+    metrics = train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
     assert np.isfinite(metrics["train/loss"])
-    expected = fmjax.load(published).params
-    same(load_params(tmp_path / "run")[0], expected)  # at this learning rate they have stayed
-    # A run's folder serves too, and what is resumed is the run, not the beginning.
-    run(tmp_path / "run", "second", model=model_section(published), steps=1)
-    same(load_params(tmp_path / "second")[0], expected)
-    run(tmp_path / "run", "second", model=model_section(published), steps=2)
-    assert load_params(tmp_path / "second")[1] == 2
-    fmjax.load(tmp_path / "second").save(tmp_path / "back", format="hf")
-    same(fmjax.load(tmp_path / "back").params, expected)
+    model = fmjax.load(published)
+    same(load_params(tmp_path / "run")[0], model.params)  # at this learning rate they have stayed
+    fmjax.load(tmp_path / "run").save(tmp_path / "back", format="hf")
+    same(fmjax.load(tmp_path / "back").params, model.params)
+    # A run's folder serves as a beginning too.
+    shapes, shardings = placed(model.module, Placement.make({"fsdp": 4, "tensor": 2}))
+    same(initial_params(str(tmp_path / "run"), model.module, shapes, shardings), model.params)
+    longer = model.module.clone(max_length=4096)
+    same(initial_params(str(published), longer, *placed(longer, None)), model.params)
 
 
 def test_another_model_is_refused_by_field(published, text, tmp_path):
