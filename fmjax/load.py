@@ -223,7 +223,15 @@ class Model:
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         if self.tokenizer is None:
             raise InputError(f"the model from {self.source} has no tokenizer; use its module and params with tokens")
-        return self.tokenizer.encode_batch(texts)
+        encoded = self.tokenizer.encode_batch(texts)
+        rows = getattr(self.module, "vocab_size", None)
+        for text, tokens in zip(texts, encoded):
+            if rows is not None and tokens and max(tokens) >= rows:
+                token = self.tokenizer.token(max(tokens))
+                raise InputError(
+                    f"the text {text[:40]!r} has the token {token!r}, for which the model has no embedding"
+                )
+        return encoded
 
     def _with_bos(self, tokens: list[int], what: str, force: bool = False) -> list[int]:
         bos = self.tokenizer.bos_id
@@ -281,8 +289,8 @@ def load(
     check_choice("dtype", dtype, COMPUTE_DTYPES)
     placement = None if mesh is None else Placement.make(mesh)
     folder = loading.find_folder(path)
-    if folder.is_dir() and folder.parent.name == "checkpoints" and folder.name.isdigit() and step is None:
-        folder, step = folder.parent.parent, int(folder.name)
+    if step is None:
+        folder, step = loading.checkpoint_step(folder)
     for recognises, reader in READERS:
         if recognises(folder):
             return reader(folder, dtype, step, placement, progress)
@@ -321,7 +329,8 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement,
     params, step = load_params(folder, step, shardings=shardings)
     module, params = cast(module, params, dtype)
     identity = _data_identity(folder, step)
-    add_bos = config.get("published", {}).get("starts_with_bos", True)
+    # The rows of a run's training begin with BOS; what was published says it in its tokenizer.
+    add_bos = "published" not in config or (tokenizer is not None and tokenizer.add_bos)
     return Model(module, params, config, tokenizer, step, str(folder), identity, add_bos, placement)
 
 

@@ -91,7 +91,7 @@ def child(folder: str, mesh, dtype: str) -> dict:
     model.save(f"{folder}-saved", format="hf")
     return {
         "own": own, "largest": largest, "load_peak": peak - before, "load_after": after - before,
-        "load_seconds": seconds,        "save_peak": memory("VmHWM") - after, "save_seconds": time.perf_counter() - begin,
+        "load_seconds": seconds, "save_peak": memory("VmHWM") - after, "save_seconds": time.perf_counter() - begin,
     }  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import logging
 import pathlib
 import shutil
 import tempfile
@@ -18,8 +17,6 @@ from fmjax.interop.family import publish
 from fmjax.interop.loading import TOKEN_IDS
 from fmjax.interop.safetensors_files import Outgoing, write_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors
-
-log = logging.getLogger("fmjax")
 
 MAX_SHARD_SIZE = 5_000_000_000
 

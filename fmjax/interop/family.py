@@ -9,6 +9,7 @@ from fmjax.config import build
 from fmjax.errors import ConfigError, InputError
 from fmjax.interop.published_config import PublishedConfig
 from fmjax.interop.weights import Weight
+from fmjax.layers.transformer import TransformerConfig
 from fmjax.models import MODELS
 from fmjax.registry import nearest
 
@@ -28,7 +29,6 @@ class Family:
       prefix: first part of names that files of the bare model, without a head, lack.
       ignored: regular expressions of tensors that files may hold and that are no weights of this model: buffers.
       renamed: (old ending, new ending) of names as older files have them.
-      starts_with_bos: whether texts begin with BOS where the tokenizer's files do not say it.
     """
 
     architectures: tuple[str, ...]
@@ -40,7 +40,6 @@ class Family:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
-    starts_with_bos: bool = False
 
 
 MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian")
@@ -105,7 +104,7 @@ def function_fields(module) -> dict[str, Any]:
     if fields.get("num_decoder_layers", 0) is None:
         fields["num_decoder_layers"] = module.num_layers
     stack = getattr(module, "transformer", None)
-    if stack is None:
+    if not isinstance(stack, TransformerConfig):
         return fields
     for name in ("intermediate_size", "num_kv_heads", "head_dim", "query_scale"):
         if name in fields:

@@ -77,7 +77,6 @@ GEMMA3 = Family(
     write=_write,
     prefix="model.",
     ignored=BUFFERS,
-    starts_with_bos=True,
 )
 
 FAMILIES = (GEMMA3,)

@@ -1,12 +1,9 @@
 """Models by their hub id, "organisation/name" or "organisation/name@revision"."""
 
-import logging
 import pathlib
 import re
 
 from fmjax.errors import InputError
-
-log = logging.getLogger("fmjax")
 
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 # Configs, safetensors and tokenizers; no pickles, and no weights in other layouts.

@@ -1,6 +1,5 @@
 """Published folders into parameters, each tensor straight into the shards it belongs to."""
 
-import logging
 import math
 import pathlib
 import re
@@ -14,10 +13,8 @@ from tqdm import tqdm
 from fmjax.errors import CheckpointError
 from fmjax.interop.family import Family, family_of, read_section
 from fmjax.interop.published_config import read_json
-from fmjax.interop.safetensors_files import Tensor, read_folder
+from fmjax.interop.safetensors_files import DTYPES, Tensor, read_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors, unflatten
-
-log = logging.getLogger("fmjax")
 
 
 class PublishedFolder:
@@ -99,39 +96,43 @@ class PublishedFolder:
         return next(name for name in (slot.name, *slot.repeats) if name in self.tensors)
 
     def _check(self, found: list[Slot]) -> None:
-        where = f"{str(self.folder)!r} ({self.family.architectures[0]})"
-        grouped = tensors(found)
-        expected = set(grouped)
-        for name, parts in grouped.items():
+        """Raises CheckpointError unless the files hold exactly the tensors of these slots, and buffers."""
+        expected = set()
+        for name, parts in tensors(found).items():
             present = [n for n in (name, *parts[0].repeats) if n in self.tensors]
-            expected.update(present)
             if not present:
-                raise CheckpointError(
-                    f"{where}: tensor {name!r} of shape {parts[0].shape} is missing{_near(name, self.tensors)}"
-                )
+                self._refuse(f"tensor {name!r} of shape {parts[0].shape} is missing; {_some(self.tensors)}")
             for one in present:
-                tensor = self.tensors[one]
-                if tensor.shape != parts[0].shape:
-                    raise CheckpointError(
-                        f"{where}: tensor {one!r} in {tensor.file.name} has shape {tensor.shape}, expected "
-                        f"{parts[0].shape}"
+                self._check_tensor(self.tensors[one], one, parts[0].shape)
+            for one in present[1:]:
+                if not _equal(self.tensors[one], self.tensors[present[0]]):
+                    self._refuse(
+                        f"tensor {one!r} should repeat {present[0]!r}, which it is tied to, but is different; is "
+                        "tie_word_embeddings in config.json right?"
                     )
-                if one != present[0] and not _equal(tensor, self.tensors[present[0]]):
-                    raise CheckpointError(
-                        f"{where}: tensor {one!r} should repeat {present[0]!r}, which it is tied to, but is different; "
-                        "is tie_word_embeddings in config.json right?"
-                    )
+            expected.update(present)
         for name, tensor in self.tensors.items():
-            if name not in expected and not any(re.search(f"(^|\\.){p}$", name) for p in self.family.ignored):
-                raise CheckpointError(
-                    f"{where}: tensor {name!r} of shape {tensor.shape} in {tensor.file.name} belongs to no parameter "
-                    "of this model; does config.json describe it?"
+            if name not in expected and not any(re.search(rf"(^|\.){p}$", name) for p in self.family.ignored):
+                self._refuse(
+                    f"tensor {name!r} of shape {tensor.shape} in {tensor.file.name} belongs to no parameter of this "
+                    "model; does config.json describe it?"
                 )
 
+    def _check_tensor(self, tensor: Tensor, name: str, shape) -> None:
+        where = f"tensor {name!r} in {tensor.file.name}"
+        if tensor.shape != shape:
+            self._refuse(f"{where} has shape {tensor.shape}, expected {shape}")
+        if tensor.dtype not in DTYPES:
+            known = ", ".join(DTYPES)
+            self._refuse(f"{where} has dtype {tensor.dtype}; known: {known} (quantized weights are not supported)")
 
-def _near(name: str, names) -> str:
+    def _refuse(self, why: str):
+        raise CheckpointError(f"{str(self.folder)!r} ({self.family.architectures[0]}): {why}")
+
+
+def _some(names) -> str:
     some = sorted(names)[:3]
-    return f"; the files have {len(names)} tensors, such as {', '.join(map(repr, some))}"
+    return f"the files have {len(names)} tensors, such as {', '.join(map(repr, some))}"
 
 
 def _canonical(found: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:

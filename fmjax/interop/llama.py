@@ -97,7 +97,6 @@ LLAMA = Family(
     write=_write_llama,
     prefix="model.",
     ignored=BUFFERS,
-    starts_with_bos=True,
 )
 
 
@@ -120,7 +119,6 @@ MISTRAL = Family(
     write=_write_mistral,
     prefix="model.",
     ignored=BUFFERS,
-    starts_with_bos=True,
 )
 
 

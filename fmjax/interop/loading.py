@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from fmjax.config import build, load_workdir_config
+from fmjax.data.tokenizer import has_tokenizer, load_tokenizer
 from fmjax.errors import ConfigError, InputError, TokenizerError
 from fmjax.interop import hub
 from fmjax.interop.family import different_fields
@@ -44,6 +45,13 @@ def find_folder(path: str | pathlib.Path) -> pathlib.Path:
     return hub.download(str(path))
 
 
+def checkpoint_step(folder: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """(run's folder, step) of `WORKDIR/checkpoints/STEP`; any other folder is given back with None."""
+    if folder.is_dir() and folder.parent.name == "checkpoints" and folder.name.isdigit():
+        return folder.parent.parent, int(folder.name)
+    return folder, None
+
+
 def is_published(folder: pathlib.Path) -> bool:
     """Whether a folder is to be read as a published one: it has a config.json and no checkpoints of ours."""
     return (folder / "config.json").is_file() and not (folder / "checkpoints").is_dir()
@@ -71,18 +79,20 @@ def initial_params(path: str, module, shapes, shardings):
     Raises ConfigError, listing the fields, where the model is another function than `module`; CheckpointError for
     damaged weights.
     """
-    folder = find_folder(path)
+    folder, step = checkpoint_step(find_folder(path))
     published = PublishedFolder(folder) if is_published(folder) else None
-    section = load_workdir_config(folder)["model"] if published is None else published.section
-    # What depends on the longest length shows in the shapes.
-    theirs = build(section, MODELS)
-    rows = [row for row in different_fields(module, theirs) if row[0] != "max_length"]
+    section = load_workdir_config(folder).get("model") if published is None else published.section
+    if not isinstance(section, dict):
+        raise ConfigError(f"train.init_from = {path!r}: its config.json has no section 'model'; is it a run's?")
+    rows = different_fields(module, build(section, MODELS))
+    # What depends on these shows in the shapes; a vocabulary that is not stated is the tokenizer's.
+    rows = [(k, here, there) for k, here, there in rows if k != "max_length" and (k, there) != ("vocab_size", None)]
     if rows:
         listed = "\n".join(f"  model.{key}: {there!r} there, {here!r} in this run" for key, here, there in rows)
         raise ConfigError(f"train.init_from = {path!r} is another model:\n{listed}")
     if published is not None:
         return published.params(shapes, shardings)
-    found, _ = load_params(folder, shardings=shardings)
+    found, _ = load_params(folder, step, shardings=shardings)
     _check_shapes(found, shapes, path)
     return found
 
@@ -114,8 +124,8 @@ def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None
     check_tokenizer(tokenizer, module, folder)
     params = published.params(*placed(module, placement), dtype, progress)
     module, params = cast(module, params, dtype)
-    add_bos = _starts_with_bos(folder, tokenizer, published.family.starts_with_bos)
-    config = {"model": published.section, "published": _kept(published, add_bos)}
+    config = {"model": published.section, "published": _kept(published)}
+    add_bos = tokenizer is not None and tokenizer.add_bos
     return Model(module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement)
 
 
@@ -135,37 +145,32 @@ def placed(module, placement: Placement | None):
 
 def find_tokenizer(folder: pathlib.Path):
     """The tokenizer in a folder, or None where there is none."""
-    from fmjax.data.tokenizer import load_tokenizer
-
-    known = ("tokenizer.*", "vocab.txt", "vocab.json")
-    return load_tokenizer(folder) if any(any(folder.glob(name)) for name in known) else None
+    return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 
 def check_tokenizer(tokenizer, module, folder) -> None:
-    """Raises TokenizerError when a tokenizer has more tokens than the module's embedding has rows."""
+    """Raises TokenizerError when a tokenizer's vocabulary has more tokens than the module's embedding has rows.
+
+    Added tokens without a row, which some published folders have (Gemma 3's for images), are warned of: texts with
+    them are refused.
+    """
     rows = getattr(module, "vocab_size", None)
-    if tokenizer is not None and rows is not None and rows < tokenizer.vocab_size:
+    if tokenizer is None or rows is None or rows >= tokenizer.vocab_size:
+        return
+    if rows < tokenizer.vocab_size - tokenizer.num_added:
         raise TokenizerError(
             f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {rows}; "
             "is the tokenizer from another model?"
         )
+    names = [tokenizer.token(i) for i in range(rows, tokenizer.vocab_size)]
+    log.warning("%s: the model has no row for these added tokens: %s", folder, ", ".join(map(repr, names[:8])))
 
 
-def _kept(published: PublishedFolder, starts_with_bos: bool) -> dict:
+def _kept(published: PublishedFolder) -> dict:
     """What a config.json says beside the model, for writing it again."""
-    kept = {"architecture": published.family.architectures[0], "starts_with_bos": starts_with_bos}
+    kept = {"architecture": published.family.architectures[0]}
     kept |= {key: published.values[key] for key in TOKEN_IDS if key in published.values}
     generation = published.folder / "generation_config.json"
     if generation.is_file():
         kept["generation"] = read_json(generation)
     return kept
-
-
-def _starts_with_bos(folder: pathlib.Path, tokenizer, default: bool) -> bool:
-    """Whether the model's texts start with BOS: what the tokenizer's files do to a text, or say."""
-    definition = getattr(tokenizer, "adds_bos", None)
-    if definition is not None:
-        return definition
-    path = folder / "tokenizer_config.json"
-    stated = read_json(path).get("add_bos_token") if path.is_file() else None
-    return default if stated is None else bool(stated)

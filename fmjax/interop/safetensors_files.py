@@ -38,15 +38,7 @@ class Tensor:
     size: int
 
     def map(self) -> np.ndarray:
-        """The tensor mapped from its file, read-only; its pages are let go with the array.
-
-        Raises CheckpointError for a dtype that is not floating point of 16 bits or more.
-        """
-        if self.dtype not in DTYPES:
-            raise CheckpointError(
-                f"tensor {self.name!r} in {str(self.file)!r} has dtype {self.dtype}; weights are read from "
-                f"{', '.join(DTYPES)} (quantized weights are not supported)"
-            )
+        """The tensor, of a dtype in DTYPES, mapped from its file, read-only; its pages are let go with the array."""
         dtype = DTYPES[self.dtype]
         if not self.size:
             return np.zeros(self.shape, dtype)

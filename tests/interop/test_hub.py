@@ -60,7 +60,7 @@ class Response:
 @pytest.mark.parametrize(
     ("error", "match"),
     [
-        (errors.RepositoryNotFoundError("x", response=Response()), "'org/name' is not a local folder.*does not exist, or is private"),
+        (errors.RepositoryNotFoundError("x", response=Response()), "'org/name' is not a local folder.*or is private"),
         (errors.GatedRepoError("x", response=Response()), "is gated: accept its terms at huggingface.co/org/name"),
         (errors.RevisionNotFoundError("x", response=Response()), "has no revision"),
         (errors.LocalEntryNotFoundError("offline"), "could not be downloaded .*offline.*check the network"),

@@ -253,3 +253,21 @@ def test_the_section_of_a_training_config(llama, tmp_path):
     assert section["name"] == "llama" and section["rope_scaling"]["name"] == "llama3"
     assert build(section, MODELS) == fmjax.load(folder).module
     assert isinstance(fmjax.load(folder), Model)
+
+
+def test_added_tokens_without_a_row_are_said_and_texts_with_them_refused(llama, tmp_path, caplog):
+    """As in published Gemma 3 text models, whose tokenizer has a token for images that the model lacks."""
+    import tokenizers
+
+    weights, config = llama
+    folder = folders.write(tmp_path, weights, config)
+    vocabulary = {chr(97 + i): i for i in range(26)} | {"<eos>": 26, "[UNK]": 27, " ": 28}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = fmjax.load(folder)
+    assert "no row for these added tokens: '<image>'" in caplog.text
+    assert model.tokenizer.vocab_size == 30 and len(model.score([("a", "b")])) == 1
+    with pytest.raises(InputError, match="'<image> a' has the token '<image>', for which the model has no embedding"):
+        model.score([("", "<image> a")])

@@ -63,7 +63,8 @@ def test_a_run_begins_with_published_parameters(published, text, tmp_path):
     same(fmjax.load(tmp_path / "back").params, model.params)
     # A run's folder serves as a beginning too.
     shapes, shardings = placed(model.module, Placement.make({"fsdp": 4, "tensor": 2}))
-    same(initial_params(str(tmp_path / "run"), model.module, shapes, shardings), model.params)
+    for beginning in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "1"):
+        same(initial_params(str(beginning), model.module, shapes, shardings), model.params)
     longer = model.module.clone(max_length=4096)
     same(initial_params(str(published), longer, *placed(longer, None)), model.params)
 

@@ -53,10 +53,11 @@ def fmjax_logits(model: Model, inputs) -> np.ndarray:
 def redrawn(model: Model) -> Model:
     """The model with other weights: its own, each multiplied and shifted at random."""
     rng = np.random.default_rng(0)
-    draw = lambda x: (
-        x * rng.normal(1, 0.3, x.shape).astype(np.float32) + rng.normal(0, 0.05, x.shape).astype(np.float32)
-    )
-    return Model(model.module, jax.tree.map(lambda x: jax.numpy.asarray(draw(np.asarray(x))), model.params))
+
+    def draw(x):
+        return jax.numpy.asarray(x * rng.normal(1, 0.3, x.shape) + rng.normal(0, 0.05, x.shape), "float32")
+
+    return Model(model.module, jax.tree.map(draw, model.params))
 
 
 def main() -> int:

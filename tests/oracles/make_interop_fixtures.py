@@ -10,8 +10,8 @@ the PyTorch class in float32:
     loss, gradient/NAME                   for some: of the first row, see `loss_of`
     token_types, source_tokens, ...       further inputs of a family, and the same for the pieces
 
-Every option a family has is on: grouped queries, biases, scaled rotary embedding, windows shorter than the rows. Weights
-are drawn with a spread at which attention is far from uniform, and norms and biases matter.
+Every option a family has is on: grouped queries, biases, scaled rotary embedding, windows shorter than the rows.
+Weights are drawn with a spread at which attention is far from uniform, and norms and biases matter.
 """
 
 import pathlib
@@ -49,8 +49,8 @@ CASES = {
     "gpt_neo": (
         "GPTNeoForCausalLM",
         dict(
-            num_layers=4, hidden_size=16, num_heads=2, intermediate_size=24, max_position_embeddings=16, vocab_size=VOCAB,
-            attention_types=[[["global", "local"], 2]], window_size=4,
+            num_layers=4, hidden_size=16, num_heads=2, intermediate_size=24, max_position_embeddings=16,
+            vocab_size=VOCAB, attention_types=[[["global", "local"], 2]], window_size=4,
         ),
     ),
     "llama": (
