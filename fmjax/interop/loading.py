@@ -18,7 +18,6 @@ from fmjax.interop.published_config import read_json
 from fmjax.interop.weights import flatten
 from fmjax.models import MODELS
 from fmjax.parallel.placement import Placement
-from fmjax.training.checkpoint import load_params
 from fmjax.training.state import param_spec
 
 log = logging.getLogger("fmjax")
@@ -79,6 +78,8 @@ def initial_params(path: str, module, shapes, shardings):
     Raises ConfigError, listing the fields, where the model is another function than `module`; CheckpointError for
     damaged weights.
     """
+    from fmjax.training.checkpoint import load_params
+
     folder, step = checkpoint_step(find_folder(path))
     published = PublishedFolder(folder) if is_published(folder) else None
     section = load_workdir_config(folder).get("model") if published is None else published.section
