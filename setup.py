@@ -20,6 +20,7 @@ setup(
         "ml-collections>=1.1",
         "safetensors>=0.5",
         "tokenizers>=0.21",
+        "huggingface_hub>=0.30",
         "pyarrow>=16",
         "zstandard>=0.22",
         "tensorboardX>=2.6",

@@ -4,6 +4,7 @@ This module is itself callable (`fmjax.load(path)` is `fmjax.load.load(path)`), 
 lives in can share their promised name whichever is imported first.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -11,7 +12,7 @@ import logging
 import pathlib
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +23,9 @@ import numpy as np
 from fmjax.errors import InputError
 from fmjax.inference import engine, scoring
 from fmjax.inference.text import TextStream
+from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
+from fmjax.parallel.placement import Placement, each_inside
 
 log = logging.getLogger("fmjax")
 
@@ -40,6 +43,7 @@ class Model:
       source: where it was loaded from, for messages and results.
       identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
       add_bos: whether a text starts with BOS, as the rows of training did.
+      placement: the mesh that the parameters are split over; None for one device.
     """
 
     module: nn.Module
@@ -50,6 +54,7 @@ class Model:
     source: str = "memory"
     identity: dict = dataclasses.field(default_factory=dict)
     add_bos: bool = True
+    placement: Placement | None = None
 
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))
@@ -66,7 +71,12 @@ class Model:
         """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword."""
         arrays = {k: jnp.asarray(v) for k, v in inputs.items() if isinstance(v, np.ndarray | jax.Array | list)}
         options = tuple(sorted((k, v) for k, v in inputs.items() if k not in arrays))
-        return _apply(self.module, self.params, jnp.asarray(tokens), arrays, options)
+        with self.inference():
+            return _apply(self.module, self.params, jnp.asarray(tokens), arrays, options)
+
+    def inference(self) -> contextlib.AbstractContextManager:
+        """The context in which the parameters, as they lie, are computed with; its methods enter it themselves."""
+        return contextlib.nullcontext() if self.placement is None else self.placement.inference()
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text as a prompt: with BOS in front where training had it, and BOS alone for an empty text.
@@ -111,9 +121,10 @@ class Model:
         ids = [self._with_bos(tokens, f"prompt {i}") for i, tokens in enumerate(self._tokens(self._texts(prompts)))]
         stops = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
         texts = [TextStream(self.tokenizer, prompt) for prompt in ids]
-        for chunk in engine.stream(
+        chunks = engine.stream(
             self.module, self.params, ids, stop_ids=stops, steps=steps, num_tokens=self.tokenizer.vocab_size, **options
-        ):
+        )
+        for chunk in each_inside(self.inference, chunks):
             new = chunk.tokens[:-1] if chunk.finish == "stop" else chunk.tokens
             piece = texts[chunk.index].push(new, last=chunk.finish is not None)
             if piece:
@@ -169,13 +180,22 @@ class Model:
             totals[owner][1] += count
         return [(loglikelihood, count) for loglikelihood, count in totals]
 
-    def save(self, directory: str | pathlib.Path, format: str = "fmjax") -> None:
+    def save(self, directory: str | pathlib.Path, format: str = "fmjax", **options) -> None:
         """Writes a folder that `fmjax.load` accepts: config.json, parameters, tokenizer.
 
-        Raises InputError for a format that does not exist, or a directory that already holds a model.
+        Args:
+          format: "fmjax", or "hf": a Hugging Face folder, which `transformers` loads with equal logits.
+          options: of `fmjax.interop.exporter.save_published`, for "hf".
+
+        Raises InputError for a format that does not exist, a directory that already holds a model, or, for "hf", a
+        model that no published class computes exactly.
         """
-        if format != "fmjax":
-            raise InputError(f"format {format!r} is not one that models are saved in; there is: 'fmjax'")
+        check_choice("format", format, ("fmjax", "hf"))
+        if format == "hf":
+            from fmjax.interop.exporter import save_published
+
+            save_published(self, directory, **options)
+            return
         directory = pathlib.Path(directory)
         if (directory / "config.json").exists() or (directory / "checkpoints").exists():
             raise InputError(f"{str(directory)!r} already holds a model; save to a new directory")
@@ -189,9 +209,10 @@ class Model:
         (directory / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
 
     def _score(self, segments, progress=None) -> list[tuple[float, bool, int]]:
-        scores = scoring.score_segments(
-            self.module, self.params, segments, context_length=self.context_length, progress=progress
-        )
+        with self.inference():
+            scores = scoring.score_segments(
+                self.module, self.params, segments, context_length=self.context_length, progress=progress
+            )
         return [(score.loglikelihood, score.is_greedy, score.num_tokens) for score in scores]
 
     def _texts(self, texts: Sequence[str]) -> Sequence[str]:
@@ -202,7 +223,15 @@ class Model:
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         if self.tokenizer is None:
             raise InputError(f"the model from {self.source} has no tokenizer; use its module and params with tokens")
-        return self.tokenizer.encode_batch(texts)
+        encoded = self.tokenizer.encode_batch(texts)
+        rows = getattr(self.module, "vocab_size", None)
+        for text, tokens in zip(texts, encoded):
+            if rows is not None and tokens and max(tokens) >= rows:
+                token = self.tokenizer.token(max(tokens))
+                raise InputError(
+                    f"the text {text[:40]!r} has the token {token!r}, for which the model has no embedding"
+                )
+        return encoded
 
     def _with_bos(self, tokens: list[int], what: str, force: bool = False) -> list[int]:
         bos = self.tokenizer.bos_id
@@ -237,40 +266,51 @@ def _fit(segments, context_length):
     return fitted, cut
 
 
-def load(path: str | pathlib.Path, dtype: str = "float32", step: int | None = None) -> Model:
+def load(
+    path: str | pathlib.Path,
+    dtype: str = "float32",
+    step: int | None = None,
+    mesh: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Model:
     """Loads a model.
 
     Args:
-      path: a run's workdir, one of its checkpoints (`WORKDIR/checkpoints/STEP`), or a folder that `Model.save` wrote.
+      path: a run's workdir, one of its checkpoints (`WORKDIR/checkpoints/STEP`), a folder that `Model.save` wrote, a
+        Hugging Face folder, or, where no such path exists, a hub id: "org/name" or "org/name@revision".
       dtype: "float32", "bfloat16" or "float16": of the parameters and of what is computed with them.
       step: which checkpoint of a workdir; None is the newest complete one.
+      mesh: how the model is split over all devices: fields of `fmjax.parallel.mesh.MeshConfig`, such as
+        {"fsdp": 2, "tensor": 2}; None is the first device alone.
+      progress: show a progress bar while published weights are read.
 
-    Raises: InputError for a path that holds no model, saying what was found; CheckpointError for a damaged checkpoint.
+    Raises: InputError for a path that holds no model, saying what was found; CheckpointError for damaged weights.
     """
     check_choice("dtype", dtype, COMPUTE_DTYPES)
-    folder = pathlib.Path(path).expanduser()
-    if not folder.exists():
-        raise InputError(f"{str(path)!r} does not exist; {_EXPECTED}")
-    if folder.is_dir() and folder.parent.name == "checkpoints" and folder.name.isdigit() and step is None:
-        folder, step = folder.parent.parent, int(folder.name)
+    placement = None if mesh is None else Placement.make(mesh)
+    folder = loading.find_folder(path)
+    if step is None:
+        folder, step = loading.checkpoint_step(folder)
     for recognises, reader in READERS:
         if recognises(folder):
-            return reader(folder, dtype, step)
+            return reader(folder, dtype, step, placement, progress)
     found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else ["a file"]
-    raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {_EXPECTED}")
-
-
-_EXPECTED = (
-    "expected the workdir of a run or a folder written by Model.save, with config.json and checkpoints/ "
-    "(Hugging Face folders and hub ids are not supported)"
-)
+    raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {loading.EXPECTED}")
 
 
 def _is_workdir(folder: pathlib.Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
-def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None) -> Model:
+def _load_published(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool) -> Model:
+    if step is not None:
+        raise InputError(
+            f"{str(folder)!r} is a published model, which has no checkpoint of step {step}; leave step out"
+        )
+    return loading.load_published(folder, dtype, placement, progress)
+
+
+def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool) -> Model:
     from fmjax.config import load_workdir_config
     from fmjax.training.checkpoint import load_params
     from fmjax.training.setup import build_module
@@ -278,21 +318,20 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None) -> Model:
     config = load_workdir_config(folder)
     if not isinstance(config.get("model"), dict):
         raise InputError(f"{str(folder / 'config.json')!r} has no section 'model'; is it the config of a run?")
-    params, step = load_params(folder, step)
-    tokenizer = _find_tokenizer(folder)
+    tokenizer = loading.find_tokenizer(folder)
     # What else the data told the module is in the config: the trainer writes it there.
     known = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size}
     module = build_module(config, known)
     filled = {k: getattr(module, k) for k, v in config["model"].items() if v is None and k in known}
     config = {**config, "model": {**config["model"], **filled}}
-    vocab_size = getattr(module, "vocab_size", None)
-    if tokenizer is not None and vocab_size is not None and vocab_size < tokenizer.vocab_size:
-        raise InputError(
-            f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only "
-            f"{vocab_size}; is tokenizer.* from another run?"
-        )
+    loading.check_tokenizer(tokenizer, module, folder)
+    shardings = None if placement is None else loading.placed(module, placement)[1]
+    params, step = load_params(folder, step, shardings=shardings)
     module, params = cast(module, params, dtype)
-    return Model(module, params, config, tokenizer, step, str(folder), _data_identity(folder, step))
+    identity = _data_identity(folder, step)
+    # The rows of a run's training begin with BOS; what was published says it in its tokenizer.
+    add_bos = "published" not in config or (tokenizer is not None and tokenizer.add_bos)
+    return Model(module, params, config, tokenizer, step, str(folder), identity, add_bos, placement)
 
 
 def _data_identity(folder: pathlib.Path, step: int) -> dict:
@@ -306,12 +345,6 @@ def _data_identity(folder: pathlib.Path, step: int) -> dict:
         return reader.restore(path)["data"]
 
 
-def _find_tokenizer(folder: pathlib.Path):
-    from fmjax.data.tokenizer import load_tokenizer
-
-    return load_tokenizer(folder) if any(folder.glob("tokenizer.*")) else None
-
-
 def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:
     """Module and parameters that compute in `dtype`; integers stay as they are."""
     if getattr(module, "dtype", dtype) != dtype:
@@ -319,15 +352,16 @@ def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:
     return module, jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
 
 
-READERS = [(_is_workdir, _load_workdir)]
-"""Which folders can be read: (recognises(folder), reader(folder, dtype, step) -> Model); the first that fits reads."""
+READERS = [(_is_workdir, _load_workdir), (loading.is_published, _load_published)]
+"""Which folders can be read: (recognises(folder), reader(folder, dtype, step, placement, progress) -> Model); the first
+that fits reads."""
 
 
 class _CallableModule(types.ModuleType):
     """`import fmjax.load` makes this module an attribute of the package, where the function is promised."""
 
-    def __call__(self, path, dtype="float32", step=None) -> Model:
-        return load(path, dtype, step)
+    def __call__(self, path, dtype="float32", step=None, mesh=None, progress=False) -> Model:
+        return load(path, dtype, step, mesh, progress)
 
 
 _CallableModule.__call__.__doc__ = load.__doc__

@@ -16,6 +16,7 @@ class Tokenizer(Protocol):
 
     Attributes:
       vocab_size: ids lie in 0..vocab_size-1, special ones included.
+      num_added: how many of the last ids are tokens added to the vocabulary proper.
       bos_id, eos_id, pad_id: ids that begin and end a document and fill a row; None where the tokenizer has none.
       unk_id, cls_id, sep_id, mask_id: of the unknown, classification, separator and mask tokens; None likewise.
       add_bos, add_eos: whether a text of this model begins with BOS (LLaMA and Gemma: yes; GPT-2 and Qwen: no) and
@@ -27,6 +28,7 @@ class Tokenizer(Protocol):
     """
 
     vocab_size: int
+    num_added: int = 0
     bos_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None

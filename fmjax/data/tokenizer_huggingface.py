@@ -64,6 +64,7 @@ class HuggingFaceTokenizer(Tokenizer):
             token = named.get(key)
             setattr(self, key.replace("_token", "_id"), None if token is None else self._tokenizer.token_to_id(token))
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.num_added = self.vocab_size - self._tokenizer.get_vocab_size(with_added_tokens=False)
         plain, whole = self.encode("a"), self._tokenizer.encode("a", add_special_tokens=True).ids
         self.add_bos = self.bos_id is not None and len(whole) > len(plain) and whole[0] == self.bos_id
         self.add_eos = self.eos_id is not None and len(whole) > len(plain) and whole[-1] == self.eos_id

@@ -59,6 +59,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._num_pieces = self._processor.vocab_size()
         self._added = self._checked(config)
         self.vocab_size = max(self._num_pieces, *(i + 1 for i in self._added), 0)
+        self.num_added = self.vocab_size - self._num_pieces
         self._set_specials(config)
         add_bos, add_eos = config.flag("add_bos_token"), config.flag("add_eos_token")
         self.add_bos = self.bos_id is not None and add_bos is not False
