@@ -180,6 +180,65 @@ class Model:
             totals[owner][1] += count
         return [(loglikelihood, count) for loglikelihood, count in totals]
 
+    def embed(
+        self, texts: Sequence[str], *, pooling: str | None = None, normalize: bool = False, progress: str | None = None
+    ) -> np.ndarray:
+        """Vectors of texts, float32 [N, D], from the last layer's output.
+
+        Args:
+          pooling: "mean", "first" or "last"; None is "mean" for encoders and "last" for decoders, whose last token alone
+            has seen the whole text.
+          normalize, progress: see `fmjax.inference.embedding.embed`.
+
+        Raises InputError as `fmjax.inference.embedding.embed`.
+        """
+        from fmjax.inference import embedding
+
+        if pooling is None:
+            pooling = "mean" if self._is_bidirectional else "last"
+        rows = self._framed(self._tokens(self._texts(texts)))
+        options = dict(pooling=pooling, normalize=normalize, progress=progress)
+        with self.inference():
+            return embedding.embed(self.module, self.params, rows, **options)
+
+    def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[tuple[str, float]]]]:
+        """For each text, for each mask token in it ("[MASK]" for BERT, "<mask>" for RoBERTa), (token's text, probability)
+        of the `top_k` likeliest tokens.
+
+        Raises InputError for a model that is no masked language model, or a text without mask.
+        """
+        from fmjax.inference.fill_mask import fill_mask
+
+        texts, mask_id = self._texts(texts), getattr(self.tokenizer, "mask_id", None)
+        if mask_id is None or hasattr(self.module, "init_cache") or not hasattr(self.module, "features"):
+            raise InputError(
+                f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with a "
+                "mask token"
+            )
+        rows = self._framed([self.tokenizer.encode_special(text) for text in texts])
+        with self.inference():
+            found = fill_mask(
+                self.module, self.params, rows, mask_id, top_k=top_k, num_tokens=self.tokenizer.vocab_size
+            )
+        return [[[(self.tokenizer.decode([i]), p) for i, p in mask] for mask in text] for text in found]
+
+    @property
+    def _is_bidirectional(self) -> bool:
+        """Whether the model reads whole texts: an encoder, or an encoder-decoder's encoder."""
+        return not hasattr(self.module, "init_cache") or hasattr(self.module, "prefill")
+
+    def _framed(self, texts: Sequence[list[int]]) -> list[list[int]]:
+        """Tokens of texts with what stands around a text in training: CLS and SEP or what takes their place."""
+        tokenizer = self.tokenizer
+        if not self._is_bidirectional:
+            return [self._with_bos(tokens, f"text {i}") for i, tokens in enumerate(texts)]
+        begin, end = tokenizer.bos_id if tokenizer.cls_id is None else tokenizer.cls_id, tokenizer.sep_id
+        if hasattr(self.module, "prefill"):
+            begin = None
+        end = tokenizer.eos_id if end is None else end
+        frame = lambda id: [] if id is None else [id]
+        return [[*frame(begin), *tokens, *frame(end)] for tokens in texts]
+
     def save(self, directory: str | pathlib.Path, format: str = "fmjax", **options) -> None:
         """Writes a folder that `fmjax.load` accepts: config.json, parameters, tokenizer.
 
