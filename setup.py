@@ -15,9 +15,12 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "importlib_resources>=6",  # TFDS imports it without declaring it
         "sentencepiece>=0.2",
+        "protobuf>=4",  # SentencePiece's messages, which it does not declare
+        "jinja2>=3.1.6",  # chat templates; older sandboxes leak
         "ml-collections>=1.1",
         "safetensors>=0.5",
         "tokenizers>=0.21",
+        "huggingface_hub>=0.30",
         "pyarrow>=16",
         "zstandard>=0.22",
         "tensorboardX>=2.6",

@@ -4,6 +4,7 @@ This module is itself callable (`fmjax.load(path)` is `fmjax.load.load(path)`), 
 lives in can share their promised name whichever is imported first.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -11,8 +12,7 @@ import logging
 import pathlib
 import sys
 import types
-from collections.abc import Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,32 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference import engine, scoring
-from fmjax.inference.sampler import Sampling
-from fmjax.inference.text import StoppedText, check_stops
+from fmjax.inference import continuations, scoring
+from fmjax.inference.engine import Engine
+from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
+from fmjax.parallel.placement import Placement, each_inside
 
 log = logging.getLogger("fmjax")
-
-
-@dataclasses.dataclass(frozen=True)
-class Continuation:
-    """What was drawn after one prompt.
-
-    Attributes:
-      index: which of the call's continuations it is.
-      text: the text, up to a stop token or stop string.
-      tokens: the drawn tokens, the last of them a stop token or the one that completed a stop string, if `finish` is
-        "stop".
-      logprobs: log-probability of each at the temperature that drew it.
-      finish: "stop", "length" (`max_new_tokens` drawn) or "context" (the model's context is full).
-    """
-
-    index: int
-    text: str
-    tokens: list[int]
-    logprobs: list[float]
-    finish: str | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -62,6 +43,7 @@ class Model:
       source: where it was loaded from, for messages and results.
       identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
       add_bos: whether a text starts with BOS, as the rows of training did.
+      placement: the mesh that the parameters are split over; None for one device.
       kept: what methods keep for their next call (`engine`).
     """
 
@@ -73,6 +55,7 @@ class Model:
     source: str = "memory"
     identity: dict = dataclasses.field(default_factory=dict)
     add_bos: bool = True
+    placement: Placement | None = None
     kept: dict = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -90,7 +73,12 @@ class Model:
         """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword."""
         arrays = {k: jnp.asarray(v) for k, v in inputs.items() if isinstance(v, np.ndarray | jax.Array | list)}
         options = tuple(sorted((k, v) for k, v in inputs.items() if k not in arrays))
-        return _apply(self.module, self.params, jnp.asarray(tokens), arrays, options)
+        with self.inference():
+            return _apply(self.module, self.params, jnp.asarray(tokens), arrays, options)
+
+    def inference(self) -> contextlib.AbstractContextManager:
+        """The context in which the parameters, as they lie, are computed with; its methods enter it themselves."""
+        return contextlib.nullcontext() if self.placement is None else self.placement.inference()
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text as a prompt: with BOS in front where training had it, and BOS alone for an empty text.
@@ -99,111 +87,59 @@ class Model:
         """
         return self._with_bos(self._tokens([text])[0], repr(text))
 
-    def generate(self, prompts: Sequence[str], *, return_details: bool = False, **options) -> list:
+    def generate(self, prompts: Sequence[str], **options) -> list[str]:
         """Continuations of texts, without the texts themselves; "" starts from BOS.
 
-        Each ends at the tokenizer's EOS, before a stop string, after `max_new_tokens`, or where the context is full. The
-        same prompt and seed give the same text whatever else is in the list; copies of a prompt get different
-        continuations.
+        Each ends at the tokenizer's EOS, before a stop string, after `max_new_tokens`, or where the context is full.
+        The same prompt and seed give the same text whatever else is in the list; copies of a prompt get different
+        continuations. An encoder-decoder gives the targets of its prompts, the sources.
 
         Args:
           prompts: a list of texts.
-          return_details: return `Continuation`s, with tokens, log-probabilities and why each ended, in place of texts.
-          options: as in `stream`.
+          options: of `fmjax.inference.continuations.Options`: max_new_tokens=64, temperature=1.0 (0 is greedy), top_k,
+            top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, batch_size, progress.
 
         Returns: for each prompt in order, its `num_samples` continuations, one after the other.
-        """
-        found = list(self.stream(self._texts(prompts), details=True, **options))
-        ended = sorted((part for part in found if part.finish), key=lambda part: part.index)
-        texts = [""] * len(ended)
-        for part in found:
-            texts[part.index] += part.text
-        if not return_details:
-            return texts
-        return [dataclasses.replace(part, text=text) for part, text in zip(ended, texts)]
-
-    def stream(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        stop_ids: Sequence[int] = (),
-        num_samples: int = 1,
-        batch_size: int = 16,
-        steps: int = 8,
-        progress: str | None = None,
-        details: bool = False,
-    ) -> Iterator:
-        """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them.
-
-        Args:
-          prompts: a list of texts.
-          max_new_tokens: tokens drawn at most for each.
-          temperature, top_k, top_p, min_p, repetition_penalty: see `fmjax.inference.sampler.Sampling`.
-          seed: of the random draws.
-          stop: a continuation ends before the first of these strings; no part of one is ever given out.
-          stop_ids: tokens that end a continuation, besides the tokenizer's EOS.
-          num_samples: continuations of each prompt; sample j of prompt i has the index i * num_samples + j.
-          batch_size: rows generated at once.
-          steps: the host reads after so many tokens a row.
-          progress: label of a progress bar; None shows none.
-          details: yield `Continuation`s: pieces of text with `finish` None, then one without text for each that ended.
-
         Raises: InputError for a prompt that cannot be continued, or a bad value.
         """
-        if num_samples < 1:
-            raise InputError(f"num_samples must be at least 1, got {num_samples}")
-        check_stops(stop)
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        ids = [self._with_bos(tokens, f"prompt {i}") for i, tokens in enumerate(self._tokens(self._texts(prompts)))]
-        ids = [tokens for tokens in ids for _ in range(num_samples)]
-        copies = engine.number_copies(ids)
-        requests = [
-            engine.Request(*parts) for parts in zip(ids, repeat(max_new_tokens), repeat(sampling), repeat(seed), copies)
-        ]
-        stop_ids = {*stop_ids} | ({self.tokenizer.eos_id} - {None})
-        run = self.engine.run(requests, stop_ids=stop_ids, steps=steps, batch_size=batch_size, progress=progress)
-        return self._read(run, ids, stop_ids, stop, details)
+        return [one.text for one in self.complete(prompts, **options)]
 
-    def _read(self, run, ids, stop_ids, stop, details) -> Iterator:
-        texts = [
-            StoppedText(self.tokenizer, () if self.engine.start_id is not None else tokens, stop) for tokens in ids
-        ]
-        drawn = [([], []) for _ in ids]
-        for chunk in run:
-            index, text = chunk.index, texts[chunk.index]
-            for held, new in zip(drawn[index], (chunk.tokens, chunk.logprobs)):
-                held += new
-            shown = chunk.tokens[:-1] if chunk.tokens[-1] in stop_ids else chunk.tokens
-            piece = text.push(shown, last=chunk.finish is not None)
-            if piece:
-                yield Continuation(index, piece, [], [], None) if details else (index, piece)
-            finish = "stop" if text.stopped else chunk.finish
-            if text.stopped:
-                run.stop(index)
-            if finish and details:
-                count = text.num_tokens if text.stopped else None
-                yield Continuation(index, "", *(held[:count] for held in drawn[index]), finish)
+    def complete(self, prompts: Sequence[str], **options) -> list[continuations.Continuation]:
+        """As `generate`, with tokens, their log-probabilities and why each continuation ended."""
+        return continuations.complete(self._continue(prompts, options))
+
+    def stream(self, prompts: Sequence[str], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
+        """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them."""
+        pieces = self._continue(prompts, options | {"steps": steps})
+        return ((piece.index, piece.text) for piece in pieces if piece.text)
+
+    def _continue(self, prompts, options) -> Iterator[continuations.Piece]:
+        options = continuations.Options(**options)
+        ids = self._prompts(prompts)
+        with self.inference():
+            pieces = continuations.Continuations(self.engine, self.tokenizer, ids, options)
+        return each_inside(self.inference, pieces)
+
+    def _prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        tokens = self._tokens(self._texts(prompts))
+        if hasattr(self.module, "prefill"):
+            return self._framed(tokens)
+        return [self._with_bos(one, f"prompt {i}") for i, one in enumerate(tokens)]
 
     @property
-    def engine(self) -> engine.Engine:
-        """The model ready to generate, made at first use and kept: its layers then lie in memory a second time."""
+    def engine(self) -> Engine:
+        """The model ready to generate, made at first use and kept: its layers then lie in memory a second time.
+
+        `kept.clear()` lets go of it.
+        """
         made = self.kept.get("engine")
         if made is None or self.kept["params"] is not self.params:
-            size, start = None, None
+            num_tokens = bos = None
             if self.tokenizer is not None:
-                size, start = self.tokenizer.vocab_size, self.tokenizer.bos_id
-            start = (
-                getattr(self.module, "start_id", None) if getattr(self.module, "start_id", None) is not None else start
-            )
-            made = engine.Engine(self.module, self.params, num_tokens=size, start_id=start)
+                num_tokens, bos = self.tokenizer.vocab_size, self.tokenizer.bos_id
+            start = getattr(self.module, "start_id", None)
+            with self.inference():
+                made = Engine(self.module, self.params, num_tokens=num_tokens, start_id=bos if start is None else start)
             self.kept.update(engine=made, params=self.params)
         return made
 
@@ -257,13 +193,81 @@ class Model:
             totals[owner][1] += count
         return [(loglikelihood, count) for loglikelihood, count in totals]
 
-    def save(self, directory: str | pathlib.Path, format: str = "fmjax") -> None:
+    def embed(
+        self, texts: Sequence[str], *, pooling: str | None = None, normalize: bool = False, progress: str | None = None
+    ) -> np.ndarray:
+        """Vectors of texts, float32 [N, D], from the last layer's output.
+
+        Args:
+          pooling: "mean", "first" or "last"; None is "mean" for encoders and "last" for decoders, whose last token alone
+            has seen the whole text.
+          normalize, progress: see `fmjax.inference.embedding.embed`.
+
+        Raises InputError as `fmjax.inference.embedding.embed`.
+        """
+        from fmjax.inference import embedding
+
+        if pooling is None:
+            pooling = "mean" if self._is_bidirectional else "last"
+        rows = self._framed(self._tokens(self._texts(texts)))
+        options = dict(pooling=pooling, normalize=normalize, progress=progress)
+        with self.inference():
+            return embedding.embed(self.module, self.params, rows, **options)
+
+    def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[tuple[str, float]]]]:
+        """For each text, for each mask token in it ("[MASK]" for BERT, "<mask>" for RoBERTa), (token's text, probability)
+        of the `top_k` likeliest tokens.
+
+        Raises InputError for a model that is no masked language model, or a text without mask.
+        """
+        from fmjax.inference.fill_mask import fill_mask
+
+        texts, mask_id = self._texts(texts), getattr(self.tokenizer, "mask_id", None)
+        if mask_id is None or hasattr(self.module, "init_cache") or not hasattr(self.module, "features"):
+            raise InputError(
+                f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with a "
+                "mask token"
+            )
+        rows = self._framed([self.tokenizer.encode_special(text) for text in texts])
+        with self.inference():
+            found = fill_mask(
+                self.module, self.params, rows, mask_id, top_k=top_k, num_tokens=self.tokenizer.vocab_size
+            )
+        return [[[(self.tokenizer.decode([i]), p) for i, p in mask] for mask in text] for text in found]
+
+    @property
+    def _is_bidirectional(self) -> bool:
+        """Whether the model reads whole texts: an encoder, or an encoder-decoder's encoder."""
+        return not hasattr(self.module, "init_cache") or hasattr(self.module, "prefill")
+
+    def _framed(self, texts: Sequence[list[int]]) -> list[list[int]]:
+        """Tokens of texts with what stands around a text in training: CLS and SEP or what takes their place."""
+        tokenizer = self.tokenizer
+        if not self._is_bidirectional:
+            return [self._with_bos(tokens, f"text {i}") for i, tokens in enumerate(texts)]
+        begin, end = tokenizer.bos_id if tokenizer.cls_id is None else tokenizer.cls_id, tokenizer.sep_id
+        if hasattr(self.module, "prefill"):
+            begin = None
+        end = tokenizer.eos_id if end is None else end
+        frame = lambda id: [] if id is None else [id]
+        return [[*frame(begin), *tokens, *frame(end)] for tokens in texts]
+
+    def save(self, directory: str | pathlib.Path, format: str = "fmjax", **options) -> None:
         """Writes a folder that `fmjax.load` accepts: config.json, parameters, tokenizer.
 
-        Raises InputError for a format that does not exist, or a directory that already holds a model.
+        Args:
+          format: "fmjax", or "hf": a Hugging Face folder, which `transformers` loads with equal logits.
+          options: of `fmjax.interop.exporter.save_published`, for "hf".
+
+        Raises InputError for a format that does not exist, a directory that already holds a model, or, for "hf", a
+        model that no published class computes exactly.
         """
-        if format != "fmjax":
-            raise InputError(f"format {format!r} is not one that models are saved in; there is: 'fmjax'")
+        check_choice("format", format, ("fmjax", "hf"))
+        if format == "hf":
+            from fmjax.interop.exporter import save_published
+
+            save_published(self, directory, **options)
+            return
         directory = pathlib.Path(directory)
         if (directory / "config.json").exists() or (directory / "checkpoints").exists():
             raise InputError(f"{str(directory)!r} already holds a model; save to a new directory")
@@ -277,9 +281,10 @@ class Model:
         (directory / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
 
     def _score(self, segments, progress=None) -> list[tuple[float, bool, int]]:
-        scores = scoring.score_segments(
-            self.module, self.params, segments, context_length=self.context_length, progress=progress
-        )
+        with self.inference():
+            scores = scoring.score_segments(
+                self.module, self.params, segments, context_length=self.context_length, progress=progress
+            )
         return [(score.loglikelihood, score.is_greedy, score.num_tokens) for score in scores]
 
     def _texts(self, texts: Sequence[str]) -> Sequence[str]:
@@ -290,7 +295,15 @@ class Model:
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         if self.tokenizer is None:
             raise InputError(f"the model from {self.source} has no tokenizer; use its module and params with tokens")
-        return self.tokenizer.encode_batch(texts)
+        encoded = self.tokenizer.encode_batch(texts)
+        rows = getattr(self.module, "vocab_size", None)
+        for text, tokens in zip(texts, encoded):
+            if rows is not None and tokens and max(tokens) >= rows:
+                token = self.tokenizer.token(max(tokens))
+                raise InputError(
+                    f"the text {text[:40]!r} has the token {token!r}, for which the model has no embedding"
+                )
+        return encoded
 
     def _with_bos(self, tokens: list[int], what: str, force: bool = False) -> list[int]:
         bos = self.tokenizer.bos_id
@@ -325,40 +338,51 @@ def _fit(segments, context_length):
     return fitted, cut
 
 
-def load(path: str | pathlib.Path, dtype: str = "float32", step: int | None = None) -> Model:
+def load(
+    path: str | pathlib.Path,
+    dtype: str = "float32",
+    step: int | None = None,
+    mesh: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Model:
     """Loads a model.
 
     Args:
-      path: a run's workdir, one of its checkpoints (`WORKDIR/checkpoints/STEP`), or a folder that `Model.save` wrote.
+      path: a run's workdir, one of its checkpoints (`WORKDIR/checkpoints/STEP`), a folder that `Model.save` wrote, a
+        Hugging Face folder, or, where no such path exists, a hub id: "org/name" or "org/name@revision".
       dtype: "float32", "bfloat16" or "float16": of the parameters and of what is computed with them.
       step: which checkpoint of a workdir; None is the newest complete one.
+      mesh: how the model is split over all devices: fields of `fmjax.parallel.mesh.MeshConfig`, such as
+        {"fsdp": 2, "tensor": 2}; None is the first device alone.
+      progress: show a progress bar while published weights are read.
 
-    Raises: InputError for a path that holds no model, saying what was found; CheckpointError for a damaged checkpoint.
+    Raises: InputError for a path that holds no model, saying what was found; CheckpointError for damaged weights.
     """
     check_choice("dtype", dtype, COMPUTE_DTYPES)
-    folder = pathlib.Path(path).expanduser()
-    if not folder.exists():
-        raise InputError(f"{str(path)!r} does not exist; {_EXPECTED}")
-    if folder.is_dir() and folder.parent.name == "checkpoints" and folder.name.isdigit() and step is None:
-        folder, step = folder.parent.parent, int(folder.name)
+    placement = None if mesh is None else Placement.make(mesh)
+    folder = loading.find_folder(path)
+    if step is None:
+        folder, step = loading.checkpoint_step(folder)
     for recognises, reader in READERS:
         if recognises(folder):
-            return reader(folder, dtype, step)
+            return reader(folder, dtype, step, placement, progress)
     found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else ["a file"]
-    raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {_EXPECTED}")
-
-
-_EXPECTED = (
-    "expected the workdir of a run or a folder written by Model.save, with config.json and checkpoints/ "
-    "(Hugging Face folders and hub ids are not supported)"
-)
+    raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {loading.EXPECTED}")
 
 
 def _is_workdir(folder: pathlib.Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
-def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None) -> Model:
+def _load_published(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool) -> Model:
+    if step is not None:
+        raise InputError(
+            f"{str(folder)!r} is a published model, which has no checkpoint of step {step}; leave step out"
+        )
+    return loading.load_published(folder, dtype, placement, progress)
+
+
+def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool) -> Model:
     from fmjax.config import load_workdir_config
     from fmjax.training.checkpoint import load_params
     from fmjax.training.setup import build_module
@@ -366,21 +390,20 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None) -> Model:
     config = load_workdir_config(folder)
     if not isinstance(config.get("model"), dict):
         raise InputError(f"{str(folder / 'config.json')!r} has no section 'model'; is it the config of a run?")
-    params, step = load_params(folder, step)
-    tokenizer = _find_tokenizer(folder)
+    tokenizer = loading.find_tokenizer(folder)
     # What else the data told the module is in the config: the trainer writes it there.
     known = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size}
     module = build_module(config, known)
     filled = {k: getattr(module, k) for k, v in config["model"].items() if v is None and k in known}
     config = {**config, "model": {**config["model"], **filled}}
-    vocab_size = getattr(module, "vocab_size", None)
-    if tokenizer is not None and vocab_size is not None and vocab_size < tokenizer.vocab_size:
-        raise InputError(
-            f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only "
-            f"{vocab_size}; is tokenizer.* from another run?"
-        )
+    loading.check_tokenizer(tokenizer, module, folder)
+    shardings = None if placement is None else loading.placed(module, placement)[1]
+    params, step = load_params(folder, step, shardings=shardings)
     module, params = cast(module, params, dtype)
-    return Model(module, params, config, tokenizer, step, str(folder), _data_identity(folder, step))
+    identity = _data_identity(folder, step)
+    # The rows of a run's training begin with BOS; what was published says it in its tokenizer.
+    add_bos = "published" not in config or (tokenizer is not None and tokenizer.add_bos)
+    return Model(module, params, config, tokenizer, step, str(folder), identity, add_bos, placement)
 
 
 def _data_identity(folder: pathlib.Path, step: int) -> dict:
@@ -394,12 +417,6 @@ def _data_identity(folder: pathlib.Path, step: int) -> dict:
         return reader.restore(path)["data"]
 
 
-def _find_tokenizer(folder: pathlib.Path):
-    from fmjax.data.tokenizer import load_tokenizer
-
-    return load_tokenizer(folder) if any(folder.glob("tokenizer.*")) else None
-
-
 def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:
     """Module and parameters that compute in `dtype`; integers stay as they are."""
     if getattr(module, "dtype", dtype) != dtype:
@@ -407,15 +424,16 @@ def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:
     return module, jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
 
 
-READERS = [(_is_workdir, _load_workdir)]
-"""Which folders can be read: (recognises(folder), reader(folder, dtype, step) -> Model); the first that fits reads."""
+READERS = [(_is_workdir, _load_workdir), (loading.is_published, _load_published)]
+"""Which folders can be read: (recognises(folder), reader(folder, dtype, step, placement, progress) -> Model); the first
+that fits reads."""
 
 
 class _CallableModule(types.ModuleType):
     """`import fmjax.load` makes this module an attribute of the package, where the function is promised."""
 
-    def __call__(self, path, dtype="float32", step=None) -> Model:
-        return load(path, dtype, step)
+    def __call__(self, path, dtype="float32", step=None, mesh=None, progress=False) -> Model:
+        return load(path, dtype, step, mesh, progress)
 
 
 _CallableModule.__call__.__doc__ = load.__doc__

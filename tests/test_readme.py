@@ -30,6 +30,8 @@ def test_every_command_parses(module, arguments, monkeypatch):
 
 def test_every_file_it_names_is_there():
     assert len(COMMANDS) >= 8
-    named = re.findall(r"\]\(([\w/.]+)\)", README) + re.findall(r"`((?:fmjax|tests|configs|colab|experiments)/[\w/.]+)`", README)
+    named = re.findall(r"\]\(([\w/.]+)\)", README) + re.findall(
+        r"`((?:fmjax|tests|configs|colab|experiments)/[\w/.]+)`", README
+    )
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing and len(named) > 15

@@ -1,6 +1,7 @@
 """Every shipped config resolves; the large ones are traced: shapes, shardings and parameter counts, without arrays."""
 
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,29 @@ FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 def test_every_shipped_config_resolves_and_documents_itself(name):
     file = FOLDER / f"{name}.py"
     configs.resolve(configs.load_config_file(str(file)))
-    assert f"--config=configs/{name}.py" in file.read_text()
+    text = file.read_text()
+    assert f"--config=configs/{name}.py" in text
+    for size in set(re.findall(rf"--config=configs/{name}\.py:([\w.]+)", text)):
+        configs.resolve(configs.load_config_file(f"{file}:{size}"))
+
+
+@pytest.mark.parametrize(
+    "name, millions",
+    [
+        ("gpt1", 117), ("gpt3:small", 125), ("gpt3:medium", 350), ("gpt3:large", 760), ("gpt3:xl", 1_300),
+        ("gpt3:2.7b", 2_700), ("gpt3:6.7b", 6_700), ("gpt3:13b", 13_000), ("gpt3:175b", 175_000),
+        ("llama3", 1_236), ("llama3:8b", 8_030), ("mistral", 7_242), ("qwen3", 596), ("gemma3", 268),
+    ],
+)  # fmt: skip
+def test_published_sizes(name, millions):
+    """As the papers and model cards count them, two digits where they give two."""
+    config = configs.resolve(
+        configs.load_config_file(str(FOLDER / name.replace(":", ".py:")) + ".py" * (":" not in name))
+    )
+    module = build_module(config, {"vocab_size": 40_478})  # GPT's own; the others name theirs
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    found = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+    assert found == pytest.approx(millions, rel=0.04 if name.startswith("gpt3") else 0.005)
 
 
 @pytest.mark.parametrize(

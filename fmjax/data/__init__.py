@@ -2,4 +2,12 @@
 
 from fmjax.registry import Registry
 
-DATASETS = Registry("data", {"text": "fmjax.data.text:TextData", "digits": "fmjax.data.digits:Digits"})
+DATASETS = Registry(
+    "data",
+    {
+        "digits": "fmjax.data.digits:Digits",
+        "masked_text": "fmjax.data.masked_text:MaskedTextData",
+        "pairs": "fmjax.data.pairs:PairData",
+        "text": "fmjax.data.text:TextData",
+    },
+)

@@ -2,12 +2,15 @@
 
 import array
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from fmjax.data import sentences
 from fmjax.data.cache import build_once, fingerprint
 from fmjax.data.packing import PLAN_VERSION, PackingPlan, plan_packing
 from fmjax.data.tokenizer import Tokenizer
@@ -39,12 +42,21 @@ class TokenizedSplit:
     """The ids of a split.
 
     Attributes:
-      tokens: uint16 or uint32 [ids], memory-mapped; every document with its begin and end marks.
-      offsets: int64 [documents + 1]; document d is tokens[offsets[d]:offsets[d+1]].
+      tokens: uint16 or uint32 [ids], memory-mapped; every document with its begin and end marks, or every sentence
+        without any.
+      offsets: int64 [documents + 1]; document d is tokens[offsets[d]:offsets[d+1]]. In a corpus of sentences,
+        int64 [sentences + 1] in the same way.
+      documents: int64 [documents + 1] in a corpus of sentences: document d has the sentences documents[d] ..
+        documents[d+1] - 1, at least one; None in one of whole documents.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
+    documents: np.ndarray | None = None
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.offsets if self.documents is None else self.documents) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +69,22 @@ class Corpus:
 
     def plan(self, split: str, sequence_length: int) -> PackingPlan:
         """The packing of a split into rows of `sequence_length`; planned once and kept beside the corpus."""
+        name = f"{split}-{sequence_length}-v{PLAN_VERSION}"
+        return self.kept(
+            name, PackingPlan, lambda: plan_packing(np.asarray(self.splits[split].offsets), sequence_length)
+        )
+
+    def kept(self, name: str, kind: type, make: Callable[[], Any]):
+        """What `make` computes from this corpus, a dataclass `kind` of arrays: computed once and kept under `name`,
+        which must tell all that it depends on."""
 
         def build(folder: pathlib.Path) -> None:
-            plan = plan_packing(np.asarray(self.splits[split].offsets), sequence_length)
-            for field in dataclasses.fields(plan):
-                np.save(folder / f"{field.name}.npy", getattr(plan, field.name))
+            made = make()
+            for field in dataclasses.fields(kind):
+                np.save(folder / f"{field.name}.npy", getattr(made, field.name))
 
-        name = f"{self.folder.name}-{split}-{sequence_length}-v{PLAN_VERSION}"
-        folder = build_once(self.folder.parent.parent / "packing" / name, build)
-        return PackingPlan(**{f.name: _load(folder / f"{f.name}.npy") for f in dataclasses.fields(PackingPlan)})
+        folder = build_once(self.folder.parent.parent / "packing" / f"{self.folder.name}-{name}", build)
+        return kind(**{field.name: _load(folder / f"{field.name}.npy") for field in dataclasses.fields(kind)})
 
 
 def _load(path: pathlib.Path) -> np.ndarray:
@@ -82,26 +101,46 @@ def _map(path: pathlib.Path, dtype: str) -> np.ndarray:
 class _SplitWriter:
     """Writes a split's documents as they come; only their offsets are held in memory."""
 
-    def __init__(self, folder: pathlib.Path, split: str, tokenizer: Tokenizer, dtype: str, keep_text: bool):
-        self._folder, self._split, self._tokenizer, self._dtype = folder, split, tokenizer, dtype
+    def __init__(
+        self, folder: pathlib.Path, split: str, tokenizer: Tokenizer, dtype: str, keep_text: bool, rule: str | None
+    ):
+        self._folder, self._split, self._tokenizer, self._dtype, self._rule = folder, split, tokenizer, dtype, rule
         self._tokens = open(folder / f"{split}.tokens", "wb")
         self._text = open(folder / f"{split}.text", "wb") if keep_text else None
-        self._offsets, self._text_offsets = array.array("q", [0]), array.array("q", [0])
+        self._offsets, self._text_offsets, self._documents = (array.array("q", [0]) for _ in range(3))
         self._begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         self._end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
 
     def write(self, texts: list[str]) -> None:
-        for ids in self._tokenizer.encode_batch(texts):
-            marked = np.array(self._begin + ids + self._end, self._dtype)
-            self._tokens.write(marked.data)
-            self._offsets.append(self._offsets[-1] + len(marked))
+        if self._rule is None:
+            for ids in self._tokenizer.encode_batch(texts):
+                self._append(self._begin + ids + self._end)
+        else:
+            self._write_sentences(texts)
         if self._text is not None:
             for text in texts:
                 self._text_offsets.append(self._text_offsets[-1] + self._text.write(text.encode()))
 
+    def _write_sentences(self, texts: list[str]) -> None:
+        cut = [sentences.split_sentences(text, self._rule) for text in texts]
+        encoded = iter(self._tokenizer.encode_batch([sentence for document in cut for sentence in document]))
+        for document in cut:
+            found = [ids for ids in itertools.islice(encoded, len(document)) if ids]
+            for ids in found:
+                self._append(ids)
+            if found:
+                self._documents.append(self._documents[-1] + len(found))
+
+    def _append(self, ids: list[int]) -> None:
+        stored = np.array(ids, self._dtype)
+        self._tokens.write(stored.data)
+        self._offsets.append(self._offsets[-1] + len(stored))
+
     def close(self) -> None:
         self._tokens.close()
         np.save(self._folder / f"{self._split}.offsets.npy", np.asarray(self._offsets, np.int64))
+        if self._rule is not None:
+            np.save(self._folder / f"{self._split}.documents.npy", np.asarray(self._documents, np.int64))
         if self._text is not None:
             self._text.close()
             np.save(self._folder / f"{self._split}.text_offsets.npy", np.asarray(self._text_offsets, np.int64))
@@ -114,6 +153,9 @@ def tokenize_corpus(
     cache_dir: pathlib.Path,
     name: str,
     progress: bool = False,
+    *,
+    sentence_rule: str | None = None,
+    keep_empty: bool = False,
 ) -> Corpus:
     """The tokenised corpus, from the cache or by one pass over `documents`.
 
@@ -124,37 +166,51 @@ def tokenize_corpus(
       cache_dir: where the cache lives.
       name: the source's name, for progress and messages.
       progress: whether to show a progress bar.
+      sentence_rule: how `sentences.split_sentences` cuts documents into sentences, which are then kept one by one
+        and without marks; None keeps whole documents.
+      keep_empty: whether documents without any text stay, marks alone, so that document d is the d-th of its split.
     """
 
     def build(folder: pathlib.Path) -> None:
         from tqdm import tqdm
 
         dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-        writers = {s: _SplitWriter(folder, s, tokenizer, dtype, keep_text=s == "heldout") for s in SPLITS}
+        writers = {s: _SplitWriter(folder, s, tokenizer, dtype, s == "heldout", sentence_rule) for s in SPLITS}
         with tqdm(desc=f"tokenising {name}", unit="B", unit_scale=True, mininterval=0.5, disable=not progress) as bar:
-            for split, texts, size in _batches(documents()):
+            for split, texts, size in _batches(documents(), keep_empty):
                 writers[split].write(texts)
                 bar.update(size)
         for writer in writers.values():
             writer.close()
         (folder / "meta.json").write_text(json.dumps({"name": name, "dtype": dtype}))
 
-    key = fingerprint(_LAYOUT, content, tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id)
-    folder = build_once(cache_dir / "corpora" / key, build)
+    parts = [_LAYOUT, content, tokenizer.fingerprint]
+    if sentence_rule is None:
+        parts += [tokenizer.bos_id, tokenizer.eos_id]
+    else:
+        parts += ["sentences", sentences.RULES_VERSION, sentence_rule]
+    if keep_empty:
+        parts.append("keep_empty")
+    folder = build_once(cache_dir / "corpora" / fingerprint(*parts), build)
     dtype = json.loads((folder / "meta.json").read_text())["dtype"]
     splits = {
-        s: TokenizedSplit(_map(folder / f"{s}.tokens", dtype), _load(folder / f"{s}.offsets.npy")) for s in SPLITS
+        s: TokenizedSplit(
+            _map(folder / f"{s}.tokens", dtype),
+            _load(folder / f"{s}.offsets.npy"),
+            None if sentence_rule is None else _load(folder / f"{s}.documents.npy"),
+        )
+        for s in SPLITS
     }
     text = TextStore(_map(folder / "heldout.text", "u1"), _load(folder / "heldout.text_offsets.npy"))
     return Corpus(folder, splits, text)
 
 
-def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, list[str], int]]:
+def _batches(documents: Iterable[tuple[str, str]], keep_empty: bool) -> Iterator[tuple[str, list[str], int]]:
     """Groups each split's documents into lists of about _BATCH_CHARACTERS: (split, texts, characters)."""
     waiting: dict[str, list[str]] = {split: [] for split in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
     for split, text in documents:
-        if not text:
+        if not (text or keep_empty):
             continue  # nothing to learn: begin and end marks alone
         waiting[split].append(text)
         sizes[split] += len(text)
@@ -171,6 +227,6 @@ def require_documents(corpus: Corpus, split: str, name: str) -> None:
     offsets = corpus.splits[split].offsets
     if len(offsets) < 2 or not (np.diff(offsets) > 1).any():
         other = "heldout" if split == "train" else "train"
-        fell = len(corpus.splits[other].offsets) - 1
+        fell = corpus.splits[other].num_documents
         hint = f"; all its {fell} documents are {other}: set data.heldout_fraction" if fell else ""
         raise DataError(f"source {name} is empty: it has no {split} document with any text{hint}")

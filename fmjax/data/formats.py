@@ -93,6 +93,21 @@ def read_file(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]
         raise DataError(f"{path} cannot be read: {error}") from None
 
 
+def read_lines(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]:
+    """(line number, line) of a text file of any name, also .gz or .zst; only "\n" and "\r\n" end a line, and a last
+    line needs neither."""
+    try:
+        lines = enumerate(_separated(_decoded(path, reading), "\n"), 1)
+        number, line = next(lines)
+        for next_number, next_line in lines:
+            yield number, line.removesuffix("\r")
+            number, line = next_number, next_line
+        if line:
+            yield number, line.removesuffix("\r")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+
+
 def text_of(record: object, field: str, where: str) -> str:
     """The text of a record, or a DataError that says what is there instead."""
     if not isinstance(record, dict):

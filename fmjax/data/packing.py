@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+_OPEN_BINS = 256  # bins that `pack_pairs` looks at
 PLAN_VERSION = 1  # part of the cache key: raise it when plan_packing lays the same lengths out otherwise
 
 
@@ -67,6 +68,39 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray
     grouped = np.argsort(bin_of, kind="stable")
     counts = np.bincount(bin_of, minlength=num_bins)
     return by_length[grouped], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def pack_pairs(lengths: np.ndarray, capacities: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Items of two lengths into bins of two capacities: best fit, the largest items first.
+
+    Args:
+      lengths: int [items, 2], each within the capacities.
+      capacities: of a bin.
+
+    Returns: order, bins as of `best_fit`.
+    """
+    shares = lengths / np.array(capacities)
+    order = np.argsort(-shares.max(axis=1), kind="stable")
+    room = np.tile(np.array(capacities), (_OPEN_BINS, 1))
+    bins = np.arange(_OPEN_BINS)
+    num_bins = _OPEN_BINS
+    bin_of = np.empty(len(lengths), np.int64)
+    for item in order.tolist():
+        length = lengths[item]
+        left = room - length
+        fitting = np.flatnonzero((left >= 0).all(axis=1))
+        if len(fitting):
+            # An empty bin has the most room left, so it is opened last.
+            chosen = fitting[np.argmin((left[fitting] / capacities).sum(axis=1))]
+        else:
+            chosen = np.argmin((room / capacities).sum(axis=1))  # the fullest makes place for a new one
+            room[chosen], bins[chosen] = capacities, num_bins
+            num_bins += 1
+        room[chosen] -= length
+        bin_of[item] = bins[chosen]
+    _, bin_of = np.unique(bin_of, return_inverse=True)
+    grouped = np.argsort(bin_of[order], kind="stable")
+    return order[grouped], np.concatenate([[0], np.cumsum(np.bincount(bin_of))]).astype(np.int64)
 
 
 def plan_packing(offsets: np.ndarray, sequence_length: int) -> PackingPlan:

@@ -1,4 +1,7 @@
-"""Endless shuffling with random access: every epoch holds each row once, in an order of its own."""
+"""Endless shuffling with random access: every epoch holds each row once, in an order of its own.
+
+What is random in the data comes from `random_bits`: raw bits, which numpy promises to keep, named by their seed.
+"""
 
 import functools
 import sys
@@ -12,6 +15,11 @@ _SMALL = 1 << 16  # Grain's keyed permutation walks a domain of this size, which
 
 def _seeded(*parts: object) -> int:
     return int(fingerprint("shuffle", *parts)[:16], 16)
+
+
+def random_bits(count: int, *seed: object) -> np.ndarray:
+    """uint64 [count], uniform: a pure function of `seed`, which are JSON-able values, on any machine."""
+    return np.random.Philox(key=_seeded(*seed)).random_raw(count)
 
 
 class ShuffledIndices:
@@ -36,15 +44,20 @@ class ShuffledIndices:
 
 def _order(num_rows: int, seed: object, epoch: int) -> np.ndarray:
     # Sorting raw bits rather than `Generator.permutation`: numpy promises that the former stay the same.
-    bits = np.random.Philox(key=_seeded(seed, epoch)).random_raw(num_rows)
-    return np.argsort(bits, kind="stable").astype(np.uint32)
+    return np.argsort(random_bits(num_rows, seed, epoch), kind="stable").astype(np.uint32)
+
+
+def shuffled_indices(num_rows: int, seed: object):
+    """An endless `grain.MapDataset` of 0 .. num_rows - 1, in a new order each epoch: index i lies in epoch
+    i // num_rows. A pure function of (num_rows, seed, index)."""
+    import grain
+
+    if num_rows < _SMALL:
+        return grain.MapDataset.source(ShuffledIndices(num_rows, seed))
+    # Grain adds the epoch to the seed, so neighbouring seeds would repeat each other: hash them apart.
+    return grain.MapDataset.range(num_rows).shuffle(seed=_seeded(seed) % 2**32).repeat()
 
 
 def shuffled(rows, seed: object):
     """An endless `grain.MapDataset` of `rows`, in a new order each epoch; a pure function of (rows, seed, index)."""
-    import grain
-
-    if len(rows) < _SMALL:
-        return grain.MapDataset.source(ShuffledIndices(len(rows), seed)).map(rows.__getitem__)
-    # Grain adds the epoch to the seed, so neighbouring seeds would repeat each other: hash them apart.
-    return grain.MapDataset.source(rows).shuffle(seed=_seeded(seed) % 2**32).repeat()
+    return shuffled_indices(len(rows), seed).map(rows.__getitem__)

@@ -56,6 +56,7 @@ class TextData:
 
     # Where documents lie; what they are is compared through `OpenData.identity`.
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("source", "eval_source", "tfds_data_dir")
+    TRAINED_SPECIALS: ClassVar[tuple[str, ...]] = ()  # pieces of a tokenizer trained here, beside BOS and EOS
 
     source: str | None = None
     mixture: dict[str, MixedSource] | None = None
@@ -117,10 +118,14 @@ class TextData:
             evaluated = open_source(spec, cache_dir)
         self._refuse_unread(specs, opened, evaluated)
         sources = {name: split_train(opened[name], spec, evaluated is not None) for name, spec in specs.items()}
-        tokenizer = open_tokenizer(self.tokenizer, list(sources.values()), cache_dir, progress)
+        tokenizer = open_tokenizer(self.tokenizer, list(sources.values()), cache_dir, progress, self.TRAINED_SPECIALS)
+        self._check_tokenizer(tokenizer)
 
         def tokenize(source: SplitSource, split: str) -> Corpus:
-            corpus = tokenize_corpus(source.stream, source.fingerprint, tokenizer, cache_dir, source.name, progress)
+            corpus = tokenize_corpus(
+                source.stream, source.fingerprint, tokenizer, cache_dir, source.name, progress,
+                sentence_rule=self._sentence_rule,
+            )  # fmt: skip
             require_documents(corpus, split, source.name)
             return corpus
 
@@ -129,25 +134,25 @@ class TextData:
             heldout = {"": tokenize(split_evaluation(evaluated), "heldout")}
         else:
             heldout = corpora
-        rows = {name: self._rows(corpus, "train") for name, corpus in corpora.items()}
-        evaluation, documents = self._evaluation(heldout)
+        streams = {name: self._train_rows(corpus, tokenizer, [seed, name]) for name, corpus in corpora.items()}
+        evaluation, documents = self._evaluation(heldout, tokenizer)
         for name in sources.keys() & heldout.keys():
             if (name or "heldout") not in evaluation and sources[name].fraction > 0:
                 log.warning(
                     "No document of %s fell to its held-out share, so it is not evaluated; set data.eval_source or a "
                     "larger heldout_fraction.", sources[name].name,
                 )  # fmt: skip
-        identity = {f"data/{name}" if name else "data": _identity(source) for name, source in sources.items()}
+        identity = {f"data/{name}" if name else "data": identity_of(source) for name, source in sources.items()}
         if evaluated is not None:
-            identity["eval_source"] = _identity(split_evaluation(evaluated))
+            identity["eval_source"] = identity_of(split_evaluation(evaluated))
         return OpenData(
-            train=_endless(rows, {name: getattr(spec, "weight", 1.0) for name, spec in specs.items()}, seed),
+            train=_mixed(streams, {name: getattr(spec, "weight", 1.0) for name, spec in specs.items()}),
             evaluation=evaluation,
             tokenizer=tokenizer,
             model_fields={"vocab_size": tokenizer.vocab_size},
             check=lambda module: self._check(module, tokenizer),
             identity=identity | {"tokenizer": tokenizer.fingerprint},
-            documents=lambda split="heldout": _chosen(documents, split),
+            documents=lambda split="heldout": chosen_documents(documents, split),
         )
 
     def _refuse_unread(self, specs, opened, evaluated) -> None:
@@ -164,30 +169,40 @@ class TextData:
             for key in sorted(self._own_spec().given() - read):
                 raise ConfigError(f"data.{key} is never read with data.mixture; set it within its sources")
 
+    # What data of another shape, made of the same documents, do otherwise.
+
+    _sentence_rule: ClassVar[str | None] = None  # how documents are cut before tokenising, see `tokenize_corpus`
+
+    def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises ConfigError for a tokenizer that lacks what the rows need."""
+
+    def _train_rows(self, corpus: Corpus, tokenizer: Tokenizer, seed: list):
+        """An endless `grain.MapDataset` of one source's rows."""
+        return shuffled(self._rows(corpus, "train"), seed)
+
+    def _heldout_rows(self, corpus: Corpus, tokenizer: Tokenizer) -> Sequence:
+        """The held-out rows of one source; none where nothing is held out."""
+        return self._rows(corpus, "heldout")
+
     def _rows(self, corpus: Corpus, split: str) -> PackedRows:
         plan = corpus.plan(split, self.sequence_length)
         return PackedRows(corpus.splits[split].tokens, plan, self.sequence_length)
 
-    def _evaluation(self, corpora: Mapping[str, Corpus]):
+    def _evaluation(self, corpora: Mapping[str, Corpus], tokenizer: Tokenizer):
         """Held-out rows and documents by name: "heldout", or the names of a mixture's sources. The documents of all
         of these together are "heldout" too."""
         rows, documents = {}, {}
         for name, corpus in corpora.items():
-            packed = self._rows(corpus, "heldout")
-            if len(packed):
-                rows[name or "heldout"] = ShuffledRows(packed)
+            found = self._heldout_rows(corpus, tokenizer)
+            if len(found):
+                rows[name or "heldout"] = ShuffledRows(found)
                 documents[name or "heldout"] = corpus.heldout_text
         if len(corpora) > 1 and documents:
             documents["heldout"] = Joined(list(documents.values()))
         return rows, documents
 
     def _check(self, module: Any, tokenizer: Tokenizer) -> None:
-        vocab_size = getattr(module, "vocab_size", None)
-        if vocab_size is not None and vocab_size < tokenizer.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size is {vocab_size}, but the tokenizer {self.tokenizer!r} has {tokenizer.vocab_size} "
-                "pieces; leave model.vocab_size at None or make it at least as large"
-            )
+        check_vocabulary(module, tokenizer, self.tokenizer)
         max_length = getattr(module, "max_length", None)
         if max_length is not None and max_length < self.sequence_length:
             raise ConfigError(
@@ -230,14 +245,26 @@ class Joined(Sequence):
             index -= len(part)
 
 
-def _chosen(documents: Mapping[str, Sequence[str]], split: str) -> Sequence[str]:
+def chosen_documents(documents: Mapping[str, Sequence[str]], split: str) -> Sequence[str]:
+    """The documents of that name. Raises ConfigError for a name that is not there."""
     if split not in documents:
         hint = nearest(split, documents) or "."
         raise ConfigError(f"these data have no documents {split!r}{hint} Known: {sorted(documents)}")
     return documents[split]
 
 
-def _identity(source: SplitSource) -> str:
+def check_vocabulary(module: Any, tokenizer: Tokenizer, name: str) -> None:
+    """Raises ConfigError where the module has fewer tokens than the tokenizer, which is called `name`."""
+    vocab_size = getattr(module, "vocab_size", None)
+    if vocab_size is not None and vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {vocab_size}, but the tokenizer {name!r} has {tokenizer.vocab_size} pieces; leave "
+            "model.vocab_size at None or make it at least as large"
+        )
+
+
+def identity_of(source: SplitSource) -> str:
+    """What a run remembers a source by: its label and the hash of its content."""
     return f"{source.source.label}@{source.fingerprint}"
 
 
@@ -263,44 +290,62 @@ def _mixture_specs(mixture: Mapping[str, Any]) -> dict[str, MixedSource]:
     return specs
 
 
-def _endless(rows: Mapping[str, PackedRows], weights: Mapping[str, float], seed: int):
-    """All rows of each source, reshuffled in each epoch, mixed by weight: random access for any index."""
-    parts = [shuffled(rows[name], [seed, name]) for name in rows]
-    if len(parts) == 1:
-        return parts[0]
+def _mixed(streams: Mapping[str, Any], weights: Mapping[str, float]):
+    """Endless datasets mixed by weight: random access for any index."""
+    if len(streams) == 1:
+        return next(iter(streams.values()))
     import grain
 
-    return grain.MapDataset.mix(parts, weights=[weights[name] for name in rows])
+    return grain.MapDataset.mix(list(streams.values()), weights=[weights[name] for name in streams])
 
 
-def _trained_size(wanted: str) -> int | None:
-    """VOCAB_SIZE of "train:VOCAB_SIZE"; None for other words. Raises ConfigError for a malformed one."""
-    if not wanted.startswith("train:"):
-        if wanted == "train":
-            raise ConfigError("data.tokenizer 'train': expected 'train:VOCAB_SIZE', such as 'train:2048'")
+def _trained_size(wanted: str) -> tuple[str, int] | None:
+    """("train", VOCAB_SIZE) of "train:VOCAB_SIZE", likewise of "train_wordpiece:" and "train_bpe:"; None for other
+    words. Raises ConfigError for a malformed one."""
+    kind, colon, size = wanted.partition(":")
+    if kind not in ("train", "train_wordpiece", "train_bpe"):
         return None
-    size = wanted.removeprefix("train:")
+    if not colon:
+        raise ConfigError(f"data.tokenizer {wanted!r}: expected '{kind}:VOCAB_SIZE', such as '{kind}:2048'")
     if not size.isdecimal():
-        raise ConfigError(f"data.tokenizer {wanted!r}: expected 'train:VOCAB_SIZE' with a whole number")
-    return int(size)
+        raise ConfigError(f"data.tokenizer {wanted!r}: expected '{kind}:VOCAB_SIZE' with a whole number")
+    return kind, int(size)
 
 
 def open_tokenizer(
-    wanted: str, sources: Sequence[SplitSource], cache_dir: pathlib.Path, progress: bool = False
+    wanted: str,
+    sources: Sequence[SplitSource],
+    cache_dir: pathlib.Path,
+    progress: bool = False,
+    specials: tuple[str, ...] = (),
 ) -> Tokenizer:
-    """The tokenizer a config names: "bytes", "train:VOCAB_SIZE" or a path. One trained on the same documents with
-    the same settings before comes from the cache."""
+    """The tokenizer a config names: "bytes", "train:VOCAB_SIZE" (SentencePiece), "train_wordpiece:VOCAB_SIZE" (BERT's),
+    "train_bpe:VOCAB_SIZE" (RoBERTa's) or a path. One trained on the same documents with the same settings before comes
+    from the cache; `specials` are pieces that SentencePiece gets beside BOS and EOS, the others have BERT's and
+    RoBERTa's."""
     if wanted == "bytes":
         return ByteTokenizer()
-    size = _trained_size(wanted)
-    if size is None:
+    trained = _trained_size(wanted)
+    if trained is None:
         return load_tokenizer(wanted)
     from fmjax.data import tokenizer_training
 
+    kind, size = trained
+
     def build(folder: pathlib.Path) -> None:
         texts = (text for source in sources for split, text in source.stream() if split == "train")
-        model = tokenizer_training.train_sentencepiece(texts, size, progress)
-        (folder / "tokenizer.model").write_bytes(model)
+        if kind == "train":
+            model = tokenizer_training.train_sentencepiece(texts, size, progress, specials)
+            (folder / "tokenizer.model").write_bytes(model)
+        elif kind == "train_wordpiece":
+            tokenizer_training.train_wordpiece(texts, size, progress).save(folder)
+        else:
+            tokenizer_training.train_bpe(texts, size, progress).save(folder)
 
-    key = fingerprint(tokenizer_training.SETTINGS_VERSION, size, [source.fingerprint for source in sources])
+    parts = [tokenizer_training.SETTINGS_VERSION, size, [source.fingerprint for source in sources]]
+    if kind != "train":
+        parts.append(kind)
+    elif specials:
+        parts.append(list(specials))
+    key = fingerprint(*parts)
     return load_tokenizer(build_once(cache_dir / "tokenizers" / key, build))

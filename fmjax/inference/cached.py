@@ -5,12 +5,12 @@ A module takes part by having
     init_cache(batch_size, max_length) -> cache     a pytree whose leaves have the batch's rows first
     apply(variables, tokens [B, 1], segment_ids=active [B, 1], cache=cache) -> (logits [B, 1, V], cache)
         appends a token to every row whose segment id is 1
-    apply(variables, tokens [N, P], segment_ids=, positions=, cache=cache, slots=rows [N, P]) -> (logits [N, P, V], cache)
+    apply(variables, tokens [N, P], segment_ids=, positions=, cache=cache, slots=rows [N, P]) -> (logits, cache)
         packed prompts become the content of the rows that `slots` names; segment id 0 is padding
 
-and, if it has them, `features` (`fmjax.models.decoder.Decoder`), so that logits are computed only where they are wanted,
-and `unrolled(params) -> (module, params)`, the form to decode with. An encoder-decoder has instead of the last two
-`prefill` and `decode` (`fmjax.models.transformer.EncoderDecoder`), and its prompts are sources.
+and, if it has them, `features` (`fmjax.models.decoder.Decoder`), so that logits are computed only where they are
+wanted, and `unrolled(params) -> (module, params)`, the form to decode with. An encoder-decoder has `prefill` and `decode`
+instead of that `apply` (`fmjax.models.transformer.EncoderDecoder`), and its prompts are sources.
 """
 
 import functools
@@ -92,7 +92,7 @@ def init_cache(module: nn.Module, batch_size: int, max_length: int, source_lengt
 
 
 def prefill(module: nn.Module, params, cache, packed: Packed):
-    """(logits [R, V] after each prompt, cache); for an encoder-decoder the logits are None: its target is still empty."""
+    """(logits [R, V] after each prompt, cache); None as logits of an encoder-decoder, whose targets are still empty."""
     variables = {"params": params}
     arrays = dict(segment_ids=packed.segment_ids, positions=packed.positions, cache=cache, slots=packed.slots)
     if is_seq2seq(module):

@@ -504,9 +504,9 @@ class Run:
         waiting = self._fill()
         free_rows = max(1, self._batch_size // 4) if waiting else self._batch_size
         _, _, decode = programs()
-        self._state, tokens, logprobs = decode(
-            self._form(()), self._engine.params, self._state, alive, self._stops, np.int32(self._steps), np.int32(free_rows)
-        )  # fmt: skip
+        numbers = np.int32(self._steps), np.int32(free_rows)
+        form, params = self._form(()), self._engine.params
+        self._state, tokens, logprobs = decode(form, params, self._state, alive, self._stops, *numbers)
         owners = [(number, number, row) for number, row in enumerate(self._rows) if row is not None]
         for _, _, row in owners:
             row.sent += self._steps

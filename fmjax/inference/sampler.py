@@ -1,7 +1,7 @@
 """Drawing the next token from logits: repetition penalty, temperature, top-k, top-p, min-p, greedy.
 
 Each row has settings and a random key of its own, so what a row draws depends on its logits, settings and key alone,
-never on the rows beside it. The order is that of Hugging Face's transformers: penalty, temperature, top-k, top-p, min-p.
+never on the rows beside it. The order is that of transformers: penalty, temperature, top-k, top-p, min-p.
 """
 
 import dataclasses

@@ -41,7 +41,7 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
 
 
 def _attend(rows, key, value, allowed):
-    """(largest logit, sum of exponentials, weighted sum of values), float32 [B, K, R, 1 or D], of queries [B, K, R, D]."""
+    """Of queries [B, K, R, D]: (largest logit, sum of exponentials, weighted sum of values), float32 [B, K, R, 1 or D]."""
     logits = jnp.einsum("bkrd,bksd->bkrs", rows, key.astype(rows.dtype), preferred_element_type=jnp.float32)
     logits = jnp.where(allowed[:, None, None], logits, MASKED)
     top = jnp.max(logits, axis=-1, keepdims=True)
@@ -54,15 +54,14 @@ def _attend(rows, key, value, allowed):
 
 def _attend_blocks(rows, key, value, allowed, size):
     slots = allowed.shape[1]
-    index = jnp.arange(slots)
-    end = jnp.max(jnp.where(allowed, index + 1, 0))
+    end = jnp.max(jnp.where(allowed, jnp.arange(slots) + 1, 0))
 
     def add(i, carry):
         top, total, out = carry
         start = jnp.minimum(i * size, slots - size)  # the last block may overlap the one before it
-        part = lambda x, axis: lax.dynamic_slice_in_dim(x, start, size, axis)
-        fresh = part(allowed, 1) & (part(index, 0) >= i * size)
-        block_top, block_total, block_out = _attend(rows, part(key, 2), part(value, 2), fresh)
+        block_key, block_value = (lax.dynamic_slice_in_dim(x, start, size, axis=2) for x in (key, value))
+        fresh = lax.dynamic_slice_in_dim(allowed, start, size, axis=1) & (start + jnp.arange(size) >= i * size)
+        block_top, block_total, block_out = _attend(rows, block_key, block_value, fresh)
         new_top = jnp.maximum(top, block_top)
         old, new = jnp.exp(top - new_top), jnp.exp(block_top - new_top)
         return new_top, total * old + block_total * new, out * old + block_out * new

@@ -53,8 +53,8 @@ def sub_ln_config(module, causal: bool) -> TransformerConfig:
 class Magneto(Decoder):
     """A Magneto decoder; the defaults are the size of GPT-2 small, without a vocabulary.
 
-    Embeddings are normal with standard deviation 1 / sqrt(hidden_size) and multiplied by sqrt(hidden_size), as in
-    TorchScale; the output head is tied to them. The fields are those of `fmjax.models.gpt.GPT`.
+    Embeddings are normal with standard deviation 1 / sqrt(hidden_size), as in the authors' code (TorchScale); the output
+    head is tied to the tokens'. The fields are those of `fmjax.models.gpt.GPT`.
     """
 
     num_layers: int = 12
@@ -90,7 +90,7 @@ class Magneto(Decoder):
 
     def embed(self, tokens, positions, train) -> jax.Array:
         """[B, T, D] in the compute dtype."""
-        x = math.sqrt(self.hidden_size) * self.token_embedding(tokens) + self.position_embedding(positions)
+        x = self.token_embedding(tokens) + self.position_embedding(positions)
         return tap(self, "embedded", self.embedding_dropout(x.astype(self.dtype), deterministic=not train))
 
     def head(self) -> dict:
@@ -136,7 +136,7 @@ class MagnetoEncoder(Encoder):
 
     def embed(self, tokens, positions, token_types, train) -> jax.Array:
         """[B, T, D] in the compute dtype; token types are not looked at."""
-        x = math.sqrt(self.hidden_size) * self.token_embedding(tokens) + self.position_embedding(positions)
+        x = self.token_embedding(tokens) + self.position_embedding(positions)
         return tap(self, "embedded", self.embedding_dropout(x.astype(self.dtype), deterministic=not train))
 
     def predict(self, hidden) -> tuple[jax.Array, dict]:

@@ -12,6 +12,7 @@ SCHEDULES = Registry(
         "constant": "fmjax.training.schedule:Constant",
         "linear": "fmjax.training.schedule:Linear",
         "cosine": "fmjax.training.schedule:Cosine",
+        "noam": "fmjax.training.schedule:Noam",
         "wsd": "fmjax.training.schedule:WarmupStableDecay",
     },
 )

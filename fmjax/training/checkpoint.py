@@ -227,13 +227,16 @@ def complete_steps(folder: pathlib.Path) -> list[int]:
     return sorted(steps)
 
 
-def load_params(workdir: str | pathlib.Path, step: int | None = None, which: str = "auto") -> tuple[Any, int]:
-    """Parameters of a saved run, on the first device, and their step.
+def load_params(
+    workdir: str | pathlib.Path, step: int | None = None, which: str = "auto", shardings=None
+) -> tuple[Any, int]:
+    """Parameters of a saved run and their step.
 
     Args:
       workdir: a run's folder, or one that `Model.save` wrote.
       step: which checkpoint; None = the newest complete one.
       which: "params", "ema" (the moving average), or "auto": the average where the run kept one.
+      shardings: of the parameters; None is whole on the first device.
 
     Raises CheckpointError when there is no such checkpoint or it is damaged.
     """
@@ -248,19 +251,21 @@ def load_params(workdir: str | pathlib.Path, step: int | None = None, which: str
     if which == "ema" and not has_ema:
         raise CheckpointError(f"the run in {str(workdir)!r} kept no moving average (train.ema_decay was 0)")
     path = folder / str(step) / ("ema" if which == "ema" or (which == "auto" and has_ema) else "params")
-    return read_item(path), step
+    return read_item(path, shardings), step
 
 
-def read_item(path: pathlib.Path) -> Any:
-    """The arrays of one item of a checkpoint (`checkpoints/STEP/params`, say), whole on the first device.
+def read_item(path: pathlib.Path, shardings=None) -> Any:
+    """The arrays of one item of a checkpoint (`checkpoints/STEP/params`, say), as `shardings` says or on one device.
 
     Raises CheckpointError when it cannot be read.
     """
     device = SingleDeviceSharding(jax.local_devices()[0])
     try:
         with ocp.StandardCheckpointer() as reader:
-            found = reader.metadata(path).item_metadata
-            shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), dict(found))
+            found = dict(reader.metadata(path).item_metadata)
+            if shardings is None:
+                shardings = jax.tree.map(lambda _: device, found)
+            shapes = jax.tree.map(lambda m, s: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=s), found, shardings)
             return reader.restore(path, shapes)
     except Exception as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {first_line(error)}") from error

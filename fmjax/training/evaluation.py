@@ -10,6 +10,7 @@ import numpy as np
 from fmjax.data.loader import Loader
 from fmjax.errors import ConfigError
 from fmjax.parallel.sharding import local_rows
+from fmjax.training.step import metric_terms
 
 
 class PaddedRows:
@@ -87,4 +88,4 @@ def evaluate_loss(
 
 def _means(prefix: str, sums) -> dict[str, float]:
     mean = lambda total, weight: float(total) / float(weight) if weight else float("nan")
-    return {f"{prefix}/{name}": mean(*parts) for name, parts in sums.items()}
+    return {f"{prefix}/{name}": sum(mean(*term) for term in metric_terms(metric)) for name, metric in sums.items()}

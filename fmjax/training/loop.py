@@ -120,11 +120,24 @@ class Run:
     def _start(self):
         restored = self.checkpointer.restore_latest(self.program.spec.shapes)
         if restored is None:
-            return self.program.init()
+            return self.program.init(self._initial_params())
         state, meta = restored
         resume.check_identity(self.workdir, meta["data"], self.meta["data"])
         log.info("resuming %s at step %d of %d", self.workdir, int(state.step), self.settings.steps)
         return state
+
+    def _initial_params(self):
+        """What a new run begins with: `train.init_from`, or None."""
+        if self.settings.init_from is None:
+            return None
+        from fmjax.interop.loading import initial_params
+
+        spec = self.program.spec
+        params = initial_params(
+            self.settings.init_from, self.program.module, spec.shapes.params, spec.shardings.params
+        )  # fmt: skip
+        log.info("beginning with the parameters of %s", self.settings.init_from)
+        return params
 
     def _done_before(self) -> tuple[int, int]:
         """The step the run starts at, if its evaluation was written before, and the same of its samples; else -1."""

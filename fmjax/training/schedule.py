@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import optax
 
 from fmjax.errors import ConfigError
@@ -73,6 +74,39 @@ class Cosine:
         rest = max(total_steps - self.warmup_steps, 1)
         decay = optax.cosine_decay_schedule(learning_rate, rest, alpha=self.final_fraction)
         return _warmup_then(self.warmup_steps, learning_rate, decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noam:
+    """Linear warm-up, then falling with the square root of the step (Vaswani et al. 2017, equation 3):
+
+        learning_rate * hidden_size**-0.5 * min(step**-0.5, step * warmup_steps**-1.5)
+
+    `optimizer.learning_rate` is thus not the peak but a factor on the paper's rate, 1.0 there; the peak, at step
+    warmup_steps, is learning_rate / sqrt(hidden_size * warmup_steps). Steps count from 1.
+
+    Attributes:
+      hidden_size: the model's (d_model).
+      warmup_steps: see above.
+    """
+
+    hidden_size: int
+    warmup_steps: int = 4000
+
+    def __post_init__(self):
+        for name in ("hidden_size", "warmup_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"optimizer.schedule.{name} = {getattr(self, name)} must be at least 1 (noam)")
+
+    def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
+        _check("noam", self.warmup_steps, total_steps)
+        scale = learning_rate * self.hidden_size**-0.5
+
+        def schedule(count):
+            step = jnp.asarray(count, jnp.float32) + 1.0
+            return scale * jnp.minimum(step**-0.5, step * self.warmup_steps**-1.5)
+
+        return schedule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ class TrainConfig:
 
     steps: int  # optimizer updates in all; a later run may extend it
     batch_size: int  # examples of one update, over all devices
+    init_from: str | None = None  # a run, saved or published model, or hub id, whose parameters a new run begins with
     accumulate_steps: int = 1  # a batch is computed in this many parts, one after another
     log_every: int = 10
     eval_every: int = 0  # besides the end of the run, where there is evaluation data

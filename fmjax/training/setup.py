@@ -1,6 +1,5 @@
 """From a resolved config to everything a run is made of: data, module, objective, optimizer, mesh, steps."""
 
-import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from fmjax.errors import ConfigError
 from fmjax.models import MODELS
 from fmjax.objectives import OBJECTIVES
 from fmjax.parallel.mesh import MeshConfig, make_mesh
+from fmjax.parallel.placement import inference_context
 from fmjax.parallel.sharding import batch_sharding, check_batch
 from fmjax.training import OPTIMIZERS, final_tasks
 from fmjax.training.settings import TrainConfig
@@ -49,21 +49,15 @@ class Program:
     rules: tuple
     key: jax.Array
 
-    def init(self) -> TrainState:
-        """A fresh state in its shards, from the run's seed."""
+    def init(self, params=None) -> TrainState:
+        """A fresh state in its shards, with these parameters or drawn from the run's seed."""
         with jax.set_mesh(self.mesh):
-            inputs = self.objective.inputs(self.batch_spec)
-            return init_state(self.module, inputs, self.optimizer, jax.random.fold_in(self.key, 2**31 - 1), self.spec)
+            inputs, key = self.objective.inputs(self.batch_spec), jax.random.fold_in(self.key, 2**31 - 1)
+            return init_state(self.module, inputs, self.optimizer, key, self.spec, params)
 
-    @contextlib.contextmanager
     def inference(self):
-        """Generation and scoring with the run's parameters, as they lie on the mesh, belong inside this context.
-
-        The rows of a few prompts or texts do not divide over the mesh's axes of the batch, so they stay whole.
-        """
-        rules = dict(self.rules) | {"batch": (), "length": ()}
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(tuple(rules.items())):
-            yield
+        """The context for generation and scoring with the run's parameters (`inference_context`)."""
+        return inference_context(self.mesh, dict(self.rules))
 
     def compile_train_step(self):
         """The train step compiled for this mesh and batch, ahead of its first call."""

@@ -57,6 +57,16 @@ def init_params(module: nn.Module, key: jax.Array, inputs: dict):
     return kept["params"]
 
 
+def param_spec(module: nn.Module, inputs: dict):
+    """(shapes, logical axis names) of a module's parameters, known without computing anything.
+
+    Args:
+      inputs: keyword arguments of `module.init`, arrays or ShapeDtypeStructs.
+    """
+    boxed = jax.eval_shape(lambda key, x: init_params(module, key, x), jax.random.key(0), inputs)
+    return nn.unbox(boxed), logical_axes(boxed)
+
+
 def make_spec(module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: MeshConfig, ema: bool) -> StateSpec:
     """Plans the state for `mesh`.
 
@@ -66,9 +76,7 @@ def make_spec(module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: Me
 
     Raises ConfigError where a parameter cannot be sharded as the table says.
     """
-    boxed = jax.eval_shape(lambda key, x: init_params(module, key, x), jax.random.key(0), inputs)
-    axes = logical_axes(boxed)
-    param_shapes = nn.unbox(boxed)
+    param_shapes, axes = param_spec(module, inputs)
     shardings = param_shardings(param_shapes, axes, mesh, config.table, config.replicate)
     whole = NamedSharding(mesh, PartitionSpec())
     opt_shapes = jax.eval_shape(optimizer(axes).init, param_shapes)
@@ -82,15 +90,28 @@ def make_spec(module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: Me
 
 
 def init_state(
-    module: nn.Module, inputs: dict, optimizer: optax.GradientTransformation, key: jax.Array, spec: StateSpec
+    module: nn.Module,
+    inputs: dict,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    spec: StateSpec,
+    params=None,
 ) -> TrainState:
-    """A fresh state, each shard computed on the device that keeps it: no device ever holds a whole parameter."""
+    """A fresh state, each shard computed on the device that keeps it: no device ever holds a whole parameter.
 
-    def init(key):
+    Args:
+      params: what to begin with, in their shards, which the state takes over; None draws them with `key`.
+    """
+
+    def draw(key):
         arrays = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
-        params = nn.unbox(init_params(module, key, arrays))
+        return begin(nn.unbox(init_params(module, key, arrays)))
+
+    def begin(params):
         zero = jnp.zeros((), jnp.int32)
         ema = jax.tree.map(jnp.copy, params) if spec.shapes.ema is not None else None
         return TrainState(zero, zero, params, optimizer.init(params), ema)
 
-    return jax.jit(init, out_shardings=spec.shardings)(key)
+    if params is None:
+        return jax.jit(draw, out_shardings=spec.shardings)(key)
+    return jax.jit(begin, out_shardings=spec.shardings, donate_argnums=0)(params)

@@ -24,11 +24,14 @@ def make_train_step(
     """A pure function `(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
 
     The loss is the sum over the global batch divided by its total weight, so neither accumulation nor sharding nor
-    packing changes it. Each step's randomness is `fold_in(key, state.step)`.
+    packing changes it; a loss of several terms is the sum of such quotients. Each step's randomness is
+    `fold_in(key, state.step)`.
 
     Args:
       apply_fn: `module.apply`.
-      objective: `(apply_fn, params, batch, key, train) -> {name: (sum, weight)}` with "loss" among the names.
+      objective: `(apply_fn, params, batch, key, train) -> {name: (sum, weight)}` with "loss" among the names; or
+        {name: ((sum, weight), ...)}, a metric of several terms whose means are added. Weights must not depend on the
+        parameters.
       rules: pairs (logical axis, mesh axes) for the activations' sharding constraints.
       accumulate_steps: the batch is computed in this many equal parts, one after another.
       nonfinite: "skip" leaves parameters and optimizer untouched where loss, gradient or update is not finite.
@@ -36,23 +39,33 @@ def make_train_step(
     The metrics are float32 scalars: each name's mean, "grad_norm", "update_norm", "learning_rate", "finite", "skipped".
     """
 
-    def loss_sum(params, batch, key):
+    def loss_sum(params, batch, key, weights=None):
         sums = objective(apply_fn, params, batch, key, True)
-        return sums["loss"][0], sums
+        terms = metric_terms(sums["loss"])
+        if len(terms) == 1:
+            return terms[0][0], sums  # its weight divides the gradient once all of it is there
+        weights = weights or [weight for _, weight in terms]
+        return sum(total * _inverse(weight) for (total, _), weight in zip(terms, weights)), sums
 
     gradient = jax.grad(loss_sum, has_aux=True)
+
+    def loss_weights(params, batch, key):
+        """Of the terms of the loss. What else the objective computes, nobody reads: the compiler leaves it out."""
+        return [weight for _, weight in metric_terms(objective(apply_fn, params, batch, key, True)["loss"])]
 
     def accumulate(params, batch, key):
         if accumulate_steps == 1:
             return gradient(params, batch, key)
         parts = jax.tree.map(lambda x: _split(x, accumulate_steps), batch)
+        first = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key)
+        several = len(metric_terms(first[1]["loss"])) > 1
+        weights = loss_weights(params, batch, key) if several else None
 
         def add(total, part):
             index, rows = part
-            out = gradient(params, rows, jax.random.fold_in(key, index))
+            out = gradient(params, rows, jax.random.fold_in(key, index), weights)
             return jax.tree.map(jnp.add, total, out), None
 
-        first = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate_steps), parts))
         return total
@@ -60,8 +73,10 @@ def make_train_step(
     def train_step(state: TrainState, batch, key):
         with nn.logical_axis_rules(rules):
             grads, sums = accumulate(state.params, batch, jax.random.fold_in(key, state.step))
-        scale = _inverse(sums["loss"][1])
-        grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+        terms = metric_terms(sums["loss"])
+        if len(terms) == 1:
+            scale = _inverse(terms[0][1])
+            grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
         grad_norm = optax.tree.norm(grads)
         metrics = _means(sums)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -91,7 +106,8 @@ def make_train_step(
 
 
 def make_eval_step(apply_fn: Callable, objective: Callable, *, rules) -> Callable:
-    """A pure function `(params, batch, key) -> {name: (sum, weight)}`; sums of batches may be added up."""
+    """A pure function `(params, batch, key) -> {name: (sum, weight)}`, or several such pairs a name as in
+    `make_train_step`; sums of batches may be added up."""
 
     def eval_step(params, batch, key):
         with nn.logical_axis_rules(rules):
@@ -110,5 +126,12 @@ def _inverse(weight):
     return jnp.where(weight > 0, 1.0 / jnp.where(weight > 0, weight, 1.0), 0.0)
 
 
+def metric_terms(metric) -> tuple:
+    """The (sum, weight) pairs of a metric, which is one pair or a tuple of them."""
+    return metric if isinstance(metric[0], tuple) else (metric,)
+
+
 def _means(sums) -> dict[str, jax.Array]:
-    return {name: total * _inverse(weight) for name, (total, weight) in sums.items()}
+    return {
+        name: sum(total * _inverse(weight) for total, weight in metric_terms(metric)) for name, metric in sums.items()
+    }

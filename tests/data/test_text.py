@@ -155,10 +155,10 @@ def test_train_tokenizer_never_sees_heldout_and_is_cached(tmp_path, texts, monke
     calls = []
     real = tokenizer_training.train_sentencepiece
 
-    def counted(documents, size, progress):
+    def counted(documents, *settings):
         documents = list(documents)
         calls.append(documents)
-        return real(iter(documents), size, progress)
+        return real(iter(documents), *settings)
 
     monkeypatch.setattr(tokenizer_training, "train_sentencepiece", counted)
     path = write_lines(tmp_path / "a.jsonl", texts)

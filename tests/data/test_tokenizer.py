@@ -98,13 +98,28 @@ def test_trained_pieces(trained, texts):
     assert any(piece.startswith("▁▁") for piece in pieces)  # runs of spaces are pieces
 
 
+def test_a_mask_among_the_pieces_is_the_mask(texts, tmp_path):
+    tokenizer = SentencePieceTokenizer(train_sentencepiece(texts, 340, specials=("<mask>",)))
+    assert tokenizer.mask_id == 3 and tokenizer.token(3) == "<mask>"
+    assert 3 not in tokenizer.encode("a <mask>") and 3 in tokenizer.encode_special("a <mask>")
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).mask_id == 3
+
+
+def test_bytes_have_names():
+    tokenizer = ByteTokenizer()
+    assert [tokenizer.token(i) for i in (65, 0, 255, 256, 257)] == ["A", "<0x00>", "<0xFF>", "<bos>", "<eos>"]
+    assert tokenizer.token_to_id("<eos>") == 257 and tokenizer.token_to_id("é") is None
+    assert tokenizer.encode_pair("a", "b") == ([256, 97, 256, 98], [0, 0, 1, 1])
+
+
 def test_training_is_deterministic(texts):
     assert train_sentencepiece(texts, 340) == train_sentencepiece(list(texts), 340)
 
 
 def test_long_texts_are_cut_without_loss(trained, monkeypatch):
     text = "line one\nline two\n\u2581x" * 40
-    monkeypatch.setattr("fmjax.data.tokenizer._LONGEST_ENCODED", 37)
+    monkeypatch.setattr("fmjax.data.tokenizer_sentencepiece._LONGEST_ENCODED", 37)
     assert trained.decode(trained.encode(text)) == text
 
 

@@ -229,6 +229,14 @@ def test_initialisation_is_as_published():
     assert std("head") == pytest.approx(0.02, rel=0.05)
     assert std(*blocks, "mlp", "down", "kernel") == pytest.approx(0.02, rel=0.05)
     assert "bias" not in params["stack"]["blocks"]["mlp"]["down"]
+    params, std = deviations(Magneto(**sizes))
+    gain = np.sqrt(np.log(2 * 8))
+    for half, name, expected in (
+        ("attention", "query", 1.0), ("attention", "key", 1.0), ("attention", "value", gain), ("attention", "out", gain),
+    ):  # fmt: skip
+        assert std(*blocks, half, name, "kernel") == pytest.approx(expected * np.sqrt(2 / 128), rel=0.03)
+    for name in ("up", "down"):
+        assert std(*blocks, "mlp", name, "kernel") == pytest.approx(gain * np.sqrt(2 / 320), rel=0.03)
 
 
 @pytest.mark.parametrize(

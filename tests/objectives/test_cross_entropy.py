@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fmjax.errors import ConfigError
@@ -58,6 +59,31 @@ def test_values_and_gradients_are_the_unchunked_ones(kind, z_loss, chunk_size):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), found, expected)
     # Without a gradient the forward pass alone must give the same sums.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.jit(chunked)(hidden, head)[1], sums)
+
+
+@pytest.mark.parametrize("kind, z_loss, chunk_size", [("tied", 0.0, 5), ("bias", 0.1, 100), ("untied", 0.1, 5)])
+def test_label_smoothing_is_that_of_optax(kind, z_loss, chunk_size):
+    hidden, head, targets, weights = arrays(kind)
+    smoothing = 0.3
+
+    def chunked(hidden, head):
+        options = dict(z_loss=z_loss, label_smoothing=smoothing, chunk_size=chunk_size)
+        sums = cross_entropy(hidden, head, targets, weights, **options)
+        return 3.0 * sums["loss"], sums
+
+    def expected(hidden, head):
+        matrix = head["embedding"].T if "embedding" in head else head["kernel"]
+        logits = hidden @ matrix + head.get("bias", 0.0)
+        aim = optax.smooth_labels(jax.nn.one_hot(targets, V), smoothing)
+        losses = optax.softmax_cross_entropy(logits, aim) + z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
+        return 3.0 * jnp.sum(losses * weights)
+
+    (loss, sums), found = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1), has_aux=True))(hidden, head)
+    value, gradient = jax.value_and_grad(expected, argnums=(0, 1))(hidden, head)
+    np.testing.assert_allclose(loss, value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), found, gradient)
+    np.testing.assert_allclose(sums["cross_entropy"], plain(hidden, head, targets, weights, 0.0)[0], rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(chunked)(hidden, head)[0], loss, rtol=1e-6)  # without a gradient
 
 
 def test_bfloat16_hidden_states_with_a_float32_head():

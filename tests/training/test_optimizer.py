@@ -106,6 +106,24 @@ def test_decay_mask_patterns_must_match():
         decay_mask(AXES, ("tabel",))
 
 
+def test_noam_is_equation_3():
+    noam = schedule.Noam(hidden_size=512, warmup_steps=400).make(2.0, 1000)
+    steps = np.arange(1, 1001)
+    expected = 2.0 * 512**-0.5 * np.minimum(steps**-0.5, steps * 400**-1.5)
+    np.testing.assert_allclose(
+        [noam(step - 1) for step in (1, 2, 399, 400, 401, 1000)], expected[[0, 1, 398, 399, 400, 999]], rtol=1e-6
+    )
+    np.testing.assert_allclose(jax.jit(noam)(jnp.int32(399)), 2.0 / np.sqrt(512 * 400), rtol=1e-6)
+    for fields, message in (
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"hidden_size": 8, "warmup_steps": 0}, "warmup_steps"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            schedule.Noam(**fields)
+    with pytest.raises(ConfigError, match="warmup_steps = 4000 must lie between 0 and train.steps = 1000"):
+        schedule.Noam(hidden_size=512).make(1.0, 1000)
+
+
 def test_schedules_have_their_published_shapes():
     def values(s, steps=100):
         f = s.make(2.0, steps)

@@ -110,6 +110,69 @@ def test_an_update_that_overflows_is_not_finite_though_its_gradient_is():
     np.testing.assert_allclose(metrics["update_norm"], np.linalg.norm(new.params["w"] - state.params["w"]), rtol=1e-5)
 
 
+@dataclasses.dataclass(frozen=True)
+class TwoErrors:
+    """Squared error an example, with weights, plus absolute error a row where there is any."""
+
+    def __call__(self, apply_fn, params, batch, key, train):
+        error = apply_fn({"params": params}, batch["x"])[:, 0] - batch["y"]
+        squared = ((error**2 * batch["loss_weights"]).sum(), batch["loss_weights"].sum())
+        absolute = ((abs(error) * batch["rows"]).sum(), batch["rows"].sum())
+        return {"loss": (squared, absolute), "absolute": absolute}
+
+
+def two_batch(rows=8):
+    return batch(rows) | {"rows": np.array([1, 0, 0, 1, 1, 0, 1, 1][:rows], np.float32)}
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_loss_of_two_terms_is_the_sum_of_their_means_however_the_batch_is_cut(parts, devices):
+    data, state = two_batch(), start(optax.sgd(0.1))
+    step = make_train_step(Linear().apply, TwoErrors(), optax.sgd(0.1), lambda n: 0.1, rules=(), accumulate_steps=parts)
+    mesh = jax.make_mesh(
+        (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    sharded = jax.device_put(data, jax.NamedSharding(mesh, jax.P("data")))
+    new, metrics = jax.jit(step)(jax.device_put(state, jax.NamedSharding(mesh, jax.P())), sharded, jax.random.key(1))
+    w, x = np.asarray(state.params["w"])[:, 0], data["x"]
+    error = x @ w - data["y"]
+    weights, rows = data["loss_weights"] / data["loss_weights"].sum(), data["rows"] / data["rows"].sum()
+    gradient = 2 * (weights * error) @ x + (rows * np.sign(error)) @ x
+    np.testing.assert_allclose(metrics["loss"], weights @ error**2 + rows @ abs(error), rtol=1e-6)
+    np.testing.assert_allclose(metrics["absolute"], rows @ abs(error), rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(new.params["w"][:, 0], w - 0.1 * gradient, rtol=1e-5)
+
+
+def test_the_means_of_two_terms_are_taken_over_a_whole_evaluation():
+    from fmjax.training.evaluation import _means
+
+    step = jax.jit(make_eval_step(Linear().apply, TwoErrors(), rules=()))
+    data, state = two_batch(), start(optax.sgd(0.1))
+    halves = [step(state.params, {k: v[part] for k, v in data.items()}, None) for part in (slice(4), slice(4, 8))]
+    whole = _means("eval", step(state.params, data, None))
+    pooled = _means("eval", jax.tree.map(jnp.add, *halves))
+    assert set(whole) == {"eval/loss", "eval/absolute"}
+    np.testing.assert_allclose(pooled["eval/loss"], whole["eval/loss"], rtol=1e-6)
+    error = data["x"] @ np.asarray(state.params["w"])[:, 0] - data["y"]
+    expected = np.average(error**2, weights=data["loss_weights"]) + np.average(abs(error), weights=data["rows"])
+    np.testing.assert_allclose(whole["eval/loss"], expected, rtol=1e-5)
+
+
+def test_the_weights_of_several_terms_cost_no_second_pass():
+    def cost(objective, parts):
+        step = make_train_step(
+            Linear().apply, objective, optax.sgd(0.1), lambda n: 0.1, rules=(), accumulate_steps=parts
+        )
+        data = two_batch() | {"x": np.zeros((8, 4096), np.float32)}
+        params = {"w": jnp.zeros((4096, 1))}
+        state = TrainState(jnp.int32(0), jnp.int32(0), params, optax.sgd(0.1).init(params), None)
+        return jax.jit(step).lower(state, data, jax.random.key(0)).compile().as_text().count(" dot(")
+
+    assert cost(TwoErrors(), 2) == cost(SquaredError(), 2) == 2
+
+
 def test_rows_of_padding_do_not_count_in_an_evaluation():
     whole, state = batch(6, seed=3), start(optax.sgd(0.1))
     examples = [{k: v[i] for k, v in whole.items()} for i in range(6)]

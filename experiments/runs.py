@@ -1,0 +1,76 @@
+"""What the studies of this folder share: training runs as commands, their metrics, and plots of curves."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def train(config: str, workdir: pathlib.Path, **overrides) -> list[dict]:
+    """Runs `python -m fmjax.train` (a finished run is not run again) and returns the lines of its metrics.
+
+    Args:
+      config: a file of `configs/`, with `:SIZE` where it has sizes.
+      overrides: config keys with a double underscore for each dot, `train__steps=100`.
+    """
+    flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in overrides.items()]
+    command = ["fmjax.train", f"--config=configs/{config}", f"--workdir={workdir.absolute()}", *flags]
+    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(metrics: list[dict], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric."""
+    rows = [(line["step"], line[name]) for line in metrics if name in line]
+    return [step for step, _ in rows], [value for _, value in rows]
+
+
+def last(metrics: list[dict], name: str) -> float:
+    """The last value of a metric."""
+    return curve(metrics, name)[1][-1]
+
+
+def setting() -> dict:
+    """The machine and the versions that a result was made with."""
+    packages = ("jax", "flax", "optax")
+    return {
+        "machine": f"{platform.machine()}, {len_cores()} cores",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def len_cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def save(folder: pathlib.Path, results: Mapping) -> None:
+    """Writes results.json beside the study's page."""
+    (folder / "results.json").write_text(json.dumps({**results, "setting": setting()}, indent=2) + "\n")
+
+
+def plot(file: pathlib.Path, curves: Mapping[str, tuple], ylabel: str, lines: Mapping[str, float] | None = None, **axis):
+    """Curves by name over steps, with horizontal lines for what they are compared with."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for name, (steps, values) in curves.items():
+        axes.plot(steps, values, label=name)
+    for name, value in (lines or {}).items():
+        axes.axhline(value, color="gray", linestyle="--", linewidth=1)
+        axes.annotate(name, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="gray")
+    axes.set(xlabel="step", ylabel=ylabel, **axis)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)

@@ -1,0 +1,44 @@
+"""Convert: `python -m fmjax.convert --input=DIR_OR_HUB_ID --output=DIR --to=hf|fmjax [--dtype=float32]`.
+
+Between the folders that fmjax writes and Hugging Face's. Nothing is at `--output` unless all of it is.
+"""
+
+import sys
+
+from fmjax import cli
+
+
+def parse(argv: list[str]):
+    parser = cli.ArgumentParser(
+        "python -m fmjax.convert", "Convert a model between fmjax's and Hugging Face's folders."
+    )
+    parser.add_argument(
+        "--input", required=True, help="workdir of a run, one of its checkpoints, a Hugging Face folder, or a hub id"
+    )
+    parser.add_argument("--output", required=True, help="folder to be made")
+    parser.add_argument("--to", required=True, choices=("hf", "fmjax"), help="what to write")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; as stored where not given")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    flags = parse(argv)
+    cli.log_to_stderr()
+
+    from fmjax.interop.exporter import check_new, whole_folder
+    from fmjax.interop.loading import find_folder, stored_dtype
+    from fmjax.load import load
+
+    check_new(flags.output)
+    folder = find_folder(flags.input)
+    model = load(folder, dtype=flags.dtype or stored_dtype(folder), progress=True)
+    if flags.to == "hf":
+        model.save(flags.output, format="hf", progress=True)
+    else:
+        with whole_folder(flags.output) as temporary:
+            model.save(temporary)
+    print(f"{model} is now in {flags.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

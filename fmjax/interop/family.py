@@ -1,0 +1,149 @@
+"""What a published family is to fmjax: architectures, a table of weights, and two functions between configs."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from fmjax.config import build
+from fmjax.errors import ConfigError, InputError
+from fmjax.interop.published_config import PublishedConfig
+from fmjax.interop.weights import Weight
+from fmjax.layers.transformer import TransformerConfig
+from fmjax.models import MODELS
+from fmjax.registry import nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One published architecture.
+
+    Attributes:
+      architectures: names in config.json's `architectures` that have this table; exports carry the first.
+      model_type: the `model_type` of config.json.
+      model: the name of the fmjax model, as in a config's `model.name`.
+      table: its weights.
+      read: `read(config, names)` gives the fields of the config's section `model`; `names` are those of the tensors.
+      write: `write(module)` gives the keys of config.json. What it cannot express may be left out: whether the module
+        is represented exactly is found by reading the result back.
+      prefix: first part of names that files of the bare model, without a head, lack.
+      ignored: regular expressions of tensors that files may hold and that are no weights of this model: buffers.
+      renamed: (old ending, new ending) of names as older files have them.
+    """
+
+    architectures: tuple[str, ...]
+    model_type: str
+    model: str
+    table: Sequence[Weight]
+    read: Callable[[PublishedConfig, Collection[str]], dict[str, Any]]
+    write: Callable[[Any], dict[str, Any]]
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+
+
+MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian")
+
+
+def families() -> list[Family]:
+    """Every family there is."""
+    return [f for name in MODULES for f in importlib.import_module(f"fmjax.interop.{name}").FAMILIES]
+
+
+def published_word(field: str, value: str, words: Mapping[str, str]) -> str:
+    """The published word for one of ours. Raises ConfigError where there is none."""
+    if value not in words:
+        raise ConfigError(f"it has no {field} {value!r} (it has {', '.join(words)})")
+    return words[value]
+
+
+def family_of(config: Mapping[str, Any], source: str) -> Family:
+    """The family of a config.json. Raises InputError, listing what there is, for one that is not supported."""
+    known = {name: family for family in families() for name in family.architectures}
+    named = config.get("architectures")
+    if isinstance(named, list) and named:
+        if named[0] in known:
+            return known[named[0]]
+        supported = ", ".join(sorted(known))
+        raise InputError(
+            f"{source}: architecture {named[0]!r} is not supported{nearest(named[0], known)} Supported: {supported}"
+        )
+    for family in known.values():
+        if config.get("model_type") == family.model_type:
+            return family
+    if "model_type" not in config:
+        raise InputError(
+            f"{source} has neither 'architectures' nor 'model_type', so it is not the config of a published model; "
+            "if it is a run's, the run has saved no checkpoint yet"
+        )
+    types = ", ".join(sorted({family.model_type for family in families()}))
+    raise InputError(f"{source}: model_type {config['model_type']!r} is not supported; supported: {types}")
+
+
+def read_section(family: Family, values: Mapping[str, Any], names: Collection[str], source: str) -> dict[str, Any]:
+    """The section `model` of an fmjax config for a config.json.
+
+    Raises ConfigError naming an option that fmjax does not honour, with its value.
+    """
+    config = PublishedConfig(values, source)
+    fields = family.read(config, names)
+    config.finish()
+    return {"name": family.model, **fields}
+
+
+# Fields that do not change what a trained model computes.
+_FREE = (
+    "parent", "name", "dtype", "remat", "attention", "unroll", "scan_layers", "dropout", "attention_dropout",
+    "init_std", "position_init_std", "scale_residual_init",
+)  # fmt: skip
+
+
+def function_fields(module) -> dict[str, Any]:
+    """The fields of a module that say what function it is, those that have a rule for None filled in."""
+    fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in _FREE}
+    if fields.get("num_decoder_layers", 0) is None:
+        fields["num_decoder_layers"] = module.num_layers
+    stack = getattr(module, "transformer", None)
+    if not isinstance(stack, TransformerConfig):
+        return fields
+    for name in ("intermediate_size", "num_kv_heads", "head_dim", "query_scale"):
+        if name in fields:
+            fields[name] = getattr(stack, name)
+    if fields.get("query_scale", 0) is None:
+        fields["query_scale"] = stack.head_dim**-0.5
+    if "layer_pattern" in fields:
+        fields["layer_pattern"] = tuple("global" if window is None else "local" for window in stack.windows)
+    return fields
+
+
+def different_fields(a, b) -> list[tuple[str, Any, Any]]:
+    """(field, value in a, value in b) where two modules are not the same function."""
+    if type(a) is not type(b):
+        return [("name", type(a).__name__, type(b).__name__)]
+    theirs = function_fields(b)
+    return [(k, v, theirs[k]) for k, v in function_fields(a).items() if v != theirs[k]]
+
+
+def publish(module, prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
+    """(family, keys of config.json) of the published class that computes exactly what `module` computes.
+
+    Args:
+      prefer: the architecture that is taken where several would do.
+
+    Raises InputError, naming the fields that stand in the way, where there is none.
+    """
+    reasons = []
+    ours = [family for family in families() if MODELS.get(family.model) is type(module)]
+    for family in sorted(ours, key=lambda family: prefer not in family.architectures):
+        name = family.architectures[0]
+        try:
+            values = family.write(module)
+            rows = different_fields(module, build(read_section(family, values, (), "config.json"), MODELS))
+        except ConfigError as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        if not rows:
+            return family, {"architectures": [name], "model_type": family.model_type, **values}
+        reasons.append(f"{name} has {', '.join(f'{k}={there!r}, not {here!r}' for k, here, there in rows)}")
+    why = "; ".join(reasons) or f"supported: {', '.join(sorted({family.model for family in families()}))}"
+    raise InputError(f"no published class computes what this {type(module).__name__} does ({why})")

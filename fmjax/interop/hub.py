@@ -1,0 +1,45 @@
+"""Models by their hub id, "organisation/name" or "organisation/name@revision"."""
+
+import pathlib
+import re
+
+from fmjax.errors import InputError
+
+_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+# Configs, safetensors and tokenizers; no pickles, and no weights in other layouts.
+PATTERNS = ("*.json", "model*.safetensors", "tokenizer*", "*.model", "*.spm", "vocab.txt", "merges.txt", "*.jinja")
+
+
+def is_hub_id(path: str | pathlib.Path) -> bool:
+    """Whether a text that is no local folder can be the id of a model on the hub."""
+    return isinstance(path, str) and _HUB_ID.fullmatch(path) is not None
+
+
+def download(hub_id: str) -> pathlib.Path:
+    """The folder of a model on the hub, downloaded into `huggingface_hub`'s cache unless it is there.
+
+    Raises InputError naming the id when there is no such model or revision, access is not granted, or nothing answers.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    match = _HUB_ID.fullmatch(hub_id)
+    name, revision = match["id"], match["revision"]
+    found = f"{hub_id!r} is not a local folder, and as a hub id it"
+    try:
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS))
+    except errors.GatedRepoError:
+        raise InputError(
+            f"{found} is gated: accept its terms at huggingface.co/{name} and log in with `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise InputError(f"{found} has no revision {revision!r}") from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(f"{found} does not exist, or is private (then log in with `hf auth login`)") from None
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise InputError(
+            f"{found} could not be downloaded ({type(error).__name__}: {reason}); check the network, or give a local "
+            "folder"
+        ) from None
+    return pathlib.Path(folder)

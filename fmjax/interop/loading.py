@@ -1,0 +1,177 @@
+"""A published folder as a `fmjax.load.Model`."""
+
+import inspect
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from fmjax.config import build, load_workdir_config
+from fmjax.data.tokenizer import has_tokenizer, load_tokenizer
+from fmjax.errors import ConfigError, InputError, TokenizerError
+from fmjax.interop import hub
+from fmjax.interop.family import different_fields
+from fmjax.interop.importer import PublishedFolder
+from fmjax.interop.published_config import read_json
+from fmjax.interop.weights import flatten
+from fmjax.models import MODELS
+from fmjax.parallel.placement import Placement
+from fmjax.training.state import param_spec
+
+log = logging.getLogger("fmjax")
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+EXPECTED = (
+    "expected the workdir of a run or a folder written by Model.save, with config.json and checkpoints/; a Hugging "
+    "Face folder, with config.json and model.safetensors; or a hub id, 'org/name'"
+)
+
+
+def find_folder(path: str | pathlib.Path) -> pathlib.Path:
+    """The folder at a path, or, where a text is no path that exists but can be a hub id, that model, downloaded.
+
+    Raises InputError where there is neither.
+    """
+    folder = pathlib.Path(path).expanduser()
+    if folder.exists():
+        return folder
+    if not hub.is_hub_id(path):
+        raise InputError(f"{str(path)!r} does not exist; {EXPECTED}")
+    return hub.download(str(path))
+
+
+def checkpoint_step(folder: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """(run's folder, step) of `WORKDIR/checkpoints/STEP`; any other folder is given back with None."""
+    if folder.is_dir() and folder.parent.name == "checkpoints" and folder.name.isdigit():
+        return folder.parent.parent, int(folder.name)
+    return folder, None
+
+
+def is_published(folder: pathlib.Path) -> bool:
+    """Whether a folder is to be read as a published one: it has a config.json and no checkpoints of ours."""
+    return (folder / "config.json").is_file() and not (folder / "checkpoints").is_dir()
+
+
+def model_section(path: str | pathlib.Path) -> dict:
+    """The section `model` of a training config that starts from published weights; for config files.
+
+    Args:
+      path: a published folder or a hub id; give it as `train.init_from` too.
+
+    Raises InputError subclasses as `PublishedFolder`.
+    """
+    return PublishedFolder(find_folder(path)).section
+
+
+def stored_dtype(folder: pathlib.Path) -> str:
+    """The dtype of a model's parameters as they are stored: that of most of the published ones, float32 in a run's."""
+    return PublishedFolder(folder).dtype if is_published(folder) else "float32"
+
+
+def initial_params(path: str, module, shapes, shardings):
+    """Parameters of a saved or published model for a module that is to be trained further, as `shardings` says.
+
+    Raises ConfigError, listing the fields, where the model is another function than `module`; CheckpointError for
+    damaged weights.
+    """
+    from fmjax.training.checkpoint import load_params
+
+    folder, step = checkpoint_step(find_folder(path))
+    published = PublishedFolder(folder) if is_published(folder) else None
+    section = load_workdir_config(folder).get("model") if published is None else published.section
+    if not isinstance(section, dict):
+        raise ConfigError(f"train.init_from = {path!r}: its config.json has no section 'model'; is it a run's?")
+    rows = different_fields(module, build(section, MODELS))
+    # What depends on these shows in the shapes; a vocabulary that is not stated is the tokenizer's.
+    rows = [(k, here, there) for k, here, there in rows if k != "max_length" and (k, there) != ("vocab_size", None)]
+    if rows:
+        listed = "\n".join(f"  model.{key}: {there!r} there, {here!r} in this run" for key, here, there in rows)
+        raise ConfigError(f"train.init_from = {path!r} is another model:\n{listed}")
+    if published is not None:
+        return published.params(shapes, shardings)
+    found, _ = load_params(folder, step, shardings=shardings)
+    _check_shapes(found, shapes, path)
+    return found
+
+
+def _check_shapes(found, shapes, path) -> None:
+    theirs, ours = ({name: leaf.shape for name, leaf in flatten(tree).items()} for tree in (found, shapes))
+    for name in {*theirs, *ours}:
+        if theirs.get(name) != ours.get(name):
+            raise ConfigError(
+                f"train.init_from = {path!r}: parameter {name!r} has shape {theirs.get(name)} there, {ours.get(name)} "
+                "in this run"
+            )
+
+
+def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None = None, progress: bool = False):
+    """The `fmjax.load.Model` of a published folder.
+
+    Args:
+      dtype: of the parameters and of what is computed with them.
+      placement: the mesh over which parameters are split; None is the first device alone.
+
+    Raises InputError subclasses for what is not supported, missing or damaged.
+    """
+    from fmjax.load import Model, cast
+
+    published = PublishedFolder(folder)
+    module = build(published.section, MODELS)
+    tokenizer = find_tokenizer(folder)
+    check_tokenizer(tokenizer, module, folder)
+    params = published.params(*placed(module, placement), dtype, progress)
+    module, params = cast(module, params, dtype)
+    config = {"model": published.section, "published": _kept(published)}
+    add_bos = tokenizer is not None and tokenizer.add_bos
+    return Model(module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement)
+
+
+def placed(module, placement: Placement | None):
+    """(shapes, shardings) of a module's parameters; without a placement, whole on the first device.
+
+    Raises ConfigError where a parameter cannot be sharded as the placement says.
+    """
+    arguments = inspect.signature(type(module).__call__).parameters
+    example = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    shapes, axes = param_spec(module, {name: example for name in ("tokens", "source_tokens") if name in arguments})
+    if placement is not None:
+        return shapes, placement.shardings(shapes, axes)
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    return shapes, jax.tree.map(lambda _: device, shapes)
+
+
+def find_tokenizer(folder: pathlib.Path):
+    """The tokenizer in a folder, or None where there is none."""
+    return load_tokenizer(folder) if has_tokenizer(folder) else None
+
+
+def check_tokenizer(tokenizer, module, folder) -> None:
+    """Raises TokenizerError when a tokenizer's vocabulary has more tokens than the module's embedding has rows.
+
+    Added tokens without a row, which some published folders have (Gemma 3's for images), are warned of: texts with
+    them are refused.
+    """
+    rows = getattr(module, "vocab_size", None)
+    if tokenizer is None or rows is None or rows >= tokenizer.vocab_size:
+        return
+    if rows < tokenizer.vocab_size - tokenizer.num_added:
+        raise TokenizerError(
+            f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {rows}; "
+            "is the tokenizer from another model?"
+        )
+    names = [tokenizer.token(i) for i in range(rows, tokenizer.vocab_size)]
+    log.warning("%s: the model has no row for these added tokens: %s", folder, ", ".join(map(repr, names[:8])))
+
+
+def _kept(published: PublishedFolder) -> dict:
+    """What a config.json says beside the model, for writing it again."""
+    kept = {"architecture": published.family.architectures[0]}
+    kept |= {key: published.values[key] for key in TOKEN_IDS if key in published.values}
+    generation = published.folder / "generation_config.json"
+    if generation.is_file():
+        kept["generation"] = read_json(generation)
+    return kept

@@ -1,0 +1,67 @@
+"""A mesh for using a trained model: where its parameters lie, and the context to compute in."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from fmjax.errors import ConfigError
+from fmjax.parallel.mesh import MeshConfig, make_mesh
+from fmjax.parallel.sharding import param_shardings
+from fmjax.registry import nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A mesh with the config it was made from."""
+
+    mesh: Mesh
+    config: MeshConfig
+
+    @classmethod
+    def make(cls, sizes: Mapping[str, Any]) -> "Placement":
+        """The placement over all devices for fields of `MeshConfig`, {"fsdp": 2, "tensor": 2}; `data` fills the rest.
+
+        Raises ConfigError for an unknown field, or sizes that do not multiply to the devices.
+        """
+        known = [field.name for field in dataclasses.fields(MeshConfig)]
+        for key in sizes:
+            if key not in known:
+                raise ConfigError(f"mesh has no field {key!r}{nearest(key, known)} Known: {', '.join(known)}")
+        config = MeshConfig(**sizes)
+        return cls(make_mesh(config), config)
+
+    def shardings(self, shapes, axes):
+        """Of every parameter; arguments and errors as in `param_shardings`."""
+        return param_shardings(shapes, axes, self.mesh, self.config.table, self.config.replicate)
+
+    def inference(self):
+        """See `inference_context`."""
+        return inference_context(self.mesh, self.config.table)
+
+
+@contextlib.contextmanager
+def inference_context(mesh: Mesh, table: Mapping[str, tuple[str, ...]]):
+    """Generation and scoring with parameters that lie on `mesh` belong inside this context.
+
+    The rows of a few prompts or texts do not divide over the mesh's axes of the batch, so they stay whole; "cache_rows"
+    are the axes that the engine splits the rows of its cache over, where they do.
+    """
+    rules = dict(table) | {"batch": (), "length": (), "cache_rows": table.get("batch", ())}
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
+        yield
+
+
+def each_inside(context: Callable[[], contextlib.AbstractContextManager], items: Iterator) -> Iterator:
+    """The items of an iterator, each made inside a context that is left again before the item is handed on."""
+    done = object()
+    while True:
+        with context():
+            item = next(items, done)
+        if item is done:
+            return
+        yield item

@@ -1,0 +1,35 @@
+"""Published folders for tests, written from the fixtures that make_interop_fixtures.py made."""
+
+import json
+import pathlib
+
+import numpy as np
+from safetensors.numpy import save_file
+
+PUBLISHED = pathlib.Path(__file__).parent / "published"
+NAMES = sorted(path.stem for path in PUBLISHED.glob("*.npz"))
+
+
+def read(name: str) -> dict[str, np.ndarray]:
+    """A fixture's arrays."""
+    with np.load(PUBLISHED / f"{name}.npz") as stored:
+        return dict(stored)
+
+
+def part(fixture, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in fixture.items() if key.startswith(prefix)}
+
+
+def write(folder: pathlib.Path, weights: dict[str, np.ndarray], config: dict) -> pathlib.Path:
+    """A published folder of these tensors and this config.json, written by the `safetensors` library."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def published(folder: pathlib.Path, name: str, **changes) -> pathlib.Path:
+    """The folder of a fixture, with keys of its config.json changed."""
+    fixture = read(name)
+    return write(folder, part(fixture, "weight/"), json.loads(str(fixture["config"])) | changes)

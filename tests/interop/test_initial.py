@@ -1,0 +1,102 @@
+"""Training that begins with published or saved parameters (`train.init_from`)."""
+
+import folders
+import jax
+import numpy as np
+import pytest
+
+import fmjax
+from fmjax import config as configs
+from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.errors import CheckpointError, ConfigError, InputError
+from fmjax.interop.loading import initial_params, model_section, placed
+from fmjax.load import Model
+from fmjax.parallel.placement import Placement
+from fmjax.training.checkpoint import load_params
+from fmjax.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A LLaMA over bytes, published."""
+    folder = tmp_path_factory.mktemp("initial")
+    small = fmjax.load(folders.published(folder / "small", "llama"))
+    params = dict(small.params, head=np.pad(small.params["head"], ((0, 0), (0, 229)), constant_values=0.1))
+    params["token_embedding"] = {
+        "embedding": np.pad(small.params["token_embedding"]["embedding"], ((0, 229), (0, 0)), constant_values=0.1)
+    }
+    params = jax.tree.map(jax.numpy.asarray, params)
+    model = Model(small.module.clone(vocab_size=258), params, {}, ByteTokenizer())
+    model.save(folder / "published", format="hf")
+    return folder / "published"
+
+
+def settings(folder, text, model=None, **train_keys):
+    config = {
+        "train": {"steps": 1, "batch_size": 8, "tensorboard": False, "init_from": str(folder), **train_keys},
+        "model": model or model_section(folder),
+        "objective": {"name": "causal_lm", "sample_prompts": ()},
+        "data": {"source": str(text), "sequence_length": 16, "tokenizer": "bytes", "heldout_fraction": 0.0},
+        "optimizer": {"name": "sgd", "learning_rate": 1e-30},
+        "mesh": {"fsdp": 2},
+    }
+    return configs.resolve(config)
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text.txt").write_text("Some words to read, and some more of them.\n" * 20)
+    return tmp_path / "text.txt"
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_run_begins_with_published_parameters(published, text, tmp_path):
+    config = settings(published, text)
+    metrics = train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
+    assert np.isfinite(metrics["train/loss"])
+    model = fmjax.load(published)
+    same(load_params(tmp_path / "run")[0], model.params)  # at this learning rate they have stayed
+    fmjax.load(tmp_path / "run").save(tmp_path / "back", format="hf")
+    same(fmjax.load(tmp_path / "back").params, model.params)
+    # A run's folder serves as a beginning too.
+    shapes, shardings = placed(model.module, Placement.make({"fsdp": 4, "tensor": 2}))
+    for beginning in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "1"):
+        same(initial_params(str(beginning), model.module, shapes, shardings), model.params)
+    longer = model.module.clone(max_length=4096)
+    same(initial_params(str(published), longer, *placed(longer, None)), model.params)
+
+
+def test_another_model_is_refused_by_field(published, text, tmp_path):
+    model = model_section(published)
+
+    def refused(error, match, **changes):
+        config = settings(published, text, model=model | changes)
+        with pytest.raises(error, match=match):
+            train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
+
+    refused(ConfigError, "model.rope_theta: 50.0 there, 60.0 in this run", rope_theta=60.0)
+    refused(ConfigError, "model.num_layers: 3 there, 2 in this run", num_layers=2)
+    refused(ConfigError, "model.vocab_size: 258 there, 300 in this run", vocab_size=300)
+    refused(ConfigError, "name: 'Qwen3' there, 'Llama'|name: 'Llama' there, 'Qwen3'", name="qwen3")
+    with pytest.raises(InputError, match="nowhere' does not exist"):
+        train(
+            settings(tmp_path / "nowhere", text, model=model),
+            tmp_path / "run",
+            cache_dir=tmp_path / "cache",
+            progress=False,
+        )
+
+
+def test_damaged_weights_stop_the_run(published, text, tmp_path):
+    config = settings(published, text)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in published.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "model.safetensors").write_bytes((published / "model.safetensors").read_bytes()[:-4])
+    config = settings(broken, text, model=config.to_dict()["model"])
+    with pytest.raises(CheckpointError, match="truncated"):
+        train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
