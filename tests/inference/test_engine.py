@@ -213,14 +213,14 @@ def test_nothing_recompiles_as_prompts_lengths_and_numbers_change():
 
 
 def test_windows_keep_no_more_than_the_window_and_long_caches_are_read_in_blocks():
-    """A cache of 512 places, of which blocks are read, against the full forward pass of 400 tokens."""
-    module = Llama(**SIZES | dict(max_length=512), num_kv_heads=2, window=40, layer_pattern=("global", "local"))
+    """A cache of 470 places, read in blocks of which the last overlaps, against the full forward pass of 460 tokens."""
+    module = Llama(**SIZES | dict(max_length=470), num_kv_heads=2, window=40, layer_pattern=("global", "local"))
     params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     params = jax.tree.map(lambda x: x * 6, params)
-    made_engine = Engine(module, params, batch_size=2, max_length=512)
-    slots = [entry["key"].shape[2] for entry in made_engine.module.init_cache(2, 512)["layers"]]
-    assert slots == [512, 40]
-    prompts = [np.random.default_rng(n).integers(0, 40, n).tolist() for n in (380, 70)]
+    made_engine = Engine(module, params, batch_size=2, max_length=470)
+    slots = [entry["key"].shape[2] for entry in made_engine.module.init_cache(2, 470)["layers"]]
+    assert slots == [470, 40]
+    prompts = [np.random.default_rng(n).integers(0, 40, n).tolist() for n in (440, 70)]
     for prompt, completion in zip(prompts, made_engine.generate(requests(prompts, 20))):
         logits = full_logits(module, params, prompt + completion.tokens)[len(prompt) - 1 : -1]
         assert completion.tokens == logits.argmax(-1).tolist()
