@@ -147,7 +147,7 @@ class Model:
         """
         with self.inference():
             made = Engine(self.module, self.params, start_id=0, donate=donate)
-        return dataclasses.replace(self, module=made.module, params=made.params, kept={})
+        return dataclasses.replace(self, module=made.module, params=made.weights.params, kept={})
 
     def _continue(self, prompts, options) -> Iterator[continuations.Piece]:
         options = continuations.Options(**options)
