@@ -171,7 +171,9 @@ def work(case: dict) -> None:
                 facts |= dict(weight_bytes=side.weights(), bandwidth=side.bandwidth())
             print(json.dumps(facts), flush=True)
             return
-        print(json.dumps(side.run()), flush=True)
+        before = time.process_time()
+        result = side.run()
+        print(json.dumps(result | dict(cpu_seconds=time.process_time() - before)), flush=True)
 
 
 def start_worker(case: dict, library: str, cache: str):
@@ -209,10 +211,11 @@ def measure(case: dict, repeats: int, caches: list[str]) -> dict:
     for name, worker in workers.items():
         facts = ask(worker, "end")
         worker.wait()
-        seconds, first = (statistics.median(run[key] for run in runs[name]) for key in ("seconds", "first"))
+        keys = ("seconds", "first", "cpu_seconds")
+        seconds, first, cpu = (statistics.median(run[key] for run in runs[name]) for key in keys)
         results[name] = facts | dict(
             seconds=seconds, first_token_ms=1e3 * first, tokens_per_second=count / seconds,
-            best_seconds=min(run["seconds"] for run in runs[name]),
+            best_seconds=min(run["seconds"] for run in runs[name]), cpu_seconds=cpu,
         )  # fmt: skip
     ours = runs["fmjax"][0]["tokens"]
     for name in workers:

@@ -6,11 +6,12 @@ from jax import lax
 
 from fmjax.layers.attention import MASKED
 
-# Slots of a block, and the longest cache that is read whole. On a CPU the copy of a block must stay in the second-level
-# cache; an accelerator wants few and large steps.
-BLOCK = {"cpu": 64}
-WHOLE = {"cpu": 256}
-DEFAULT_BLOCK, DEFAULT_WHOLE = 512, 1024
+# Numbers of one head's keys in a block. On a CPU the copy of a block is to stay in the processor's caches; an
+# accelerator wants few and large steps.
+BLOCK_SIZE = {"cpu": 64 * 64}
+DEFAULT_BLOCK_SIZE = 512 * 64
+# Caches of no more blocks are read whole.
+WHOLE_BLOCKS = 4
 
 
 def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: jax.Array, *, scale=None) -> jax.Array:
@@ -31,17 +32,24 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
     kv_heads, slots = key.shape[1:3]
     rows = q.reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, -1, d)
     rows = rows * jnp.asarray(d**-0.5 if scale is None else scale, q.dtype)
-    platform = jax.default_backend()
-    if slots <= WHOLE.get(platform, DEFAULT_WHOLE):
-        _, total, out = _attend(rows, key, value, allowed)
+    block = max(1, BLOCK_SIZE.get(jax.default_backend(), DEFAULT_BLOCK_SIZE) // d)
+    if slots <= WHOLE_BLOCKS * block:
+        total, out = _attend(rows, key, value, allowed)[1:]
     else:
-        total, out = _attend_blocks(rows, key, value, allowed, BLOCK.get(platform, DEFAULT_BLOCK))
+        end = jnp.max(jnp.where(allowed, jnp.arange(slots) + 1, 0))
+        blocks = lambda: _attend_blocks(rows, key, value, allowed, end, block)
+        if rows.shape[2] > 1:
+            total, out = blocks()
+        else:
+            # The product with a single query reads the cache once; a block is copied first, so most of it costs more.
+            whole = lambda: _attend(rows, key, value, allowed)[1:]
+            total, out = lax.cond(2 * end > slots, whole, blocks)
     out = (out / total).astype(q.dtype)
     return out.reshape(b, kv_heads, h // kv_heads, t, d).transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
 
 
 def _attend(rows, key, value, allowed):
-    """Of queries [B, K, R, D]: largest logit, sum of exponentials, weighted sum of values; float32 [B, K, R, 1 or D]."""
+    """Of queries [B, K, R, D] the largest logit, sum of exponentials and weighted values, float32 [B, K, R, 1 or D]."""
     logits = jnp.einsum("bkrd,bksd->bkrs", rows, key.astype(rows.dtype), preferred_element_type=jnp.float32)
     logits = jnp.where(allowed[:, None, None], logits, MASKED)
     top = jnp.max(logits, axis=-1, keepdims=True)
@@ -52,9 +60,8 @@ def _attend(rows, key, value, allowed):
     return top, jnp.sum(weights, axis=-1, keepdims=True), out
 
 
-def _attend_blocks(rows, key, value, allowed, size):
+def _attend_blocks(rows, key, value, allowed, end, size):
     slots = allowed.shape[1]
-    end = jnp.max(jnp.where(allowed, jnp.arange(slots) + 1, 0))
 
     def add(i, carry):
         top, total, out = carry

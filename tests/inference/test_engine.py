@@ -214,7 +214,9 @@ def test_nothing_recompiles_as_prompts_lengths_and_numbers_change():
 
 def test_windows_keep_no_more_than_the_window_and_long_caches_are_read_in_blocks():
     """A cache of 470 places, read in blocks of which the last overlaps, against the full forward pass of 460 tokens."""
-    module = Llama(**SIZES | dict(max_length=470), num_kv_heads=2, window=40, layer_pattern=("global", "local"))
+    module = Llama(
+        **SIZES | dict(max_length=470), num_kv_heads=2, head_dim=64, window=40, layer_pattern=("global", "local")
+    )
     params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     params = jax.tree.map(lambda x: x * 6, params)
     made_engine = Engine(module, params, batch_size=2, max_length=470)
