@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference import engine, scoring
-from fmjax.inference.text import TextStream
+from fmjax.inference import continuations, scoring
+from fmjax.inference.engine import Engine
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 from fmjax.parallel.placement import Placement, each_inside
@@ -44,6 +44,7 @@ class Model:
       identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
       add_bos: whether a text starts with BOS, as the rows of training did.
       placement: the mesh that the parameters are split over; None for one device.
+      kept: what methods keep for their next call (`engine`).
     """
 
     module: nn.Module
@@ -55,6 +56,7 @@ class Model:
     identity: dict = dataclasses.field(default_factory=dict)
     add_bos: bool = True
     placement: Placement | None = None
+    kept: dict = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))
@@ -85,50 +87,61 @@ class Model:
         """
         return self._with_bos(self._tokens([text])[0], repr(text))
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        batch_size: int = 16,
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[str], **options) -> list[str]:
         """Continuations of texts, without the texts themselves; "" starts from BOS.
 
-        Each ends at the tokenizer's EOS, after `max_new_tokens`, or where the context is full. The same prompt and
-        seed give the same text whatever else is in the list; copies of a prompt get different continuations.
-        Arguments as in `fmjax.inference.engine.generate`.
+        Each ends at the tokenizer's EOS, before a stop string, after `max_new_tokens`, or where the context is full.
+        The same prompt and seed give the same text whatever else is in the list; copies of a prompt get different
+        continuations. An encoder-decoder gives the targets of its prompts, the sources.
+
+        Args:
+          prompts: a list of texts.
+          options: of `fmjax.inference.continuations.Options`: max_new_tokens=64, temperature=1.0 (0 is greedy), top_k,
+            top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, batch_size, progress.
+
+        Returns: for each prompt in order, its `num_samples` continuations, one after the other.
+        Raises: InputError for a prompt that cannot be continued, or a bad value.
         """
-        texts = [""] * len(self._texts(prompts))
-        for index, piece in self.stream(
-            prompts,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            batch_size=batch_size,
-            steps=32,
-        ):
-            texts[index] += piece
-        return texts
+        return [one.text for one in self.complete(prompts, **options)]
+
+    def complete(self, prompts: Sequence[str], **options) -> list[continuations.Continuation]:
+        """As `generate`, with tokens, their log-probabilities and why each continuation ended."""
+        return continuations.complete(self._continue(prompts, options))
 
     def stream(self, prompts: Sequence[str], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
-        """As `generate`, yielding (prompt index, piece of text) as the tokens come, every `steps` of them."""
-        ids = [self._with_bos(tokens, f"prompt {i}") for i, tokens in enumerate(self._tokens(self._texts(prompts)))]
-        stops = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
-        texts = [TextStream(self.tokenizer, prompt) for prompt in ids]
-        chunks = engine.stream(
-            self.module, self.params, ids, stop_ids=stops, steps=steps, num_tokens=self.tokenizer.vocab_size, **options
-        )
-        for chunk in each_inside(self.inference, chunks):
-            new = chunk.tokens[:-1] if chunk.finish == "stop" else chunk.tokens
-            piece = texts[chunk.index].push(new, last=chunk.finish is not None)
-            if piece:
-                yield chunk.index, piece
+        """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them."""
+        pieces = self._continue(prompts, options | {"steps": steps})
+        return ((piece.index, piece.text) for piece in pieces if piece.text)
+
+    def _continue(self, prompts, options) -> Iterator[continuations.Piece]:
+        options = continuations.Options(**options)
+        ids = self._prompts(prompts)
+        with self.inference():
+            pieces = continuations.Continuations(self.engine, self.tokenizer, ids, options)
+        return each_inside(self.inference, pieces)
+
+    def _prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        tokens = self._tokens(self._texts(prompts))
+        if hasattr(self.module, "prefill"):
+            return self._framed(tokens)
+        return [self._with_bos(one, f"prompt {i}") for i, one in enumerate(tokens)]
+
+    @property
+    def engine(self) -> Engine:
+        """The model ready to generate, made at first use and kept: its layers then lie in memory a second time.
+
+        `kept.clear()` lets go of it.
+        """
+        made = self.kept.get("engine")
+        if made is None or self.kept["params"] is not self.params:
+            num_tokens = bos = None
+            if self.tokenizer is not None:
+                num_tokens, bos = self.tokenizer.vocab_size, self.tokenizer.bos_id
+            start = getattr(self.module, "start_id", None)
+            with self.inference():
+                made = Engine(self.module, self.params, num_tokens=num_tokens, start_id=bos if start is None else start)
+            self.kept.update(engine=made, params=self.params)
+        return made
 
     def score(self, pairs: Sequence[tuple[str, str]], *, progress: str | None = None) -> list[tuple[float, bool, int]]:
         """Log-likelihoods of continuations.

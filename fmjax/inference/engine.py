@@ -1,33 +1,63 @@
 """Generation: prompts of token ids in, drawn tokens and their log-probabilities out.
 
-A batch of prompts runs in two programs. `prefill` reads every prompt but its last token into the cache; `decode` then
-draws many tokens in one dispatch, feeding each back, until every row has stopped or the chunk is full. Lengths are
-rounded up to powers of two and the drawing's numbers are traced, so the programs compile once and are reused for
-every later call; the cache is donated from chunk to chunk and never changes shape.
+A fixed batch of rows decodes; prompts wait in a queue, and a row that ends is given the next one while the others go on
+(continuous batching, Yu et al. 2022, Orca). Two programs do it. `prefill` reads several prompts, packed into one row of
+tokens without padding between them, into free rows of the cache and draws the first token of each. `decode` draws up to
+CHUNK tokens a row in one dispatch, feeding each back. Cache and state are donated and never change shape, and all
+numbers of a request are traced, so that a run of any length uses one decode program and one prefill program for each
+power of two of prompt length. The host reads a chunk while the next one runs.
 """
 
+import collections
 import dataclasses
 import functools
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from fmjax.errors import InputError
-from fmjax.inference.sampler import Sampling, sample
+from fmjax.inference import cached
+from fmjax.inference.cached import Packed, bucket
+from fmjax.inference.sampler import Sampling, Settings, Uses, sample
 
 TRACES: dict[str, int] = defaultdict(int)
 """How often each program was traced; tests hold the engine to compiling once."""
 
+CHUNK = 32
+"""Tokens a row that one dispatch of `decode` draws at most."""
+
+PACKED_TOKENS, PACKED_PROMPTS = 512, 8
+"""How much one dispatch of `prefill` reads at most, unless a single prompt is longer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt and what is wanted of it.
+
+    Attributes:
+      tokens: the prompt, at least one token; for an encoder-decoder the source.
+      max_new_tokens: drawn at most, fewer where the context ends.
+      sampling: how they are drawn.
+      seed, copy: with the prompt's own tokens they fix what is drawn; `copy` numbers requests for the same prompt.
+    """
+
+    tokens: Sequence[int]
+    max_new_tokens: int = 64
+    sampling: Sampling = Sampling(0.0)
+    seed: int = 0
+    copy: int = 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Some newly drawn tokens of one prompt; `finish` is None while the prompt goes on."""
+    """Some newly drawn tokens of one request; `finish` is None while the request goes on."""
 
     index: int
     tokens: list[int]
@@ -42,7 +72,7 @@ class Completion:
     Attributes:
       tokens: drawn tokens; the stop token that ended them is the last.
       logprobs: log-probability of each at the temperature that drew it (`sampler.sample`).
-      finish: "stop" (a stop token), "length" (`max_new_tokens` drawn) or "context" (the model's context is full).
+      finish: "stop" (a stop token), "length" (`max_new_tokens` drawn) or "context" (the context or the cache is full).
     """
 
     tokens: list[int]
@@ -50,236 +80,476 @@ class Completion:
     finish: str
 
 
-class DecodeState(NamedTuple):
-    """A batch between two chunks; everything but the cache is [B]."""
+class State(NamedTuple):
+    """The rows between two dispatches; everything but the cache and `seen` is [B]."""
 
     cache: Any
     token: jax.Array  # the next input
-    position: jax.Array  # its position
     drawn: jax.Array  # tokens drawn so far: numbers the random keys
-    remaining: jax.Array  # tokens it may still draw; 0 once it has stopped
+    remaining: jax.Array  # tokens it may still draw; 0 in a row that has stopped
+    keys: jax.Array  # typed random keys
+    settings: Settings
+    seen: jax.Array | None  # bool [B, V], tokens of the prompt and drawn; None unless a penalty is used
 
 
-def bucket(length: int, low: int = 16, high: int | None = None) -> int:
-    """`length` rounded up to a power of two, at least `low`, at most `high` (which `length` must not exceed)."""
-    size = max(low, 1 << max(0, int(length) - 1).bit_length())
-    return size if high is None else min(size, high)
+class Starting(NamedTuple):
+    """What `prefill` puts into the rows of its prompts, arrays [R]."""
+
+    remaining: np.ndarray
+    seed: np.ndarray
+    digest: np.ndarray
+    copy: np.ndarray
+    settings: Settings
 
 
-@functools.partial(jax.jit, static_argnames=("module", "cache_length"))
-def prefill(module: nn.Module, params, tokens, lengths, cache_length: int):
-    """A cache of `cache_length` holding each row's first `lengths` [B] of `tokens` [B, T]. The rest is padding."""
+class Form(NamedTuple):
+    """What programs are compiled for.
+
+    Attributes:
+      module: the unrolled module.
+      uses: parts of the sampler.
+      num_tokens: see `sampler.sample`.
+      start_id: first input of an encoder-decoder's target; None for a decoder.
+      rules: pairs (logical axis, mesh axes) for activations and the cache; empty without a mesh.
+      packed_rules: the same for packed prompts, whose single row is not split.
+    """
+
+    module: nn.Module
+    uses: Uses
+    num_tokens: int | None
+    start_id: int | None
+    rules: tuple
+    packed_rules: tuple
+
+
+def _start(form: Form, batch_size: int, max_length: int, source_length: int | None, vocab_size: int | None) -> State:
+    TRACES["start"] += 1
+    with nn.logical_axis_rules(form.rules):
+        cache = cached.init_cache(form.module, batch_size, max_length, source_length)
+    zeros = jnp.zeros(batch_size, jnp.int32)
+    keys = jnp.broadcast_to(jax.random.key(0), (batch_size,))
+    settings = Settings(*(jnp.full(batch_size, value) for value in Sampling(0.0).values))
+    seen = jnp.zeros((batch_size, vocab_size), bool) if form.uses.penalty else None
+    return State(cache, zeros, zeros, zeros, keys, settings, seen)
+
+
+def _prefill(form: Form, params, state: State, packed: Packed, starting: Starting, stop_ids):
+    """(the state with packed prompts in their rows, first tokens int32 [R], their log-probabilities float32 [R]).
+
+    The tokens are -1 for an encoder-decoder, whose first token is the next chunk's.
+    """
     TRACES["prefill"] += 1
-    batch, width = tokens.shape
-    cache = module.init_cache(batch, cache_length)
-    if width:
-        index = jnp.arange(width)[None, :]
-        real = index < lengths[:, None]
-        # The logits are dropped, so XLA removes the vocabulary projection.
-        _, cache = module.apply(
-            {"params": params},
-            jnp.where(real, tokens, 0),
-            segment_ids=real.astype(jnp.int32),
-            positions=jnp.where(real, index, 0),
-            cache=cache,
-        )
-    return cache
+    with nn.logical_axis_rules(form.packed_rules):
+        logits, cache = cached.prefill(form.module, params, state.cache, packed)
+    fold = jax.vmap(jax.random.fold_in)
+    keys = fold(fold(jax.vmap(jax.random.key)(starting.seed), starting.digest), starting.copy)
+    seen = None
+    if form.uses.penalty:
+        seen = jnp.zeros((len(packed.rows), state.seen.shape[1]), bool)
+        if form.start_id is None:
+            owner = jnp.where(packed.segment_ids > 0, packed.segment_ids - 1, len(packed.rows))
+            seen = seen.at[owner, packed.tokens].set(True, mode="drop")
+        else:
+            seen = seen.at[:, form.start_id].set(True)
+    if form.start_id is None:
+        first = fold(keys, jnp.zeros_like(packed.rows))
+        tokens, logprobs = sample(logits, first, starting.settings, form.uses, form.num_tokens, seen)
+        stopped = jnp.any(tokens[:, None] == stop_ids[None], axis=-1)
+        remaining, drawn = jnp.where(stopped, 0, starting.remaining - 1), jnp.ones_like(tokens)
+        seen = None if seen is None else seen.at[jnp.arange(len(tokens)), tokens].set(True)
+        out = tokens, logprobs
+    else:
+        tokens = jnp.full_like(packed.rows, form.start_id)
+        remaining, drawn = starting.remaining, jnp.zeros_like(tokens)
+        out = jnp.full_like(tokens, -1), jnp.zeros(tokens.shape, jnp.float32)
+
+    def put(old, new):
+        return old.at[packed.rows].set(new.astype(old.dtype), mode="drop")
+
+    state = State(
+        cache=cache,
+        token=put(state.token, tokens),
+        drawn=put(state.drawn, drawn),
+        remaining=put(state.remaining, remaining),
+        keys=state.keys.at[packed.rows].set(keys, mode="drop"),
+        settings=jax.tree.map(put, state.settings, starting.settings),
+        seen=None if seen is None else state.seen.at[packed.rows].set(seen, mode="drop"),
+    )
+    return state, *out
 
 
-@functools.partial(jax.jit, static_argnames=("module", "method", "steps", "num_tokens"), donate_argnames=("state",))
-def decode(
-    module: nn.Module, params, state: DecodeState, keys, stop_ids, values, *, method: str, steps: int, num_tokens=None
-):
-    """Draws up to `steps` tokens a row.
+def _decode(form: Form, params, state: State, alive, stop_ids, steps, free_rows):
+    """Draws up to `steps` <= CHUNK tokens a row.
 
     Args:
-      keys: [B] typed random keys; token n of a row is drawn with `fold_in(key, n)`.
+      alive: bool [B]; other rows are stopped first.
       stop_ids: int32 [S]; drawing one of them ends a row. -1 matches nothing.
-      values, method, num_tokens: see `sampler.sample`.
+      steps, free_rows: int32; it ends after `steps`, or as soon as `free_rows` rows have stopped.
 
     Returns:
-      the next state, tokens int32 [B, steps] with -1 after a row's end, log-probabilities float32 [B, steps].
+      the next state, tokens int32 [B, CHUNK] with -1 after a row's end, log-probabilities float32 [B, CHUNK].
     """
     TRACES["decode"] += 1
     batch = state.token.shape[0]
 
     def unfinished(carry):
         step, state, _, _ = carry
-        return (step < steps) & jnp.any(state.remaining > 0)
+        stopped = jnp.sum(state.remaining == 0)
+        return (step < steps) & (stopped < batch) & (stopped < free_rows)
 
     def body(carry):
         step, state, tokens, logprobs = carry
         active = state.remaining > 0
-        logits, cache = module.apply(
-            {"params": params},
-            state.token[:, None],
-            segment_ids=active[:, None].astype(jnp.int32),
-            positions=state.position[:, None],
-            cache=state.cache,
-        )
-        step_keys = jax.vmap(jax.random.fold_in)(keys, state.drawn)
-        drawn, logprob = sample(logits[:, 0], step_keys, values, method, num_tokens)
-        stopped = jnp.any(drawn[:, None] == stop_ids[None, :], axis=-1)
-        moved = active.astype(jnp.int32)
-        state = DecodeState(
+        logits, cache = cached.step(form.module, params, state.cache, state.token, active)
+        keys = jax.vmap(jax.random.fold_in)(state.keys, state.drawn)
+        drawn, logprob = sample(logits, keys, state.settings, form.uses, form.num_tokens, state.seen)
+        stopped = jnp.any(drawn[:, None] == stop_ids[None], axis=-1)
+        seen = state.seen
+        if seen is not None:
+            # An idle row's own token is seen already.
+            seen = seen.at[jnp.arange(batch), jnp.where(active, drawn, state.token)].set(True)
+        state = state._replace(
             cache=cache,
             token=jnp.where(active, drawn, state.token),
-            position=state.position + moved,
-            drawn=state.drawn + moved,
+            drawn=state.drawn + active,
             remaining=jnp.where(stopped, 0, jnp.maximum(state.remaining - 1, 0)),
+            seen=seen,
         )
         tokens = tokens.at[:, step].set(jnp.where(active, drawn, -1))
         return step + 1, state, tokens, logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
 
-    empty = jnp.full((batch, steps), -1, jnp.int32), jnp.zeros((batch, steps), jnp.float32)
-    _, state, tokens, logprobs = jax.lax.while_loop(unfinished, body, (0, state, *empty))
+    empty = jnp.full((batch, CHUNK), -1, jnp.int32), jnp.zeros((batch, CHUNK), jnp.float32)
+    state = state._replace(remaining=jnp.where(alive, state.remaining, 0))
+    with nn.logical_axis_rules(form.rules):
+        _, state, tokens, logprobs = jax.lax.while_loop(unfinished, body, (0, state, *empty))
     return state, tokens, logprobs
 
 
-def row_keys(prompts: Sequence[Sequence[int]]) -> np.ndarray:
-    """What the random key of each prompt is folded from, uint32 [2, N]: a hash of its tokens, and how often the same
-    prompt occurred before it. So a prompt draws the same tokens alone and in any company, and copies draw others.
+@functools.cache
+def programs():
+    """(start, prefill, decode), jitted."""
+    options = cached.compiler_options()
+    jitted = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
+    start = jax.jit(_start, static_argnums=(0, 1, 2, 3, 4))
+    return start, jitted(_prefill, donate_argnums=2), jitted(_decode, donate_argnums=2)
+
+
+class Engine:
+    """A model made ready to generate.
+
+    Holds the parameters in the form to decode with: beside the layers stacked for a scan, a second copy of them layer
+    by layer. Whoever owns the stacked ones and needs them no more passes `donate=True`.
+
+    Attributes:
+      module, params: that form.
+      batch_size: rows generated at once.
+      max_length: places of the cache, prompt and drawn tokens together; None takes what the requests of a run need,
+        rounded up to a power of two.
+      start_id: the token that an encoder-decoder's target starts from; None is `module.start_id`.
+      num_tokens: only tokens below it are drawn, where the model's vocabulary is padded beyond its tokenizer's.
+
+    Under `jax.set_mesh` the parameters stay as they are sharded; with the logical axis rules of
+    `fmjax.training.setup.Program.inference` the cache is split over the mesh too, rows over the axes of the batch where
+    they divide, heads as in training.
     """
-    seen: dict[int, int] = defaultdict(int)
-    parts = []
-    for prompt in prompts:
-        digest = zlib.crc32(np.asarray(prompt, "<i4").tobytes())
-        parts.append((digest, seen[digest]))
-        seen[digest] += 1
-    return np.asarray(parts, np.uint32).T
 
+    def __init__(
+        self, module: nn.Module, params, *, batch_size: int = 16, max_length: int | None = None,
+        start_id: int | None = None, num_tokens: int | None = None, donate: bool = False,
+    ):  # fmt: skip
+        """Raises InputError for a module that cannot generate, or a size that is not possible."""
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        context = getattr(module, "max_length", None)
+        if max_length is not None and not 1 <= max_length <= (context or max_length):
+            raise InputError(f"max_length must be from 1 to the model's context of {context}, got {max_length}")
+        self.module, self.params = cached.unrolled(module, params)
+        self.batch_size, self.max_length, self.num_tokens = batch_size, max_length, num_tokens
+        self.start_id = None
+        if cached.is_seq2seq(module):
+            self.start_id = module.start_id if start_id is None else start_id
+            if self.start_id is None:
+                raise InputError(f"{type(module).__name__} needs a start_id: the token that its targets start from")
+        if donate:
+            kept = {id(x) for x in jax.tree.leaves(self.params)}
+            for leaf in jax.tree.leaves(params):
+                if id(leaf) not in kept:
+                    leaf.delete()
 
-@jax.jit
-def _fold_keys(seed, digests, copies):
-    fold = jax.vmap(jax.random.fold_in)
-    base = jnp.broadcast_to(jax.random.key(seed), digests.shape)
-    return fold(fold(base, digests), copies)
+    @property
+    def context(self) -> int | None:
+        """Places that the model and the cache have: the smaller of `module.max_length` and `max_length`."""
+        known = (getattr(self.module, "max_length", None), self.max_length)
+        return min((length for length in known if length is not None), default=None)
 
+    def run(
+        self, requests: Iterable[Request], *, stop_ids: Sequence[int] = (), steps: int = CHUNK,
+        batch_size: int | None = None, progress: str | None = None,
+    ) -> "Run":  # fmt: skip
+        """Generates; the result is an iterator over chunks of tokens as they come.
 
-def check_prompts(module: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raises InputError for what cannot be generated from, before anything is computed."""
-    if not hasattr(module, "init_cache"):
-        raise InputError(
-            f"{type(module).__name__} cannot generate: it has no init_cache(batch_size, max_length), which the "
-            "engine decodes with; decoder language models such as 'gpt' and 'llama' have it"
-        )
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    context, vocab_size = (getattr(module, name, None) for name in ("max_length", "vocab_size"))
-    for index, prompt in enumerate(prompts):
-        if not len(prompt):
+        Args:
+          requests: a list, which is checked before anything is computed, or an iterator, which is read as rows become
+            free and needs a `max_length`.
+          stop_ids: tokens that end a continuation, usually the end of text.
+          steps: the host reads after so many tokens a row, at most CHUNK: fewer come sooner, and cost more dispatches.
+          batch_size: fewer rows than the engine's (never more than there are requests).
+          progress: label of a progress bar over the requests; None shows none.
+
+        Raises: InputError for an empty or too long prompt, or a token outside the vocabulary.
+        """
+        return Run(self, requests, stop_ids, steps, batch_size or self.batch_size, progress)
+
+    def generate(self, requests: Iterable[Request], **options) -> list[Completion]:
+        """A Completion for each request, in order. Options as in `run`."""
+        found: dict[int, Completion] = {}
+        for chunk in self.run(requests, **options):
+            one = found.setdefault(chunk.index, Completion([], [], ""))
+            one.tokens.extend(chunk.tokens)
+            one.logprobs.extend(chunk.logprobs)
+            found[chunk.index] = dataclasses.replace(one, finish=chunk.finish or "")
+        return [found[index] for index in range(len(found))]
+
+    def check(self, index: int, request: Request) -> None:
+        """Raises InputError for what cannot be generated from."""
+        if request.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, got {request.max_new_tokens}")
+        if not len(request.tokens):
             raise InputError(f"prompt {index} is empty: the model needs a token to start from, such as BOS")
-        if context is not None and len(prompt) > context:
+        if self.context is not None and len(request.tokens) > self.context:
+            whose = "cache" if self.context == self.max_length else "model's context"
             raise InputError(
-                f"prompt {index} has {len(prompt)} tokens, more than the model's context of {context}; shorten it"
+                f"prompt {index} has {len(request.tokens)} tokens, more than the {whose} of {self.context}; shorten it"
             )
-        unknown = [token for token in prompt if not 0 <= token < vocab_size] if vocab_size else []
+        vocab_size = getattr(self.module, "vocab_size", None)
+        unknown = [token for token in request.tokens if not 0 <= token < vocab_size] if vocab_size else []
         if unknown:
             raise InputError(f"prompt {index} contains token {unknown[0]}; the model has 0..{vocab_size - 1}")
 
+    def allowed(self, request: Request) -> int:
+        """Tokens that a request may draw. The last one is never an input: one more than there are places left."""
+        if self.context is None:
+            return request.max_new_tokens
+        taken = 1 if self.start_id is not None else len(request.tokens)
+        return min(request.max_new_tokens, self.context - taken + 1)
 
-def stream(
-    module: nn.Module,
-    params,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    stop_ids: Sequence[int] = (),
-    batch_size: int = 16,
-    num_tokens: int | None = None,
-    steps: int = 32,
-) -> Iterator[Chunk]:
-    """Generates, yielding tokens as they come.
-
-    Any number of prompts passes through batches of at most `batch_size`, those of similar length together; the host
-    reads after every `steps` tokens a row (fewer: sooner on the screen; more: less time lost between dispatches).
-    Arguments as in `generate`.
-    """
-    check_prompts(module, prompts, max_new_tokens)
-    settings = _Settings(
-        max_new_tokens,
-        Sampling(temperature, top_k, top_p),
-        random_keys=_fold_keys(seed, *row_keys(prompts)) if prompts else None,
-        stop_ids=frozenset(stop_ids),
-        rows=bucket(min(batch_size, max(1, len(prompts))), low=1),  # one shape for every batch, the last included
-        steps=steps,
-        num_tokens=num_tokens,
-    )
-    if hasattr(module, "unrolled"):
-        module, params = module.unrolled(params)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), settings.rows):
-        yield from _run_batch(module, params, prompts, order[start : start + settings.rows], settings)
+    def form(self, uses: Uses, batch_size: int) -> Form:
+        """What the programs of a run are compiled for, in the mesh and with the rules of the present context."""
+        rules = dict(nn.get_logical_axis_rules())
+        packed = rules | {"batch": (), "length": ()} if rules else {}
+        rows = rules.get("cache_rows", ())
+        mesh = jax.sharding.get_abstract_mesh()
+        if rows and not mesh.empty:
+            parts = int(np.prod([mesh.shape[axis] for axis in rows]))
+            rules |= {"batch": tuple(rows) if batch_size % parts == 0 else (), "length": ()}
+        else:
+            rules = packed
+        return Form(self.module, uses, self.num_tokens, self.start_id, tuple(rules.items()), tuple(packed.items()))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """What all batches of one call share."""
+@dataclasses.dataclass(eq=False)
+class _Row:
+    """A request on its way."""
 
-    max_new_tokens: int
-    sampling: Sampling
-    random_keys: jax.Array | None  # one a prompt
-    stop_ids: frozenset[int]
-    rows: int
-    steps: int
-    num_tokens: int | None
-
-
-def _run_batch(module, params, prompts, group: list[int], settings: _Settings) -> Iterator[Chunk]:
-    """Yields the chunks of one batch: the prompts with indices `group`. Rows beyond them stay idle."""
-    rows, context = settings.rows, getattr(module, "max_length", None)
-    lengths, last, allowed = np.zeros((3, rows), np.int32)
-    for row, index in enumerate(group):
-        lengths[row] = len(prompts[index])
-        last[row] = prompts[index][-1]
-        # The last token drawn is never an input: one more fits than the context has places left.
-        room = settings.max_new_tokens if context is None else context - lengths[row] + 1
-        allowed[row] = min(settings.max_new_tokens, room)
-    prefix = np.maximum(lengths - 1, 0)
-    width = bucket(prefix.max(), high=context) if prefix.max() else 0
-    tokens = np.zeros((rows, width), np.int32)
-    for row, index in enumerate(group):
-        tokens[row, : prefix[row]] = prompts[index][:-1]
-    cache_length = bucket(max(width, (prefix + allowed).max()), low=64, high=context)
-
-    cache = prefill(module, params, tokens, prefix, cache_length=cache_length)
-    state = DecodeState(cache, *map(jnp.array, (last, prefix, np.zeros_like(prefix), allowed)))
-    keys = settings.random_keys[np.asarray(group + group[:1] * (rows - len(group)))]
-    stops = np.asarray(sorted(settings.stop_ids) or [-1], np.int32)
-    drawn = np.zeros(rows, np.int64)
-    alive = set(range(len(group)))
-    pending = []
-    while alive:
-        state, *chunk = decode(
-            module, params, state, keys, stops, settings.sampling.values,
-            method=settings.sampling.method, steps=settings.steps, num_tokens=settings.num_tokens,
-        )  # fmt: skip
-        pending.append(chunk)
-        # Read a chunk only when the next is on its way, so that the device does not wait for the host. A chunk begun
-        # after every row has stopped returns at once.
-        if len(pending) == 2:
-            yield from _read_chunk(*pending.pop(0), group, alive, drawn, allowed, settings)
+    index: int
+    request: Request
+    allowed: int
+    sent: int = 0  # tokens that dispatched programs draw at most
+    drawn: int = 0
+    done: bool = False
 
 
-def _read_chunk(tokens, logprobs, group, alive: set[int], drawn, allowed, settings: _Settings) -> Iterator[Chunk]:
-    """Waits for a chunk, counts it into `drawn`, removes rows that ended from `alive`."""
-    tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
-    for row in sorted(alive):
-        count = int((tokens[row] >= 0).sum())
-        new = tokens[row, :count].tolist()
-        drawn[row] += count
-        finish = None
-        if new and new[-1] in settings.stop_ids:
-            finish = "stop"
-        elif drawn[row] >= allowed[row]:
-            finish = "length" if drawn[row] >= settings.max_new_tokens else "context"
-        if finish:
-            alive.discard(row)
-        yield Chunk(group[row], new, logprobs[row, :count].tolist(), finish)
+class Run:
+    """An iterator over the chunks of one run of an engine; `stop` ends a request early."""
+
+    def __init__(self, engine: Engine, requests: Iterable[Request], stop_ids, steps: int, batch_size: int, progress):
+        self._engine = engine
+        self._stop_ids = frozenset(stop_ids)
+        stops = sorted(self._stop_ids)
+        self._stops = np.asarray(stops + [-1] * (bucket(len(stops), low=1) - len(stops)), np.int32)
+        self._steps = min(steps, CHUNK)
+        self._total = None
+        self._uses, source, need = Uses(), 1, engine.max_length
+        if isinstance(requests, Sequence):
+            for index, request in enumerate(requests):
+                engine.check(index, request)
+                self._uses |= request.sampling.uses
+            self._total = len(requests)
+            batch_size = min(batch_size, bucket(max(1, len(requests)), low=1))
+            lengths = [len(request.tokens) for request in requests]
+            if need is None and requests:
+                taken = [1] * len(requests) if engine.start_id is not None else lengths
+                need = max(t + engine.allowed(r) - 1 for t, r in zip(taken, requests))
+                need = bucket(need, low=64, high=engine.context)
+            source = bucket(max(lengths, default=1), low=32, high=getattr(engine.module, "max_length", None))
+        elif need is None:
+            raise InputError("requests that come from an iterator need an Engine with a max_length")
+        else:
+            source = getattr(engine.module, "max_length", need)
+        self._batch_size, self._max_length = batch_size, need
+        self._source_length = source if engine.start_id is not None else None
+        self._bar = tqdm(total=self._total, desc=progress, disable=progress is None, dynamic_ncols=True)
+        self._queue = collections.deque()
+        self._requests = enumerate(requests)
+        self._rows: list[_Row | None] = [None] * batch_size
+        self._pending = collections.deque()
+        self._state = None
+        self._chunks = self._run()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def stop(self, index: int) -> None:
+        """Ends the request with this index: no more of its tokens come, and its row is free."""
+        for number, row in enumerate(self._rows):
+            if row is not None and row.index == index:
+                self._end(number, row)
+
+    def _end(self, number: int, row: _Row) -> None:
+        row.done = True
+        if self._rows[number] is row:
+            self._rows[number] = None
+        self._bar.update()
+
+    def _run(self) -> Iterator[Chunk]:
+        with self._bar:
+            while self._fill() or any(self._rows) or self._pending:
+                while self._prefill():
+                    pass
+                if self._unsent() or (any(self._rows) and not self._pending):
+                    self._decode()
+                # Read the oldest results only when newer ones are on their way: the device need not wait for the host.
+                if len(self._pending) > 1 or not self._unsent():
+                    yield from self._read()
+
+    def _unsent(self) -> bool:
+        """Whether some row may go on after all that is dispatched."""
+        return any(row and row.sent < row.allowed for row in self._rows)
+
+    def _fill(self) -> bool:
+        """Whether requests wait; takes some from the source."""
+        while len(self._queue) < PACKED_PROMPTS:
+            try:
+                index, request = next(self._requests)
+            except StopIteration:
+                break
+            if self._total is None:
+                self._engine.check(index, request)
+            self._queue.append((index, request))
+        return bool(self._queue)
+
+    def _prefill(self) -> bool:
+        """Dispatches one packed row of waiting prompts to free rows, if there are any of both."""
+        free = [number for number, row in enumerate(self._rows) if row is None]
+        capacity = min(self._batch_size, PACKED_PROMPTS)
+        taken, size = [], 0
+        while self._fill() and len(taken) < min(len(free), capacity):
+            length = len(self._queue[0][1].tokens)
+            if taken and size + length > PACKED_TOKENS:
+                break
+            taken.append(self._queue.popleft())
+            size += length
+        if not taken:
+            return False
+        engine = self._engine
+        rows = [_Row(index, request, engine.allowed(request)) for index, request in taken]
+        requests = [row.request for row in rows]
+        high = getattr(engine.module, "max_length", None)
+        high = None if high is None else max(high, PACKED_TOKENS)
+        packed = cached.pack([r.tokens for r in requests], free, capacity, self._batch_size, high)
+
+        def column(values, dtype):
+            values = list(values)
+            return np.asarray(values + [values[0]] * (capacity - len(values)), dtype)
+
+        columns = [column(values, None) for values in zip(*(r.sampling.values for r in requests))]
+        starting = Starting(
+            column((row.allowed for row in rows), np.int32),
+            column((r.seed for r in requests), np.uint32),
+            column((digest(r.tokens) for r in requests), np.uint32),
+            column((r.copy for r in requests), np.uint32),
+            Settings(*(c.astype(np.int32 if i == 1 else np.float32) for i, c in enumerate(columns))),
+        )
+        _, prefill, _ = programs()
+        form = self._form(requests)
+        self._state, tokens, logprobs = prefill(form, engine.params, self._state, packed, starting, self._stops)
+        for number, row in zip(free, rows):
+            row.sent = 0 if engine.start_id is not None else 1
+            self._rows[number] = row
+        if engine.start_id is None:
+            self._pending.append((list(zip(range(len(rows)), free, rows)), tokens[:, None], logprobs[:, None]))
+        return True
+
+    def _form(self, requests: Sequence[Request]) -> Form:
+        """The form of the next program; creates the state, and adds to it what new requests are the first to use."""
+        for request in requests:
+            self._uses |= request.sampling.uses
+        form = self._engine.form(self._uses, self._batch_size)
+        vocab_size = getattr(self._engine.module, "vocab_size", None)
+        if self._uses.penalty and vocab_size is None:
+            name = type(self._engine.module).__name__
+            raise InputError(f"repetition_penalty needs to know the vocabulary, and {name} has no vocab_size")
+        if self._state is None:
+            start, _, _ = programs()
+            self._state = start(form, self._batch_size, self._max_length, self._source_length, vocab_size)
+        elif self._uses.penalty and self._state.seen is None:
+            self._state = self._state._replace(seen=jnp.zeros((self._batch_size, vocab_size), bool))
+        return form
+
+    def _decode(self) -> None:
+        alive = np.asarray([row is not None for row in self._rows])
+        waiting = self._fill()
+        free_rows = max(1, self._batch_size // 4) if waiting else self._batch_size
+        _, _, decode = programs()
+        numbers = np.int32(self._steps), np.int32(free_rows)
+        form, params = self._form(()), self._engine.params
+        self._state, tokens, logprobs = decode(form, params, self._state, alive, self._stops, *numbers)
+        owners = [(number, number, row) for number, row in enumerate(self._rows) if row is not None]
+        for _, _, row in owners:
+            row.sent += self._steps
+        self._pending.append((owners, tokens, logprobs))
+
+    def _read(self) -> Iterator[Chunk]:
+        """Waits for the oldest results and yields them."""
+        if not self._pending:
+            return
+        owners, tokens, logprobs = self._pending.popleft()
+        tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
+        for place, number, row in owners:
+            if row.done:
+                continue
+            count = int((tokens[place] >= 0).sum())
+            new = tokens[place, :count].tolist()
+            row.drawn += count
+            row.sent = row.drawn + sum(row in [r for _, _, r in other] for other, _, _ in self._pending) * self._steps
+            finish = None
+            if new and new[-1] in self._stop_ids:
+                finish = "stop"
+            elif row.drawn >= row.allowed:
+                finish = "length" if row.drawn >= row.request.max_new_tokens else "context"
+            if finish:
+                self._end(number, row)
+            if new:
+                yield Chunk(row.index, new, logprobs[place, :count].tolist(), finish)
+
+
+def digest(tokens: Sequence[int]) -> int:
+    """A hash of a prompt, which its random keys are folded from: so it draws the same tokens in any company."""
+    return zlib.crc32(np.asarray(tokens, "<i4").tobytes())
+
+
+def number_copies(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """How often the same prompt came before each."""
+    seen: dict[int, int] = defaultdict(int)
+    copies = []
+    for prompt in prompts:
+        key = digest(prompt)
+        copies.append(seen[key])
+        seen[key] += 1
+    return copies
 
 
 def generate(
@@ -288,48 +558,28 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
     batch_size: int = 16,
     num_tokens: int | None = None,
+    **sampling,
 ) -> list[Completion]:
-    """Continues each prompt.
+    """Continues each prompt, with an engine made for this one call (`Engine` keeps what is worth keeping).
 
     Args:
-      module: a decoder language model (`init_cache`, and `apply(..., cache=)` returning logits and cache).
+      module: a model as `fmjax.inference.cached` describes.
       params: its parameters.
       prompts: token ids, at least one each and at most `module.max_length`; lengths may differ.
       max_new_tokens: drawn at most, fewer where the context ends.
-      temperature, top_k, top_p: see `Sampling`.
       seed: with the prompt's own tokens it fixes what is drawn, whatever other prompts are in the list; a prompt given
         n times draws n different continuations.
-      stop_ids: tokens that end a continuation, usually the end of text.
-      batch_size: rows generated at once.
-      num_tokens: only tokens below it are drawn, where the model's vocabulary is padded beyond its tokenizer's.
+      stop_ids, batch_size, num_tokens: see `Engine`.
+      sampling: fields of `Sampling`.
 
     Returns: one Completion a prompt, in order.
     Raises: InputError for an empty or too long prompt, a token outside the vocabulary, a bad sampling value.
     """
-    tokens: list[list[int]] = [[] for _ in prompts]
-    logprobs: list[list[float]] = [[] for _ in prompts]
-    finish = [""] * len(prompts)
-    for chunk in stream(
-        module,
-        params,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop_ids=stop_ids,
-        batch_size=batch_size,
-        num_tokens=num_tokens,
-    ):
-        tokens[chunk.index] += chunk.tokens
-        logprobs[chunk.index] += chunk.logprobs
-        finish[chunk.index] = chunk.finish or ""
-    return [Completion(*parts) for parts in zip(tokens, logprobs, finish)]
+    drawing = Sampling(**sampling)
+    engine = Engine(module, params, batch_size=batch_size, num_tokens=num_tokens)
+    requests = [Request(p, max_new_tokens, drawing, seed, copy) for p, copy in zip(prompts, number_copies(prompts))]
+    return engine.generate(requests, stop_ids=stop_ids)

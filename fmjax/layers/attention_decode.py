@@ -1,13 +1,23 @@
-"""Attention of a few new tokens a row over what a cache holds: the memory's bandwidth is what it costs."""
+"""Attention of one new token a row over what a cache holds: the memory's bandwidth is what it costs."""
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fmjax.layers.attention import MASKED
+
+# Slots of a block, and the longest cache that is read whole. On a CPU the copy of a block must stay in the second-level
+# cache; an accelerator wants few and large steps.
+BLOCK = {"cpu": 64}
+WHOLE = {"cpu": 256}
+DEFAULT_BLOCK, DEFAULT_WHOLE = 512, 1024
 
 
 def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: jax.Array, *, scale=None) -> jax.Array:
     """softmax(scale * q k^T) v over the allowed slots.
+
+    A long cache is read in blocks of slots up to the last that any row is allowed, with the running softmax of Dao et
+    al. 2022 (https://arxiv.org/abs/2205.14135, algorithm 1): short rows do not pay for the cache's length.
 
     Args:
       q: [B, T, H, D].
@@ -18,11 +28,45 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
     Returns: [B, T, H, D] in q's dtype. Logits and softmax are float32.
     """
     b, t, h, d = q.shape
-    kv_heads = key.shape[1]
+    kv_heads, slots = key.shape[1:3]
     rows = q.reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, -1, d)
-    scale = d**-0.5 if scale is None else scale
-    logits = jnp.einsum("bkrd,bksd->bkrs", rows, key.astype(q.dtype), preferred_element_type=jnp.float32) * scale
-    logits = jnp.where(allowed[:, None, None], logits, MASKED)
-    probabilities = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
-    out = jnp.einsum("bkrs,bksd->bkrd", probabilities, value.astype(q.dtype))
+    rows = rows * jnp.asarray(d**-0.5 if scale is None else scale, q.dtype)
+    platform = jax.default_backend()
+    if slots <= WHOLE.get(platform, DEFAULT_WHOLE):
+        _, total, out = _attend(rows, key, value, allowed)
+    else:
+        total, out = _attend_blocks(rows, key, value, allowed, BLOCK.get(platform, DEFAULT_BLOCK))
+    out = (out / total).astype(q.dtype)
     return out.reshape(b, kv_heads, h // kv_heads, t, d).transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
+
+
+def _attend(rows, key, value, allowed):
+    """Of queries [B, K, R, D]: (largest logit, sum of exponentials, weighted sum of values), float32 [B, K, R, 1 or D]."""
+    logits = jnp.einsum("bkrd,bksd->bkrs", rows, key.astype(rows.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.where(allowed[:, None, None], logits, MASKED)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(logits - top)
+    out = jnp.einsum(
+        "bkrs,bksd->bkrd", weights.astype(rows.dtype), value.astype(rows.dtype), preferred_element_type=jnp.float32
+    )
+    return top, jnp.sum(weights, axis=-1, keepdims=True), out
+
+
+def _attend_blocks(rows, key, value, allowed, size):
+    slots = allowed.shape[1]
+    end = jnp.max(jnp.where(allowed, jnp.arange(slots) + 1, 0))
+
+    def add(i, carry):
+        top, total, out = carry
+        start = jnp.minimum(i * size, slots - size)  # the last block may overlap the one before it
+        block_key, block_value = (lax.dynamic_slice_in_dim(x, start, size, axis=2) for x in (key, value))
+        fresh = lax.dynamic_slice_in_dim(allowed, start, size, axis=1) & (start + jnp.arange(size) >= i * size)
+        block_top, block_total, block_out = _attend(rows, block_key, block_value, fresh)
+        new_top = jnp.maximum(top, block_top)
+        old, new = jnp.exp(top - new_top), jnp.exp(block_top - new_top)
+        return new_top, total * old + block_total * new, out * old + block_out * new
+
+    shape = (*rows.shape[:3], 1)
+    empty = jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros(rows.shape, jnp.float32)
+    _, total, out = lax.fori_loop(0, jnp.maximum((end + size - 1) // size, 1), add, empty)
+    return total, out

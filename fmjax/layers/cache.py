@@ -9,12 +9,16 @@ follows from the row's length alone. A row is given to a new sequence by writing
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fmjax.errors import InputError
 from fmjax.layers.attention import attention
 from fmjax.layers.attention_decode import decode_attention
+
+AXES = ("batch", "act_heads", None, None)
+"""Logical axes of keys and values."""
 
 
 def init_cache(batch_size: int, max_length: int, num_kv_heads: int, head_dim: int, windows, dtype) -> dict:
@@ -27,7 +31,7 @@ def init_cache(batch_size: int, max_length: int, num_kv_heads: int, head_dim: in
     def layer(window):
         slots = max_length if window is None else min(window, max_length)
         shape = (batch_size, num_kv_heads, slots, head_dim)
-        return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+        return {name: nn.with_logical_constraint(jnp.zeros(shape, dtype), AXES) for name in ("key", "value")}
 
     return {"lengths": jnp.zeros(batch_size, jnp.int32), "layers": tuple(layer(window) for window in windows)}
 
@@ -38,7 +42,7 @@ class CacheStep:
 
     Attributes:
       rows: int32 [N, T], the cache row each token belongs to.
-      positions: int32 [N, T], its position there; -1 for padding, which is neither written nor attended.
+      positions: int32 [N, T], its position there; -1 for padding, which is never attended.
       before, after: int32 [B], the rows' lengths before and after this pass.
       segment_ids: int32 [N, T] for packed prompts, which see nothing but themselves; None where the tokens continue
         what the cache holds (then N = B and row i of the tokens belongs to row i of the cache).
@@ -64,14 +68,16 @@ class CacheStep:
 
         Returns: ([N, T, H, D], the updated entry).
         """
-        updated = {"key": self.write(entry["key"], k), "value": self.write(entry["value"], v)}
+        write = self.write_next if self.segment_ids is None and q.shape[1] == 1 else self.write
+        updated = {"key": write(entry["key"], k), "value": write(entry["value"], v)}
         if self.segment_ids is not None:
             out = attention(
                 q, k, v, segment_ids=self.segment_ids, causal=True, window=window, scale=scale, backend=backend
             )
         elif q.shape[1] == 1:
             held = held_positions(self.after, entry["key"].shape[2])
-            out = decode_attention(q, updated["key"], updated["value"], held >= 0, scale=scale)
+            allowed = (held >= 0) & (self.positions >= 0)
+            out = decode_attention(q, updated["key"], updated["value"], allowed, scale=scale)
         else:
             # A later token of this pass may take the slot of an entry that an earlier one still attends, so attend
             # what was there before beside what is new.
@@ -92,6 +98,17 @@ class CacheStep:
         kept = (self.positions >= 0) & (self.positions >= self.after[self.rows] - slots)
         at = jnp.where(kept, self.positions % slots, slots)  # slot S is out of bounds: dropped
         return held.at[self.rows, :, at].set(new.astype(held.dtype), mode="drop")
+
+    def write_next(self, held: jax.Array, new: jax.Array) -> jax.Array:
+        """`held` with one new token a row, [B, 1, K, D].
+
+        Padding is written too, where the row's next token will be: nothing attends it before that token overwrites it,
+        and a write that is never left out happens in place.
+        """
+        batch, kv_heads, slots, _ = held.shape
+        # With the heads as an index XLA's CPU backend updates the cache in place for a single row too.
+        at = (jnp.arange(batch)[:, None], jnp.arange(kv_heads)[None], (self.before % slots)[:, None])
+        return held.at[at].set(new[:, 0].astype(held.dtype), mode="promise_in_bounds", unique_indices=True)
 
 
 def held_positions(lengths: jax.Array, slots: int) -> jax.Array:

@@ -48,9 +48,10 @@ class Placement:
 def inference_context(mesh: Mesh, table: Mapping[str, tuple[str, ...]]):
     """Generation and scoring with parameters that lie on `mesh` belong inside this context.
 
-    The rows of a few prompts or texts do not divide over the mesh's axes of the batch, so they stay whole.
+    The rows of a few prompts or texts do not divide over the mesh's axes of the batch, so they stay whole; "cache_rows"
+    are the axes that the engine splits the rows of its cache over, where they do.
     """
-    rules = dict(table) | {"batch": (), "length": ()}
+    rules = dict(table) | {"batch": (), "length": (), "cache_rows": table.get("batch", ())}
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
         yield
 

@@ -69,12 +69,12 @@ def test_a_full_context_ends_a_row():
 
 def test_chunks_join_to_the_whole_and_come_as_they_are_drawn():
     whole = engine.generate(MODULE, PARAMS, PROMPTS[:2], max_new_tokens=11, temperature=0)
-    chunks = list(engine.stream(MODULE, PARAMS, PROMPTS[:2], max_new_tokens=11, temperature=0, steps=4))
+    chunks = list(engine.Engine(MODULE, PARAMS).run([engine.Request(p, 11) for p in PROMPTS[:2]], steps=4))
     for index in range(2):
         mine = [chunk for chunk in chunks if chunk.index == index]
-        assert [len(chunk.tokens) for chunk in mine] == [4, 4, 3]
+        assert [len(chunk.tokens) for chunk in mine] == [1, 4, 4, 2]
         assert sum((chunk.tokens for chunk in mine), []) == whole[index].tokens
-        assert [chunk.finish for chunk in mine] == [None, None, "length"]
+        assert [chunk.finish for chunk in mine] == [None, None, None, "length"]
 
 
 def test_nothing_recompiles_as_prompts_lengths_and_numbers_change():

@@ -1,4 +1,5 @@
-"""A decoder small enough to check by eye, with the cached protocol and nothing else (no `features`)."""
+"""A decoder small enough to check by eye, with the protocol of fmjax/inference/cached.py and nothing that it leaves open:
+no `features`, no `unrolled`."""
 
 import functools
 
@@ -9,7 +10,7 @@ import numpy as np
 
 
 class TinyDecoder(nn.Module):
-    """Two attention layers with learned positions; the cache keeps keys, values and key positions (-1 is empty)."""
+    """Two attention layers with learned positions; a row of the cache holds keys and values and how many there are."""
 
     vocab_size: int = 13
     max_length: int = 48
@@ -17,41 +18,44 @@ class TinyDecoder(nn.Module):
     num_layers: int = 2
 
     def init_cache(self, batch_size, max_length):
-        shape = (self.num_layers, batch_size, max_length)
-        zeros = jnp.zeros((*shape, self.width))
-        return {"keys": zeros, "values": zeros, "positions": jnp.full(shape, -1, jnp.int32)}
+        zeros = jnp.zeros((batch_size, self.num_layers, max_length, self.width))
+        return {"keys": zeros, "values": zeros, "lengths": jnp.zeros(batch_size, jnp.int32)}
 
     @nn.compact
-    def __call__(self, tokens, segment_ids=None, positions=None, train=False, cache=None):
+    def __call__(self, tokens, segment_ids=None, positions=None, train=False, cache=None, slots=None):
         batch, length = tokens.shape
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
-        if positions is None:
+        if cache is not None and slots is None:  # one more token a row
+            positions = cache["lengths"][:, None]
+            slots = jnp.broadcast_to(jnp.arange(batch)[:, None], tokens.shape)
+        elif positions is None:
             positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+        if cache is not None:
+            slots = jnp.where(segment_ids > 0, slots, cache["lengths"].shape[0])  # out of range: padding is dropped
+            held = cache["lengths"].at[slots].set(0, mode="drop") if length > 1 else cache["lengths"]
+            held = held.at[slots].max(positions + 1, mode="drop")
         normal = nn.initializers.normal(1.0)
         x = nn.Embed(self.vocab_size, self.width, name="tokens", embedding_init=normal)(tokens)
         x += nn.Embed(self.max_length, self.width, name="positions", embedding_init=normal)(positions)
         layers = []
         for layer in range(self.num_layers):
             q, k, v = (nn.Dense(self.width, name=f"{n}{layer}")(x) for n in "qkv")
-            if cache is None:
-                same = segment_ids[:, :, None] == segment_ids[:, None, :]
-                mask = same & (positions[:, :, None] >= positions[:, None, :])
-            else:
-                rows = jnp.arange(batch)[:, None]
-                # Padding is written out of range, which drops it.
-                at = jnp.where(segment_ids > 0, positions, cache["keys"].shape[2])
-                k = cache["keys"][layer].at[rows, at].set(k, mode="drop")
-                v = cache["values"][layer].at[rows, at].set(v, mode="drop")
-                held = cache["positions"][layer].at[rows, at].set(positions, mode="drop")
-                layers.append((k, v, held))
-                mask = (held[:, None, :] >= 0) & (positions[:, :, None] >= held[:, None, :])
+            same = segment_ids[:, :, None] == segment_ids[:, None, :]
+            mask = same & (positions[:, :, None] >= positions[:, None, :])
+            if cache is not None:
+                keys = cache["keys"].at[slots, layer, positions].set(k, mode="drop")[:, layer]
+                values = cache["values"].at[slots, layer, positions].set(v, mode="drop")[:, layer]
+                layers.append((keys, values))
+                if length == 1:
+                    k, v, mask = keys, values, jnp.arange(keys.shape[1])[None, None] < held[:, None, None]
             weights = jnp.where(mask, jnp.einsum("btd,bsd->bts", q, k) / 2, -1e9)
             x += nn.Dense(self.width, name=f"o{layer}")(jnp.tanh(jax.nn.softmax(weights) @ v))
         logits = nn.Dense(self.vocab_size, name="head", kernel_init=nn.initializers.normal(0.3))(x)
         if cache is None:
             return logits
-        return logits, dict(zip(("keys", "values", "positions"), map(jnp.stack, zip(*layers))))
+        keys, values = (jnp.stack(parts, axis=1) for parts in zip(*layers))
+        return logits, {"keys": keys, "values": values, "lengths": held}
 
 
 @functools.partial(jax.jit, static_argnames="module")

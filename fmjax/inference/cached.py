@@ -1,0 +1,129 @@
+"""Models that decode with a cache, decoders and encoder-decoders, behind three functions.
+
+A module takes part by having
+
+    init_cache(batch_size, max_length) -> cache     a pytree whose leaves have the batch's rows first
+    apply(variables, tokens [B, 1], segment_ids=active [B, 1], cache=cache) -> (logits [B, 1, V], cache)
+        appends a token to every row whose segment id is 1
+    apply(variables, tokens [N, P], segment_ids=, positions=, cache=cache, slots=rows [N, P]) -> (logits, cache)
+        packed prompts become the content of the rows that `slots` names; segment id 0 is padding
+
+and, if it has them, `features` (`fmjax.models.decoder.Decoder`), so that logits are computed only where they are
+wanted, and `unrolled(params) -> (module, params)`, the form to decode with. An encoder-decoder has `prefill` and `decode`
+instead of that `apply` (`fmjax.models.transformer.EncoderDecoder`), and its prompts are sources.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.errors import InputError
+from fmjax.layers.embed import output_logits
+
+
+class Packed(NamedTuple):
+    """Prompts packed into one row of length P.
+
+    Attributes:
+      tokens, segment_ids, positions, slots: int32 [1, P]; prompt i has segment id i + 1 and goes to the row `slots`.
+      last: int32 [R], where the last token of each prompt is; 0 beyond the last prompt.
+      rows: int32 [R], the row of each; beyond the last prompt one that does not exist.
+    """
+
+    tokens: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    last: np.ndarray
+    rows: np.ndarray
+
+
+def is_seq2seq(module: nn.Module) -> bool:
+    """Whether prompts are sources to an encoder."""
+    return hasattr(module, "prefill")
+
+
+def check_can_generate(module: nn.Module) -> None:
+    """Raises InputError for a module without a cache."""
+    if not hasattr(module, "init_cache"):
+        raise InputError(
+            f"{type(module).__name__} cannot generate: it has no init_cache(batch_size, max_length), which the "
+            "engine decodes with; decoder language models such as 'gpt' and 'llama' have it"
+        )
+
+
+def unrolled(module: nn.Module, params) -> tuple[nn.Module, dict]:
+    """The form to decode with: without a scan over layers where the module has one."""
+    check_can_generate(module)
+    return module.unrolled(params) if hasattr(module, "unrolled") else (module, params)
+
+
+def bucket(length: int, low: int = 16, high: int | None = None) -> int:
+    """`length` rounded up to a power of two, at least `low`, at most `high` (which `length` must not exceed)."""
+    size = max(low, 1 << max(0, int(length) - 1).bit_length())
+    return size if high is None else min(size, high)
+
+
+def pack(prompts: Sequence[Sequence[int]], rows: Sequence[int], capacity: int, batch_size: int, high=None) -> Packed:
+    """Packs `prompts` for the cache's `rows`; P is the bucket of their lengths' sum, R is `capacity`."""
+    length = bucket(sum(map(len, prompts)), low=32, high=high)
+    tokens, segment_ids, positions, slots = np.zeros((4, 1, length), np.int32)
+    last, owners = np.zeros(capacity, np.int32), np.full(capacity, batch_size, np.int32)
+    at = 0
+    for number, (prompt, row) in enumerate(zip(prompts, rows)):
+        span = slice(at, at + len(prompt))
+        tokens[0, span], segment_ids[0, span], slots[0, span] = prompt, number + 1, row
+        positions[0, span] = np.arange(len(prompt))
+        at += len(prompt)
+        last[number], owners[number] = at - 1, row
+    return Packed(tokens, segment_ids, positions, slots, last, owners)
+
+
+def init_cache(module: nn.Module, batch_size: int, max_length: int, source_length: int | None = None):
+    """The module's empty cache; `source_length` is for encoder-decoders."""
+    if is_seq2seq(module):
+        return module.init_cache(batch_size, max_length, source_length)
+    return module.init_cache(batch_size, max_length)
+
+
+def prefill(module: nn.Module, params, cache, packed: Packed):
+    """(logits [R, V] after each prompt, cache); None as logits of an encoder-decoder, whose targets are still empty."""
+    variables = {"params": params}
+    arrays = dict(segment_ids=packed.segment_ids, positions=packed.positions, cache=cache, slots=packed.slots)
+    if is_seq2seq(module):
+        return None, module.apply(variables, packed.tokens, **arrays, method="prefill")
+    if hasattr(module, "features"):
+        hidden, head, cache = module.apply(variables, packed.tokens, **arrays, method="features")
+        return output_logits(hidden.reshape(-1, hidden.shape[-1])[packed.last], head), cache
+    logits, cache = module.apply(variables, packed.tokens, **arrays)
+    return logits.reshape(-1, logits.shape[-1])[packed.last], cache
+
+
+def step(module: nn.Module, params, cache, tokens, active):
+    """(logits [B, V], cache) after appending `tokens` [B] to the `active` (bool [B]) rows."""
+    arrays = dict(segment_ids=active[:, None].astype(jnp.int32), cache=cache)
+    method = "decode" if is_seq2seq(module) else None
+    logits, cache = module.apply({"params": params}, tokens[:, None], **arrays, method=method)
+    return logits[:, 0], cache
+
+
+@functools.cache
+def compiler_options() -> dict:
+    """Options for programs that multiply a few rows with large weights, for `jax.jit(compiler_options=)`.
+
+    On a CPU products go to Eigen rather than to XLA's YNNPACK fusions, which take twice as long at 16 rows. Empty where
+    this version of XLA does not have the option.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options).lower(0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options

@@ -1,0 +1,137 @@
+"""Texts in, their continuations out: the engine's tokens as text, up to a stop token or a stop string."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from fmjax.errors import InputError
+from fmjax.inference.engine import CHUNK, Engine, Request, number_copies
+from fmjax.inference.sampler import Sampling
+from fmjax.inference.text import StoppedText, check_stops
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is wanted of a model's continuations.
+
+    Attributes:
+      max_new_tokens: tokens drawn at most for each.
+      temperature, top_k, top_p, min_p, repetition_penalty: see `fmjax.inference.sampler.Sampling`.
+      seed: of the random draws. The same prompt and seed give the same text whatever else is asked for in the same
+        call; copies of a prompt get different continuations.
+      stop: a continuation ends before the first of these strings; no part of one is ever given out.
+      stop_ids: tokens that end a continuation, besides the tokenizer's EOS.
+      num_samples: continuations of each prompt; sample j of prompt i has the index i * num_samples + j.
+      batch_size: rows generated at once.
+      steps: the host reads after so many tokens a row: fewer come sooner, and cost more dispatches.
+      progress: label of a progress bar; None shows none.
+
+    Raises InputError for a bad value.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+    stop_ids: Sequence[int] = ()
+    num_samples: int = 1
+    batch_size: int = 16
+    steps: int = CHUNK
+    progress: str | None = None
+
+    def __post_init__(self):
+        check_stops(self.stop)
+        for name in ("max_new_tokens", "num_samples", "batch_size", "steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.sampling  # checks the rest
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """What was drawn after one prompt.
+
+    Attributes:
+      text: up to a stop token or stop string.
+      tokens: the drawn tokens; where `finish` is "stop", the last is a stop token or completed a stop string.
+      logprobs: log-probability of each at the temperature that drew it (`fmjax.inference.sampler.sample`).
+      finish: "stop", "length" (`max_new_tokens` drawn) or "context" (the model's context is full).
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A piece of the text of continuation `index`; `whole` is the continuation where this is its last piece."""
+
+    index: int
+    text: str
+    whole: Continuation | None
+
+
+class Continuations:
+    """An iterator over pieces of text as the tokens come.
+
+    Args:
+      engine: the model.
+      tokenizer: see `fmjax.data.tokenizer.Tokenizer`.
+      prompts: tokens of each prompt.
+      options: what is wanted.
+
+    Raises: InputError for a prompt that cannot be continued, before anything is computed.
+    """
+
+    def __init__(self, engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], options: Options):
+        prompts = [tokens for tokens in prompts for _ in range(options.num_samples)]
+        requests = [
+            Request(tokens, options.max_new_tokens, options.sampling, options.seed, copy)
+            for tokens, copy in zip(prompts, number_copies(prompts))
+        ]
+        self._stop_ids = {*options.stop_ids, tokenizer.eos_id} - {None}
+        run = dict(steps=options.steps, batch_size=options.batch_size, progress=options.progress)
+        self._run = engine.run(requests, stop_ids=sorted(self._stop_ids), **run)
+        # A source is no beginning of its target's text.
+        before = [[]] * len(prompts) if engine.start_id is not None else prompts
+        self._texts = [StoppedText(tokenizer, tokens, options.stop) for tokens in before]
+        self._parts = [Continuation("", [], [], "") for _ in prompts]
+        self._pieces = self._read()
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def _read(self) -> Iterator[Piece]:
+        for chunk in self._run:
+            index, text, part = chunk.index, self._texts[chunk.index], self._parts[chunk.index]
+            ended = chunk.finish == "stop"
+            new = text.push(chunk.tokens[:-1] if ended else chunk.tokens, last=chunk.finish is not None)
+            tokens, logprobs = part.tokens + chunk.tokens, part.logprobs + chunk.logprobs
+            finish = chunk.finish
+            if text.stopped:
+                self._run.stop(index)
+                tokens, logprobs = tokens[: text.num_tokens], logprobs[: text.num_tokens]
+                finish = "stop"
+            part = Continuation(part.text + new, tokens, logprobs, finish or "")
+            self._parts[index] = part
+            if new or finish:
+                yield Piece(index, new, part if finish else None)
+
+
+def complete(pieces: Iterator[Piece]) -> list[Continuation]:
+    """The continuations in order, when all their pieces have come."""
+    ended = {piece.index: piece.whole for piece in pieces if piece.whole is not None}
+    return [ended[index] for index in sorted(ended)]
