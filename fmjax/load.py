@@ -23,6 +23,7 @@ import numpy as np
 from fmjax.errors import InputError
 from fmjax.inference import continuations, scoring
 from fmjax.inference.engine import Engine
+from fmjax.inference.text import TextStream
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 from fmjax.parallel.placement import Placement, each_inside
@@ -112,6 +113,41 @@ class Model:
         """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them."""
         pieces = self._continue(prompts, options | {"steps": steps})
         return ((piece.index, piece.text) for piece in pieces if piece.text)
+
+    def beam_search(self, prompts: Sequence[str], *, stop_ids: Sequence[int] = (), **options) -> list[list[tuple]]:
+        """For each prompt the best continuations, (text, score), best first.
+
+        Args:
+          prompts: a list of texts.
+          stop_ids: tokens that end a continuation, besides the tokenizer's EOS.
+          options: of `fmjax.inference.beam.beam_search`: num_beams=4, max_new_tokens=64, length_penalty=0.6,
+            normalization="gnmt", num_results=1, batch_size.
+
+        Raises: InputError for a prompt that cannot be continued, or a bad value.
+        """
+        from fmjax.inference.beam import beam_search
+
+        ids, stop_ids = self._prompts(prompts), {*stop_ids, self.tokenizer.eos_id} - {None}
+        with self.inference():
+            found = beam_search(self.engine, ids, stop_ids=sorted(stop_ids), **options)
+        results = []
+        for prompt, beams in zip(ids, found):
+            before = [] if self.engine.start_id is not None else prompt
+            texts = [
+                TextStream(self.tokenizer, before).push([t for t in beam.tokens if t not in stop_ids], last=True)
+                for beam in beams
+            ]
+            results.append([(text, beam.score) for text, beam in zip(texts, beams)])
+        return results
+
+    def unrolled(self, *, donate: bool = False) -> "Model":
+        """The same model with its parameters layer by layer, of which generation needs no second copy.
+
+        donate: free the stacked layers of this model, which is then of no more use.
+        """
+        with self.inference():
+            made = Engine(self.module, self.params, start_id=0, donate=donate)
+        return dataclasses.replace(self, module=made.module, params=made.params, kept={})
 
     def _continue(self, prompts, options) -> Iterator[continuations.Piece]:
         options = continuations.Options(**options)

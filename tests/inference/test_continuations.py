@@ -124,3 +124,23 @@ def test_the_engine_is_kept_until_the_parameters_change(model, capsys):
 def test_numbers_below_one_are_refused_by_name(model, name):
     with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):
         model.generate(["a"], **{name: 0}) if name != "steps" else model.stream(["a"], steps=0)
+
+
+def test_beams_as_texts(model):
+    greedy = model.generate(["ab", "c"], max_new_tokens=6, temperature=0)
+    one = model.beam_search(["ab", "c"], num_beams=1, max_new_tokens=6, length_penalty=0)
+    assert [beams[0][0] for beams in one] == greedy
+    four = model.beam_search(["ab", "c"], num_beams=4, num_results=4, max_new_tokens=6, length_penalty=0)
+    for (narrow,), wide in zip(one, four):
+        scores = [score for _, score in wide]
+        assert len(wide) == 4 and scores == sorted(scores, reverse=True) and scores[0] >= narrow[1] - 1e-5
+
+
+def test_an_unrolled_model_is_the_same_model_and_may_free_the_other(model):
+    mine = Model(model.module, jax.tree.map(jnp.copy, model.params), {}, model.tokenizer)
+    unrolled = mine.unrolled(donate=True)
+    assert all(x.is_deleted() for x in jax.tree.leaves(mine.params["stack"]["blocks"]))
+    assert unrolled.generate(["ab"], max_new_tokens=8, seed=3) == model.generate(["ab"], max_new_tokens=8, seed=3)
+    assert unrolled.score([("ab", "c")])[0][0] == pytest.approx(model.score([("ab", "c")])[0][0], abs=1e-4)
+    own = {id(x) for x in jax.tree.leaves(unrolled.params)}
+    assert {id(x) for x in jax.tree.leaves(unrolled.engine.params)} == own

@@ -1,5 +1,5 @@
-"""A decoder small enough to check by eye, with the protocol of fmjax/inference/cached.py and nothing that it leaves open:
-no `features`, no `unrolled`."""
+"""A decoder small enough to check by eye, with the protocol of fmjax/inference/cached.py and nothing that it leaves
+open: no `features`, no `unrolled`."""
 
 import functools
 
