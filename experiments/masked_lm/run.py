@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE.parent))
 import runs  # noqa: E402
 
 COMMON = {
-    "train__steps": 2500, "train__batch_size": 32, "train__eval_every": 125, "data__sequence_length": 64,
+    "train__steps": 1500, "train__batch_size": 32, "train__eval_every": 100, "data__sequence_length": 64,
     "data__heldout_fraction": 0.05, "model__max_length": 64, "optimizer__learning_rate": 2e-3, "optimizer__b2": 0.98,
     "optimizer__schedule__warmup_steps": 100,
 }  # fmt: skip

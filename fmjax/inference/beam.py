@@ -1,7 +1,7 @@
 """Beam search: the likeliest continuations of a prompt, or targets of a source, instead of random ones.
 
-One program searches for several prompts at once. Each has a group of `num_beams` rows of the cache; after every step the
-rows are gathered by the beams that go on. As in transformers, a beam that draws a stop token is finished if it is among
+One program searches for several prompts at once. Each has a group of `num_beams` rows of the cache; after every step
+the rows are gathered by the beams that go on. As in transformers, a beam that draws a stop token is finished if it is among
 the best `num_beams` candidates of its step, and a group ends when none of its running beams can still become better than
 its worst finished one.
 """

@@ -9,8 +9,8 @@ A module takes part by having
         packed prompts become the content of the rows that `slots` names; segment id 0 is padding
 
 and, if it has them, `features` (`fmjax.models.decoder.Decoder`), so that logits are computed only where they are
-wanted, and `unrolled(params) -> (module, params)`, the form to decode with. An encoder-decoder has `prefill` and `decode`
-instead of that `apply` (`fmjax.models.transformer.EncoderDecoder`), and its prompts are sources.
+wanted, and `unrolled(params) -> (module, params)`, the form to decode with. An encoder-decoder has `prefill` and
+`decode` instead of that `apply` (`fmjax.models.transformer.EncoderDecoder`), and its prompts are sources.
 """
 
 import functools

@@ -1,5 +1,6 @@
 """Beam search against transformers and against trying everything."""
 
+import ast
 import itertools
 import json
 import pathlib
@@ -43,7 +44,7 @@ def test_beams_and_scores_are_those_of_transformers(published):
     assert len(numbers) == 4
     ends = set()
     for number in numbers:
-        settings = eval(str(fixture[f"settings/{number}"]))  # the fixture's own repr of a dict
+        settings = ast.literal_eval(str(fixture[f"settings/{number}"]))
         beams = settings["num_beams"]
         found = beam_search(
             engine, fixture["inputs"].tolist(), max_new_tokens=8, normalization="power", stop_ids=[EOS],

@@ -31,7 +31,9 @@ def processors(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalt
         repetition_penalty=repetition_penalty,
     )  # fmt: skip
     tiny = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=5))
-    made = tiny._get_logits_processor(config, input_ids_seq_length=1, logits_processor=logits_process.LogitsProcessorList())
+    made = tiny._get_logits_processor(
+        config, input_ids_seq_length=1, logits_processor=logits_process.LogitsProcessorList()
+    )
     return made
 
 
