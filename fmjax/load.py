@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.data.tokenizer_config import stated_eos_ids
 from fmjax.errors import InputError
 from fmjax.inference import continuations, scoring
 from fmjax.inference.engine import Engine
@@ -88,57 +89,82 @@ class Model:
         """
         return self._with_bos(self._tokens([text])[0], repr(text))
 
-    def generate(self, prompts: Sequence[str], **options) -> list[str]:
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text: the tokenizer's EOS, and what published weights name (LLaMA 3 has several)."""
+        published = self.config.get("published", {})
+        files = {"generation_config.json": published.get("generation", {}), "config.json": published}
+        ids = {*(stated_eos_ids(files) or ()), getattr(self.tokenizer, "eos_id", None)} - {None}
+        return tuple(sorted(ids))
+
+    def encode_prompts(self, prompts: Sequence[str | Sequence[int]], *, special: bool = False) -> list[list[int]]:
+        """Tokens of prompts as the model continues them: texts as `encode` gives them, or the source of an
+        encoder-decoder with its frame; token ids stay as they are.
+
+        special: names of control tokens in the texts, such as <|im_start|>, stand for them.
+        """
+        places = [i for i, prompt in enumerate(self._texts(prompts)) if isinstance(prompt, str)]
+        tokens = self._tokens([prompts[i] for i in places], special)
+        if hasattr(self.module, "prefill"):
+            tokens = self._framed(tokens)
+        else:
+            begun = [special and one[:1] == [self.tokenizer.bos_id] for one in tokens]
+            tokens = [one if b else self._with_bos(one, f"prompt {i}") for i, one, b in zip(places, tokens, begun)]
+        found = dict(zip(places, tokens))
+        return [found[i] if i in found else [int(id) for id in prompt] for i, prompt in enumerate(prompts)]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options) -> list[int]:
+        """Tokens of a chat up to where the assistant's reply begins, as the model's chat template writes it.
+
+        Args:
+          messages: {"role": "user", "content": "Hello"} and the like.
+          options: of `fmjax.data.chat.render_chat`, such as tools, or variables of the template.
+
+        Raises: TokenizerError without a template, or where it refuses the messages.
+        """
+        from fmjax.data import chat
+
+        self._need_tokenizer()
+        tokens = chat.encode_chat(self.tokenizer, messages, **{"add_generation_prompt": True, **options})
+        self._check_embedded("the chat", tokens)
+        return tokens
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, template: Mapping[str, Any] | None = None, **options
+    ) -> str:
+        """The assistant's reply to a chat, by the model's own chat template.
+
+        Args:
+          messages, template: see `encode_chat`; `template` are its options.
+          options: as in `generate`.
+        """
+        return self.generate([self.encode_chat(messages, **template or {})], **options)[0]
+
+    def generate(self, prompts: Sequence[str | Sequence[int]], **options) -> list[str]:
         """Continuations of texts, without the texts themselves; "" starts from BOS.
 
-        Each ends at the tokenizer's EOS, before a stop string, after `max_new_tokens`, or where the context is full.
+        Each ends at one of `eos_ids`, before a stop string, after `max_new_tokens`, or where the context is full.
         The same prompt and seed give the same text whatever else is in the list; copies of a prompt get different
         continuations. An encoder-decoder gives the targets of its prompts, the sources.
 
         Args:
-          prompts: a list of texts.
+          prompts: a list of texts, or of token ids that are taken as they are.
           options: of `fmjax.inference.continuations.Options`: max_new_tokens=64, temperature=1.0 (0 is greedy), top_k,
-            top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, batch_size, progress.
+            top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, copies, batch_size, progress.
 
         Returns: for each prompt in order, its `num_samples` continuations, one after the other.
         Raises: InputError for a prompt that cannot be continued, or a bad value.
         """
         return [one.text for one in self.complete(prompts, **options)]
 
-    def complete(self, prompts: Sequence[str], **options) -> list[continuations.Continuation]:
+    def complete(self, prompts: Sequence[str | Sequence[int]], **options) -> list[continuations.Continuation]:
         """As `generate`, with tokens, their log-probabilities and why each continuation ended."""
-        return continuations.complete(self._continue(prompts, options))
+        return continuations.complete(self.pieces(prompts, **options))
 
-    def stream(self, prompts: Sequence[str], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
+    def stream(self, prompts: Sequence[str | Sequence[int]], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
         """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them."""
-        pieces = self._continue(prompts, options | {"steps": steps})
+        pieces = self.pieces(prompts, steps=steps, **options)
         return ((piece.index, piece.text) for piece in pieces if piece.text)
-
-    def beam_search(self, prompts: Sequence[str], *, stop_ids: Sequence[int] = (), **options) -> list[list[tuple]]:
-        """For each prompt the best continuations, (text, score), best first.
-
-        Args:
-          prompts: a list of texts.
-          stop_ids: tokens that end a continuation, besides the tokenizer's EOS.
-          options: of `fmjax.inference.beam.beam_search`: num_beams=4, max_new_tokens=64, length_penalty=0.6,
-            normalization="gnmt", num_results=1, batch_size.
-
-        Raises: InputError for a prompt that cannot be continued, or a bad value.
-        """
-        from fmjax.inference.beam import beam_search
-
-        ids, stop_ids = self._prompts(prompts), {*stop_ids, self.tokenizer.eos_id} - {None}
-        with self.inference():
-            found = beam_search(self.engine, ids, stop_ids=sorted(stop_ids), **options)
-        results = []
-        for prompt, beams in zip(ids, found):
-            before = [] if self.engine.start_id is not None else prompt
-            texts = [
-                TextStream(self.tokenizer, before).push([t for t in beam.tokens if t not in stop_ids], last=True)
-                for beam in beams
-            ]
-            results.append([(text, beam.score) for text, beam in zip(texts, beams)])
-        return results
 
     def unrolled(self, *, donate: bool = False) -> "Model":
         """The same model with its parameters layer by layer, of which generation needs no second copy.
@@ -149,18 +175,31 @@ class Model:
             made = Engine(self.module, self.params, start_id=0, donate=donate)
         return dataclasses.replace(self, module=made.module, params=made.params, kept={})
 
-    def _continue(self, prompts, options) -> Iterator[continuations.Piece]:
+    def pieces(self, prompts: Sequence[str | Sequence[int]], **options) -> Iterator[continuations.Piece]:
+        """As `stream`; the last piece of a continuation comes with the whole of it, as `complete` gives it."""
         options = continuations.Options(**options)
-        ids = self._prompts(prompts)
+        options = dataclasses.replace(options, stop_ids=(*options.stop_ids, *self.eos_ids))
+        engine, ids = self.engine, self.encode_prompts(prompts)
         with self.inference():
-            pieces = continuations.Continuations(self.engine, self.tokenizer, ids, options)
+            pieces = continuations.Continuations(engine, self.tokenizer, ids, options)
         return each_inside(self.inference, pieces)
 
-    def _prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        tokens = self._tokens(self._texts(prompts))
-        if hasattr(self.module, "prefill"):
-            return self._framed(tokens)
-        return [self._with_bos(one, f"prompt {i}") for i, one in enumerate(tokens)]
+    def beam_search(
+        self, prompts: Sequence[str | Sequence[int]], *, stop_ids: Sequence[int] = (), **options
+    ) -> list[list[continuations.Continuation]]:
+        """The likeliest continuations of each prompt, best first.
+
+        Args:
+          prompts: as in `generate`.
+          options: of `fmjax.inference.beam.beam_search`: num_beams=4, max_new_tokens=64, length_penalty=0.6,
+            normalization="gnmt", num_results=1, batch_size.
+
+        Raises: InputError for a prompt that cannot be continued, or a bad value.
+        """
+        engine, ids = self.engine, self.encode_prompts(prompts)
+        stop_ids = [*stop_ids, *self.eos_ids]
+        with self.inference():
+            return continuations.search(engine, self.tokenizer, ids, stop_ids=stop_ids, **options)
 
     @property
     def engine(self) -> Engine:
@@ -168,6 +207,11 @@ class Model:
 
         `kept.clear()` lets go of it.
         """
+        if not hasattr(self.module, "init_cache") and hasattr(self.module, "features"):
+            raise InputError(
+                f"{self} cannot generate: it is an encoder, which reads whole texts; its Model.fill_mask fills in masks "
+                "and Model.embed gives vectors"
+            )
         made = self.kept.get("engine")
         if made is None or self.kept["params"] is not self.params:
             num_tokens = bos = None
@@ -328,18 +372,25 @@ class Model:
             raise InputError("expected a list of texts, got one text; put it in a list")
         return texts
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    def _need_tokenizer(self) -> None:
         if self.tokenizer is None:
             raise InputError(f"the model from {self.source} has no tokenizer; use its module and params with tokens")
-        encoded = self.tokenizer.encode_batch(texts)
-        rows = getattr(self.module, "vocab_size", None)
+
+    def _tokens(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        self._need_tokenizer()
+        if special:
+            encoded = [self.tokenizer.encode_special(text) for text in texts]
+        else:
+            encoded = self.tokenizer.encode_batch(texts)
         for text, tokens in zip(texts, encoded):
-            if rows is not None and tokens and max(tokens) >= rows:
-                token = self.tokenizer.token(max(tokens))
-                raise InputError(
-                    f"the text {text[:40]!r} has the token {token!r}, for which the model has no embedding"
-                )
+            self._check_embedded(f"the text {text[:40]!r}", tokens)
         return encoded
+
+    def _check_embedded(self, what: str, tokens: list[int]) -> None:
+        rows = getattr(self.module, "vocab_size", None)
+        if rows is not None and tokens and max(tokens) >= rows:
+            token = self.tokenizer.token(max(tokens))
+            raise InputError(f"{what} has the token {token!r}, for which the model has no embedding")
 
     def _with_bos(self, tokens: list[int], what: str, force: bool = False) -> list[int]:
         bos = self.tokenizer.bos_id
