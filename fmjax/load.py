@@ -24,7 +24,6 @@ from fmjax.data.tokenizer_config import stated_eos_ids
 from fmjax.errors import InputError
 from fmjax.inference import continuations, scoring
 from fmjax.inference.engine import Engine
-from fmjax.inference.text import TextStream
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 from fmjax.parallel.placement import Placement, each_inside
@@ -209,7 +208,7 @@ class Model:
         """
         if not hasattr(self.module, "init_cache") and hasattr(self.module, "features"):
             raise InputError(
-                f"{self} cannot generate: it is an encoder, which reads whole texts; its Model.fill_mask fills in masks "
+                f"{self} cannot generate: it is an encoder, which reads whole texts; Model.fill_mask fills in masks, "
                 "and Model.embed gives vectors"
             )
         made = self.kept.get("engine")
@@ -279,8 +278,8 @@ class Model:
         """Vectors of texts, float32 [N, D], from the last layer's output.
 
         Args:
-          pooling: "mean", "first" or "last"; None is "mean" for encoders and "last" for decoders, whose last token alone
-            has seen the whole text.
+          pooling: "mean", "first" or "last"; None is "mean" for encoders and "last" for decoders, whose last token
+            alone has seen the whole text.
           normalize, progress: see `fmjax.inference.embedding.embed`.
 
         Raises InputError as `fmjax.inference.embedding.embed`.
@@ -295,8 +294,8 @@ class Model:
             return embedding.embed(self.module, self.params, rows, **options)
 
     def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[tuple[str, float]]]]:
-        """For each text, for each mask token in it ("[MASK]" for BERT, "<mask>" for RoBERTa), (token's text, probability)
-        of the `top_k` likeliest tokens.
+        """For each text, for each mask token in it ("[MASK]" for BERT, "<mask>" for RoBERTa), the `top_k` likeliest
+        tokens, (text, probability) each.
 
         Raises InputError for a model that is no masked language model, or a text without mask.
         """
@@ -305,8 +304,8 @@ class Model:
         texts, mask_id = self._texts(texts), getattr(self.tokenizer, "mask_id", None)
         if mask_id is None or hasattr(self.module, "init_cache") or not hasattr(self.module, "features"):
             raise InputError(
-                f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with a "
-                "mask token"
+                f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with "
+                "a mask token"
             )
         rows = self._framed([self.tokenizer.encode_special(text) for text in texts])
         with self.inference():
@@ -329,8 +328,8 @@ class Model:
         if hasattr(self.module, "prefill"):
             begin = None
         end = tokenizer.eos_id if end is None else end
-        frame = lambda id: [] if id is None else [id]
-        return [[*frame(begin), *tokens, *frame(end)] for tokens in texts]
+        before, after = ([] if id is None else [id] for id in (begin, end))
+        return [[*before, *tokens, *after] for tokens in texts]
 
     def save(self, directory: str | pathlib.Path, format: str = "fmjax", **options) -> None:
         """Writes a folder that `fmjax.load` accepts: config.json, parameters, tokenizer.
