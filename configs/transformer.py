@@ -3,8 +3,8 @@
     python -m fmjax.train --config=configs/transformer.py --workdir=runs/transformer
 
 About 25,000 source and target tokens a step, 100,000 steps, on WMT 2014 by its TFDS name.
-`--config=configs/transformer.py:tiny` is 3 + 3 layers of 128 for some 30,000 short captions in files of aligned lines, a few
-minutes on two CPU cores (experiments/translation):
+`--config=configs/transformer.py:tiny` is 3 + 3 layers of 128 for some 30,000 short captions in files of aligned lines,
+a few minutes on two CPU cores (experiments/translation):
 
     python -m fmjax.train --config=configs/transformer.py:tiny --workdir=runs/captions \\
         --config.data.source_file=MULTI30K/train.en.gz --config.data.target_file=MULTI30K/train.de.gz \\

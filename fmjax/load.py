@@ -72,6 +72,8 @@ class Model:
 
     def apply(self, tokens, **inputs) -> jax.Array:
         """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword."""
+        if hasattr(self.module, "prefill") and "source_tokens" not in inputs:
+            raise InputError(f"{self} translates a source: give apply(tokens, source_tokens=...), tokens of the target")
         arrays = {k: jnp.asarray(v) for k, v in inputs.items() if isinstance(v, np.ndarray | jax.Array | list)}
         options = tuple(sorted((k, v) for k, v in inputs.items() if k not in arrays))
         with self.inference():
@@ -236,6 +238,7 @@ class Model:
         Returns: (log-likelihood in nats, whether every token was the likeliest, number of tokens) for each.
         Raises: InputError where the continuation alone is longer than the context, or has no token of its own.
         """
+        self._check_scores()
         pairs = [_move_spaces(context, continuation) for context, continuation in pairs]
         wholes = self._tokens([context + continuation for context, continuation in pairs])
         contexts = self._tokens([context for context, _ in pairs])
@@ -260,6 +263,7 @@ class Model:
         In windows of the model's context, as `fmjax.inference.scoring.rolling_windows` says. EOS is not scored.
         progress: label of a progress bar; None shows none.
         """
+        self._check_scores()
         segments, owners = [], []
         for index, tokens in enumerate(self._tokens(self._texts(texts))):
             first = self._with_bos([], f"text {index}")[0]
@@ -302,7 +306,7 @@ class Model:
         from fmjax.inference.fill_mask import fill_mask
 
         texts, mask_id = self._texts(texts), getattr(self.tokenizer, "mask_id", None)
-        if mask_id is None or hasattr(self.module, "init_cache") or not hasattr(self.module, "features"):
+        if mask_id is None or not self._is_bidirectional or hasattr(self.module, "prefill"):
             raise InputError(
                 f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with "
                 "a mask token"
@@ -317,7 +321,7 @@ class Model:
     @property
     def _is_bidirectional(self) -> bool:
         """Whether the model reads whole texts: an encoder, or an encoder-decoder's encoder."""
-        return not hasattr(self.module, "init_cache") or hasattr(self.module, "prefill")
+        return not getattr(self.module, "CAUSAL", True)
 
     def _framed(self, texts: Sequence[list[int]]) -> list[list[int]]:
         """Tokens of texts with what stands around a text in training: CLS and SEP or what takes their place."""
@@ -347,17 +351,21 @@ class Model:
 
             save_published(self, directory, **options)
             return
-        directory = pathlib.Path(directory)
-        if (directory / "config.json").exists() or (directory / "checkpoints").exists():
-            raise InputError(f"{str(directory)!r} already holds a model; save to a new directory")
+        from fmjax.interop.exporter import whole_folder
         from fmjax.training.checkpoint import save_params
 
-        directory.mkdir(parents=True, exist_ok=True)
-        save_params(directory, self.params, self.step or 0)
-        if self.tokenizer is not None:
-            self.tokenizer.save(directory)
-        # Last: a folder with a config.json is whole.
-        (directory / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        with whole_folder(directory) as folder:
+            save_params(folder, self.params, self.step or 0)
+            if self.tokenizer is not None:
+                self.tokenizer.save(folder)
+            (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+
+    def _check_scores(self) -> None:
+        if self._is_bidirectional:
+            raise InputError(
+                f"{self} gives no log-likelihoods of texts: it does not predict each token from those before it alone; "
+                "that takes a decoder, such as GPT or LLaMA"
+            )
 
     def _score(self, segments, progress=None) -> list[tuple[float, bool, int]]:
         with self.inference():

@@ -1,7 +1,7 @@
 """BERT-style and RoBERTa-style pretraining: `python experiments/masked_lm/run.py --data=FILE [--runs=DIR]`.
 
-Compares the accuracy on masked held-out tokens with always guessing the commonest token; draws `accuracy.png` and writes
-`results.json`.
+Compares the accuracy on masked held-out tokens with always guessing the commonest token; draws `accuracy.png` and
+writes `results.json`.
 """
 
 import argparse

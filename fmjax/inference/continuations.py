@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from fmjax.errors import InputError
 from fmjax.inference.beam import beam_search
-from fmjax.inference.engine import CHUNK, Engine, Request, number_copies
+from fmjax.inference.engine import CHUNK, Engine, Request, check_whole, number_copies
 from fmjax.inference.sampler import Sampling
 from fmjax.inference.text import StoppedText, TextStream, check_stops
 
@@ -48,9 +48,14 @@ class Options:
 
     def __post_init__(self):
         check_stops(self.stop)
-        for name in ("max_new_tokens", "num_samples", "batch_size", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_whole(1, **{name: getattr(self, name) for name in ("max_new_tokens", "num_samples", "batch_size", "steps")})
+        check_whole(0, seed=self.seed)
+        if self.seed >= 2**32:
+            raise InputError(f"seed must be below 2**32, got {self.seed}")
+        if isinstance(self.stop_ids, int):
+            raise InputError(f"stop_ids must be a list of tokens, got {self.stop_ids}; put it in a list")
+        for token in self.stop_ids:
+            check_whole(0, stop_ids=token)
         self.sampling  # checks the rest
 
     @property

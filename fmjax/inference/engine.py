@@ -234,6 +234,13 @@ def programs():
     return start, jitted(_prefill, donate_argnums=2), jitted(_decode, donate_argnums=2)
 
 
+def check_whole(low: int, **values) -> None:
+    """Raises InputError unless every value is a whole number of at least `low`."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+            raise InputError(f"{name} must be a whole number of at least {low}, got {value!r}")
+
+
 class Engine:
     """A model made ready to generate.
 
@@ -312,8 +319,7 @@ class Engine:
 
     def check(self, index: int, request: Request) -> None:
         """Raises InputError for what cannot be generated from."""
-        if request.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {request.max_new_tokens}")
+        check_whole(1, max_new_tokens=request.max_new_tokens)
         if not len(request.tokens):
             raise InputError(f"prompt {index} is empty: the model needs a token to start from, such as BOS")
         if self.context is not None and len(request.tokens) > self.context:
