@@ -210,8 +210,8 @@ class Model:
         """
         if not hasattr(self.module, "init_cache") and hasattr(self.module, "features"):
             raise InputError(
-                f"{self} cannot generate: it is an encoder, which reads whole texts; Model.fill_mask fills in masks, "
-                "and Model.embed gives vectors"
+                f"{self} cannot generate: it is an encoder, which reads whole texts; its Model.fill_mask fills in "
+                "masks and Model.embed gives vectors"
             )
         made = self.kept.get("engine")
         if made is None or self.kept["params"] is not self.params:

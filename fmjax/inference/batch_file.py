@@ -31,6 +31,9 @@ from fmjax.inference.engine import Request, number_copies
 GROUP = 16
 """Continuations a row of the batch that a group has: at its end rows idle, and its beginning is what is done again."""
 
+LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
+"""Some readers end lines at these too; in JSON they stand in strings alone, where they can be escaped."""
+
 WRITTEN = ("index", "sample", "text", "num_tokens", "finish", "tokens", "logprobs", "score")
 """Fields of the output; a prompt's own may not be called so."""
 
@@ -144,8 +147,8 @@ def complete_file(
     special: bool = False, template: Mapping[str, Any] | None = None, with_tokens: bool = False,
     with_logprobs: bool = False, batch_size: int = 16, progress: bool = False, **options,
 ) -> int:  # fmt: skip
-    """Writes continuations of prompts as JSONL: `index` of the prompt, `sample` (where there are several), the fields of
-    its line but the prompt itself, `text`, `num_tokens`, `finish`, and `score` of a beam search.
+    """Writes continuations of prompts as JSONL: `index` of the prompt, `sample` (where there are several), the fields
+    of its line but the prompt itself, `text`, `num_tokens`, `finish`, and `score` of a beam search.
 
     An output with lines of the same settings is completed; what is missing in it comes out as it would have then.
 
@@ -161,8 +164,8 @@ def complete_file(
       options: how continuations are found, as in `Model.generate` or `Model.beam_search`.
 
     Returns: how many lines were added.
-    Raises: InputError, before anything is computed or written, for a prompt that cannot be continued, a bad value, or an
-      output that is there with other settings.
+    Raises: InputError, before anything is computed or written, for a prompt that cannot be continued, a bad value, or
+      an output that is there with other settings.
     """
     output = pathlib.Path(output).expanduser()
     check_output(output, prompts.path)
@@ -209,7 +212,7 @@ def complete_file(
             record |= {"score": whole.score} if use_beams else {}
             record |= {"tokens": whole.tokens} if with_tokens else {}
             record |= {"logprobs": whole.logprobs} if with_logprobs else {}
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(record, ensure_ascii=False).translate(LINE_ENDS).encode() + b"\n")
             file.flush()
             bar.update()
             if bar.format_dict["elapsed"]:

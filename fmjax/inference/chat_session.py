@@ -57,7 +57,7 @@ class ChatSession:
         del self.messages[int(self._has_system) :]
 
     def undo(self) -> str:
-        """Takes back the last message of the user and all after it; returns its text. InputError where there is none."""
+        """Takes back the last message of the user and all after it; its text. Raises InputError where there is none."""
         places = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         if not places:
             raise InputError("there is no message to take back")

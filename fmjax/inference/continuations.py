@@ -149,7 +149,7 @@ class Continuations:
 def search(
     engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int] = (), **options
 ) -> list[list[Continuation]]:
-    """As `fmjax.inference.beam.beam_search` with the same options, with the beams' texts; the tokenizer's EOS ends too."""
+    """As `fmjax.inference.beam.beam_search`, with its options, and the beams' texts; the tokenizer's EOS ends too."""
     stop_ids = {*stop_ids, tokenizer.eos_id} - {None}
     found = beam_search(engine, prompts, stop_ids=sorted(stop_ids), **options)
     results = []
