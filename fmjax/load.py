@@ -174,7 +174,7 @@ class Model:
         """
         with self.inference():
             made = Engine(self.module, self.params, start_id=0, donate=donate)
-        return dataclasses.replace(self, module=made.module, params=made.params, kept={})
+        return dataclasses.replace(self, module=made.module, params=made.weights.params, kept={})
 
     def pieces(self, prompts: Sequence[str | Sequence[int]], **options) -> Iterator[continuations.Piece]:
         """As `stream`; the last piece of a continuation comes with the whole of it, as `complete` gives it."""

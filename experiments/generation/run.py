@@ -81,7 +81,8 @@ class Fmjax:
         import jax
 
         sizes = {
-            jax.tree_util.keystr(path): x.nbytes for path, x in jax.tree_util.tree_leaves_with_path(self.engine.params)
+            jax.tree_util.keystr(path): x.nbytes
+            for path, x in jax.tree_util.tree_leaves_with_path(self.engine.weights.params)
         }
         tied = not any("'head'" in name for name in sizes)
         tables = ("position_embedding",) if tied else ("position_embedding", "token_embedding")

@@ -18,7 +18,7 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.inference import cached
-from fmjax.inference.cached import bucket
+from fmjax.inference.cached import Weights, bucket
 from fmjax.inference.engine import PACKED_PROMPTS, PACKED_TOKENS, TRACES, Engine, Form, Request
 from fmjax.inference.sampler import Uses
 from fmjax.layers.checks import check_choice
@@ -69,7 +69,7 @@ def _gather(tree, index):
     return jax.tree.map(lambda x: jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), 1), tree)
 
 
-def _start(form: Form, params, cache, last, limits, num_beams: int, length: int) -> Search:
+def _start(cache, last, limits, num_beams: int, length: int) -> Search:
     """A search from a cache that holds each prompt in the first row of its group; last int32 [G], limits int32 [G]."""
     groups = last.shape[0]
     first = jnp.repeat(jnp.arange(groups) * num_beams, num_beams)
@@ -88,11 +88,11 @@ def _start(form: Form, params, cache, last, limits, num_beams: int, length: int)
     )
 
 
-def _step(form: Form, params, search: Search, step, limits, stop_ids, alpha, normalization: str) -> Search:
+def _step(form: Form, weights: Weights, search: Search, step, limits, stop_ids, alpha, normalization: str) -> Search:
     """Draws token number `step` of every open group."""
     groups, beams = search.scores.shape
     active = jnp.repeat(search.open, beams)
-    logits, cache = cached.step(form.module, params, search.cache, search.last.reshape(-1), active)
+    logits, cache = cached.step(form.module, weights, search.cache, search.last.reshape(-1), active)
     logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     vocab = logprobs.shape[-1]
     if form.num_tokens is not None and form.num_tokens < vocab:
@@ -132,7 +132,9 @@ def _step(form: Form, params, search: Search, step, limits, stop_ids, alpha, nor
     )
 
 
-def _search(form: Form, params, cache, last, limits, stop_ids, alpha, num_beams: int, length: int, normalization: str):
+def _search(
+    form: Form, weights: Weights, cache, last, limits, stop_ids, alpha, num_beams: int, length: int, normalization: str
+):
     """(tokens int32 [G, N, T], lengths int32 [G, N], scores float32 [G, N]) of the finished beams, best first.
 
     Args:
@@ -150,18 +152,18 @@ def _search(form: Form, params, cache, last, limits, stop_ids, alpha, num_beams:
 
     def body(carry):
         step, search = carry
-        return step + 1, _step(form, params, search, step, limits, stop_ids, alpha, normalization)
+        return step + 1, _step(form, weights, search, step, limits, stop_ids, alpha, normalization)
 
     with nn.logical_axis_rules(form.rules):
-        search = _start(form, params, cache, last, limits, num_beams, length)
+        search = _start(cache, last, limits, num_beams, length)
         _, search = jax.lax.while_loop(unfinished, body, (0, search))
     return search.finished, search.finished_lengths, search.finished_scores
 
 
-def _prefill(form: Form, params, cache, packed):
+def _prefill(form: Form, weights: Weights, cache, packed):
     TRACES["beam_prefill"] += 1
     with nn.logical_axis_rules(form.packed_rules):
-        return cached.prefill(form.module, params, cache, packed)[1]
+        return cached.prefill(form.module, weights, cache, packed)[1]
 
 
 def _empty(form: Form, rows: int, max_length: int, source_length: int | None):
@@ -225,8 +227,8 @@ def beam_search(
     longest = max(len(request.tokens) for request in requests)
     context = getattr(engine.module, "max_length", None)
     source = None if engine.start_id is None else bucket(longest, low=32, high=context)
-    places = max_new_tokens if source else max(len(r.tokens) + engine.allowed(r) - 1 for r in requests)
-    sizes = (bucket(places, low=64, high=engine.context), source)
+    need = max_new_tokens if source else max(len(r.tokens) + engine.allowed(r) - 1 for r in requests)
+    sizes = (cached.places(need, high=engine.context), source)
 
     options = (np.float32(length_penalty), num_beams, length, normalization)
     waiting, results = None, []
@@ -259,8 +261,8 @@ def _dispatch(engine: Engine, requests: Sequence[Request], limits, stops, option
     high = None if context is None else max(context, PACKED_TOKENS)
     for rows in _packs({row: len(tokens) for row, tokens in texts.items()}):
         packed = cached.pack([texts[row] for row in rows], rows, PACKED_PROMPTS, groups * num_beams, high)
-        cache = prefill(form, engine.params, cache, packed)
-    return search(form, engine.params, cache, last, limits, stops, *options)
+        cache = prefill(form, engine.weights, cache, packed)
+    return search(form, engine.weights, cache, last, limits, stops, *options)
 
 
 def _packs(lengths: dict[int, int]) -> list[list[int]]:

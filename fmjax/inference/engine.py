@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import cached
-from fmjax.inference.cached import Packed, bucket
+from fmjax.inference.cached import Packed, Weights, bucket
 from fmjax.inference.sampler import Sampling, Settings, Uses, sample
 
 TRACES: dict[str, int] = defaultdict(int)
@@ -133,14 +133,14 @@ def _start(form: Form, batch_size: int, max_length: int, source_length: int | No
     return State(cache, zeros, zeros, zeros, keys, settings, seen)
 
 
-def _prefill(form: Form, params, state: State, packed: Packed, starting: Starting, stop_ids):
+def _prefill(form: Form, weights: Weights, state: State, packed: Packed, starting: Starting, stop_ids):
     """(the state with packed prompts in their rows, first tokens int32 [R], their log-probabilities float32 [R]).
 
     The tokens are -1 for an encoder-decoder, whose first token is the next chunk's.
     """
     TRACES["prefill"] += 1
     with nn.logical_axis_rules(form.packed_rules):
-        logits, cache = cached.prefill(form.module, params, state.cache, packed)
+        logits, cache = cached.prefill(form.module, weights, state.cache, packed)
     fold = jax.vmap(jax.random.fold_in)
     keys = fold(fold(jax.vmap(jax.random.key)(starting.seed), starting.digest), starting.copy)
     seen = None
@@ -178,7 +178,7 @@ def _prefill(form: Form, params, state: State, packed: Packed, starting: Startin
     return state, *out
 
 
-def _decode(form: Form, params, state: State, alive, stop_ids, steps, free_rows):
+def _decode(form: Form, weights: Weights, state: State, alive, stop_ids, steps, free_rows):
     """Draws up to `steps` <= CHUNK tokens a row.
 
     Args:
@@ -200,7 +200,7 @@ def _decode(form: Form, params, state: State, alive, stop_ids, steps, free_rows)
     def body(carry):
         step, state, tokens, logprobs = carry
         active = state.remaining > 0
-        logits, cache = cached.step(form.module, params, state.cache, state.token, active)
+        logits, cache = cached.step(form.module, weights, state.cache, state.token, active)
         keys = jax.vmap(jax.random.fold_in)(state.keys, state.drawn)
         drawn, logprob = sample(logits, keys, state.settings, form.uses, form.num_tokens, state.seen)
         stopped = jnp.any(drawn[:, None] == stop_ids[None], axis=-1)
@@ -248,10 +248,10 @@ class Engine:
     by layer. Whoever owns the stacked ones and needs them no more passes `donate=True`.
 
     Attributes:
-      module, params: that form.
+      module, weights: that form.
       batch_size: rows generated at once.
       max_length: places of the cache, prompt and drawn tokens together; None takes what the requests of a run need,
-        rounded up to a power of two.
+        rounded up (`cached.places`): other lengths then mean other programs.
       start_id: the token that an encoder-decoder's target starts from; None is `module.start_id`.
       num_tokens: only tokens below it are drawn, where the model's vocabulary is padded beyond its tokenizer's.
 
@@ -270,7 +270,7 @@ class Engine:
         context = getattr(module, "max_length", None)
         if max_length is not None and not 1 <= max_length <= (context or max_length):
             raise InputError(f"max_length must be from 1 to the model's context of {context}, got {max_length}")
-        self.module, self.params = cached.unrolled(module, params)
+        self.module, self.weights = cached.prepare(module, params)
         self.batch_size, self.max_length, self.num_tokens = batch_size, max_length, num_tokens
         self.start_id = None
         if cached.is_seq2seq(module):
@@ -278,7 +278,7 @@ class Engine:
             if self.start_id is None:
                 raise InputError(f"{type(module).__name__} needs a start_id: the token that its targets start from")
         if donate:
-            kept = {id(x) for x in jax.tree.leaves(self.params)}
+            kept = {id(x) for x in jax.tree.leaves(self.weights)}
             for leaf in jax.tree.leaves(params):
                 if id(leaf) not in kept:
                     leaf.delete()
@@ -386,7 +386,7 @@ class Run:
             if need is None and requests:
                 taken = [1] * len(requests) if engine.start_id is not None else lengths
                 need = max(t + engine.allowed(r) - 1 for t, r in zip(taken, requests))
-                need = bucket(need, low=64, high=engine.context)
+                need = cached.places(need, high=engine.context)
             source = bucket(max(lengths, default=1), low=32, high=getattr(engine.module, "max_length", None))
         elif need is None:
             raise InputError("requests that come from an iterator need an Engine with a max_length")
@@ -481,7 +481,7 @@ class Run:
         )
         _, prefill, _ = programs()
         form = self._form(requests)
-        self._state, tokens, logprobs = prefill(form, engine.params, self._state, packed, starting, self._stops)
+        self._state, tokens, logprobs = prefill(form, engine.weights, self._state, packed, starting, self._stops)
         for number, row in zip(free, rows):
             row.sent = 0 if engine.start_id is not None else 1
             self._rows[number] = row
@@ -511,8 +511,8 @@ class Run:
         free_rows = max(1, self._batch_size // 4) if waiting else self._batch_size
         _, _, decode = programs()
         numbers = np.int32(self._steps), np.int32(free_rows)
-        form, params = self._form(()), self._engine.params
-        self._state, tokens, logprobs = decode(form, params, self._state, alive, self._stops, *numbers)
+        form, weights = self._form(()), self._engine.weights
+        self._state, tokens, logprobs = decode(form, weights, self._state, alive, self._stops, *numbers)
         owners = [(number, number, row) for number, row in enumerate(self._rows) if row is not None]
         for _, _, row in owners:
             row.sent += self._steps

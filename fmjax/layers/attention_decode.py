@@ -41,7 +41,7 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
 
 
 def _attend(rows, key, value, allowed):
-    """(largest logit, sum of exponentials, weighted sum of values) of queries [B, K, R, D], float32 [B, K, R, 1 or D]."""
+    """Of queries [B, K, R, D]: largest logit, sum of exponentials, weighted sum of values; float32 [B, K, R, 1 or D]."""
     logits = jnp.einsum("bkrd,bksd->bkrs", rows, key.astype(rows.dtype), preferred_element_type=jnp.float32)
     logits = jnp.where(allowed[:, None, None], logits, MASKED)
     top = jnp.max(logits, axis=-1, keepdims=True)

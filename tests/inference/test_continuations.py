@@ -157,4 +157,4 @@ def test_an_unrolled_model_is_the_same_model_and_may_free_the_other(model):
     assert unrolled.generate(["ab"], max_new_tokens=8, seed=3) == model.generate(["ab"], max_new_tokens=8, seed=3)
     assert unrolled.score([("ab", "c")])[0][0] == pytest.approx(model.score([("ab", "c")])[0][0], abs=1e-4)
     own = {id(x) for x in jax.tree.leaves(unrolled.params)}
-    assert {id(x) for x in jax.tree.leaves(unrolled.engine.params)} == own
+    assert {id(x) for x in jax.tree.leaves(unrolled.engine.weights.params)} == own

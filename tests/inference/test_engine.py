@@ -321,6 +321,8 @@ def test_bad_use_is_refused():
     with pytest.raises(InputError, match="Dense cannot generate"):
         Engine(nn.Dense(3), {})
     assert made_engine.generate([]) == [] and cached.bucket(33) == 64
+    assert [cached.places(n) for n in (1, 64, 65, 97, 129, 200)] == [64, 64, 96, 128, 192, 256]
+    assert cached.places(65, high=70) == 70
 
 
 def test_one_call_makes_its_own_engine():
