@@ -42,7 +42,9 @@ def find_folder(path: str | pathlib.Path) -> pathlib.Path:
     if folder.exists():
         return folder
     if not hub.is_hub_id(path):
-        raise InputError(f"{str(path)!r} does not exist; {EXPECTED}")
+        full = hub.full_id(str(path))
+        hint = "" if full is None else f". Hub ids have an organisation in front: did you mean {full!r}?"
+        raise InputError(f"{str(path)!r} does not exist; {EXPECTED}{hint}")
     return hub.download(str(path))
 
 
