@@ -1,5 +1,6 @@
 """A published folder as a `fmjax.load.Model`."""
 
+import contextlib
 import inspect
 import logging
 import pathlib
@@ -167,7 +168,10 @@ def check_tokenizer(tokenizer, module, folder) -> None:
             f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {rows}; "
             "is the tokenizer from another model?"
         )
-    names = [tokenizer.token(i) for i in range(rows, tokenizer.vocab_size)]
+    names = []
+    for i in range(rows, tokenizer.vocab_size):
+        with contextlib.suppress(TokenizerError):  # ids may have gaps
+            names.append(tokenizer.token(i))
     log.warning("%s: the model has no row for these added tokens: %s", folder, ", ".join(map(repr, names[:8])))
 
 
