@@ -146,6 +146,14 @@ def test_architectures_that_are_not_supported(tmp_path):
         InputError, match="'LlamaForCausalLn' is not supported; did you mean 'LlamaForCausalLM'.*GPT2LMHead"
     ):
         section("llama", architectures=["LlamaForCausalLn"])
+    for name, head in (("bert", "BertForMaskedLM"), ("roberta", "RobertaForMaskedLM")):
+        with pytest.raises(InputError, match=f"{head}.*Models without a masked-language-model head are not") as error:
+            section(name, architectures=[head.replace("ForMaskedLM", "Model")])
+        assert "did you mean" not in str(error.value)
+    with pytest.raises(
+        InputError, match="supported. Of model_type 'llama' there are LlamaForCausalLM, LlamaModel. Sup"
+    ):
+        section("llama", architectures=["LlamaForSequenceClassification"])
     with pytest.raises(InputError, match="model_type 'mamba' is not supported; supported: bert, gemma3_text"):
         section("llama", architectures=..., model_type="mamba")
     assert section("llama", architectures=...) == section("llama")
