@@ -219,8 +219,10 @@ class Model:
             if self.tokenizer is not None:
                 num_tokens, bos = self.tokenizer.vocab_size, self.tokenizer.bos_id
             start = getattr(self.module, "start_id", None)
+            options = dict(num_tokens=num_tokens, start_id=bos if start is None else start)
+            banned = self.config.get("published", {}).get("banned_ids", ())
             with self.inference():
-                made = Engine(self.module, self.params, num_tokens=num_tokens, start_id=bos if start is None else start)
+                made = Engine(self.module, self.params, banned_ids=banned, **options)
             self.kept.update(engine=made, params=self.params)
         return made
 
