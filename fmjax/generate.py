@@ -262,4 +262,4 @@ def _load(flags):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -104,6 +104,9 @@ def test_a_run_that_was_cut_goes_on_and_other_settings_are_refused(model, tmp_pa
     whole, output = tmp_path / "whole.jsonl", tmp_path / "o.jsonl"
     complete_file(model, prompts, whole, **options)
     complete_file(model, prompts, output, **options)
+    # Copies of a prompt are told apart over all groups.
+    drawn = {name: value for name, value in options.items() if name != "with_logprobs"}
+    assert [row["text"] for row in read(whole)] == model.generate(prompts.prompts, **drawn)
     lines = output.read_bytes().splitlines(keepends=True)
     # Of the second group the first lines are there, the next was being written.
     output.write_bytes(b"".join(lines[:6]) + lines[6][:20])
