@@ -4,8 +4,9 @@
         --config.data.source='/data/wikipedia/*.jsonl' --config.data.tokenizer=/data/bert-base-uncased
 
 256 rows of 512 tokens a step, a million steps (the paper's first 90% have rows of 128). A document's sentences are its
-lines. `--config=configs/bert.py:tiny` learns any plain text on two CPU cores in a few minutes (experiments/masked_lm), and
-`--config=configs/bert.py:magneto` is the base size with the Foundation Transformer's encoder, without next sentences.
+lines. `--config=configs/bert.py:tiny` learns any plain text on two CPU cores in a few minutes (experiments/masked_lm),
+and `--config=configs/bert.py:magneto` is the base size with the Foundation Transformer's encoder, without next
+sentences.
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +38,8 @@ def get_config(size="base"):
         "objective": {"name": "masked_lm"},
         "data": data,
         "optimizer": {
-            "name": "adamw", "learning_rate": 1e-3 if tiny else 1e-4, "b2": 0.999, "weight_decay": 0.01, "clip_norm": 1.0,
+            "name": "adamw", "learning_rate": 1e-3 if tiny else 1e-4, "b2": 0.999, "weight_decay": 0.01,
+            "clip_norm": 1.0,
             "schedule": {"name": "linear", "warmup_steps": 100 if tiny else 10_000},
         },
     })  # fmt: skip

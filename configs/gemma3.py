@@ -1,10 +1,10 @@
-"""Gemma 3 270M (Gemma Team 2025), the smallest published: five local layers, one global, a norm on either side of each half.
+"""Gemma 3 270M (Gemma Team 2025), the smallest published: five local layers, one global, norms around each half.
 
     python -m fmjax.train --config=configs/gemma3.py --workdir=runs/gemma3 \\
         --config.data.source='/data/corpus/*.parquet' --config.data.tokenizer=/data/gemma3/tokenizer.json
 
-Half a million tokens a step, for eight chips or alike. `--config=configs/gemma3.py:tiny` learns the Python standard library
-on two CPU cores in about a minute.
+Half a million tokens a step, for eight chips or alike. `--config=configs/gemma3.py:tiny` learns the Python standard
+library on two CPU cores in about a minute.
 """
 
 from ml_collections import ConfigDict

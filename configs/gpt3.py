@@ -3,9 +3,10 @@
     python -m fmjax.train --config=configs/gpt3.py --workdir=runs/gpt3_small \\
         --config.data.source='/data/corpus/*.parquet' --config.data.tokenizer=/data/gpt2/tokenizer.json
 
-The size is the part after a colon, small without one: `--config=configs/gpt3.py:175b`. `configs/gpt3.py:tiny` learns the
-Python standard library on two CPU cores in about a minute. Each size has its batch and learning rate from the table; the
-mesh splits parameters over all devices, which suits up to 64 of them; larger runs add `--config.mesh.tensor=8`.
+The size is the part after a colon, small without one: `--config=configs/gpt3.py:175b`. `configs/gpt3.py:tiny` learns
+the Python standard library on two CPU cores in about a minute. Each size has its batch and learning rate from the
+table; the mesh splits parameters over all devices, which suits up to 64 of them; larger runs add
+`--config.mesh.tensor=8`.
 
 The paper's width of its bands is not stated; 256 is that of its public reproductions. Two rows of the table do not fit
 themselves and are mended here: XL has 16 heads of 128 (24 would be wider than the model), 13B a width of 5,120.
@@ -31,7 +32,7 @@ def get_config(size="small"):
     num_layers, hidden_size, num_heads, head_dim, batch, learning_rate = SIZES[size]
     tiny = size == "tiny"
     length = 256 if tiny else 2048
-    # 300B tokens in all, warm-up over 375M of them, cosine to a tenth over 260B.
+    # 300B tokens in all, warm-up over 375M of them, cosine to a tenth (the paper reaches it at 260B and stays there).
     steps = 300 if tiny else 300_000_000_000 // batch
     return ConfigDict({
         "seed": 0,

@@ -1,4 +1,4 @@
-"""Mistral 7B (Jiang et al. 2023): grouped queries and a sliding window of 4,096, so that its cache never grows beyond that.
+"""Mistral 7B (Jiang et al. 2023): grouped queries, and a sliding window of 4,096 beyond which its cache never grows.
 
     python -m fmjax.train --config=configs/mistral.py --workdir=runs/mistral_7b \\
         --config.data.source='/data/corpus/*.parquet' --config.data.tokenizer=/data/mistral/tokenizer.model

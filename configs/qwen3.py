@@ -3,8 +3,8 @@
     python -m fmjax.train --config=configs/qwen3.py --workdir=runs/qwen3 \\
         --config.data.source='/data/corpus/*.parquet' --config.data.tokenizer=/data/qwen3/tokenizer.json
 
-Half a million tokens a step, for eight chips or alike. `--config=configs/qwen3.py:tiny` learns the Python standard library
-on two CPU cores in about a minute.
+Half a million tokens a step, for eight chips or alike. `--config=configs/qwen3.py:tiny` learns the Python standard
+library on two CPU cores in about a minute.
 """
 
 from ml_collections import ConfigDict

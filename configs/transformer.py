@@ -3,8 +3,8 @@
     python -m fmjax.train --config=configs/transformer.py --workdir=runs/transformer
 
 About 25,000 source and target tokens a step, 100,000 steps, on WMT 2014 by its TFDS name.
-`--config=configs/transformer.py:tiny` is 3 + 3 layers of 192 for some 30,000 short captions in files of aligned lines, a few
-minutes on two CPU cores (experiments/translation):
+`--config=configs/transformer.py:tiny` is 3 + 3 layers of 128 for some 30,000 short captions in files of aligned lines,
+a few minutes on two CPU cores (experiments/translation):
 
     python -m fmjax.train --config=configs/transformer.py:tiny --workdir=runs/captions \\
         --config.data.source_file=MULTI30K/train.en.gz --config.data.target_file=MULTI30K/train.de.gz \\
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 def get_config(size="base"):
     tiny = {"base": False, "tiny": True}[size]
-    hidden_size = 192 if tiny else 512
+    hidden_size = 128 if tiny else 512
     wmt = {
         "source": "tfds:wmt14_translate/de-en", "source_field": "en", "target_field": "de", "tokenizer": "train:37000",
         "sequence_length": 256,
@@ -29,13 +29,13 @@ def get_config(size="base"):
     model = {"name": "transformer", "dtype": "bfloat16", "max_length": 1024}
     if tiny:
         model = {
-            "name": "transformer", "num_layers": 3, "hidden_size": hidden_size, "intermediate_size": 768,
-            "num_heads": 6, "max_length": 256, "unroll": 3,
+            "name": "transformer", "num_layers": 3, "hidden_size": hidden_size, "intermediate_size": 512,
+            "num_heads": 4, "max_length": 256, "unroll": 3,
         }  # fmt: skip
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 1200 if tiny else 100_000, "batch_size": 16 if tiny else 96, "log_every": 10 if tiny else 100,
+            "steps": 1000 if tiny else 100_000, "batch_size": 16 if tiny else 96, "log_every": 10 if tiny else 100,
             "eval_every": 200 if tiny else 1000, "eval_batches": 0 if tiny else 50, "checkpoint_every": 1000,
             # The paper averages its last checkpoints; a moving average does the same while training.
             "ema_decay": 0.99 if tiny else 0.999,

@@ -56,7 +56,9 @@ def save(folder: pathlib.Path, results: Mapping) -> None:
     (folder / "results.json").write_text(json.dumps({**results, "setting": setting()}, indent=2) + "\n")
 
 
-def plot(file: pathlib.Path, curves: Mapping[str, tuple], ylabel: str, lines: Mapping[str, float] | None = None, **axis):
+def plot(
+    file: pathlib.Path, curves: Mapping[str, tuple], ylabel: str, lines: Mapping[str, float] | None = None, **axis
+):
     """Curves by name over steps, with horizontal lines for what they are compared with."""
     import matplotlib
 

@@ -15,6 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from fmjax.errors import InputError
 from fmjax.registry import nearest
@@ -98,3 +99,16 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         # interpreter complains about it on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process as `sys.exit` does, for a command that compiles.
+
+    After an interrupt in the middle of a compilation the interpreter may crash when it tears itself down (seen with JAX
+    0.10 on a CPU): after an interrupt it is left at once.
+    """
+    if code == 130:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -25,18 +25,14 @@ def main(argv: list[str]) -> None:
     flags = parse(argv)
     cli.log_to_stderr()
 
-    from fmjax.interop.exporter import check_new, whole_folder
+    from fmjax.interop.exporter import check_new
     from fmjax.interop.loading import find_folder, stored_dtype
     from fmjax.load import load
 
     check_new(flags.output)
     folder = find_folder(flags.input)
     model = load(folder, dtype=flags.dtype or stored_dtype(folder), progress=True)
-    if flags.to == "hf":
-        model.save(flags.output, format="hf", progress=True)
-    else:
-        with whole_folder(flags.output) as temporary:
-            model.save(temporary)
+    model.save(flags.output, format=flags.to, **({"progress": True} if flags.to == "hf" else {}))
     print(f"{model} is now in {flags.output}")
 
 

@@ -1,57 +1,265 @@
-"""Generate: `python -m fmjax.generate --model=DIR --prompt=TEXT [--max_new_tokens=64 --temperature=1.0 ...]`.
+"""Generate: `python -m fmjax.generate --model=DIR_OR_HUB_ID` and one of
 
-Prints the prompt and its continuation, as the tokens come.
+--prompt=TEXT                               print the prompt and its continuation, as the tokens come
+--chat                                      a conversation, by the model's own chat template
+--prompts=FILE.jsonl --output=FILE.jsonl    a file of prompts; a second call goes on where a first one stopped
 """
 
-import itertools
+import argparse
+import collections
+import json
+import pathlib
 import sys
+from collections.abc import Iterable, Iterator
 
 from fmjax import cli
+from fmjax.errors import DataError, InputError
+
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+BEAMS = ("num_beams", "length_penalty")
+READS = {
+    "prompt": ("max_new_tokens", "num_samples", "special", *DRAWING, *BEAMS),
+    "prompt_file": ("max_new_tokens", "num_samples", "special", *DRAWING, *BEAMS),
+    "chat": ("max_new_tokens", "system", "chat_file", "template", *DRAWING),
+    "prompts": (
+        "output", "max_new_tokens", "num_samples", "special", "template", "batch_size", "with_tokens", "with_logprobs",
+        *DRAWING, *BEAMS,
+    ),
+}  # fmt: skip
+"""What to do: the flags that it reads, besides those of the model."""
+
+SEPARATOR = "-" * 40
+"""A line between several samples."""
 
 
 def parse(argv: list[str]):
-    parser = cli.ArgumentParser("python -m fmjax.generate", "Continue a text, printing it as the tokens come.")
-    parser.add_argument("--model", required=True, help="workdir of a run, one of its checkpoints, or a saved model")
-    parser.add_argument("--prompt", required=True, help="text to continue; an empty one starts from BOS")
-    parser.add_argument("--max_new_tokens", type=cli.number(int, low=1), default=64, help="tokens drawn at most")
-    parser.add_argument(
-        "--temperature", type=cli.number(float, low=0, high=1e6), default=1.0, help="divides the logits; 0 is greedy"
+    """The flags that are given, with `mode`, one of READS. InputError for ones that do not go together."""
+    flags = _parser().parse_args(argv)
+    modes = [mode for mode in READS if mode in flags]
+    if len(modes) != 1:
+        given = f"got {' and '.join(f'--{mode}' for mode in modes)}" if modes else "got none of them"
+        raise InputError(f"give exactly one of --prompt, --prompt_file, --chat and --prompts; {given}")
+    flags.mode = modes[0]
+    known = {"model", "dtype", "mesh", "mode", flags.mode, *READS[flags.mode]}
+    unread = [name for name in vars(flags) if name not in known]
+    if unread:
+        raise InputError(f"--{unread[0]} has no meaning with --{flags.mode}; leave it out")
+    if flags.mode == "prompts" and "output" not in flags:
+        raise InputError("--prompts needs an --output=FILE.jsonl")
+    if "length_penalty" in flags and "num_beams" not in flags:
+        raise InputError("--length_penalty belongs to beam search; give --num_beams too")
+    random = [name for name in (*DRAWING, "num_samples", "with_logprobs") if name in flags]
+    if "num_beams" in flags and random:
+        raise InputError(f"--{random[0]} has no meaning with --num_beams: beam search draws nothing; leave it out")
+    return flags
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(
+        "python -m fmjax.generate",
+        "Continue a text, hold a conversation, or complete a file of prompts.",
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.HelpFormatter,
     )
-    parser.add_argument("--top_k", type=cli.number(int, low=0), default=0, help="draw from the k likeliest; 0: all")
-    parser.add_argument(
+    add, number = parser.add_argument, cli.number
+    add("--model", required=True, help="workdir of a run, one of its checkpoints, a Hugging Face folder, or a hub id")
+    add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
+    add("--mesh", type=_mesh, help="split the model over devices, such as fsdp:2,tensor:2 (default: one device)")
+
+    add("--prompt", help="text to continue; an empty one starts from BOS. A translation model is given the source")
+    add("--prompt_file", help="a file with it; - is stdin. One newline at its end is not part of it")
+    add("--chat", action="store_true", help="a conversation; /help there lists its commands")
+    add("--prompts", help='JSONL, on each line {"prompt": TEXT}, {"messages": [...]} or a JSON string')
+    add("--output", help="with --prompts: JSONL to write or to complete")
+
+    add("--max_new_tokens", type=number(int, low=1), help="tokens drawn at most (default: 64; in a chat 512)")
+    add("--temperature", type=number(float, low=0, high=1e6), help="divides the logits; 0 is greedy (default: 1)")
+    add("--top_k", type=number(int, low=0), help="draw from the k likeliest; 0: all (default)")
+    add(
         "--top_p",
-        type=cli.number(float, low=0, high=1, exclude_low=True),
-        default=1.0,
-        help="draw from the likeliest tokens that have this much probability together",
+        type=number(float, low=0, high=1, exclude_low=True),
+        help="draw from the likeliest tokens that have this much probability together (default: 1)",
     )
-    parser.add_argument("--seed", type=cli.number(int, low=0, high=2**32 - 1), default=0, help="of the random draws")
-    return parser.parse_args(argv)
+    add(
+        "--min_p",
+        type=number(float, low=0, high=1),
+        help="draw from tokens at least this times as likely as the likeliest (default: 0)",
+    )
+    add(
+        "--repetition_penalty",
+        type=number(float, low=0, high=1e6, exclude_low=True),
+        help="above 1 makes tokens that were there before less likely (default: 1)",
+    )
+    add("--seed", type=number(int, low=0, high=2**32 - 1), help="of the random draws (default: 0)")
+    add("--stop", action="append", help="end before this text; repeatable")
+    add("--num_samples", type=number(int, low=1), help="continuations of each prompt (default: 1)")
+    add("--num_beams", type=number(int, low=1), help="beam search with so many beams, in place of drawing")
+    add("--length_penalty", type=number(float, low=0, high=1e6), help="of beam search; above 0 favours longer texts")
+    add(
+        "--special",
+        action="store_true",
+        help="names of control tokens in prompts, such as <|im_start|>, stand for them",
+    )
+
+    add("--system", help="with --chat: the system prompt")
+    add("--chat_file", help="with --chat: go on with the conversation in this file, if it is there, and keep it there")
+    add(
+        "--template",
+        action="append",
+        type=_template_variable,
+        help="NAME=JSON, a variable of the chat template, such as enable_thinking=false; repeatable",
+    )
+    add("--batch_size", type=number(int, low=1), help="with --prompts: prompts continued at once (default: 16)")
+    add("--with_tokens", action="store_true", help="with --prompts: write the drawn tokens' ids")
+    add("--with_logprobs", action="store_true", help="with --prompts: write their log-probabilities")
+    return parser
+
+
+def _mesh(text: str) -> dict[str, int]:
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return {axis.strip(): int(size) for axis, size in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected AXIS:SIZE,..., such as fsdp:2,tensor:2, got {text!r}") from None
+
+
+def _template_variable(text: str) -> tuple[str, object]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=JSON, such as enable_thinking=false or 'name=\"a text\"', got {text!r}"
+        ) from None
 
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
     cli.log_to_stderr()
-
     from fmjax.caches import use_compilation_cache
-    from fmjax.load import load
 
     use_compilation_cache()
-    model = load(flags.model)
-    pieces = model.stream(
-        [flags.prompt],
-        max_new_tokens=flags.max_new_tokens,
-        temperature=flags.temperature,
-        top_k=flags.top_k,
-        top_p=flags.top_p,
-        seed=flags.seed,
+    {"prompt": continue_prompt, "prompt_file": continue_prompt, "chat": chat, "prompts": complete_prompts}[flags.mode](
+        flags
     )
-    # What cannot be generated from is refused here, before anything is printed.
-    first = next(pieces, (0, ""))
-    print(flags.prompt, end="")
-    for _, piece in itertools.chain([first], pieces):
-        print(piece, end="", flush=True)
-    print()
+
+
+def continue_prompt(flags) -> None:
+    """--prompt: prints a text and its continuation as it comes, or one continuation after the other."""
+    prompt = flags.prompt if flags.mode == "prompt" else _read_prompt(flags.prompt_file)
+    model = _load(flags)
+    # Encoders are refused here.
+    is_translation = model.engine.start_id is not None
+    tokens = model.encode_prompts([prompt], special="special" in flags)
+    shown = "" if is_translation else prompt
+    options = _given(flags, "max_new_tokens", "num_samples", *DRAWING, *BEAMS)
+    if "num_beams" in flags:
+        print(shown + model.beam_search(tokens, **options)[0][0].text)
+        return
+    pieces = _in_turn(model.pieces(tokens, steps=1 if sys.stdout.isatty() else 8, **options))
+    # What cannot be generated from is refused at the first piece, before anything is printed.
+    turn, piece = next(pieces, (0, ""))
+    print(shown + piece, end="", flush=True)
+    try:
+        for index, piece in pieces:
+            if index != turn:
+                print(f"\n{SEPARATOR}\n{shown}", end="")
+                turn = index
+            print(piece, end="", flush=True)
+    finally:
+        print()
+
+
+def _read_prompt(path: str) -> str:
+    try:
+        text = sys.stdin.read() if path == "-" else pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--prompt_file={path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"--prompt_file={path} is not UTF-8: {error}") from None
+    return text.removesuffix("\n")
+
+
+def _in_turn(pieces: Iterable) -> Iterator[tuple[int, str]]:
+    """(index, text) of the first continuation's pieces as they come, then of the second's, and so on."""
+    turn, waiting, ended = 0, collections.defaultdict(list), set()
+    for piece in pieces:
+        waiting[piece.index].append(piece.text)
+        if piece.whole is not None:
+            ended.add(piece.index)
+        while turn in waiting:
+            yield from ((turn, text) for text in waiting.pop(turn))
+            if turn not in ended:
+                break
+            turn += 1
+
+
+def chat(flags) -> None:
+    """--chat: a conversation in the terminal."""
+    from fmjax.inference.chat_session import ChatSession, read_messages
+    from fmjax.inference.chat_terminal import converse
+
+    file = pathlib.Path(flags.chat_file).expanduser() if "chat_file" in flags else None
+    messages = read_messages(file) if file is not None and file.exists() else []
+    if "system" in flags:
+        if messages:
+            raise InputError(f"{file} holds a conversation already; set its system prompt in it with /system TEXT")
+        messages = [{"role": "system", "content": flags.system}]
+    template = dict(flags.template) if "template" in flags else {}
+    _check_template(flags.model, messages, template)
+    model = _load(flags)
+    session = ChatSession(model, messages, template=template, **_given(flags, "max_new_tokens", *DRAWING))
+    converse(session, autosave=file)
+
+
+def _check_template(path: str, messages: list[dict], template: dict) -> None:
+    """Raises InputError for a model that no chat is possible with, before its weights are read."""
+    from fmjax.data.chat import render_chat
+    from fmjax.interop import loading
+
+    folder, _ = loading.checkpoint_step(loading.find_folder(path))
+    tokenizer = loading.find_tokenizer(folder) if folder.is_dir() else None
+    if tokenizer is not None:
+        example = messages if any(message["role"] == "user" for message in messages) else None
+        example = example or [*messages, {"role": "user", "content": "Hello"}]
+        render_chat(tokenizer, example, add_generation_prompt=True, **template)
+
+
+def complete_prompts(flags) -> None:
+    """--prompts: continuations of a file of prompts."""
+    from fmjax.inference import batch_file
+
+    prompts, output = batch_file.PromptFile(flags.prompts), pathlib.Path(flags.output).expanduser()
+    batch_file.check_output(output, prompts.path)
+    template = dict(flags.template) if "template" in flags else {}
+    chats = [messages for messages in prompts.prompts if not isinstance(messages, str)]
+    if chats:
+        _check_template(flags.model, chats[0], template)
+    elif template:
+        raise InputError(f"--template has no meaning with {prompts.path}, which has no 'messages'; leave it out")
+    model = _load(flags)
+    names = ("max_new_tokens", "num_samples", "special", "batch_size", "with_tokens", "with_logprobs", *DRAWING, *BEAMS)
+    options = _given(flags, *names)
+    try:
+        added = batch_file.complete_file(
+            model, prompts, output, template=template, use_beams="num_beams" in flags, progress=True, **options
+        )
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command completes {output}", file=sys.stderr)
+        raise
+    print(f"{output} is complete: {added} lines added" if added else f"{output} was complete already")
+
+
+def _given(flags, *names: str) -> dict:
+    return {name: getattr(flags, name) for name in names if name in flags}
+
+
+def _load(flags):
+    from fmjax.load import load
+
+    mesh = flags.mesh if "mesh" in flags else None
+    return load(flags.model, dtype=flags.dtype, mesh=mesh, progress=sys.stderr.isatty())
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

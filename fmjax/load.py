@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.data.tokenizer_config import stated_eos_ids
 from fmjax.errors import InputError
 from fmjax.inference import continuations, scoring
 from fmjax.inference.engine import Engine
-from fmjax.inference.text import TextStream
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 from fmjax.parallel.placement import Placement, each_inside
@@ -72,6 +72,8 @@ class Model:
 
     def apply(self, tokens, **inputs) -> jax.Array:
         """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword."""
+        if hasattr(self.module, "prefill") and "source_tokens" not in inputs:
+            raise InputError(f"{self} translates a source: give apply(tokens, source_tokens=...), tokens of the target")
         arrays = {k: jnp.asarray(v) for k, v in inputs.items() if isinstance(v, np.ndarray | jax.Array | list)}
         options = tuple(sorted((k, v) for k, v in inputs.items() if k not in arrays))
         with self.inference():
@@ -88,57 +90,82 @@ class Model:
         """
         return self._with_bos(self._tokens([text])[0], repr(text))
 
-    def generate(self, prompts: Sequence[str], **options) -> list[str]:
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text: the tokenizer's EOS, and what published weights name (LLaMA 3 has several)."""
+        published = self.config.get("published", {})
+        files = {"generation_config.json": published.get("generation", {}), "config.json": published}
+        ids = {*(stated_eos_ids(files) or ()), getattr(self.tokenizer, "eos_id", None)} - {None}
+        return tuple(sorted(ids))
+
+    def encode_prompts(self, prompts: Sequence[str | Sequence[int]], *, special: bool = False) -> list[list[int]]:
+        """Tokens of prompts as the model continues them: texts as `encode` gives them, or the source of an
+        encoder-decoder with its frame; token ids stay as they are.
+
+        special: names of control tokens in the texts, such as <|im_start|>, stand for them.
+        """
+        places = [i for i, prompt in enumerate(self._texts(prompts)) if isinstance(prompt, str)]
+        tokens = self._tokens([prompts[i] for i in places], special)
+        if hasattr(self.module, "prefill"):
+            tokens = self._framed(tokens)
+        else:
+            begun = [special and one[:1] == [self.tokenizer.bos_id] for one in tokens]
+            tokens = [one if b else self._with_bos(one, f"prompt {i}") for i, one, b in zip(places, tokens, begun)]
+        found = dict(zip(places, tokens))
+        return [found[i] if i in found else [int(id) for id in prompt] for i, prompt in enumerate(prompts)]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options) -> list[int]:
+        """Tokens of a chat up to where the assistant's reply begins, as the model's chat template writes it.
+
+        Args:
+          messages: {"role": "user", "content": "Hello"} and the like.
+          options: of `fmjax.data.chat.render_chat`, such as tools, or variables of the template.
+
+        Raises: TokenizerError without a template, or where it refuses the messages.
+        """
+        from fmjax.data import chat
+
+        self._need_tokenizer()
+        tokens = chat.encode_chat(self.tokenizer, messages, **{"add_generation_prompt": True, **options})
+        self._check_embedded("the chat", tokens)
+        return tokens
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, template: Mapping[str, Any] | None = None, **options
+    ) -> str:
+        """The assistant's reply to a chat, by the model's own chat template.
+
+        Args:
+          messages, template: see `encode_chat`; `template` are its options.
+          options: as in `generate`.
+        """
+        return self.generate([self.encode_chat(messages, **template or {})], **options)[0]
+
+    def generate(self, prompts: Sequence[str | Sequence[int]], **options) -> list[str]:
         """Continuations of texts, without the texts themselves; "" starts from BOS.
 
-        Each ends at the tokenizer's EOS, before a stop string, after `max_new_tokens`, or where the context is full.
+        Each ends at one of `eos_ids`, before a stop string, after `max_new_tokens`, or where the context is full.
         The same prompt and seed give the same text whatever else is in the list; copies of a prompt get different
         continuations. An encoder-decoder gives the targets of its prompts, the sources.
 
         Args:
-          prompts: a list of texts.
+          prompts: a list of texts, or of token ids that are taken as they are.
           options: of `fmjax.inference.continuations.Options`: max_new_tokens=64, temperature=1.0 (0 is greedy), top_k,
-            top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, batch_size, progress.
+            top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, copies, batch_size, progress.
 
         Returns: for each prompt in order, its `num_samples` continuations, one after the other.
         Raises: InputError for a prompt that cannot be continued, or a bad value.
         """
         return [one.text for one in self.complete(prompts, **options)]
 
-    def complete(self, prompts: Sequence[str], **options) -> list[continuations.Continuation]:
+    def complete(self, prompts: Sequence[str | Sequence[int]], **options) -> list[continuations.Continuation]:
         """As `generate`, with tokens, their log-probabilities and why each continuation ended."""
-        return continuations.complete(self._continue(prompts, options))
+        return continuations.complete(self.pieces(prompts, **options))
 
-    def stream(self, prompts: Sequence[str], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
+    def stream(self, prompts: Sequence[str | Sequence[int]], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
         """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them."""
-        pieces = self._continue(prompts, options | {"steps": steps})
+        pieces = self.pieces(prompts, steps=steps, **options)
         return ((piece.index, piece.text) for piece in pieces if piece.text)
-
-    def beam_search(self, prompts: Sequence[str], *, stop_ids: Sequence[int] = (), **options) -> list[list[tuple]]:
-        """For each prompt the best continuations, (text, score), best first.
-
-        Args:
-          prompts: a list of texts.
-          stop_ids: tokens that end a continuation, besides the tokenizer's EOS.
-          options: of `fmjax.inference.beam.beam_search`: num_beams=4, max_new_tokens=64, length_penalty=0.6,
-            normalization="gnmt", num_results=1, batch_size.
-
-        Raises: InputError for a prompt that cannot be continued, or a bad value.
-        """
-        from fmjax.inference.beam import beam_search
-
-        ids, stop_ids = self._prompts(prompts), {*stop_ids, self.tokenizer.eos_id} - {None}
-        with self.inference():
-            found = beam_search(self.engine, ids, stop_ids=sorted(stop_ids), **options)
-        results = []
-        for prompt, beams in zip(ids, found):
-            before = [] if self.engine.start_id is not None else prompt
-            texts = [
-                TextStream(self.tokenizer, before).push([t for t in beam.tokens if t not in stop_ids], last=True)
-                for beam in beams
-            ]
-            results.append([(text, beam.score) for text, beam in zip(texts, beams)])
-        return results
 
     def unrolled(self, *, donate: bool = False) -> "Model":
         """The same model with its parameters layer by layer, of which generation needs no second copy.
@@ -149,18 +176,31 @@ class Model:
             made = Engine(self.module, self.params, start_id=0, donate=donate)
         return dataclasses.replace(self, module=made.module, params=made.weights.params, kept={})
 
-    def _continue(self, prompts, options) -> Iterator[continuations.Piece]:
+    def pieces(self, prompts: Sequence[str | Sequence[int]], **options) -> Iterator[continuations.Piece]:
+        """As `stream`; the last piece of a continuation comes with the whole of it, as `complete` gives it."""
         options = continuations.Options(**options)
-        ids = self._prompts(prompts)
+        options = dataclasses.replace(options, stop_ids=(*options.stop_ids, *self.eos_ids))
+        engine, ids = self.engine, self.encode_prompts(prompts)
         with self.inference():
-            pieces = continuations.Continuations(self.engine, self.tokenizer, ids, options)
+            pieces = continuations.Continuations(engine, self.tokenizer, ids, options)
         return each_inside(self.inference, pieces)
 
-    def _prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        tokens = self._tokens(self._texts(prompts))
-        if hasattr(self.module, "prefill"):
-            return self._framed(tokens)
-        return [self._with_bos(one, f"prompt {i}") for i, one in enumerate(tokens)]
+    def beam_search(
+        self, prompts: Sequence[str | Sequence[int]], *, stop_ids: Sequence[int] = (), **options
+    ) -> list[list[continuations.Continuation]]:
+        """The likeliest continuations of each prompt, best first.
+
+        Args:
+          prompts: as in `generate`.
+          options: of `fmjax.inference.beam.beam_search`: num_beams=4, max_new_tokens=64, length_penalty=0.6,
+            normalization="gnmt", num_results=1, batch_size.
+
+        Raises: InputError for a prompt that cannot be continued, or a bad value.
+        """
+        engine, ids = self.engine, self.encode_prompts(prompts)
+        stop_ids = [*stop_ids, *self.eos_ids]
+        with self.inference():
+            return continuations.search(engine, self.tokenizer, ids, stop_ids=stop_ids, **options)
 
     @property
     def engine(self) -> Engine:
@@ -168,14 +208,21 @@ class Model:
 
         `kept.clear()` lets go of it.
         """
+        if not hasattr(self.module, "init_cache") and hasattr(self.module, "features"):
+            raise InputError(
+                f"{self} cannot generate: it is an encoder, which reads whole texts; its Model.fill_mask fills in "
+                "masks and Model.embed gives vectors"
+            )
         made = self.kept.get("engine")
         if made is None or self.kept["params"] is not self.params:
             num_tokens = bos = None
             if self.tokenizer is not None:
                 num_tokens, bos = self.tokenizer.vocab_size, self.tokenizer.bos_id
             start = getattr(self.module, "start_id", None)
+            options = dict(num_tokens=num_tokens, start_id=bos if start is None else start)
+            banned = self.config.get("published", {}).get("banned_ids", ())
             with self.inference():
-                made = Engine(self.module, self.params, num_tokens=num_tokens, start_id=bos if start is None else start)
+                made = Engine(self.module, self.params, banned_ids=banned, **options)
             self.kept.update(engine=made, params=self.params)
         return made
 
@@ -193,6 +240,7 @@ class Model:
         Returns: (log-likelihood in nats, whether every token was the likeliest, number of tokens) for each.
         Raises: InputError where the continuation alone is longer than the context, or has no token of its own.
         """
+        self._check_scores()
         pairs = [_move_spaces(context, continuation) for context, continuation in pairs]
         wholes = self._tokens([context + continuation for context, continuation in pairs])
         contexts = self._tokens([context for context, _ in pairs])
@@ -217,6 +265,7 @@ class Model:
         In windows of the model's context, as `fmjax.inference.scoring.rolling_windows` says. EOS is not scored.
         progress: label of a progress bar; None shows none.
         """
+        self._check_scores()
         segments, owners = [], []
         for index, tokens in enumerate(self._tokens(self._texts(texts))):
             first = self._with_bos([], f"text {index}")[0]
@@ -235,8 +284,8 @@ class Model:
         """Vectors of texts, float32 [N, D], from the last layer's output.
 
         Args:
-          pooling: "mean", "first" or "last"; None is "mean" for encoders and "last" for decoders, whose last token alone
-            has seen the whole text.
+          pooling: "mean", "first" or "last"; None is "mean" for encoders and "last" for decoders, whose last token
+            alone has seen the whole text.
           normalize, progress: see `fmjax.inference.embedding.embed`.
 
         Raises InputError as `fmjax.inference.embedding.embed`.
@@ -251,18 +300,18 @@ class Model:
             return embedding.embed(self.module, self.params, rows, **options)
 
     def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[tuple[str, float]]]]:
-        """For each text, for each mask token in it ("[MASK]" for BERT, "<mask>" for RoBERTa), (token's text, probability)
-        of the `top_k` likeliest tokens.
+        """For each text, for each mask token in it ("[MASK]" for BERT, "<mask>" for RoBERTa), the `top_k` likeliest
+        tokens, (text, probability) each.
 
         Raises InputError for a model that is no masked language model, or a text without mask.
         """
         from fmjax.inference.fill_mask import fill_mask
 
         texts, mask_id = self._texts(texts), getattr(self.tokenizer, "mask_id", None)
-        if mask_id is None or hasattr(self.module, "init_cache") or not hasattr(self.module, "features"):
+        if mask_id is None or not self._is_bidirectional or hasattr(self.module, "prefill"):
             raise InputError(
-                f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with a "
-                "mask token"
+                f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with "
+                "a mask token"
             )
         rows = self._framed([self.tokenizer.encode_special(text) for text in texts])
         with self.inference():
@@ -274,7 +323,7 @@ class Model:
     @property
     def _is_bidirectional(self) -> bool:
         """Whether the model reads whole texts: an encoder, or an encoder-decoder's encoder."""
-        return not hasattr(self.module, "init_cache") or hasattr(self.module, "prefill")
+        return not getattr(self.module, "CAUSAL", True)
 
     def _framed(self, texts: Sequence[list[int]]) -> list[list[int]]:
         """Tokens of texts with what stands around a text in training: CLS and SEP or what takes their place."""
@@ -285,8 +334,8 @@ class Model:
         if hasattr(self.module, "prefill"):
             begin = None
         end = tokenizer.eos_id if end is None else end
-        frame = lambda id: [] if id is None else [id]
-        return [[*frame(begin), *tokens, *frame(end)] for tokens in texts]
+        before, after = ([] if id is None else [id] for id in (begin, end))
+        return [[*before, *tokens, *after] for tokens in texts]
 
     def save(self, directory: str | pathlib.Path, format: str = "fmjax", **options) -> None:
         """Writes a folder that `fmjax.load` accepts: config.json, parameters, tokenizer.
@@ -304,17 +353,21 @@ class Model:
 
             save_published(self, directory, **options)
             return
-        directory = pathlib.Path(directory)
-        if (directory / "config.json").exists() or (directory / "checkpoints").exists():
-            raise InputError(f"{str(directory)!r} already holds a model; save to a new directory")
+        from fmjax.interop.exporter import whole_folder
         from fmjax.training.checkpoint import save_params
 
-        directory.mkdir(parents=True, exist_ok=True)
-        save_params(directory, self.params, self.step or 0)
-        if self.tokenizer is not None:
-            self.tokenizer.save(directory)
-        # Last: a folder with a config.json is whole.
-        (directory / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        with whole_folder(directory) as folder:
+            save_params(folder, self.params, self.step or 0)
+            if self.tokenizer is not None:
+                self.tokenizer.save(folder)
+            (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+
+    def _check_scores(self) -> None:
+        if self._is_bidirectional:
+            raise InputError(
+                f"{self} gives no log-likelihoods of texts: it does not predict each token from those before it alone; "
+                "that takes a decoder, such as GPT or LLaMA"
+            )
 
     def _score(self, segments, progress=None) -> list[tuple[float, bool, int]]:
         with self.inference():
@@ -328,18 +381,25 @@ class Model:
             raise InputError("expected a list of texts, got one text; put it in a list")
         return texts
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    def _need_tokenizer(self) -> None:
         if self.tokenizer is None:
             raise InputError(f"the model from {self.source} has no tokenizer; use its module and params with tokens")
-        encoded = self.tokenizer.encode_batch(texts)
-        rows = getattr(self.module, "vocab_size", None)
+
+    def _tokens(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        self._need_tokenizer()
+        if special:
+            encoded = [self.tokenizer.encode_special(text) for text in texts]
+        else:
+            encoded = self.tokenizer.encode_batch(texts)
         for text, tokens in zip(texts, encoded):
-            if rows is not None and tokens and max(tokens) >= rows:
-                token = self.tokenizer.token(max(tokens))
-                raise InputError(
-                    f"the text {text[:40]!r} has the token {token!r}, for which the model has no embedding"
-                )
+            self._check_embedded(f"the text {text[:40]!r}", tokens)
         return encoded
+
+    def _check_embedded(self, what: str, tokens: list[int]) -> None:
+        rows = getattr(self.module, "vocab_size", None)
+        if rows is not None and tokens and max(tokens) >= rows:
+            token = self.tokenizer.token(max(tokens))
+            raise InputError(f"{what} has the token {token!r}, for which the model has no embedding")
 
     def _with_bos(self, tokens: list[int], what: str, force: bool = False) -> list[int]:
         bos = self.tokenizer.bos_id

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from fmjax.errors import ConfigError
 
 
-def nearest(name: str, known) -> str:
-    """`"; did you mean 'x'?"` for the closest of `known`, or a full stop when nothing is close."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+def nearest(name: str, known, cutoff: float = 0.5) -> str:
+    """`"; did you mean 'x'?"` for the closest of `known`, or a full stop when nothing is close.
+
+    cutoff: how close it must be, as `difflib` counts: 1 is equal.
+    """
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else "."
 
 

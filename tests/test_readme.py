@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from fmjax import config as configs
-from fmjax import evaluate, generate, train
+from fmjax import convert, evaluate, generate, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,6 +23,8 @@ def test_every_command_parses(module, arguments, monkeypatch):
         configs.resolve(configs.apply_overrides(configs.load_config_file(file), overrides))
     elif module == "generate":
         generate.parse(argv)
+    elif module == "convert":
+        convert.parse(argv)
     else:
         assert module == "evaluate"
         evaluate.parse(argv)

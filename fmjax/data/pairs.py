@@ -31,7 +31,8 @@ SIDES = ("source", "target")
 class PairData:
     """Pairs of a source text x and a target text y, packed into rows (see `PairRows`).
 
-    The encoder reads x EOS; the decoder reads BOS y and predicts y EOS.
+    The encoder reads x EOS; the decoder reads BOS y and predicts y EOS. Where the tokenizer has no BOS, y begins with its
+    padding token, as in Marian's models. A tokenizer with `encode_target` cuts y with that.
 
     Attributes:
       source_file, target_file: files whose lines are aligned, also .gz or .zst.
@@ -148,8 +149,8 @@ class PairData:
         return parallel_text.open_records(spec, (self.source_field, self.target_field), cache_dir)
 
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        for name, what in (("bos_id", "begin"), ("eos_id", "end")):
-            if getattr(tokenizer, name) is None:
+        for name, id, what in (("bos_id", _begin_id(tokenizer), "begin"), ("eos_id", tokenizer.eos_id, "end")):
+            if id is None:
                 raise ConfigError(f"the tokenizer {self.tokenizer!r} has no {name}, which targets {what} with")
 
     def _check(self, module: Any, tokenizer: Tokenizer) -> None:
@@ -160,9 +161,10 @@ class PairData:
             if max_length is not None and max_length < length:
                 raise ConfigError(f"data.{name} is {length}, but model.max_length is {max_length}; make them fit")
         start_id = getattr(module, "start_id", None)
-        if start_id is not None and start_id != tokenizer.bos_id:
+        if start_id is not None and start_id != _begin_id(tokenizer):
+            name = "padding token, as it has no BOS" if tokenizer.bos_id is None else "BOS"
             raise ConfigError(
-                f"model.start_id is {start_id}, but targets start with the tokenizer's BOS, {tokenizer.bos_id}"
+                f"model.start_id is {start_id}, but targets start with the tokenizer's {name}: {_begin_id(tokenizer)}"
             )
 
     def _rows(self, corpora: tuple[Corpus, Corpus], split: str, name: str) -> "PairRows":
@@ -219,6 +221,26 @@ class _BothSides:
                 yield split, text
 
 
+def _begin_id(tokenizer: Tokenizer) -> int | None:
+    """The token that targets begin with."""
+    return tokenizer.pad_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
+class _SideTokenizer:
+    """What `tokenize_corpus` needs of a tokenizer, for one side of pairs."""
+
+    def __init__(self, tokenizer: Tokenizer, side: str):
+        self._tokenizer = tokenizer
+        self._encode_target = getattr(tokenizer, "encode_target", None) if side == "target" else None
+        self.vocab_size, self.fingerprint = tokenizer.vocab_size, tokenizer.fingerprint
+        self.bos_id, self.eos_id = _begin_id(tokenizer), tokenizer.eos_id
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._encode_target is None:
+            return self._tokenizer.encode_batch(texts)
+        return [self._encode_target(text) for text in texts]
+
+
 def _tokenize(
     pairs: SplitSource, tokenizer: Tokenizer, cache_dir: pathlib.Path, progress: bool
 ) -> tuple[Corpus, Corpus]:
@@ -228,7 +250,7 @@ def _tokenize(
         return tokenize_corpus(
             lambda: ((split, pair[index]) for split, pair in pairs.stream()),
             fingerprint(pairs.fingerprint, SIDES[index]),
-            tokenizer,
+            _SideTokenizer(tokenizer, SIDES[index]),
             cache_dir,
             pairs.source.sides[index].name,
             progress,

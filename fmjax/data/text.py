@@ -42,8 +42,9 @@ class TextData:
         1% of it, as Grain's mixing rounds); a short source is repeated. Each takes its own text_field,
         document_separator, encoding, tfds_data_dir and heldout_fraction.
       sequence_length: inputs a row, T.
-      tokenizer: "bytes", "train:VOCAB_SIZE" (SentencePiece on the run's own training documents), or the path of a
-        SentencePiece .model, a tokenizer.json, or a folder with one.
+      tokenizer: "bytes"; one trained on the run's own training documents, "train:VOCAB_SIZE" (SentencePiece),
+        "train_wordpiece:VOCAB_SIZE" (BERT's) or "train_bpe:VOCAB_SIZE" (RoBERTa's); or the path of a tokenizer's file
+        or of a published model's folder (`fmjax.data.tokenizer.load_tokenizer`).
       text_field: field, column or feature with the text, of .jsonl, .parquet and TFDS; None is "text".
       document_separator: what stands between the documents of a plain text file, such as "<|endoftext|>"; None
         makes each file one document.

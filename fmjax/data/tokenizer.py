@@ -100,7 +100,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise TokenizerError(f"no tokenizer in {path} (found there: {found}); expected {_EXPECTED}")
     if not path.is_file():
-        raise TokenizerError(f"no tokenizer at {path}; expected 'bytes', 'train:VOCAB_SIZE', or a file or folder")
+        raise TokenizerError(f"no tokenizer at {path}; expected 'bytes', 'train:VOCAB_SIZE' (or train_wordpiece:, train_bpe:), or a file or folder")
     if path.suffix == ".bytes":
         return ByteTokenizer()
     config = read_config(path.parent)

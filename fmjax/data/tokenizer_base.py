@@ -15,7 +15,7 @@ class Tokenizer(Protocol):
     """Text to ids and back.
 
     Attributes:
-      vocab_size: ids lie in 0..vocab_size-1, special ones included.
+      vocab_size: ids lie in 0..vocab_size-1, special ones included; a published vocabulary may leave some of them out.
       num_added: how many of the last ids are tokens added to the vocabulary proper.
       bos_id, eos_id, pad_id: ids that begin and end a document and fill a row; None where the tokenizer has none.
       unk_id, cls_id, sep_id, mask_id: of the unknown, classification, separator and mask tokens; None likewise.
@@ -77,7 +77,7 @@ class Tokenizer(Protocol):
         return ids, types
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special ids are skipped. Raises TokenizerError for ids outside the vocabulary."""
+        """The text of ids; special ids, and those left out of the vocabulary, are skipped. Raises TokenizerError for ids outside the vocabulary."""
 
     def token(self, id: int) -> str:
         """A token as the vocabulary spells it ("Ġthe", "▁the", "##ing"). Raises TokenizerError as `decode`."""

@@ -199,13 +199,24 @@ def read_eos_ids(folder: str | pathlib.Path, tokenizer: Tokenizer | None = None)
 
     Raises TokenizerError for an `eos_token_id` that is no id.
     """
-    folder = pathlib.Path(folder)
-    for file in ("generation_config.json", "config.json"):
-        found = _read_if_there(folder / file).get("eos_token_id")
+    files = [pathlib.Path(folder) / file for file in ("generation_config.json", "config.json")]
+    ids = stated_eos_ids({str(file): _read_if_there(file) for file in files})
+    if ids is None:
+        return () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return ids
+
+
+def stated_eos_ids(contents: Mapping[str, Mapping]) -> tuple[int, ...] | None:
+    """The `eos_token_id` of the first of some files' contents, by their names, that has one; None where none has.
+
+    Raises TokenizerError for one that is no id.
+    """
+    for file, values in contents.items():
+        found = values.get("eos_token_id")
         if found is None:
             continue
         ids = found if isinstance(found, list) else [found]
         if not all(_is_id(i) for i in ids):
-            raise TokenizerError(f"{folder / file}: eos_token_id is {found!r}; expected an id or a list of ids")
+            raise TokenizerError(f"{file}: eos_token_id is {found!r}; expected an id or a list of ids")
         return tuple(dict.fromkeys(ids))
-    return () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return None

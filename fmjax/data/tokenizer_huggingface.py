@@ -63,8 +63,11 @@ class HuggingFaceTokenizer(Tokenizer):
         for key in SPECIAL_NAMES:
             token = named.get(key)
             setattr(self, key.replace("_token", "_id"), None if token is None else self._tokenizer.token_to_id(token))
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self.num_added = self.vocab_size - self._tokenizer.get_vocab_size(with_added_tokens=False)
+        # Ids may have gaps, so these are no counts.
+        self.vocab_size, proper = (
+            max(self._tokenizer.get_vocab(with_added_tokens=added).values(), default=-1) + 1 for added in (True, False)
+        )
+        self.num_added = self.vocab_size - proper
         plain, whole = self.encode("a"), self._tokenizer.encode("a", add_special_tokens=True).ids
         self.add_bos = self.bos_id is not None and len(whole) > len(plain) and whole[0] == self.bos_id
         self.add_eos = self.eos_id is not None and len(whole) > len(plain) and whole[-1] == self.eos_id
@@ -122,7 +125,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._tokenizer.decode(check_ids(ids, self.vocab_size), skip_special_tokens=True)
 
     def token(self, id: int) -> str:
-        return self._tokenizer.id_to_token(check_ids([id], self.vocab_size)[0])
+        token = self._tokenizer.id_to_token(check_ids([id], self.vocab_size)[0])
+        if token is None:
+            raise TokenizerError(f"{self.source}: its vocabulary has no token with id {id}")
+        return token
 
     def token_to_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)

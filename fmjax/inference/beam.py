@@ -20,7 +20,7 @@ from fmjax.errors import InputError
 from fmjax.inference import cached
 from fmjax.inference.cached import Weights, bucket
 from fmjax.inference.engine import PACKED_PROMPTS, PACKED_TOKENS, TRACES, Engine, Form, Request
-from fmjax.inference.sampler import Uses
+from fmjax.inference.sampler import Uses, only_allowed
 from fmjax.layers.checks import check_choice
 
 NORMALIZATIONS = ("gnmt", "power")
@@ -95,8 +95,7 @@ def _step(form: Form, weights: Weights, search: Search, step, limits, stop_ids, 
     logits, cache = cached.step(form.module, weights, search.cache, search.last.reshape(-1), active)
     logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     vocab = logprobs.shape[-1]
-    if form.num_tokens is not None and form.num_tokens < vocab:
-        logprobs = jnp.where(jnp.arange(vocab) < form.num_tokens, logprobs, -jnp.inf)
+    logprobs = only_allowed(logprobs, form.num_tokens, form.banned_ids)
     candidates = (search.scores[..., None] + logprobs.reshape(groups, beams, vocab)).reshape(groups, -1)
     # Enough that `num_beams` go on even if every beam's best tokens are the stop tokens.
     count = min((1 + len(stop_ids)) * beams, beams * vocab)

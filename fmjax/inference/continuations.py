@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from fmjax.errors import InputError
-from fmjax.inference.engine import CHUNK, Engine, Request, number_copies
+from fmjax.inference.beam import beam_search
+from fmjax.inference.engine import CHUNK, Engine, Request, check_whole, number_copies
 from fmjax.inference.sampler import Sampling
-from fmjax.inference.text import StoppedText, check_stops
+from fmjax.inference.text import StoppedText, TextStream, check_stops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Options:
       stop: a continuation ends before the first of these strings; no part of one is ever given out.
       stop_ids: tokens that end a continuation, besides the tokenizer's EOS.
       num_samples: continuations of each prompt; sample j of prompt i has the index i * num_samples + j.
+      copies: numbers that tell continuations of the same prompt apart, one for each index. None counts them in this
+        call; a part of a longer list gives those of the whole list (`fmjax.inference.engine.number_copies`).
       batch_size: rows generated at once.
       steps: the host reads after so many tokens a row: fewer come sooner, and cost more dispatches.
       progress: label of a progress bar; None shows none.
@@ -38,15 +41,21 @@ class Options:
     stop: Sequence[str] = ()
     stop_ids: Sequence[int] = ()
     num_samples: int = 1
+    copies: Sequence[int] | None = None
     batch_size: int = 16
     steps: int = CHUNK
     progress: str | None = None
 
     def __post_init__(self):
         check_stops(self.stop)
-        for name in ("max_new_tokens", "num_samples", "batch_size", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_whole(1, **{name: getattr(self, name) for name in ("max_new_tokens", "num_samples", "batch_size", "steps")})
+        check_whole(0, seed=self.seed)
+        if self.seed >= 2**32:
+            raise InputError(f"seed must be below 2**32, got {self.seed}")
+        if isinstance(self.stop_ids, int):
+            raise InputError(f"stop_ids must be a list of tokens, got {self.stop_ids}; put it in a list")
+        for token in self.stop_ids:
+            check_whole(0, stop_ids=token)
         self.sampling  # checks the rest
 
     @property
@@ -62,14 +71,17 @@ class Continuation:
     Attributes:
       text: up to a stop token or stop string.
       tokens: the drawn tokens; where `finish` is "stop", the last is a stop token or completed a stop string.
-      logprobs: log-probability of each at the temperature that drew it (`fmjax.inference.sampler.sample`).
+      logprobs: log-probability of each at the temperature that drew it (`fmjax.inference.sampler.sample`); empty for
+        what beam search found.
       finish: "stop", "length" (`max_new_tokens` drawn) or "context" (the model's context is full).
+      score: of beam search (`fmjax.inference.beam.Beam`); None for what was drawn.
     """
 
     text: str
     tokens: list[int]
     logprobs: list[float]
     finish: str
+    score: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +107,12 @@ class Continuations:
 
     def __init__(self, engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], options: Options):
         prompts = [tokens for tokens in prompts for _ in range(options.num_samples)]
+        copies = number_copies(prompts) if options.copies is None else options.copies
+        if len(copies) != len(prompts):
+            raise InputError(f"copies: expected a number for each of {len(prompts)} continuations, got {len(copies)}")
         requests = [
             Request(tokens, options.max_new_tokens, options.sampling, options.seed, copy)
-            for tokens, copy in zip(prompts, number_copies(prompts))
+            for tokens, copy in zip(prompts, copies)
         ]
         self._stop_ids = {*options.stop_ids, tokenizer.eos_id} - {None}
         run = dict(steps=options.steps, batch_size=options.batch_size, progress=options.progress)
@@ -129,6 +144,23 @@ class Continuations:
             self._parts[index] = part
             if new or finish:
                 yield Piece(index, new, part if finish else None)
+
+
+def search(
+    engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int] = (), **options
+) -> list[list[Continuation]]:
+    """As `fmjax.inference.beam.beam_search`, with its options, and the beams' texts; the tokenizer's EOS ends too."""
+    stop_ids = {*stop_ids, tokenizer.eos_id} - {None}
+    found = beam_search(engine, prompts, stop_ids=sorted(stop_ids), **options)
+    results = []
+    for prompt, beams in zip(prompts, found):
+        before = [] if engine.start_id is not None else prompt
+        results.append([])
+        for beam in beams:
+            shown = beam.tokens[:-1] if beam.finish == "stop" else beam.tokens
+            text = TextStream(tokenizer, before).push(shown, last=True)
+            results[-1].append(Continuation(text, beam.tokens, [], beam.finish, beam.score))
+    return results
 
 
 def complete(pieces: Iterator[Piece]) -> list[Continuation]:

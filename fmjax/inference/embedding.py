@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fmjax.errors import InputError
-from fmjax.inference.engine import bucket
+from fmjax.inference.cached import bucket
 from fmjax.inference.scoring import pack_rows
 from fmjax.layers.checks import check_choice
 

@@ -108,7 +108,7 @@ class Form(NamedTuple):
     Attributes:
       module: the unrolled module.
       uses: parts of the sampler.
-      num_tokens: see `sampler.sample`.
+      num_tokens, banned_ids: see `sampler.sample`.
       start_id: first input of an encoder-decoder's target; None for a decoder.
       rules: pairs (logical axis, mesh axes) for activations and the cache; empty without a mesh.
       packed_rules: the same for packed prompts, whose single row is not split.
@@ -120,6 +120,7 @@ class Form(NamedTuple):
     start_id: int | None
     rules: tuple
     packed_rules: tuple
+    banned_ids: tuple[int, ...] = ()
 
 
 def _start(form: Form, batch_size: int, max_length: int, source_length: int | None, vocab_size: int | None) -> State:
@@ -153,7 +154,7 @@ def _prefill(form: Form, weights: Weights, state: State, packed: Packed, startin
             seen = seen.at[:, form.start_id].set(True)
     if form.start_id is None:
         first = fold(keys, jnp.zeros_like(packed.rows))
-        tokens, logprobs = sample(logits, first, starting.settings, form.uses, form.num_tokens, seen)
+        tokens, logprobs = sample(logits, first, starting.settings, form.uses, form.num_tokens, seen, form.banned_ids)
         stopped = jnp.any(tokens[:, None] == stop_ids[None], axis=-1)
         remaining, drawn = jnp.where(stopped, 0, starting.remaining - 1), jnp.ones_like(tokens)
         seen = None if seen is None else seen.at[jnp.arange(len(tokens)), tokens].set(True)
@@ -202,7 +203,8 @@ def _decode(form: Form, weights: Weights, state: State, alive, stop_ids, steps, 
         active = state.remaining > 0
         logits, cache = cached.step(form.module, weights, state.cache, state.token, active)
         keys = jax.vmap(jax.random.fold_in)(state.keys, state.drawn)
-        drawn, logprob = sample(logits, keys, state.settings, form.uses, form.num_tokens, state.seen)
+        limits = form.num_tokens, state.seen, form.banned_ids
+        drawn, logprob = sample(logits, keys, state.settings, form.uses, *limits)
         stopped = jnp.any(drawn[:, None] == stop_ids[None], axis=-1)
         seen = state.seen
         if seen is not None:
@@ -234,6 +236,13 @@ def programs():
     return start, jitted(_prefill, donate_argnums=2), jitted(_decode, donate_argnums=2)
 
 
+def check_whole(low: int, **values) -> None:
+    """Raises InputError unless every value is a whole number of at least `low`."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+            raise InputError(f"{name} must be a whole number of at least {low}, got {value!r}")
+
+
 class Engine:
     """A model made ready to generate.
 
@@ -247,6 +256,7 @@ class Engine:
         rounded up (`cached.places`): other lengths then mean other programs.
       start_id: the token that an encoder-decoder's target starts from; None is `module.start_id`.
       num_tokens: only tokens below it are drawn, where the model's vocabulary is padded beyond its tokenizer's.
+      banned_ids: tokens that are never drawn, such as the padding token of a Marian model.
 
     Under `jax.set_mesh` the parameters stay as they are sharded; with the logical axis rules of
     `fmjax.training.setup.Program.inference` the cache is split over the mesh too, rows over the axes of the batch where
@@ -255,9 +265,10 @@ class Engine:
 
     def __init__(
         self, module: nn.Module, params, *, batch_size: int = 16, max_length: int | None = None,
-        start_id: int | None = None, num_tokens: int | None = None, donate: bool = False,
+        start_id: int | None = None, num_tokens: int | None = None, banned_ids: Sequence[int] = (),
+        donate: bool = False,
     ):  # fmt: skip
-        """Raises InputError for a module that cannot generate, or a size that is not possible."""
+        """Raises InputError for a module that cannot generate, a size that is not possible, or a ban of no token."""
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         context = getattr(module, "max_length", None)
@@ -265,6 +276,10 @@ class Engine:
             raise InputError(f"max_length must be from 1 to the model's context of {context}, got {max_length}")
         self.module, self.weights = cached.prepare(module, params)
         self.batch_size, self.max_length, self.num_tokens = batch_size, max_length, num_tokens
+        self.banned_ids = tuple(sorted({*banned_ids}))
+        vocab_size = getattr(module, "vocab_size", None)
+        if outside := [i for i in self.banned_ids if i < 0 or (vocab_size and i >= vocab_size)]:
+            raise InputError(f"banned_ids has {outside[0]}, which is no token of the model's {vocab_size}")
         self.start_id = None
         if cached.is_seq2seq(module):
             self.start_id = module.start_id if start_id is None else start_id
@@ -312,8 +327,7 @@ class Engine:
 
     def check(self, index: int, request: Request) -> None:
         """Raises InputError for what cannot be generated from."""
-        if request.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {request.max_new_tokens}")
+        check_whole(1, max_new_tokens=request.max_new_tokens)
         if not len(request.tokens):
             raise InputError(f"prompt {index} is empty: the model needs a token to start from, such as BOS")
         if self.context is not None and len(request.tokens) > self.context:
@@ -344,7 +358,8 @@ class Engine:
             rules |= {"batch": tuple(rows) if batch_size % parts == 0 else (), "length": ()}
         else:
             rules = packed
-        return Form(self.module, uses, self.num_tokens, self.start_id, tuple(rules.items()), tuple(packed.items()))
+        both = tuple(rules.items()), tuple(packed.items())
+        return Form(self.module, uses, self.num_tokens, self.start_id, *both, self.banned_ids)
 
 
 @dataclasses.dataclass(eq=False)

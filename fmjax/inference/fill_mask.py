@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference.engine import bucket
+from fmjax.inference.cached import bucket
 from fmjax.layers.embed import output_logits
 
 TRACES: dict[str, int] = defaultdict(int)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fmjax.errors import InputError
 
@@ -181,9 +182,18 @@ def _pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     return (group * width + jnp.minimum(place, last))[:, 0].astype(jnp.int32)
 
 
+def only_allowed(scores: jax.Array, num_tokens: int | None, banned_ids: tuple[int, ...]) -> jax.Array:
+    """Scores [..., V] with -inf at tokens from `num_tokens` on (None: none) and at `banned_ids`."""
+    allowed = np.ones(scores.shape[-1], bool)
+    allowed[num_tokens:] = num_tokens is None
+    allowed[list(banned_ids)] = False
+    return scores if allowed.all() else jnp.where(allowed, scores, -jnp.inf)
+
+
 def sample(
-    logits: jax.Array, keys: jax.Array, settings: Settings, uses: Uses, num_tokens: int | None = None, seen=None
-) -> tuple[jax.Array, jax.Array]:
+    logits: jax.Array, keys: jax.Array, settings: Settings, uses: Uses, num_tokens: int | None = None, seen=None,
+    banned_ids: tuple[int, ...] = (),
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Draws one token a row.
 
     Args:
@@ -193,6 +203,7 @@ def sample(
       uses: the parts that some row needs; a row that does not is not changed by them.
       num_tokens: only tokens below it are drawn (a vocabulary padded beyond its tokenizer's); None = all.
       seen: bool [B, V], the tokens of the prompt and those drawn; read for the penalty alone.
+      banned_ids: tokens that are never drawn.
 
     Returns:
       tokens int32 [B], and log-probabilities float32 [B] of those tokens under softmax(logits / temperature), before
@@ -214,8 +225,7 @@ def sample(
     if uses.penalty:
         scores = penalise(logits, seen, columns.repetition_penalty)
         scores = scores / jnp.where(columns.temperature > 0, columns.temperature, 1.0)
-    if num_tokens is not None and num_tokens < vocab:
-        scores = jnp.where(index < num_tokens, scores, -jnp.inf)
+    scores = only_allowed(scores, num_tokens, banned_ids)
     plain = scores is scaled
     best = top if plain else jnp.max(scores, axis=-1, keepdims=True)
     # The first of the largest: two vectorised passes, where argmax compares one by one on a CPU.

@@ -48,7 +48,8 @@ def save_published(
         total = sum(tensor.size for tensor in outgoing)
         with tqdm(total=total, unit="B", unit_scale=True, desc="saving", disable=not progress) as bar:
             write_folder(folder, outgoing, max_shard_size, bar.update)
-        _write_json(folder / "generation_config.json", kept.get("generation") or ids)
+        bans = {"bad_words_ids": [[i] for i in kept["banned_ids"]]} if kept.get("banned_ids") else {}
+        _write_json(folder / "generation_config.json", kept.get("generation") or ids | bans)
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
         _write_json(folder / "config.json", values)

@@ -64,9 +64,10 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
     if isinstance(named, list) and named:
         if named[0] in known:
             return known[named[0]]
-        supported = ", ".join(sorted(known))
+        # Classes share half of their names; only a misspelt one is meant to be another.
+        hint = nearest(named[0], known, cutoff=0.9) + _other_heads(config.get("model_type"))
         raise InputError(
-            f"{source}: architecture {named[0]!r} is not supported{nearest(named[0], known)} Supported: {supported}"
+            f"{source}: architecture {named[0]!r} is not supported{hint} Supported: {', '.join(sorted(known))}"
         )
     for family in known.values():
         if config.get("model_type") == family.model_type:
@@ -78,6 +79,16 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
         )
     types = ", ".join(sorted({family.model_type for family in families()}))
     raise InputError(f"{source}: model_type {config['model_type']!r} is not supported; supported: {types}")
+
+
+def _other_heads(model_type: Any) -> str:
+    """A sentence for a class that is not supported, of a model type that is."""
+    heads = [name for family in families() if family.model_type == model_type for name in family.architectures]
+    if not heads:
+        return ""
+    masked = all("For" in name for name in heads) and any(name.endswith("MaskedLM") for name in heads)
+    without = " Models without a masked-language-model head are not supported." if masked else ""
+    return f" Of model_type {model_type!r} there {'are' if len(heads) > 1 else 'is'} {', '.join(heads)}.{without}"
 
 
 def read_section(family: Family, values: Mapping[str, Any], names: Collection[str], source: str) -> dict[str, Any]:

@@ -46,12 +46,9 @@ def _read_gpt2(config, names):
 
 def _sizes(config):
     """The keys that GPT and GPT-2 share."""
-    for key in ("n_ctx", "n_special", "predict_special_tokens"):
-        config.raw(key)
-    for key in ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"):
+    for key in ("n_ctx", "n_special"):
         config.raw(key)
     rates = {key: config.get(key, float, 0.1) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
-    config.raw("summary_first_dropout")
     return {
         "num_layers": config.get("n_layer", int, 12),
         "hidden_size": config.get("n_embd", int, 768),

@@ -6,6 +6,15 @@ import re
 from fmjax.errors import InputError
 
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+# Well-known models that once went by a name alone, which the hub still redirects.
+ORGANISATIONS = {
+    "openai-community": ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "openai-gpt"),
+    "google-bert": (
+        *(f"bert-{size}-{case}" for size in ("base", "large") for case in ("cased", "uncased")),
+        "bert-base-multilingual-cased", "bert-base-multilingual-uncased", "bert-base-chinese", "bert-base-german-cased",
+    ),
+    "FacebookAI": ("roberta-base", "roberta-large"),
+}  # fmt: skip
 # Configs, safetensors and tokenizers; no pickles, and no weights in other layouts.
 PATTERNS = ("*.json", "model*.safetensors", "tokenizer*", "*.model", "*.spm", "vocab.txt", "merges.txt", "*.jinja")
 
@@ -13,6 +22,12 @@ PATTERNS = ("*.json", "model*.safetensors", "tokenizer*", "*.model", "*.spm", "v
 def is_hub_id(path: str | pathlib.Path) -> bool:
     """Whether a text that is no local folder can be the id of a model on the hub."""
     return isinstance(path, str) and _HUB_ID.fullmatch(path) is not None
+
+
+def full_id(name: str) -> str | None:
+    """The hub id of a well-known model called by its name alone, with its revision; None for any other text."""
+    bare = name.partition("@")[0]
+    return next((f"{organisation}/{name}" for organisation, names in ORGANISATIONS.items() if bare in names), None)
 
 
 def download(hub_id: str) -> pathlib.Path:

@@ -101,7 +101,13 @@ class PublishedFolder:
         for name, parts in tensors(found).items():
             present = [n for n in (name, *parts[0].repeats) if n in self.tensors]
             if not present:
-                self._refuse(f"tensor {name!r} of shape {parts[0].shape} is missing; {_some(self.tensors)}")
+                what = f"tensor {name!r} of shape {parts[0].shape} is missing"
+                if self.family.prefix and not name.startswith(self.family.prefix):
+                    self._refuse(
+                        f"the folder has no output head, which gives a model's logits: {what}. A bare model is "
+                        "supported only where its head is its embedding alone (tie_word_embeddings in config.json)"
+                    )
+                self._refuse(f"{what}; {_some(self.tensors)}")
             for one in present:
                 self._check_tensor(self.tensors[one], one, parts[0].shape)
             for one in present[1:]:

@@ -1,8 +1,11 @@
 """A published folder as a `fmjax.load.Model`."""
 
+import contextlib
 import inspect
 import logging
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +43,9 @@ def find_folder(path: str | pathlib.Path) -> pathlib.Path:
     if folder.exists():
         return folder
     if not hub.is_hub_id(path):
-        raise InputError(f"{str(path)!r} does not exist; {EXPECTED}")
+        full = hub.full_id(str(path))
+        hint = "" if full is None else f". Hub ids have an organisation in front: did you mean {full!r}?"
+        raise InputError(f"{str(path)!r} does not exist; {EXPECTED}{hint}")
     return hub.download(str(path))
 
 
@@ -163,7 +168,10 @@ def check_tokenizer(tokenizer, module, folder) -> None:
             f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {rows}; "
             "is the tokenizer from another model?"
         )
-    names = [tokenizer.token(i) for i in range(rows, tokenizer.vocab_size)]
+    names = []
+    for i in range(rows, tokenizer.vocab_size):
+        with contextlib.suppress(TokenizerError):  # ids may have gaps
+            names.append(tokenizer.token(i))
     log.warning("%s: the model has no row for these added tokens: %s", folder, ", ".join(map(repr, names[:8])))
 
 
@@ -174,4 +182,33 @@ def _kept(published: PublishedFolder) -> dict:
     generation = published.folder / "generation_config.json"
     if generation.is_file():
         kept["generation"] = read_json(generation)
-    return kept
+    # As in transformers, what config.json says of generation counts only where there is no generation_config.json.
+    source = generation if "generation" in kept else generation.with_name("config.json")
+    banned = banned_ids(kept | kept.get("generation", published.values), str(source))
+    return kept | ({"banned_ids": list(banned)} if banned else {})
+
+
+def banned_ids(values: Mapping[str, Any], source: str) -> tuple[int, ...]:
+    """The tokens that a published model never draws: single ones of `bad_words_ids`, but EOS, and `suppress_tokens`.
+
+    What else a file says of single tokens is not honoured, and warned of.
+    Raises ConfigError for values that are no lists of ids.
+    """
+    sequences, suppressed = (values.get(key) or [] for key in ("bad_words_ids", "suppress_tokens"))
+    single = [s[0] for s in sequences if isinstance(s, list) and len(s) == 1] if isinstance(sequences, list) else None
+    if single is None or not all(isinstance(s, list) and s and all(map(_is_id, s)) for s in sequences):
+        raise ConfigError(f"{source}: bad_words_ids = {sequences!r}; expected lists of token ids")
+    if not isinstance(suppressed, list) or not all(map(_is_id, suppressed)):
+        raise ConfigError(f"{source}: suppress_tokens = {suppressed!r}; expected a list of token ids")
+    ignored = {"bad_words_ids": [s for s in sequences if len(s) > 1]}
+    ignored |= {key: values.get(key) for key in ("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")}
+    listed = ", ".join(f"{key} = {value}" for key, value in ignored.items() if value is not None and value != [])
+    if listed:
+        log.warning("%s: generation does not honour %s", source, listed)
+    eos = values.get("eos_token_id")
+    ends = eos if isinstance(eos, list) else [eos]
+    return tuple(sorted({*suppressed} | {i for i in single if i not in ends}))
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and value >= 0

@@ -49,7 +49,7 @@ def _read(config, names):
     config.fixed(static_position_embeddings=True, scale_embedding=True)
     if "scale_embedding" not in config:
         config.refuse("scale_embedding", False, "supported: True")
-    for key in ("add_bias_logits", "extra_pos_embeddings", "num_hidden_layers", "_num_labels", "classif_dropout"):
+    for key in ("add_bias_logits", "extra_pos_embeddings", "num_hidden_layers"):
         config.raw(key)
     return {
         "num_layers": config.get("encoder_layers", int, 12),

@@ -27,7 +27,11 @@ _NEUTRAL = frozenset((
     "use_bfloat16", "tf_legacy_loss", "is_encoder_decoder", "is_decoder", "cross_attention_hidden_size",
     "initializer_range", "init_std", "classifier_dropout", "gradient_checkpointing", "ignore_index", "auto_map",
     "model_name", "_from_model_config", "unsloth_version", "unsloth_fixed",
-    "add_bos_token", "add_eos_token",
+    "add_bos_token", "add_eos_token", "max_sequence_length", "is_llama_config", "cache_implementation", "_num_labels",
+    "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
+    "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
+    "transformers.js_config", "directionality", "classif_dropout",
+    "_flash_attn_2_enabled", "predict_special_tokens", "max_new_tokens",
 ))  # fmt: skip
 _REFUSED = ("quantization_config", "compression_config")
 

@@ -12,7 +12,7 @@ def check_choice(field: str, value: str, known: Iterable[str]) -> None:
     """Raises ConfigError, naming the nearest known value, unless `value` is one of `known`."""
     known = tuple(known)
     if value not in known:
-        raise ConfigError(f"{field}={value!r} is not known{nearest(value, known)}. Known: {', '.join(known)}.")
+        raise ConfigError(f"{field}={value!r} is not known{nearest(value, known)} Known: {', '.join(known)}.")
 
 
 def check_positive(**fields) -> None:

@@ -77,4 +77,4 @@ def check_edits(module: nn.Module, *args, **kwargs) -> None:
         name = "/".join(path[:-1])
         if name not in known:
             listed = ", ".join(sorted(known))
-            raise ConfigError(f"edit {name!r} names no activation{nearest(name, known)}. Known: {listed}.")
+            raise ConfigError(f"edit {name!r} names no activation{nearest(name, known)} Known: {listed}.")

@@ -106,7 +106,6 @@ class Bert(Encoder):
         self.head_norm = Norm("layernorm", self.norm_eps)
         if self.next_sentence:
             self.pooler = Linear(size, ("embed", None), True, init, self.dtype)
-            self.pooler_dropout = nn.Dropout(self.dropout)
             self.next_sentence_head = Linear(2, ("embed", None), True, init, "float32")
 
     def embed(self, tokens, positions, token_types, train) -> jax.Array:
@@ -134,8 +133,7 @@ class Bert(Encoder):
     def pretraining(self, tokens, segment_ids=None, positions=None, token_types=None, train=False):
         """(hidden, head, next-sentence logits float32 [B, 2]); class 0 says that the second sentence follows."""
         hidden = self.hidden(tokens, segment_ids, positions, token_types, train)
-        pooled = self.pooler_dropout(self.pooled(hidden), deterministic=not train)
-        return *self.predict(hidden), self.next_sentence_head(pooled.astype(jnp.float32))
+        return *self.predict(hidden), self.next_sentence_head(self.pooled(hidden).astype(jnp.float32))
 
 
 class Roberta(Bert):

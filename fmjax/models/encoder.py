@@ -20,6 +20,7 @@ class Encoder(nn.Module):
     - `predict(hidden)`: (hidden [..., D], head) for `output_logits`, from the stack's output.
     """
 
+    CAUSAL = False  # reads whole texts: no log-likelihoods of texts, and nothing to continue them with
     RESUME_FREE = ("remat", "attention", "unroll")  # the same function, computed in another way
 
     @property

@@ -1,5 +1,7 @@
-"""LLaMA 1, 2 and 3, Mistral (Touvron et al. 2023, Grattafiori et al. 2024, Jiang et al. 2023): RMSNorm, rotary positions,
-SwiGLU, grouped queries."""
+"""LLaMA 1, 2 and 3, Mistral (Touvron et al. 2023, Grattafiori et al. 2024, Jiang et al. 2023).
+
+RMSNorm, rotary positions, SwiGLU, grouped queries.
+"""
 
 from typing import Annotated
 

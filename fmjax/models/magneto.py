@@ -1,4 +1,4 @@
-"""Foundation Transformer, Magneto (Wang et al. 2022, https://arxiv.org/abs/2210.06423): Sub-LN and its initialisation."""
+"""Foundation Transformer, Magneto (Wang et al. 2022, https://arxiv.org/abs/2210.06423): Sub-LN, its initialisation."""
 
 import math
 
@@ -53,8 +53,8 @@ def sub_ln_config(module, causal: bool) -> TransformerConfig:
 class Magneto(Decoder):
     """A Magneto decoder; the defaults are the size of GPT-2 small, without a vocabulary.
 
-    Embeddings are normal with standard deviation 1 / sqrt(hidden_size), as in the authors' code (TorchScale); the output
-    head is tied to the tokens'. The fields are those of `fmjax.models.gpt.GPT`.
+    Embeddings are normal with standard deviation 1 / sqrt(hidden_size), as in the authors' code (TorchScale); the
+    output head is tied to the tokens'. The fields are those of `fmjax.models.gpt.GPT`.
     """
 
     num_layers: int = 12
@@ -99,7 +99,7 @@ class Magneto(Decoder):
 
 
 class MagnetoEncoder(Encoder):
-    """A Magneto encoder for masked language modelling: as `Magneto`, without a causal mask, with a bias on the logits."""
+    """A Magneto encoder for masked language modelling: as `Magneto`, without causal mask, with a bias on the logits."""
 
     num_layers: int = 12
     hidden_size: int = 768

@@ -40,6 +40,7 @@ class EncoderDecoder(nn.Module):
       remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
+    CAUSAL = False  # its encoder reads whole texts
     RESUME_FREE = ("remat", "attention", "unroll")  # the same function, computed in another way
 
     num_layers: int = 6
@@ -182,7 +183,7 @@ class EncoderDecoder(nn.Module):
         return self.clone(scan_layers=False), unstack_layers(params)
 
     def prefill(self, tokens, segment_ids, positions, cache, slots) -> dict:
-        """The cache with packed sources [N, S] encoded into the rows that `slots` [N, S] names; their targets are empty."""
+        """The cache with packed sources [N, S] encoded into the rows that `slots` [N, S] names, their targets empty."""
         memory = self.hidden(tokens, segment_ids, positions)
         step = begin({"lengths": cache["source_lengths"]}, tokens, segment_ids, positions, slots)
         c, params = self.stack_config(decoder=True), self.variables["params"]["decoder"]

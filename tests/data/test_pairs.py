@@ -1,7 +1,9 @@
 """Parallel text: packed rows hold the pairs, capacities and alignment are kept, and what cannot be used is told."""
 
+import base64
 import gzip
 import json
+import pathlib
 import random
 
 import jax
@@ -13,6 +15,7 @@ from fmjax.data import text
 from fmjax.data.formats import Reading, read_lines
 from fmjax.data.packing import pack_pairs
 from fmjax.data.pairs import PairData
+from fmjax.data.tokenizer import load_tokenizer
 from fmjax.errors import ConfigError, DataError
 from fmjax.objectives.seq2seq import Seq2Seq
 
@@ -257,5 +260,32 @@ def test_a_module_that_does_not_fit_is_refused(files, cache_dir, monkeypatch):
             patch.setattr(Module, field, value)
             data.check(Module)
     monkeypatch.setattr(LetterTokenizer, "bos_id", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(LetterTokenizer, "pad_id", 0)
+        with pytest.raises(ConfigError, match="start_id is 1, but .* padding token, as it has no BOS: 0"):
+            opened(cache_dir, **files).check(Module)
     with pytest.raises(ConfigError, match="has no bos_id, which targets begin with"):
         opened(cache_dir, **files)
+
+
+def test_a_published_translation_model_has_its_own_start_and_pieces_of_each_language(tmp_path, cache_dir, monkeypatch):
+    oracle = pathlib.Path(__file__).parents[1] / "oracles" / "tokenizers.json"
+    for name, content in json.loads(oracle.read_text())["cases"]["marian"]["files"].items():
+        content = base64.b64decode(content["base64"]) if isinstance(content, dict) else content.encode()
+        (tmp_path / name).write_bytes(content)
+    tokenizer = load_tokenizer(tmp_path)
+    monkeypatch.setattr(text, "load_tokenizer", lambda wanted: tokenizer)
+    line = "Hello world the"
+    data = opened(cache_dir, heldout_fraction=0.0, **write(tmp_path, [(line, line)] * 3))
+    row = data.train[0]
+    source, target = tokenizer.encode(line), tokenizer.encode_target(line)
+    assert source != target and tokenizer.bos_id is None
+    assert row["source_tokens"][row["source_segment_ids"] == 1].tolist() == [*source, tokenizer.eos_id]
+    first = row["segment_ids"] == 1
+    assert row["tokens"][first].tolist() == [tokenizer.pad_id, *target]
+    assert row["targets"][first].tolist() == [*target, tokenizer.eos_id]
+
+    class Module:
+        vocab_size, max_length, start_id = tokenizer.vocab_size, 40, tokenizer.pad_id
+
+    data.check(Module)

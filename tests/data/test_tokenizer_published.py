@@ -226,3 +226,15 @@ def test_a_folder_without_tokenizer_says_what_it_has(tmp_path):
     assert not has_tokenizer(tmp_path)
     with pytest.raises(TokenizerError, match=r"no tokenizer in .*found there: model.safetensors.*expected.*vocab.txt"):
         load_tokenizer(tmp_path)
+
+
+def test_ids_with_gaps(tmp_path):
+    import tokenizers
+
+    model = tokenizers.models.WordLevel({"a": 0, "b": 7, "<unk>": 2}, "<unk>")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.num_added) == (8, 0) and tokenizer.encode("b") == [7]
+    assert tokenizer.decode([7]) == "b" == tokenizer.decode([5, 7]) and tokenizer.token(7) == "b"
+    with pytest.raises(TokenizerError, match="no token with id 5"):
+        tokenizer.token(5)

@@ -122,18 +122,32 @@ def test_the_engine_is_kept_until_the_parameters_change(model, capsys):
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "num_samples", "batch_size", "steps"])
 def test_numbers_below_one_are_refused_by_name(model, name):
-    with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(InputError, match=f"{name} must be a whole number of at least 1, got 0"):
         model.generate(["a"], **{name: 0}) if name != "steps" else model.stream(["a"], steps=0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number of at least 1, got 2.5"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"seed": 2**32}, "seed must be below"),
+        ({"stop_ids": 5}, "put it in a list"),
+    ],
+)
+def test_values_that_no_run_can_use_are_refused(model, options, message):
+    with pytest.raises(InputError, match=message):
+        model.generate(["a"], **options)
 
 
 def test_beams_as_texts(model):
     greedy = model.generate(["ab", "c"], max_new_tokens=6, temperature=0)
     one = model.beam_search(["ab", "c"], num_beams=1, max_new_tokens=6, length_penalty=0)
-    assert [beams[0][0] for beams in one] == greedy
+    assert [beams[0].text for beams in one] == greedy
     four = model.beam_search(["ab", "c"], num_beams=4, num_results=4, max_new_tokens=6, length_penalty=0)
     for (narrow,), wide in zip(one, four):
-        scores = [score for _, score in wide]
-        assert len(wide) == 4 and scores == sorted(scores, reverse=True) and scores[0] >= narrow[1] - 1e-5
+        scores = [beam.score for beam in wide]
+        assert len(wide) == 4 and scores == sorted(scores, reverse=True) and scores[0] >= narrow.score - 1e-5
 
 
 def test_an_unrolled_model_is_the_same_model_and_may_free_the_other(model):

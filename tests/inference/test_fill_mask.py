@@ -61,6 +61,11 @@ def test_embeddings_are_of_the_text_as_training_framed_it(bert):
     np.testing.assert_allclose(translator.embed(["ab"])[0], hidden(translator, [97, 98, 257]).mean(0), atol=1e-5)
     with pytest.raises(InputError, match="cannot fill in masks"):
         llama.fill_mask(["a"])
+    for model in (bert, translator):
+        with pytest.raises(InputError, match="no log-likelihoods"):
+            model.score([("the", " sky")])
+    with pytest.raises(InputError, match="source_tokens"):
+        translator.apply(TOKENS)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """fmjax.load: the folder in, the model out, and what its methods promise about text."""
 
-import json
 import subprocess
 import sys
 
@@ -13,7 +12,6 @@ import sentencepiece
 from tiny_decoder import full_logits
 
 import fmjax
-from fmjax import cli, generate
 from fmjax.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
 from fmjax.errors import InputError
 from fmjax.inference import engine
@@ -248,20 +246,3 @@ def test_an_incomplete_character_is_held_back_until_the_end():
     stream = TextStream(ByteTokenizer(), [256])
     assert [stream.push([b]) for b in b"\xe2\x82\xac"] == ["", "", "\u20ac"]
     assert stream.push([0xE2], last=True) == "\ufffd"
-
-
-def test_generate_command(saved, capsys):
-    argv = [f"--model={saved}", "--prompt=def ", "--max_new_tokens=12", "--temperature=0"]
-    assert cli.run(generate.main, argv) == 0
-    model = fmjax.load(saved)
-    assert capsys.readouterr().out == "def " + model.generate(["def "], max_new_tokens=12, temperature=0)[0] + "\n"
-    for bad, message in [
-        ("--temperature=-1", "temperature"),
-        ("--top_p=0", "top_p"),
-        ("--max_new_token=3", "max_new_tokens"),
-        ("--model=/nowhere", "does not exist"),
-        ("--prompt=" + "x" * 70, "context of 64"),
-    ]:
-        assert cli.run(generate.main, [*argv, bad]) == 2
-        captured = capsys.readouterr()
-        assert message in captured.err and not captured.out

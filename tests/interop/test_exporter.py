@@ -71,6 +71,13 @@ def test_token_ids_are_those_of_the_tokenizer_or_what_the_model_came_with(model,
     assert json.loads((tmp_path / "again" / "generation_config.json").read_text()) == generation
 
 
+def test_a_bert_with_a_next_sentence_head_is_published_with_it(tmp_path):
+    """Published BERTs call themselves BertForMaskedLM, whose class has no such head, whatever their files hold."""
+    folder = folders.published(tmp_path / "first", "bert", architectures=["BertForMaskedLM"])
+    fmjax.load(folder).save(tmp_path / "again", format="hf")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["architectures"] == ["BertForPreTraining"]
+
+
 def test_what_is_there_already_is_not_overwritten(model, tmp_path):
     model.save(tmp_path / "saved", format="hf")
     before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}

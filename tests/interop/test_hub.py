@@ -49,6 +49,20 @@ def test_a_local_folder_wins(tmp_path, monkeypatch):
     fmjax.load("org/name")
 
 
+def test_a_well_known_name_alone_is_answered_with_its_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, full in (
+        ("gpt2", "openai-community/gpt2"),
+        ("bert-base-uncased@main", "google-bert/bert-base-uncased@main"),
+        ("roberta-base", "FacebookAI/roberta-base"),
+    ):
+        with pytest.raises(InputError, match=f"'{name}' does not exist.*hub id, 'org/name'.*did you mean '{full}'"):
+            fmjax.load(name)
+    with pytest.raises(InputError) as error:
+        fmjax.load("gpt5")
+    assert "did you mean" not in str(error.value)
+
+
 class Response:
     """Enough of an answer for the errors of `huggingface_hub`."""
 

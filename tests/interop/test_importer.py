@@ -158,6 +158,14 @@ def test_a_tied_head_in_the_file_must_be_the_embedding(tmp_path):
         fmjax.load(folders.write(tmp_path / "other", weights | {"lm_head.weight": embedding + 1}, config))
 
 
+def test_a_bare_model_needs_tied_embeddings(llama, tmp_path):
+    weights, config = llama
+    bare = {k.removeprefix("model."): v for k, v in weights.items() if k != "lm_head.weight"}
+    folder = folders.write(tmp_path, bare, config | {"architectures": ["LlamaModel"], "tie_word_embeddings": False})
+    with pytest.raises(CheckpointError, match="the folder has no output head.*'lm_head.weight'.*tie_word_embeddings"):
+        fmjax.load(folder)
+
+
 def test_missing_unexpected_and_misshapen_tensors_are_named(llama, tmp_path):
     weights, config = llama
     name = "model.layers.1.mlp.up_proj.weight"

@@ -134,11 +134,26 @@ def test_keys_that_nothing_knows_are_said(caplog):
     assert "new_trick=0.5" in caplog.text and "off" not in caplog.text and "nothing" not in caplog.text
 
 
+def test_common_keys_that_change_nothing_are_passed_over(caplog):
+    section("gpt_neo", summary_type="cls_index", summary_first_dropout=0.1, max_sequence_length=2048)
+    section("llama", is_llama_config=True, cache_implementation="hybrid", **{"transformers.js_config": {"dtype": "q4"}})
+    section("bert", pooler_type="first_token_transform", pooler_fc_size=768, directionality="bidi", _num_labels=3)
+    assert "not known" not in caplog.text
+
+
 def test_architectures_that_are_not_supported(tmp_path):
     with pytest.raises(
         InputError, match="'LlamaForCausalLn' is not supported; did you mean 'LlamaForCausalLM'.*GPT2LMHead"
     ):
         section("llama", architectures=["LlamaForCausalLn"])
+    for name, head in (("bert", "BertForMaskedLM"), ("roberta", "RobertaForMaskedLM")):
+        with pytest.raises(InputError, match=f"{head}.*Models without a masked-language-model head are not") as error:
+            section(name, architectures=[head.replace("ForMaskedLM", "Model")])
+        assert "did you mean" not in str(error.value)
+    with pytest.raises(
+        InputError, match="supported. Of model_type 'llama' there are LlamaForCausalLM, LlamaModel. Sup"
+    ):
+        section("llama", architectures=["LlamaForSequenceClassification"])
     with pytest.raises(InputError, match="model_type 'mamba' is not supported; supported: bert, gemma3_text"):
         section("llama", architectures=..., model_type="mamba")
     assert section("llama", architectures=...) == section("llama")
