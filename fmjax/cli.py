@@ -56,6 +56,15 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message} ({self.prog} --help lists the flags)")
 
 
+def mesh(text: str) -> dict[str, int]:
+    """A parser of flag values: "fsdp:2,tensor:2", the sizes of mesh axes (`fmjax.parallel.mesh.MeshConfig`)."""
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return {axis.strip(): int(size) for axis, size in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected AXIS:SIZE,..., such as fsdp:2,tensor:2, got {text!r}") from None
+
+
 def number(kind: type, *, low: float = -math.inf, high: float = math.inf, exclude_low: bool = False) -> Callable:
     """A parser of flag values: an `int` or `float` inside [low, high], or (low, high] with `exclude_low`."""
     name = "an integer" if kind is int else "a number"

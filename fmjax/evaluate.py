@@ -16,6 +16,7 @@ from typing import Any
 
 from fmjax import cli
 from fmjax.errors import InputError
+from fmjax.layers.checks import COMPUTE_DTYPES
 
 
 def evaluate(
@@ -27,6 +28,7 @@ def evaluate(
     data_dir: str | pathlib.Path | None = None,
     task_path: Sequence[str | pathlib.Path] = (),
     output: str | pathlib.Path | None = None,
+    answers: str | pathlib.Path | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -36,16 +38,20 @@ def evaluate(
       model: from `fmjax.load`, or what it takes.
       tasks: names; `python -m fmjax.evaluate --list` shows them.
       limit: only the first `limit` documents of each task.
-      num_shots: examples in the prompt, for tasks that take any.
+      num_shots: solved examples in each prompt; None is each task's own number.
       data_dir: folder with the tasks' files; None is the variable FMJAX_DATA.
       task_path: Python files with further tasks.
       output: folder to write `results.json` and `samples/` to; None writes nothing.
-      seed: of the standard errors' bootstrap.
+      answers: folder where answers are kept as they come, so that an interrupted evaluation goes on and a repeated one
+        takes no time; None is `output/answers`, or none without an output.
+      seed: of the choice of examples, of continuations that are drawn, of training a probe, of the bootstrap.
       progress: show progress bars on stderr.
 
     Returns: what `results.json` holds: {"results": {task: {metric: value, metric + "_stderr": value}}, ...}.
     Raises: InputError, before anything is computed, for an unknown task, missing files, an unusable model.
     """
+    import jax
+
     from fmjax.load import Model, load
     from fmjax.tasks.runner import run_tasks, write_samples
 
@@ -57,6 +63,7 @@ def evaluate(
         output = pathlib.Path(output)
         if output.exists() and not output.is_dir():
             raise InputError(f"--output={str(output)!r} is a file; give a folder")
+        answers = answers or output / "answers"
     found = run_tasks(
         model,
         tasks,
@@ -65,21 +72,23 @@ def evaluate(
         data_dir=data_dir,
         task_path=task_path,
         seed=seed,
+        answers_dir=pathlib.Path(answers) if answers else None,
         progress=progress,
     )
     report = {
         "results": {name: result.metrics for name, result in found.items()},
         "task_versions": {name: result.version for name, result in found.items()},
         "num_documents": {name: result.num_documents for name, result in found.items()},
-        "num_shots": {name: num_shots or 0 for name in found},
+        "num_shots": {name: result.num_shots for name, result in found.items()},
         "seconds": {name: round(result.seconds, 3) for name, result in found.items()},
+        "cost": {name: _cost(result) for name, result in found.items()},
         "limit": limit or None,
         "seed": seed,
         "model": _describe(model),
         "config": model.config,
         "versions": _versions(),
     }
-    if output is not None:
+    if output is not None and jax.process_index() == 0:
         write_samples(found, output / "samples")
         # JSON has no infinity, which is what the perplexity of a hopeless model overflows to.
         finite = {name: {k: _finite(v) for k, v in metrics.items()} for name, metrics in report["results"].items()}
@@ -90,6 +99,20 @@ def evaluate(
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _cost(result) -> dict[str, Any]:
+    """What a task took. Answers that were already on disk cost nothing and are counted apart."""
+    work = result.work
+    return {
+        "requests": work.requests,
+        "stored_requests": work.stored,
+        "truncated_requests": work.truncated,
+        "tokens": work.num_tokens,
+        "flops": result.flops,
+        "joules": result.energy.joules,
+        "energy_source": result.energy.source,
+    }
 
 
 def _describe(model) -> dict[str, Any]:
@@ -139,9 +162,40 @@ def listing(task_path: Sequence[str] = ()) -> str:
     tasks = {name: get() for name, get in sorted(catalogue(task_path).items())}
     width = max(map(len, tasks))
     return "\n".join(
-        f"{name.ljust(width)}  v{task.version}  {', '.join(task.metrics)}: {task.description}; needs {task.needs}"
+        f"{name.ljust(width)}  v{task.version}  {', '.join(task.metrics)}: {task.description}; "
+        f"reads {task.needs}; asks for {', '.join(task.uses)}"
         for name, task in tasks.items()
     )
+
+
+def cost_line(report: dict[str, Any]) -> str:
+    """What the evaluation took in all, on one line."""
+    costs = list(report["cost"].values())
+    tokens, stored = (sum(cost[name] for cost in costs) for name in ("tokens", "stored_requests"))
+    parts = [f"{sum(report['seconds'].values()):.1f} s", f"{tokens:,} tokens"]
+    if all(cost["flops"] is not None for cost in costs):
+        parts.append(f"{sum(cost['flops'] for cost in costs):.3g} FLOPs")
+    if all(cost["joules"] is not None for cost in costs):
+        sources = ", ".join(dict.fromkeys(cost["energy_source"] for cost in costs))
+        parts.append(f"{sum(cost['joules'] for cost in costs):.3g} J ({sources})")
+    if stored:
+        parts.append(f"{stored:,} answers were on disk already")
+    if truncated := sum(cost["truncated_requests"] for cost in costs):
+        parts.append(f"{truncated:,} prompts lost their beginning, too long for the model")
+    return " | ".join(parts)
+
+
+def print_comparison(first: str, second: str, flags) -> None:
+    """The table of two evaluations; the plot goes to `--output`, if given."""
+    from fmjax.tasks import compare
+
+    differences = compare.compare(first, second, task_path=flags.task_path, seed=flags.seed)
+    print(compare.table(differences))
+    if flags.output:
+        folder = pathlib.Path(flags.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        compare.plot(differences, folder / "compare.png", (first, second))
+        print(f"plot: {folder / 'compare.png'}")
 
 
 def parse(argv: list[str]):
@@ -153,11 +207,15 @@ def parse(argv: list[str]):
     parser.add_argument("--limit", type=cli.number(int, low=1), help="only this many documents of each task")
     parser.add_argument("--data_dir", help="folder with the tasks' files (or the variable FMJAX_DATA)")
     parser.add_argument("--output", help="folder for results.json and samples/")
-    parser.add_argument("--seed", type=cli.number(int, low=0), default=0, help="of the standard errors' bootstrap")
+    parser.add_argument("--answers", help="folder where answers are kept as they come (default: OUTPUT/answers)")
+    parser.add_argument("--seed", type=cli.number(int, low=0), default=0, help="of examples, draws, probes, bootstrap")
+    parser.add_argument("--mesh", type=cli.mesh, help="split the model over all devices, such as fsdp:2,tensor:2")
+    parser.add_argument("--dtype", default="float32", choices=COMPUTE_DTYPES, help="that is computed in")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two outputs: print their paired differences")
     parser.add_argument("--list", action="store_true", help="print the tasks, one a line, and stop")
     flags = parser.parse_args(argv)
     missing = [f"--{name}" for name in ("model", "tasks", "output") if not getattr(flags, name)]
-    if missing and not flags.list:
+    if missing and not (flags.list or flags.compare):
         raise InputError(f"missing {', '.join(missing)}; --list shows the tasks, --help the flags")
     return flags
 
@@ -167,23 +225,33 @@ def main(argv: list[str]) -> None:
     if flags.list:
         print(listing(flags.task_path))
         return
+    if flags.compare:
+        print_comparison(*flags.compare, flags)
+        return
     cli.log_to_stderr()
+
+    import jax
 
     from fmjax.caches import use_compilation_cache
 
     use_compilation_cache()
+    from fmjax.load import load
+
     report = evaluate(
-        flags.model,
+        load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=sys.stderr.isatty()),
         [name.strip() for name in flags.tasks.split(",") if name.strip()],
         limit=flags.limit,
         num_shots=flags.num_shots,
         data_dir=flags.data_dir,
         task_path=flags.task_path,
         output=flags.output,
+        answers=flags.answers,
         seed=flags.seed,
         progress=True,
     )
-    print(table(report))
+    if jax.process_index() == 0:
+        print(table(report))
+        print(cost_line(report))
 
 
 class _CallableModule(types.ModuleType):

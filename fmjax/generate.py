@@ -64,7 +64,7 @@ def _parser() -> cli.ArgumentParser:
     add, number = parser.add_argument, cli.number
     add("--model", required=True, help="workdir of a run, one of its checkpoints, a Hugging Face folder, or a hub id")
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
-    add("--mesh", type=_mesh, help="split the model over devices, such as fsdp:2,tensor:2 (default: one device)")
+    add("--mesh", type=cli.mesh, help="split the model over devices, such as fsdp:2,tensor:2 (default: one device)")
 
     add("--prompt", help="text to continue; an empty one starts from BOS. A translation model is given the source")
     add("--prompt_file", help="a file with it; - is stdin. One newline at its end is not part of it")
@@ -113,14 +113,6 @@ def _parser() -> cli.ArgumentParser:
     add("--with_tokens", action="store_true", help="with --prompts: write the drawn tokens' ids")
     add("--with_logprobs", action="store_true", help="with --prompts: write their log-probabilities")
     return parser
-
-
-def _mesh(text: str) -> dict[str, int]:
-    try:
-        pairs = [part.split(":") for part in text.split(",")]
-        return {axis.strip(): int(size) for axis, size in pairs}
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected AXIS:SIZE,..., such as fsdp:2,tensor:2, got {text!r}") from None
 
 
 def _template_variable(text: str) -> tuple[str, object]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from fmjax.data.tokenizer_config import stated_eos_ids
 from fmjax.errors import InputError
-from fmjax.inference import continuations, scoring
+from fmjax.inference import continuations, scored_text, scoring
 from fmjax.inference.engine import Engine
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
@@ -45,6 +45,8 @@ class Model:
       identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
       add_bos: whether a text starts with BOS, as the rows of training did.
       placement: the mesh that the parameters are split over; None for one device.
+      functions: further functions of (model, inputs) that evaluation tasks may apply, by name (`fmjax.tasks.functions`);
+        pytrees, such as `jax.tree_util.Partial`, of what they compute with.
       kept: what methods keep for their next call (`engine`).
     """
 
@@ -57,6 +59,7 @@ class Model:
     identity: dict = dataclasses.field(default_factory=dict)
     add_bos: bool = True
     placement: Placement | None = None
+    functions: dict[str, Any] = dataclasses.field(default_factory=dict)
     kept: dict = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -88,7 +91,7 @@ class Model:
 
         Raises InputError without a tokenizer, and for an empty text where there is no BOS.
         """
-        return self._with_bos(self._tokens([text])[0], repr(text))
+        return self.with_bos(self.tokens([text])[0], repr(text))
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -105,12 +108,12 @@ class Model:
         special: names of control tokens in the texts, such as <|im_start|>, stand for them.
         """
         places = [i for i, prompt in enumerate(self._texts(prompts)) if isinstance(prompt, str)]
-        tokens = self._tokens([prompts[i] for i in places], special)
+        tokens = self.tokens([prompts[i] for i in places], special)
         if hasattr(self.module, "prefill"):
             tokens = self._framed(tokens)
         else:
             begun = [special and one[:1] == [self.tokenizer.bos_id] for one in tokens]
-            tokens = [one if b else self._with_bos(one, f"prompt {i}") for i, one, b in zip(places, tokens, begun)]
+            tokens = [one if b else self.with_bos(one, f"prompt {i}") for i, one, b in zip(places, tokens, begun)]
         found = dict(zip(places, tokens))
         return [found[i] if i in found else [int(id) for id in prompt] for i, prompt in enumerate(prompts)]
 
@@ -240,24 +243,13 @@ class Model:
         Returns: (log-likelihood in nats, whether every token was the likeliest, number of tokens) for each.
         Raises: InputError where the continuation alone is longer than the context, or has no token of its own.
         """
-        self._check_scores()
-        pairs = [_move_spaces(context, continuation) for context, continuation in pairs]
-        wholes = self._tokens([context + continuation for context, continuation in pairs])
-        contexts = self._tokens([context for context, _ in pairs])
-        segments = []
-        for (context, continuation), whole, before in zip(pairs, wholes, contexts):
-            if continuation and len(whole) <= len(before):
-                raise InputError(
-                    f"the continuation {continuation!r} has no token of its own after the context ending in "
-                    f"{context[-20:]!r}: the tokenizer joins them; move their border"
-                )
-            tokens = self._with_bos(whole, repr(continuation), force=not before)
-            start = len(tokens) - (len(whole) - len(before))
-            segments.append(scoring.Segment(tokens, start))
-        segments, cut = _fit(segments, self.context_length)
-        if cut:
-            log.warning("%d of %d contexts were longer than the model's: their beginning was left out", cut, len(pairs))
-        return self._score(segments, progress)
+        segments, cut = scored_text.continuation_segments(self, pairs)
+        if any(cut):
+            log.warning(
+                "%d of %d contexts were longer than the model's: their beginning was left out", sum(cut), len(pairs)
+            )
+        found = dict(self.iter_scores(segments, progress))
+        return [found[index] for index in range(len(segments))]
 
     def loglikelihood_rolling(self, texts: Sequence[str], *, progress: str | None = None) -> list[tuple[float, int]]:
         """(log-likelihood in nats, number of tokens) of whole texts of any length, from BOS.
@@ -265,18 +257,25 @@ class Model:
         In windows of the model's context, as `fmjax.inference.scoring.rolling_windows` says. EOS is not scored.
         progress: label of a progress bar; None shows none.
         """
-        self._check_scores()
-        segments, owners = [], []
-        for index, tokens in enumerate(self._tokens(self._texts(texts))):
-            first = self._with_bos([], f"text {index}")[0]
-            windows = scoring.rolling_windows(tokens, first, self.context_length or max(1, len(tokens)))
-            segments += windows
-            owners += [index] * len(windows)
+        segments, owners = scored_text.rolling_segments(self, self._texts(texts))
         totals = [[0.0, 0] for _ in texts]
-        for owner, (loglikelihood, _, count) in zip(owners, self._score(segments, progress)):
-            totals[owner][0] += loglikelihood
-            totals[owner][1] += count
+        found = dict(self.iter_scores(segments, progress))
+        for index, owner in enumerate(owners):
+            totals[owner][0] += found[index][0]
+            totals[owner][1] += found[index][2]
         return [(loglikelihood, count) for loglikelihood, count in totals]
+
+    def iter_scores(
+        self, segments: Sequence[scoring.Segment], progress: str | None = None
+    ) -> Iterator[tuple[int, tuple[float, bool, int]]]:
+        """(index, score as in `score`) of segments of tokens, as they are done; see `fmjax.inference.scoring`."""
+        placement = self.placement
+        options = dict(context_length=self.context_length, progress=progress)
+        context = contextlib.nullcontext
+        if placement is not None:
+            context, options = placement.scoring, options | {"num_shards": placement.num_row_shards}
+        scores = scoring.iter_scores(self.module, self.params, segments, **options)
+        return ((i, dataclasses.astuple(score)) for i, score in each_inside(context, scores))
 
     def embed(
         self, texts: Sequence[str], *, pooling: str | None = None, normalize: bool = False, progress: str | None = None
@@ -293,8 +292,8 @@ class Model:
         from fmjax.inference import embedding
 
         if pooling is None:
-            pooling = "mean" if self._is_bidirectional else "last"
-        rows = self._framed(self._tokens(self._texts(texts)))
+            pooling = "mean" if self.is_bidirectional else "last"
+        rows = self._framed(self.tokens(self._texts(texts)))
         options = dict(pooling=pooling, normalize=normalize, progress=progress)
         with self.inference():
             return embedding.embed(self.module, self.params, rows, **options)
@@ -308,7 +307,7 @@ class Model:
         from fmjax.inference.fill_mask import fill_mask
 
         texts, mask_id = self._texts(texts), getattr(self.tokenizer, "mask_id", None)
-        if mask_id is None or not self._is_bidirectional or hasattr(self.module, "prefill"):
+        if mask_id is None or not self.is_bidirectional or hasattr(self.module, "prefill"):
             raise InputError(
                 f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with "
                 "a mask token"
@@ -321,15 +320,15 @@ class Model:
         return [[[(self.tokenizer.decode([i]), p) for i, p in mask] for mask in text] for text in found]
 
     @property
-    def _is_bidirectional(self) -> bool:
+    def is_bidirectional(self) -> bool:
         """Whether the model reads whole texts: an encoder, or an encoder-decoder's encoder."""
         return not getattr(self.module, "CAUSAL", True)
 
     def _framed(self, texts: Sequence[list[int]]) -> list[list[int]]:
         """Tokens of texts with what stands around a text in training: CLS and SEP or what takes their place."""
         tokenizer = self.tokenizer
-        if not self._is_bidirectional:
-            return [self._with_bos(tokens, f"text {i}") for i, tokens in enumerate(texts)]
+        if not self.is_bidirectional:
+            return [self.with_bos(tokens, f"text {i}") for i, tokens in enumerate(texts)]
         begin, end = tokenizer.bos_id if tokenizer.cls_id is None else tokenizer.cls_id, tokenizer.sep_id
         if hasattr(self.module, "prefill"):
             begin = None
@@ -362,20 +361,6 @@ class Model:
                 self.tokenizer.save(folder)
             (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
 
-    def _check_scores(self) -> None:
-        if self._is_bidirectional:
-            raise InputError(
-                f"{self} gives no log-likelihoods of texts: it does not predict each token from those before it alone; "
-                "that takes a decoder, such as GPT or LLaMA"
-            )
-
-    def _score(self, segments, progress=None) -> list[tuple[float, bool, int]]:
-        with self.inference():
-            scores = scoring.score_segments(
-                self.module, self.params, segments, context_length=self.context_length, progress=progress
-            )
-        return [(score.loglikelihood, score.is_greedy, score.num_tokens) for score in scores]
-
     def _texts(self, texts: Sequence[str]) -> Sequence[str]:
         if isinstance(texts, str):
             raise InputError("expected a list of texts, got one text; put it in a list")
@@ -385,7 +370,11 @@ class Model:
         if self.tokenizer is None:
             raise InputError(f"the model from {self.source} has no tokenizer; use its module and params with tokens")
 
-    def _tokens(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+    def tokens(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """Tokens of texts without anything in front or behind; `special` as in `encode_prompts`.
+
+        Raises InputError without a tokenizer, or for a token that the model has no embedding for.
+        """
         self._need_tokenizer()
         if special:
             encoded = [self.tokenizer.encode_special(text) for text in texts]
@@ -401,7 +390,11 @@ class Model:
             token = self.tokenizer.token(max(tokens))
             raise InputError(f"{what} has the token {token!r}, for which the model has no embedding")
 
-    def _with_bos(self, tokens: list[int], what: str, force: bool = False) -> list[int]:
+    def with_bos(self, tokens: list[int], what: str, force: bool = False) -> list[int]:
+        """The tokens with BOS in front where texts begin with it, and always where there are none, or with `force`.
+
+        Raises InputError naming `what` where BOS is needed and there is none.
+        """
         bos = self.tokenizer.bos_id
         if bos is None and (force or not tokens):
             raise InputError(f"{what}: nothing to start from: the text before it is empty and the tokenizer has no BOS")
@@ -411,27 +404,6 @@ class Model:
 @functools.partial(jax.jit, static_argnames=("module", "options"))
 def _apply(module, params, tokens, arrays, options):
     return module.apply({"params": params}, tokens, **arrays, **dict(options))
-
-
-def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
-    """Spaces at the end of the context moved to the front of the continuation."""
-    kept = context.rstrip()
-    return kept, context[len(kept) :] + continuation
-
-
-def _fit(segments, context_length):
-    """Segments cut from the left to the context, and how many were."""
-    if context_length is None:
-        return segments, 0
-    fitted, cut = [], 0
-    for segment in segments:
-        extra = max(0, len(segment.tokens) - 1 - context_length)
-        if extra >= segment.start:
-            wanted = len(segment.tokens) - segment.start
-            raise InputError(f"a continuation has {wanted} tokens, more than the model's context of {context_length}")
-        fitted.append(scoring.Segment(segment.tokens[extra:], segment.start - extra))
-        cut += extra > 0
-    return fitted, cut
 
 
 def load(

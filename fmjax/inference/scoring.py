@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from fmjax.errors import InputError
@@ -84,52 +85,66 @@ def token_logprobs(module: nn.Module, params, tokens, segment_ids, positions, wh
         return logprobs, jax.lax.dynamic_update_slice_in_dim(greedy, jnp.argmax(logits, -1) == target, i * size, 0)
 
     empty = jnp.zeros(where.shape, jnp.float32), jnp.zeros(where.shape, bool)
-    return jax.lax.fori_loop(0, (count + size - 1) // size, score_chunk, empty)
+    found = jax.lax.fori_loop(0, (count + size - 1) // size, score_chunk, empty)
+    # Whole on every device, so that every host can read them.
+    return found if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(found, P())
 
 
-def score_segments(
+def score_segments(module: nn.Module, params, segments: Sequence[Segment], **options) -> list[Score]:
+    """Scores of all segments, in order; arguments and errors as in `iter_scores`."""
+    found = dict(iter_scores(module, params, segments, **options))
+    return [found[index] for index in range(len(segments))]
+
+
+def iter_scores(
     module: nn.Module,
     params,
     segments: Sequence[Segment],
     *,
     context_length: int | None = None,
     tokens_per_batch: int = 4096,
+    num_shards: int = 1,
     progress: str | None = None,
-) -> list[Score]:
-    """Scores segments, in order.
+) -> Iterator[tuple[int, Score]]:
+    """Scores segments, giving (index, score) as batches are done: long segments first within a length bucket.
 
     Args:
       module, params: a decoder language model.
       segments: each with at most `context_length` inputs.
       context_length: longest row; None is `module.max_length`.
-      tokens_per_batch: inputs of one forward pass, padding included.
+      tokens_per_batch: inputs of one forward pass on one shard, padding included.
+      num_shards: into how many parts the rows of a batch are split over the mesh
+        (`fmjax.parallel.placement.scoring_context`).
       progress: label of a progress bar over the segments; None shows none.
 
-    Raises: InputError for a segment that is longer than the context or scores its first token.
+    Raises: InputError for a segment that is longer than the context or scores its first token, before anything is
+      computed.
     """
     context_length = context_length or getattr(module, "max_length", None)
     _check(module, segments, context_length)
-    scores: list[Score | None] = [Score(0.0, True, 0) if s.start == len(s.tokens) else None for s in segments]
-    open_segments = [i for i, score in enumerate(scores) if score is None]
+    return _iter_scores(module, params, segments, context_length, (tokens_per_batch, num_shards), progress)
+
+
+def _iter_scores(module, params, segments, context_length, size, progress):
+    is_open = [segment.start < len(segment.tokens) for segment in segments]
+    yield from ((index, Score(0.0, True, 0)) for index, wanted in enumerate(is_open) if not wanted)
+    indices = [index for index, wanted in enumerate(is_open) if wanted]
     waiting = None
-    with tqdm(total=len(open_segments), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
-        for batch in _batches(segments, open_segments, context_length, tokens_per_batch):
-            results = token_logprobs(module, params, *batch.arrays)
+    with tqdm(total=len(indices), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
+        for batch in (*_batches(segments, indices, context_length, *size), None):
+            results = None if batch is None else token_logprobs(module, params, *batch.arrays)
             # Read a batch when the next is on its way, so that the device does not wait for the host.
             if waiting is not None:
-                _collect(*waiting, scores, bar)
-            waiting = batch.owners, results
-        if waiting is not None:
-            _collect(*waiting, scores, bar)
-    return scores
+                yield from _read(*waiting)
+                bar.update(len(waiting[0]))
+            waiting = None if batch is None else (batch.owners, results)
 
 
-def _collect(owners, results, scores, bar) -> None:
+def _read(owners, results) -> Iterator[tuple[int, Score]]:
     logprobs, greedy = (np.asarray(x) for x in results)
     for index, start, stop in owners:
         loglikelihood = float(np.sum(logprobs[start:stop], dtype=np.float64))
-        scores[index] = Score(loglikelihood, bool(greedy[start:stop].all()), stop - start)
-    bar.update(len(owners))
+        yield index, Score(loglikelihood, bool(greedy[start:stop].all()), stop - start)
 
 
 def _check(module, segments, context_length) -> None:
@@ -170,10 +185,12 @@ class _Batch:
     owners: list[tuple[int, int, int]]
 
 
-def _batches(segments, indices, context_length, tokens_per_batch) -> Iterator[_Batch]:
+def _batches(segments, indices, context_length, tokens_per_batch, num_shards) -> Iterator[_Batch]:
     for length, groups in _length_buckets(segments, indices, context_length):
         rows = pack_rows([group.size for group in groups], length)
-        height = min(bucket(len(rows), low=1), max(1, tokens_per_batch // length))
+        # A shard's share is a power of two, or as many rows as its tokens allow.
+        share = bucket(-(-len(rows) // num_shards), low=1)
+        height = num_shards * min(share, max(1, tokens_per_batch // length))
         for start in range(0, len(rows), height):
             part = [[groups[i] for i in row] for row in rows[start : start + height]]
             yield _fill(part, segments, (height, length))

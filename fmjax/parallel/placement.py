@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -43,15 +44,26 @@ class Placement:
         """See `inference_context`."""
         return inference_context(self.mesh, self.config.table)
 
+    def scoring(self):
+        """As `inference`, with the rows of a batch split over `num_row_shards`."""
+        return inference_context(self.mesh, self.config.table, split_rows=True)
+
+    @property
+    def num_row_shards(self) -> int:
+        """Into how many parts the mesh splits the rows of a batch."""
+        return math.prod(self.mesh.shape[axis] for axis in self.config.table.get("batch", ()))
+
 
 @contextlib.contextmanager
-def inference_context(mesh: Mesh, table: Mapping[str, tuple[str, ...]]):
+def inference_context(mesh: Mesh, table: Mapping[str, tuple[str, ...]], split_rows: bool = False):
     """Generation and scoring with parameters that lie on `mesh` belong inside this context.
 
-    The rows of a few prompts or texts do not divide over the mesh's axes of the batch, so they stay whole; "cache_rows"
-    are the axes that the engine splits the rows of its cache over, where they do.
+    The rows of a few prompts do not divide over the mesh's axes of the batch, so they stay whole unless `split_rows`;
+    "cache_rows" are the axes that the engine splits the rows of its cache over, where they do.
     """
-    rules = dict(table) | {"batch": (), "length": (), "cache_rows": table.get("batch", ())}
+    rules = dict(table) | {"length": (), "cache_rows": table.get("batch", ())}
+    if not split_rows:
+        rules["batch"] = ()
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
         yield
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from fmjax.errors import InputError
 from fmjax.registry import nearest
 from fmjax.tasks import TASKS
+from fmjax.tasks.perturbation import PERTURBATIONS, Perturbed
 from fmjax.tasks.protocol import Task
 
 
@@ -51,23 +52,38 @@ def tasks_in_file(path: pathlib.Path) -> list[type[Task]]:
 
 
 def get_task(name: str, task_path: Sequence[str | pathlib.Path] = ()) -> Task:
-    """The task called `name`: a known name, `NAME:ARGUMENT` for those that take one, or `package.module:Class`.
+    """The task called `name`.
+
+    A known name; `NAME:ARGUMENT` for those that take one; `NAME_SUBSET` for one of a task's subsets (`mmlu_anatomy`);
+    `package.module:Class`; any of them with `+PERTURBATION` behind it (`fmjax.tasks.perturbation`).
 
     Raises InputError with the nearest known name.
     """
+    inner, _, perturbation = name.rpartition("+")
+    if inner and perturbation in PERTURBATIONS:
+        return Perturbed(get_task(inner, task_path), perturbation)
     known = catalogue(task_path)
     base, _, argument = name.partition(":")
     if base in known:
-        task = known[base]()
-        takes_argument = bool(inspect.signature(task).parameters)
-        if takes_argument and not argument:
-            raise InputError(f"task {base!r} needs an argument: {task.description}")
-        if argument and not takes_argument:
-            raise InputError(f"task {base!r} takes no argument, got {name!r}")
-        return task(argument) if argument else task()
+        return _make(base, known[base](), argument)
+    for base, get in known.items():
+        subset = name.removeprefix(f"{base}_")
+        if subset != name and subset in get().subsets:
+            return get()(subset)
     if argument:
         return TASKS.get(name)()
     raise InputError(
         f"unknown task {name!r}{nearest(name, known) or '.'} Known: {', '.join(sorted(known))}; "
         "a file's tasks are found with --task_path, others by import path 'package.module:Class'"
     )
+
+
+def _make(name: str, task: Callable, argument: str) -> Task:
+    parameters = inspect.signature(task).parameters.values()
+    if argument and not parameters:
+        raise InputError(f"task {name!r} takes no argument, got '{name}:{argument}'")
+    if argument:
+        return task(argument)
+    if any(parameter.default is parameter.empty for parameter in parameters):
+        raise InputError(f"task {name!r} needs an argument: {task.description}")
+    return task()

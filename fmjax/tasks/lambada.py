@@ -1,9 +1,7 @@
 """LAMBADA (Paperno et al. 2016, https://arxiv.org/abs/1606.06031): the last word of a passage."""
 
-import json
-
-from fmjax.errors import DataError
-from fmjax.tasks.protocol import Score, Task, exp, read_text
+from fmjax.tasks.protocol import Score, Task, exp
+from fmjax.tasks.reading import read_jsonl
 
 
 class LambadaOpenAI(Task):
@@ -16,16 +14,7 @@ class LambadaOpenAI(Task):
 
     def documents(self, context):
         path = context.file("eval_lambada", "lambada_test.jsonl")
-        documents = []
-        # Not splitlines, which also cuts at characters that may stand within a JSON string.
-        for number, line in enumerate(read_text(path).split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                documents.append({"text": json.loads(line)["text"]})
-            except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path}, line {number}: expected an object with 'text', got {line[:80]!r}") from None
-        return documents
+        return read_jsonl(path, lambda row: {"text": str(row["text"])}, "'text'")
 
     def requests(self, document):
         context, _, word = document["text"].rpartition(" ")

@@ -12,13 +12,15 @@ import math
 import pathlib
 import re
 
-from fmjax.tasks.protocol import Rolling, Task, exp, read_text
+from fmjax.tasks.protocol import Rolling, Task, exp
+from fmjax.tasks.reading import read_text
 
 
 class RollingTask(Task):
     """A task whose documents are texts, each scored as a whole."""
 
     metrics = ("bits_per_byte", "byte_perplexity", "word_perplexity")
+    uses = ("rolling",)
 
     def scored(self, document: str) -> str:
         """The text that the model is given, where that is not the document itself."""

@@ -1,14 +1,19 @@
 """What a task is: its documents, what each asks of the model, and how the answers add up.
 
-A task sees the model through strings only, so every model that answers the requests can be evaluated. Its statistics
-are sums over documents: order, batches and devices cannot change a score.
+A task sees the model through requests only, so every model that answers them can be evaluated, and prompting,
+probing, fine-tuning, retrieval, generation and control are one protocol. Its statistics are sums over documents:
+order, batches and devices cannot change a score.
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from fmjax.errors import DataError
 
@@ -30,15 +35,49 @@ class Rolling:
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Asks for a continuation of `prompt`, ended before the first of `stop`; answered by a string."""
+    """Asks for a continuation of `prompt`, ended before the first of `stop`; answered by a string.
+
+    sample: tells several continuations of one prompt apart, where they are drawn (temperature above 0).
+    """
 
     prompt: str
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
+    top_p: float = 1.0
+    sample: int = 0
 
 
-Request = Score | Rolling | Generate
+@dataclasses.dataclass(frozen=True)
+class Apply:
+    """Asks for a named pure function of the model; answered by a number, a string or (nested) lists of numbers.
+
+    Attributes:
+      function: "embed" and the others of `fmjax.tasks.functions`, those that `Task.adapt` added ("class_logits"), or
+        an import path `package.module:function` of a function (model, list of inputs) -> list of answers.
+      inputs: a string, or nested tuples of strings and numbers.
+    """
+
+    function: str
+    inputs: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Asks for one episode of the model in an environment; answered by the episode's summary, a dict of numbers.
+
+    Attributes:
+      environment: a name of `fmjax.tasks.environments`, or an import path.
+      seed: of everything random in the episode.
+      prompt: text before the environment's own observations, for models that read text.
+    """
+
+    environment: str
+    seed: int
+    prompt: str = ""
+
+
+Request = Score | Rolling | Generate | Apply | Rollout
 
 
 class ScoreAnswer(NamedTuple):
@@ -59,10 +98,12 @@ class TaskContext:
     Attributes:
       data_dir: folder with the tasks' files (`--data_dir`), or None.
       open_data: gives the `OpenData` of the model's own run.
+      seed: of everything random that a task does, such as training a probe.
     """
 
     data_dir: pathlib.Path | None = None
     open_data: Any = None
+    seed: int = 0
 
     def file(self, folder: str, *names: str) -> pathlib.Path:
         """The first of `data_dir/folder/name` that exists. Raises DataError saying what is missing and what to set."""
@@ -88,7 +129,13 @@ class Task:
       version: changes whenever a change of the task changes scores.
       metrics: names of what `reduce` gives, the most important first.
       description: one line: what is measured, on what.
-      needs: what it reads, for `--list`.
+      needs: what it reads and its licence, for `--list`.
+      uses: what it asks of the model: "score", "rolling", "generate", "rollout", "adapt", or the name of a function of
+        `Apply`. A model without one of them is refused before anything is computed.
+      num_shots: solved examples in front of each context or prompt, unless the caller says otherwise.
+      preamble: text in front of the examples.
+      separator: text after each example.
+      subsets: what may stand behind the name, `NAME_SUBSET`, and is then given to the constructor.
     """
 
     name: str
@@ -96,10 +143,30 @@ class Task:
     metrics: tuple[str, ...] = ()
     description: str = ""
     needs: str = ""
+    uses: tuple[str, ...] = ("score",)
+    num_shots: int = 0
+    preamble: str = ""
+    separator: str = "\n\n"
+    subsets: tuple[str, ...] = ()
 
     def documents(self, context: TaskContext) -> Sequence[Any]:
         """All documents, in a fixed order. Raises DataError where they cannot be read."""
         raise NotImplementedError
+
+    def examples(self, context: TaskContext) -> Sequence[Any] | None:
+        """Documents that the examples in a prompt are drawn from; None where the task takes none.
+
+        They may be the documents themselves: a document is never among its own examples.
+        """
+        return None
+
+    def example(self, document: Any) -> str:
+        """A solved document as it stands in a prompt."""
+        raise NotImplementedError
+
+    def adapt(self, model, context: TaskContext):
+        """The model that answers the requests: itself, or one trained on the task's training documents."""
+        return model
 
     def requests(self, document: Any) -> list[Request]:
         """What a document asks of the model."""
@@ -116,6 +183,24 @@ class Task:
         """
         return {name: totals[name] / totals["documents"] for name in self.metrics}
 
+    # A metric that is no function of sums (such as a calibration error over bins of equal mass) overrides this one.
+    def reduce_documents(self, statistics: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics from the statistics of each document, float64 [documents] by name."""
+        return self.reduce({name: math.fsum(values) for name, values in statistics.items()})
+
+    @property
+    def is_summable(self) -> bool:
+        """Whether the metrics are functions of the statistics' sums alone."""
+        return type(self).reduce_documents is Task.reduce_documents
+
+    def cluster(self, document: Any) -> Hashable | None:
+        """What documents of one source share, such as a passage: standard errors resample whole clusters."""
+        return None
+
+    def key(self, document: Any) -> str:
+        """Names a document by its content, whatever its place: random choices and comparisons go by it."""
+        return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
     def record(self, document: Any) -> Any:
         """What the sample log keeps of a document (JSON-able)."""
         return document
@@ -123,22 +208,6 @@ class Task:
     def headline(self, metrics: Mapping[str, float]) -> str:
         """One line for the terminal at the end of a training run."""
         return f"{self.name}: " + " | ".join(f"{name} {metrics[name]:.4g}" for name in self.metrics)
-
-
-def read_text(path: pathlib.Path) -> str:
-    """The text of a UTF-8 file exactly as it stands there, line ends too. Raises DataError where there is none."""
-    try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        wrong = error.object[error.start]
-        raise DataError(
-            f"{str(path)!r} is not UTF-8: byte {wrong:#04x} at offset {error.start}; convert it first"
-        ) from None
-    if not text:
-        raise DataError(f"{str(path)!r} is empty")
-    return text
 
 
 def exp(x: float) -> float:

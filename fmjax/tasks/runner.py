@@ -1,22 +1,24 @@
-"""Runs tasks on a model: requests grouped by kind, answers added up, standard errors, sample logs."""
+"""Runs tasks on a model: documents, examples, requests, answers, sums, standard errors, what it cost, sample logs."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import re
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import jax
 
 from fmjax.errors import DataError, InputError
+from fmjax.tasks import statistics
+from fmjax.tasks.answers import Work, answer, capabilities, needed
 from fmjax.tasks.catalogue import get_task
-from fmjax.tasks.protocol import Generate, Rolling, RollingAnswer, Score, ScoreAnswer, Task, TaskContext
-
-REPLICATES = 1000
-"""Bootstrap resamples of the documents behind each standard error."""
+from fmjax.tasks.cost import Energy, EnergyMeter
+from fmjax.tasks.few_shot import FewShot
+from fmjax.tasks.protocol import Request, Rolling, Task, TaskContext
+from fmjax.tasks.store import AnswerStore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +26,38 @@ class TaskResult:
     """What a task gave.
 
     Attributes:
-      metrics: name to value, and name + "_stderr" to its standard error (None for a single document).
+      metrics: name to value, and name + "_stderr" to its standard error (None where there is none).
       headline: one line for the terminal.
       version: the task's.
       num_documents: documents evaluated.
-      samples: one JSON-able object a document: index, document, requests, answers, statistics.
+      num_shots: examples in each prompt.
+      samples: one JSON-able object a document: index, key, document, requests, answers, statistics.
       seconds: wall time.
+      work: what the answers took.
+      flops: of it, None where not known.
+      energy: of the task, adaptation included.
     """
 
     metrics: dict[str, float | None]
     headline: str
     version: str
     num_documents: int
+    num_shots: int
     samples: list[dict[str, Any]]
     seconds: float
+    work: Work
+    flops: float | None
+    energy: Energy
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A task with everything that is known before the model computes."""
+
+    task: Task
+    documents: list
+    requests: list[list[Request]]
+    num_shots: int
 
 
 def run_tasks(
@@ -50,6 +70,7 @@ def run_tasks(
     data_dir: str | pathlib.Path | None = None,
     task_path: Sequence[str | pathlib.Path] = (),
     seed: int = 0,
+    answers_dir: pathlib.Path | None = None,
     progress: bool = False,
 ) -> dict[str, TaskResult]:
     """Evaluates a model, freshly loaded or in the middle of its training.
@@ -59,29 +80,29 @@ def run_tasks(
       tasks: names as in `--list`, `text:PATH`, import paths, or Task objects.
       data: the `OpenData` of the run, if it is at hand; otherwise opened from the model's config when a task asks.
       limit: only the first `limit` documents of each task; None or 0 is all.
-      num_shots: examples in the prompt; the tasks at hand take none.
+      num_shots: examples in each prompt; None is each task's own number.
       data_dir: folder with the tasks' files.
       task_path: Python files with further tasks.
-      seed: of the bootstrap.
+      seed: of the choice of examples, of continuations that are drawn, of adaptation and of the bootstrap.
+      answers_dir: where answers are kept as they come, and those of an earlier run are found; None keeps none.
       progress: show progress bars on stderr.
 
     Returns: results by task name, in the order of `tasks`.
-    Raises: InputError (unknown task, missing data, a model without tokenizer) before anything is computed.
+    Raises: InputError (unknown task, missing data, a model that cannot answer) before anything is computed.
     """
     if limit is not None and limit < 0:
         raise InputError(f"limit must be at least 1 document, or 0 for all, got {limit}")
+    if num_shots is not None and num_shots < 0:
+        raise InputError(f"num_shots must be at least 0, got {num_shots}")
     found: dict[str, Task] = {}
     for task in [get_task(t, task_path) if isinstance(t, str) else t for t in tasks]:
         if task.name in found:
             raise InputError(f"task {task.name!r} is given twice")
         found[task.name] = task
-    if num_shots:
-        raise InputError(f"{', '.join(found)}: takes no examples in the prompt, got num_shots={num_shots}")
-    if model.tokenizer is None:
-        raise InputError(f"the model from {model.source} has no tokenizer, which {', '.join(found)} needs")
-    context = TaskContext(pathlib.Path(data_dir) if data_dir else None, lambda: data or _open_data(model))
-    documents = {name: _documents(task, context, limit) for name, task in found.items()}
-    return {name: _run(task, documents[name], model, seed, progress) for name, task in found.items()}
+    context = TaskContext(pathlib.Path(data_dir) if data_dir else None, lambda: data or _open_data(model), seed)
+    prepared = [prepare(task, context, limit, num_shots) for task in found.values()]
+    check_capabilities(model, prepared)
+    return {one.task.name: _run(one, model, context, answers_dir, progress) for one in prepared}
 
 
 def _open_data(model):
@@ -103,98 +124,88 @@ def _open_data(model):
     return data
 
 
-def _documents(task: Task, context: TaskContext, limit: int | None) -> list:
+def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shots: int | None = None) -> _Prepared:
+    """The task's documents and requests, with their examples.
+
+    Raises InputError where its files are missing, there are no documents, or it has too few examples.
+    """
     try:
         documents = task.documents(context)
+        chosen = [documents[i] for i in range(min(limit or len(documents), len(documents)))]
+        few_shot = FewShot.make(task, num_shots, context.seed, context)
+        requests = [few_shot.requests(document) for document in chosen]
     except InputError as error:
-        raise type(error)(f"task {task.name}: {error}") from None
-    chosen = [documents[i] for i in range(min(limit or len(documents), len(documents)))]
+        message = str(error)
+        raise type(error)(message if message.startswith("task ") else f"task {task.name}: {message}") from None
     if not chosen:
         raise InputError(f"task {task.name}: there are no documents")
-    return chosen
+    return _Prepared(task, chosen, requests, few_shot.num_shots)
 
 
-def _run(task: Task, documents: list, model, seed: int, progress: bool) -> TaskResult:
-    begin = time.perf_counter()
-    requests = [task.requests(document) for document in documents]
-    answers = answer([r for group in requests for r in group], model, task.name if progress else None)
-    samples, rows, at = [], [], 0
-    for index, (document, group) in enumerate(zip(documents, requests)):
+def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
+    """Raises InputError naming every task whose requests the model cannot answer, and what it lacks."""
+    has, problems = capabilities(model), []
+    for one in prepared:
+        asked = {needed(request) for group in one.requests for request in group} - {""}
+        # A function that the task's own adaptation adds is not there yet.
+        wanted = set(one.task.uses) if "adapt" in one.task.uses else asked | set(one.task.uses)
+        if lacks := sorted(wanted - has):
+            problems.append(f"{one.task.name} needs {', '.join(lacks)}")
+    if problems:
+        why = "it has no tokenizer; " if model.tokenizer is None else ""
+        raise InputError(
+            f"{model} cannot answer: {'; '.join(problems)} ({why}what it has: {', '.join(sorted(has)) or 'nothing'})"
+        )
+
+
+def _run(one: _Prepared, model, context: TaskContext, answers_dir, progress: bool) -> TaskResult:
+    task, begin, meter, work = one.task, time.perf_counter(), EnergyMeter(), Work()
+    model = task.adapt(model, context)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(AnswerStore(answers_dir, model)) if answers_dir is not None else None
+        flat = [request for group in one.requests for request in group]
+        label = task.name if progress else None
+        answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
+    samples, at = [], 0
+    for index, (document, group) in enumerate(zip(one.documents, one.requests)):
         mine = answers[at : at + len(group)]
         at += len(group)
-        rows.append(task.statistics(document, mine) | {"documents": 1.0})
         samples.append(
             {
                 "index": index,
+                "key": task.key(document),
                 "document": task.record(document),
                 "requests": [_logged(request) for request in group],
                 "answers": mine,
-                "statistics": rows[-1],
+                "statistics": task.statistics(document, mine) | {"documents": 1.0},
+                "cluster": task.cluster(document),
             }
         )
-    names = list(rows[0])
-    table = np.asarray([[row[name] for name in names] for row in rows], np.float64)
-
-    def reduce(totals: np.ndarray) -> dict[str, float]:
-        return task.reduce(dict(zip(names, totals.tolist())))
-
-    metrics = reduce(table.sum(axis=0))
-    errors = bootstrap(table, reduce, seed)
+    metrics, errors = reduced(task, samples, context.seed)
     shown = {}
     for name, value in metrics.items():
         shown |= {name: value, f"{name}_stderr": errors[name]}
-    return TaskResult(shown, task.headline(metrics), task.version, len(documents), samples, time.perf_counter() - begin)
+    return TaskResult(
+        metrics=shown,
+        headline=task.headline(metrics),
+        version=task.version,
+        num_documents=len(one.documents),
+        num_shots=one.num_shots,
+        samples=samples,
+        seconds=time.perf_counter() - begin,
+        work=work,
+        flops=work.flops(model),
+        energy=meter.read(),
+    )
 
 
-def bootstrap(table: np.ndarray, reduce: Callable[[np.ndarray], Mapping[str, float]], seed: int) -> dict:
-    """Standard errors of metrics: their standard deviation over resamples of the documents.
-
-    Args:
-      table: [documents, statistics].
-      reduce: totals [statistics] to metrics.
-
-    Returns: metric to standard error; None for all where there is a single document.
-    """
-    count = len(table)
-    if count < 2:
-        return dict.fromkeys(reduce(table.sum(axis=0)))
-    rng = np.random.default_rng(seed)
-    values = defaultdict(list)
-    for _ in range(REPLICATES):
-        picked = rng.integers(0, count, count)
-        for name, value in reduce(np.bincount(picked, minlength=count) @ table).items():
-            values[name].append(value)
-    return {name: float(np.std(sample, ddof=1)) for name, sample in values.items()}
-
-
-def answer(requests: Sequence, model, progress: str | None = None) -> list:
-    """Answers in the order of the requests; requests of one kind go to the model together."""
-    kinds = defaultdict(list)
-    for index, request in enumerate(requests):
-        kind = type(request)
-        if kind not in (Score, Rolling, Generate):
-            raise InputError(f"a task asked for {request!r}, which is none of Score, Rolling, Generate")
-        options = (request.max_new_tokens, request.temperature) if kind is Generate else ()
-        kinds[kind, options].append(index)
-    answers: list = [None] * len(requests)
-    for (kind, options), indices in kinds.items():
-        group = [requests[i] for i in indices]
-        if kind is Score:
-            found = model.score([(r.context, r.continuation) for r in group], progress=progress)
-            found = [ScoreAnswer(*a) for a in found]
-        elif kind is Rolling:
-            found = [RollingAnswer(*a) for a in model.loglikelihood_rolling([r.text for r in group], progress=progress)]
-        else:
-            texts = model.generate([r.prompt for r in group], max_new_tokens=options[0], temperature=options[1])
-            found = [_before_stop(text, r.stop) for text, r in zip(texts, group)]
-        for index, one in zip(indices, found):
-            answers[index] = one
-    return answers
-
-
-def _before_stop(text: str, stops: tuple[str, ...]) -> str:
-    ends = [text.find(stop) for stop in stops if stop in text]
-    return text[: min(ends)] if ends else text
+def reduced(task: Task, samples: Sequence[Mapping], seed: int) -> tuple[dict, dict]:
+    """Metrics of the samples' statistics, and their standard errors, both the same whatever the documents' order."""
+    order = sorted(range(len(samples)), key=lambda i: samples[i]["key"])
+    columns = statistics.table([samples[i]["statistics"] for i in order])
+    clusters = [samples[i]["cluster"] for i in order]
+    metrics = task.reduce_documents(columns)
+    return metrics, statistics.bootstrap(columns, task.reduce_documents, seed, clusters, summable=task.is_summable)
 
 
 def _logged(request) -> dict:
@@ -204,9 +215,16 @@ def _logged(request) -> dict:
 
 
 def write_samples(results: Mapping[str, TaskResult], folder: pathlib.Path) -> None:
-    """Writes `folder/TASK.jsonl`, a document a line; signs that file names cannot hold become "_"."""
+    """Process 0 writes `folder/TASK.jsonl`, a document a line."""
+    if jax.process_index():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for name, result in results.items():
-        with (folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.jsonl").open("w", encoding="utf-8") as file:
+        with (folder / samples_file(name)).open("w", encoding="utf-8") as file:
             for sample in result.samples:
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+
+def samples_file(task: str) -> str:
+    """The name of a task's sample log; signs that file names cannot hold become "_"."""
+    return f"{re.sub(r'[^A-Za-z0-9._+-]+', '_', task)}.jsonl"

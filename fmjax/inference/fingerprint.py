@@ -1,0 +1,66 @@
+"""A short name for what a model computes: its weights, architecture and tokenizer."""
+
+import dataclasses
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fmjax
+
+LANES = 4
+
+
+def model_fingerprint(model) -> str:
+    """32 hexadecimal digits that change with any weight, option of the architecture, the tokenizer or fmjax's version.
+
+    The weights are hashed where they lie, the same on one device as split over many.
+
+    Args:
+      model: a `fmjax.load.Model`.
+    """
+    fields = {f.name: getattr(model.module, f.name) for f in dataclasses.fields(model.module)}
+    fields = {name: repr(value) for name, value in fields.items() if name not in ("parent", "name")}
+    parts = [
+        fmjax.__version__,
+        f"{type(model.module).__module__}.{type(model.module).__qualname__}",
+        repr(sorted(fields.items())),
+        str(getattr(model.tokenizer, "fingerprint", None)),
+        repr((model.add_bos, model.context_length, model.eos_ids)),
+    ]
+    with model.inference():
+        parts += array_fingerprints((model.params, model.functions))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def array_fingerprints(tree) -> list[str]:
+    """Path, shape, dtype and a digest of the content of every array of a tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    digests = [_digest(leaf) for _, leaf in leaves]  # all on their way before the first is read
+    return [
+        f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {np.asarray(digest).tobytes().hex()}"
+        for (path, leaf), digest in zip(leaves, digests)
+    ]
+
+
+@jax.jit
+def _digest(x: jax.Array) -> jax.Array:
+    """uint32 [LANES]: sums, modulo 2**32, of each element's bits mixed with its place; exact in any order."""
+    size = x.dtype.itemsize
+    if x.dtype == jnp.bool_:
+        x, size = x.astype(jnp.uint8), 1
+    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size])
+    bits = bits.astype(jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, length in enumerate(bits.shape):
+        place = place * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    mixed = [_mix(_mix(place + np.uint32(0x9E3779B9 * (lane + 1) % 2**32)) ^ bits) for lane in range(LANES)]
+    return jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in mixed])
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The 32-bit finalizer of MurmurHash3 (Appleby): every bit of the input changes every bit of the output."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -1,0 +1,207 @@
+"""From requests to answers: equal requests once, kinds together, each answer given out as soon as it is there."""
+
+import collections
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from fmjax.errors import InputError
+from fmjax.inference import scored_text
+from fmjax.tasks import environments, functions
+from fmjax.tasks.cost import forward_flops
+from fmjax.tasks.protocol import Apply, Generate, Request, Rolling, RollingAnswer, Rollout, Score, ScoreAnswer
+from fmjax.tasks.store import AnswerStore
+
+
+@dataclasses.dataclass
+class Work:
+    """What answering took: requests of each origin, tokens through the model, and FLOPs (None: not known).
+
+    Attributes:
+      requests: different requests that the model answered.
+      stored: different requests whose answers were already on disk.
+      truncated: of the answered, those whose context or prompt lost its beginning because it was too long.
+      lengths: how many sequences of each length, in tokens, went through the model.
+    """
+
+    requests: int = 0
+    stored: int = 0
+    truncated: int = 0
+    lengths: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(length * count for length, count in self.lengths.items())
+
+    def flops(self, model) -> float | None:
+        """Of one forward pass over every sequence, by the convention of `fmjax.layers.flops`."""
+        return forward_flops(model.module, self.lengths)
+
+
+def capabilities(model) -> set[str]:
+    """What the model can be asked for: kinds of requests in small letters, and names of functions."""
+    found = set(functions.available(model))
+    causal = not model.is_bidirectional
+    has_text = model.tokenizer is not None
+    if has_text and causal:
+        found |= {"score", "rolling"}
+    if has_text and (hasattr(model.module, "init_cache") or hasattr(model.module, "prefill")):
+        found.add("generate")
+    if "generate" in found or hasattr(model, "act"):
+        found.add("rollout")
+    if hasattr(model.module, "hidden") and has_text:
+        found.add("adapt")
+    return found
+
+
+def needed(request: Request) -> str:
+    """The capability that a request takes; "" for an import path, which is asked itself."""
+    if isinstance(request, Apply):
+        return "" if ":" in request.function else request.function
+    if isinstance(request, Score | Rolling | Generate | Rollout):
+        return type(request).__name__.lower()
+    raise InputError(f"a task asked for {request!r}, which is none of Score, Rolling, Generate, Apply, Rollout")
+
+
+def answer(
+    requests: Sequence[Request],
+    model,
+    progress: str | None = None,
+    *,
+    seed: int = 0,
+    store: AnswerStore | None = None,
+    work: Work | None = None,
+) -> list:
+    """Answers in the order of the requests.
+
+    Args:
+      progress: label of the progress bars; None shows none.
+      seed: of continuations that are drawn.
+      store: answers that are there already are read, and new ones written as they come.
+      work: is added to.
+
+    Raises: InputError for a request that the model cannot answer.
+    """
+    work = Work() if work is None else work
+    for request in requests:
+        needed(request)
+    found: dict[Request, Any] = {}
+    waiting = defaultdict(list)
+    for request in dict.fromkeys(requests):
+        known = None if store is None else store.get(request, seed)
+        if known is None:
+            waiting[_group(request)].append(request)
+        else:
+            found[request] = known
+    work.stored += len(found)
+    for (kind, *_), group in waiting.items():
+        work.requests += len(group)
+        for index, one in ANSWERERS[kind](model, group, seed, progress, work):
+            found[group[index]] = one
+            if store is not None:
+                store.put(group[index], seed, one)
+    return [found[request] for request in requests]
+
+
+def _group(request: Request) -> tuple[Hashable, ...]:
+    """Requests with the same group go to the model together."""
+    if isinstance(request, Generate):
+        return Generate, request.max_new_tokens, request.temperature, request.top_p, request.stop
+    if isinstance(request, Apply):
+        return Apply, request.function
+    if isinstance(request, Rollout):
+        return Rollout, request.environment
+    return (type(request),)
+
+
+def _score(model, requests, seed, progress, work) -> Iterator[tuple[int, ScoreAnswer]]:
+    segments, cut = scored_text.continuation_segments(model, [(r.context, r.continuation) for r in requests])
+    work.truncated += sum(cut)
+    # Continuations of one token after one context share a pass.
+    work.lengths.update(len(inputs) for inputs in {segment.inputs for segment in segments})
+    for index, score in model.iter_scores(segments, progress):
+        yield index, ScoreAnswer(*score)
+
+
+def _rolling(model, requests, seed, progress, work) -> Iterator[tuple[int, RollingAnswer]]:
+    segments, owners = scored_text.rolling_segments(model, [request.text for request in requests])
+    work.lengths.update(len(segment.inputs) for segment in segments)
+    parts = [[] for _ in requests]
+    missing = collections.Counter(owners)
+    yield from ((index, RollingAnswer(0.0, 0)) for index in range(len(requests)) if not missing[index])
+    for index, (loglikelihood, _, count) in model.iter_scores(segments, progress):
+        owner = owners[index]
+        parts[owner].append((index, loglikelihood, count))
+        missing[owner] -= 1
+        if not missing[owner]:
+            # In the order of the text, so that the sum does not depend on that of the batches.
+            mine = sorted(parts[owner])
+            yield owner, RollingAnswer(sum(part[1] for part in mine), sum(part[2] for part in mine))
+
+
+def _generate(model, requests, seed, progress, work) -> Iterator[tuple[int, str]]:
+    first = requests[0]
+    prompts = model.encode_prompts([request.prompt for request in requests])
+    if model.context_length is not None and not hasattr(model.module, "prefill"):
+        # As lm-evaluation-harness: room is kept for the answer, here at most half of the context.
+        room = max(model.context_length - first.max_new_tokens, model.context_length // 2, 1)
+        work.truncated += sum(len(prompt) > room for prompt in prompts)
+        prompts = [prompt[-room:] for prompt in prompts]
+    options = dict(max_new_tokens=first.max_new_tokens, temperature=first.temperature, top_p=first.top_p, stop=first.stop)
+    copies = [request.sample for request in requests]
+    for piece in model.pieces(prompts, seed=seed, copies=copies, progress=progress, **options):
+        if piece.whole is not None:
+            work.lengths[len(prompts[piece.index]) + len(piece.whole.tokens)] += 1
+            yield piece.index, piece.whole.text
+
+
+def _apply(model, requests, seed, progress, work) -> Iterator[tuple[int, Any]]:
+    function = functions.get(model, requests[0].function)
+    size = 256  # so many at a time, so that an interruption loses little
+    with tqdm(total=len(requests), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
+        for start in range(0, len(requests), size):
+            part = [request.inputs for request in requests[start : start + size]]
+            found = function(model, part)
+            if len(found) != len(part):
+                raise InputError(
+                    f"function {requests[0].function!r} gave {len(found)} answers to {len(part)} inputs; "
+                    "expected one for each"
+                )
+            work.lengths.update(map(len, model.tokens([text for one in part for text in _strings(one)])))
+            bar.update(len(part))
+            yield from ((start + i, plain(one)) for i, one in enumerate(found))
+
+
+def _rollout(model, requests, seed, progress, work) -> Iterator[tuple[int, dict]]:
+    yield from environments.run(model, requests, progress, work)
+
+
+def _strings(inputs) -> Iterator[str]:
+    if isinstance(inputs, str):
+        yield inputs
+    elif isinstance(inputs, tuple):
+        for one in inputs:
+            yield from _strings(one)
+
+
+def plain(value) -> Any:
+    """Arrays as nested lists and NumPy numbers as Python's, as JSON holds them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return value
+
+
+ANSWERERS: dict[type, Callable] = {
+    Score: _score,
+    Rolling: _rolling,
+    Generate: _generate,
+    Apply: _apply,
+    Rollout: _rollout,
+}

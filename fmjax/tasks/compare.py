@@ -1,0 +1,167 @@
+"""Two evaluations side by side: differences paired by document, with their errors, as a table and a plot."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fmjax.errors import DataError, InputError
+from fmjax.tasks import statistics
+from fmjax.tasks.catalogue import get_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A metric of one task in two evaluations, on the documents that both have.
+
+    Attributes:
+      task, metric: their names.
+      first, second: the metric's values.
+      stderr: of `second - first`; None for a single document or cluster.
+      num_documents: how many documents both have.
+    """
+
+    task: str
+    metric: str
+    first: float
+    second: float
+    stderr: float | None
+    num_documents: int
+
+    @property
+    def difference(self) -> float:
+        return self.second - self.first
+
+    @property
+    def z(self) -> float | None:
+        """The difference in standard errors."""
+        return self.difference / self.stderr if self.stderr else None
+
+
+def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=(), seed: int = 0) -> list[Difference]:
+    """Differences of every metric of every task that two evaluations share.
+
+    Documents are paired by content and resampled together, so what makes a document hard for both does not count as
+    noise.
+
+    Args:
+      first, second: output folders of `python -m fmjax.evaluate`.
+      task_path: Python files with the tasks that are not fmjax's own.
+      seed: of the resampling.
+
+    Raises: InputError for folders without results or without a task in common, or where a task's version, examples or
+      documents differ.
+    """
+    reports = [read_report(folder) for folder in (first, second)]
+    shared = [name for name in reports[0]["results"] if name in reports[1]["results"]]
+    if not shared:
+        names = [", ".join(report["results"]) for report in reports]
+        raise InputError(f"no task in common: {str(first)!r} has {names[0]}; {str(second)!r} has {names[1]}")
+    found = []
+    for name in shared:
+        for field in ("task_versions", "num_shots"):
+            values = [report[field][name] for report in reports]
+            if values[0] != values[1]:
+                raise InputError(
+                    f"task {name}: {field.replace('_', ' ')} {values[0]} in {str(first)!r} and {values[1]} in "
+                    f"{str(second)!r} do not compare; evaluate one of them again"
+                )
+        samples = [read_samples(folder, name) for folder in (first, second)]
+        found += _compare_task(get_task(name, task_path), samples, seed)
+    return found
+
+
+def _compare_task(task, samples, seed: int) -> list[Difference]:
+    keys = sorted(samples[0].keys() & samples[1].keys())
+    if not keys:
+        raise InputError(f"task {task.name}: the two evaluations have no document in common")
+    columns = {}
+    for number, side in enumerate(samples):
+        rows = [side[key]["statistics"] for key in keys]
+        columns |= {f"{number}/{name}": column for name, column in statistics.table(rows).items()}
+
+    def reduce(table: Mapping[str, np.ndarray]) -> dict[str, float]:
+        sides = [
+            task.reduce_documents({name[2:]: column for name, column in table.items() if name.startswith(f"{number}/")})
+            for number in (0, 1)
+        ]
+        return {f"0/{k}": v for k, v in sides[0].items()} | {k: sides[1][k] - v for k, v in sides[0].items()}
+
+    clusters = [samples[0][key].get("cluster") for key in keys]
+    values = reduce(columns)
+    errors = statistics.bootstrap(columns, reduce, seed, clusters, summable=task.is_summable)
+    return [
+        Difference(task.name, name, values[f"0/{name}"], values[f"0/{name}"] + values[name], errors[name], len(keys))
+        for name in task.metrics
+        if name in values
+    ]
+
+
+def read_report(folder: str | pathlib.Path) -> dict[str, Any]:
+    """What `results.json` holds. Raises InputError where there is none."""
+    path = pathlib.Path(folder) / "results.json"
+    try:
+        report = json.loads(path.read_text())
+        report["results"], report["task_versions"], report["num_shots"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{str(folder)!r} is not the output of an evaluation: it has no readable results.json"
+        ) from None
+    return report
+
+
+def read_samples(folder: str | pathlib.Path, task: str) -> dict[str, dict]:
+    """The sample log of a task by document. Raises DataError where it is missing or damaged."""
+    from fmjax.tasks.runner import samples_file
+
+    path = pathlib.Path(folder) / "samples" / samples_file(task)
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return {row["key"]: row for row in rows}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as a sample log ({error}); evaluate again") from None
+
+
+def table(differences: list[Difference]) -> str:
+    """The differences as aligned text; * marks one of more than two standard errors."""
+    rows = [("task", "metric", "documents", "first", "second", "difference", "stderr", "")]
+    for d in differences:
+        error = "" if d.stderr is None else f"{d.stderr:.4f}"
+        mark = "*" if d.z is not None and abs(d.z) > 2 else ""
+        values = f"{d.first:.4f}", f"{d.second:.4f}", f"{d.difference:+.4f}"
+        rows.append((d.task, d.metric, str(d.num_documents), *values, error, mark))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, tuple("-" * width for width in widths))
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def plot(differences: list[Difference], path: str | pathlib.Path, names: tuple[str, str]) -> None:
+    """Draws each task's first metric: both values, and the difference with two standard errors."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    first = {}
+    for d in differences:
+        if math.isfinite(d.first) and math.isfinite(d.second):
+            first.setdefault(d.task, d)
+    shown = list(first.values())[::-1]
+    labels = [f"{d.task}\n{d.metric}" for d in shown]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 1.2 + 0.55 * len(shown)), sharey=True, layout="constrained")
+    for values, name, marker in (([d.first for d in shown], names[0], "o"), ([d.second for d in shown], names[1], "s")):
+        left.plot(values, range(len(shown)), marker, label=name)
+    left.set_yticks(range(len(shown)), labels)
+    left.legend(fontsize="small")
+    left.set_title("value", fontsize="medium")
+    right.errorbar(
+        [d.difference for d in shown], range(len(shown)), xerr=[2 * (d.stderr or 0) for d in shown], fmt="D", capsize=3
+    )
+    right.axvline(0, color="grey", linewidth=0.8)
+    right.set_title("difference, ± 2 standard errors", fontsize="medium")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,178 @@
+"""Any task made harder: `NAME+typos`, `NAME+paraphrase`, `NAME+options`, `NAME+distractor`.
+
+Each document is asked twice, as it is and perturbed, and the drop of every metric is reported with its error, which
+the pairing makes small. What is changed depends on the seed in the task's name (`+typos`) and the document alone.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from fmjax.errors import InputError
+from fmjax.tasks.protocol import Generate, Request, Score, Task
+
+
+def typos(text: str, rng: np.random.Generator, rate: float = 0.1) -> str:
+    """Of the words of four letters or more, a part `rate` with two neighbouring letters inside swapped."""
+
+    def swap(match: re.Match) -> str:
+        word = match[0]
+        if rng.random() >= rate:
+            return word
+        at = int(rng.integers(1, len(word) - 2))
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+    return re.sub(r"[A-Za-z]{4,}", swap, text)
+
+
+# Each pair means the same in either direction in nearly every sentence.
+_PARAPHRASES = (
+    ("do not", "don't"), ("does not", "doesn't"), ("did not", "didn't"), ("cannot", "can't"), ("is not", "isn't"),
+    ("are not", "aren't"), ("was not", "wasn't"), ("it is", "it's"), ("will not", "won't"), ("because", "since"),
+    ("big", "large"), ("small", "little"), ("begin", "start"), ("many", "a lot of"), ("in order to", "to"),
+    ("for example", "for instance"), ("which of the following", "which one of these"), ("most likely", "probably"),
+    ("however", "nevertheless"), ("quickly", "fast"), ("often", "frequently"), ("about", "roughly"),
+    ("children", "kids"), ("help", "assist"), ("buy", "purchase"), ("get", "obtain"), ("need", "require"),
+)  # fmt: skip
+
+
+def paraphrase(text: str, rng: np.random.Generator) -> str:
+    """Phrases replaced by others of the same meaning, from a fixed table, in both directions."""
+    table = {}
+    for one, other in _PARAPHRASES:
+        table[one], table[other] = other, one
+
+    def replace(match: re.Match) -> str:
+        new = table[match[0].lower()]
+        return new.capitalize() if match[0][0].isupper() else new
+
+    longest_first = sorted(table, key=len, reverse=True)
+    return re.sub(rf"\b({'|'.join(map(re.escape, longest_first))})\b", replace, text, flags=re.IGNORECASE)
+
+
+_DISTRACTORS = (
+    "The library on Main Street closes at six on Fridays.",
+    "A train to the coast leaves every twenty minutes.",
+    "Nobody remembered where the blue umbrella had come from.",
+    "The recipe asks for two cups of flour and a pinch of salt.",
+    "In the evening the wind turned to the north.",
+    "Her cousin collects stamps from small islands.",
+)
+
+
+def distractor(text: str, rng: np.random.Generator) -> str:
+    """A sentence that has nothing to do with the text in front of it."""
+    return f"{_DISTRACTORS[rng.integers(len(_DISTRACTORS))]} {text}"
+
+
+PERTURBATIONS: dict[str, Callable | None] = {
+    "typos": typos,
+    "paraphrase": paraphrase,
+    "distractor": distractor,
+    "options": None,  # reorders a document, not a text
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Both:
+    """A document as it is and perturbed; the second is the same where only texts of requests change."""
+
+    plain: object
+    perturbed: object
+
+
+class Perturbed(Task):
+    """A task beside its perturbed self.
+
+    The perturbation changes what the document itself asks, in its contexts (`Score`) and prompts (`Generate`), not the
+    examples in front of it and not the continuations that are scored.
+
+    Args:
+      task: the task.
+      perturbation: a name of `PERTURBATIONS`.
+
+    Metrics: for each metric of the task, itself, NAME_perturbed, and NAME_drop, the first less the second.
+    """
+
+    def __init__(self, task: Task, perturbation: str):
+        if perturbation == "options" and not hasattr(task, "reorder"):
+            raise InputError(f"task {task.name}+options: {task.name} has no options to reorder")
+        if "adapt" in task.uses:
+            raise InputError(f"task {task.name}+{perturbation}: {task.name} trains on its texts; perturb a prompted task")
+        self.task, self.perturbation = task, perturbation
+        self.name = f"{task.name}+{perturbation}"
+        self.version = f"{task.version}.1"
+        self.metrics = tuple(name + end for name in task.metrics for end in ("", "_perturbed", "_drop"))
+        self.description = f"{task.description}; beside it with {perturbation}"
+        for field in ("needs", "uses", "num_shots", "preamble", "separator"):
+            setattr(self, field, getattr(task, field))
+
+    def documents(self, context):
+        return [self._both(document) for document in self.task.documents(context)]
+
+    def examples(self, context):
+        found = self.task.examples(context)
+        return None if found is None else [_Both(document, document) for document in found]
+
+    def example(self, document):
+        return self.task.example(document.plain)
+
+    def _both(self, document) -> _Both:
+        if self.perturbation != "options":
+            return _Both(document, document)
+        count = len(self.task.requests(document))
+        order = [int(i) for i in self._rng(document).permutation(count)]
+        if order == sorted(order):  # a document that stays as it was would hide a part of the drop
+            order = [*order[1:], order[0]]
+        return _Both(document, self.task.reorder(document, order))
+
+    def requests(self, document):
+        plain, perturbed = self.task.requests(document.plain), self.task.requests(document.perturbed)
+        change = PERTURBATIONS[self.perturbation]
+        if change is not None:
+            perturbed = [self._change(request, document, change) for request in perturbed]
+        return [*plain, *perturbed]
+
+    def _change(self, request: Request, document, change: Callable) -> Request:
+        # The same random numbers for all requests of a document: its options keep one and the same context.
+        if isinstance(request, Score):
+            return dataclasses.replace(request, context=change(request.context, self._rng(document.plain)))
+        if isinstance(request, Generate):
+            return dataclasses.replace(request, prompt=change(request.prompt, self._rng(document.plain)))
+        raise InputError(f"task {self.name}: only what is scored or generated after a text can be perturbed")
+
+    def _rng(self, document) -> np.random.Generator:
+        digest = hashlib.sha256(f"{self.perturbation} {self.task.key(document)}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+    def statistics(self, document, answers):
+        half = len(answers) // 2
+        plain = self.task.statistics(document.plain, answers[:half])
+        perturbed = self.task.statistics(document.perturbed, answers[half:])
+        return {f"plain/{k}": v for k, v in plain.items()} | {f"perturbed/{k}": v for k, v in perturbed.items()}
+
+    def reduce_documents(self, statistics):
+        metrics = {}
+        sides = [
+            self.task.reduce_documents(
+                {k.removeprefix(side): v for k, v in statistics.items() if k.startswith(side)}
+                | {"documents": statistics["documents"]}
+            )
+            for side in ("plain/", "perturbed/")
+        ]
+        for name in sides[0]:
+            before, after = sides[0][name], sides[1][name]
+            metrics |= {name: before, f"{name}_perturbed": after, f"{name}_drop": before - after}
+        return metrics
+
+    def key(self, document):
+        return self.task.key(document.plain)
+
+    def cluster(self, document):
+        return self.task.cluster(document.plain)
+
+    def record(self, document):
+        return self.task.record(document.plain)

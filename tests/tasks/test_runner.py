@@ -1,0 +1,320 @@
+"""The runner's promises: scores that depend on nothing but model, task and seed; examples, answers on disk, costs."""
+
+import dataclasses
+import json
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fmjax
+from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.errors import DataError, InputError
+from fmjax.inference import scoring
+from fmjax.inference.fingerprint import model_fingerprint
+from fmjax.load import Model
+from fmjax.models.gpt import GPT
+from fmjax.parallel.placement import Placement
+from fmjax.tasks import statistics
+from fmjax.tasks.answers import Work, answer
+from fmjax.tasks.few_shot import FewShot
+from fmjax.tasks.multiple_choice import Choices, LetteredChoice, MultipleChoice
+from fmjax.tasks.protocol import Apply, Generate, Rolling, Rollout, Score, ScoreAnswer, Task, TaskContext
+from fmjax.tasks.runner import run_tasks
+from fmjax.tasks.store import AnswerStore
+
+MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=128, vocab_size=258, init_std=0.3)
+PARAMS = nn.unbox(MODULE.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+MODEL = Model(MODULE, PARAMS, {}, ByteTokenizer())
+
+
+def questions(count=24, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def word():
+        return "".join(rng.choice(list("abcdefgh"), rng.integers(3, 9)))
+
+    return [
+        Choices(f"Is {word()} {word()}", tuple(word() for _ in range(3)), int(rng.integers(3)), group=f"page {i // 3}")
+        for i in range(count)
+    ]
+
+
+class Quiz(MultipleChoice):
+    name = "quiz"
+
+    def __init__(self, documents=None):
+        self.given = questions() if documents is None else documents
+
+    def documents(self, context):
+        return self.given
+
+    def examples(self, context):
+        return questions()
+
+
+def test_scores_depend_on_model_task_and_seed_alone(monkeypatch):
+    """Batch size, devices, order, limit: same per-document log-likelihoods (1e-4), same accuracies."""
+    want = run_tasks(MODEL, [Quiz()], num_shots=2, seed=3)["quiz"]
+    by_key = {s["key"]: s for s in want.samples}
+
+    def same(result, count=24):
+        assert len(result.samples) == count
+        for sample in result.samples:
+            other = by_key[sample["key"]]
+            assert sample["requests"] == other["requests"] and sample["statistics"] == other["statistics"]
+            np.testing.assert_allclose(
+                [a.loglikelihood for a in sample["answers"]], [a.loglikelihood for a in other["answers"]], atol=1e-4
+            )
+        return result.metrics
+
+    assert same(run_tasks(MODEL, [Quiz(questions()[::-1])], num_shots=2, seed=3)["quiz"]) == want.metrics
+    same(run_tasks(MODEL, [Quiz()], num_shots=2, seed=3, limit=7)["quiz"], 7)
+    placement = Placement.make({"fsdp": 4, "tensor": 2})
+    from fmjax.interop.loading import placed
+
+    spread = jax.device_put(PARAMS, placed(MODULE, placement)[1])
+    assert placement.num_row_shards == 4
+    split = dataclasses.replace(MODEL, params=spread, placement=placement)
+    assert same(run_tasks(split, [Quiz()], num_shots=2, seed=3)["quiz"]) == want.metrics
+    original = scoring.iter_scores
+    monkeypatch.setattr(scoring, "iter_scores", lambda *a, **k: original(*a, tokens_per_batch=200, **k))
+    assert same(run_tasks(MODEL, [Quiz()], num_shots=2, seed=3)["quiz"]) == want.metrics
+
+
+def test_examples_depend_on_seed_and_document_and_never_hold_it():
+    task, context = Quiz(), TaskContext()
+    few = FewShot.make(task, 3, 0, context)
+    chosen = {task.key(d): few.examples(task.key(d)) for d in task.given}
+    for key, examples in chosen.items():
+        assert len({task.key(e) for e in examples}) == 3 and key not in {task.key(e) for e in examples}
+    assert len({tuple(map(task.key, e)) for e in chosen.values()}) > 20  # not one set for all
+    document = task.given[5]
+    assert FewShot.make(task, 3, 0, context).prefix(document) == few.prefix(document)
+    assert FewShot.make(task, 3, 1, context).prefix(document) != few.prefix(document)
+    assert few.prefix(document).count("\n\n") == 3
+    assert few.requests(document)[1] == Score(few.prefix(document) + document.context, f" {document.options[1]}")
+    # A pool of copies of the document has no example to give.
+    task.examples = lambda context: [document] * 5
+    with pytest.raises(InputError, match="there are 1"):
+        FewShot.make(task, 1, 0, context)
+
+
+def test_choices_ties_and_lengths():
+    task = Quiz()
+    answers = [ScoreAnswer(x, False, 1) for x in (-4.0, -4.0, -5.0)]
+    first_of_equal = task.statistics(Choices("q", ("aa", "bb", "cccccc"), 0), answers)
+    assert first_of_equal == {"acc": 1.0, "acc_norm": 0.0, "acc_bytes": 0.0}  # -5/6 is the best per character
+    accents = task.statistics(Choices("q", ("éééé", "bbbbb"), 0), [ScoreAnswer(x, False, 1) for x in (-4.0, -4.5)])
+    assert accents == {"acc": 1.0, "acc_norm": 0.0, "acc_bytes": 1.0}  # 4 characters but 8 bytes
+    with pytest.raises(DataError, match="number 3, and there are 3 options"):
+        Choices("q", ("a", "b", "c"), 3)
+    lettered = LetteredChoice()
+    assert lettered.question(Choices("What?", ("x", "y"), 1)) == "What?\nA. x\nB. y\nAnswer:"
+    assert lettered.example(Choices("What?", ("x", "y"), 1)).endswith("Answer: B")
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    want = run_tasks(MODEL, [Quiz()])["quiz"]
+    original = Model.iter_scores
+
+    def dies(self, segments, progress=None):
+        for number, found in enumerate(original(self, segments, progress)):
+            if number == 30:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(Model, "iter_scores", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(MODEL, [Quiz()], answers_dir=tmp_path)
+    monkeypatch.setattr(Model, "iter_scores", original)
+    (file,) = tmp_path.iterdir()
+    with file.open("ab") as cut:
+        cut.write(b'{"key": "torn')
+    again = run_tasks(MODEL, [Quiz()], answers_dir=tmp_path)["quiz"]
+    assert again.work.stored == 30 and again.work.requests == 42 and again.metrics == want.metrics
+    third = run_tasks(MODEL, [Quiz()], answers_dir=tmp_path)["quiz"]
+    assert third.work.requests == 0 and third.work.num_tokens == 0 and third.samples == again.samples
+    # Another model, or the same with other options, never meets these answers.
+    other = dataclasses.replace(MODEL, params=jax.tree.map(lambda x: x * 1.5, PARAMS))
+    assert run_tasks(other, [Quiz()], answers_dir=tmp_path)["quiz"].work.stored == 0
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([lines[0], b"nonsense", *lines[1:], b""]))
+    with pytest.raises(DataError, match="line 2, is not an answer"):
+        AnswerStore(tmp_path, MODEL)
+
+
+def test_a_models_fingerprint_is_its_content():
+    own = model_fingerprint(MODEL)
+    assert own == model_fingerprint(dataclasses.replace(MODEL, source="elsewhere", step=7))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.P())
+    halves = jax.tree.map(
+        lambda x: jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P(*(["x"] if x.shape[0] % 8 == 0 else [])))), PARAMS
+    )
+    assert not all(x.sharding == sharding for x in jax.tree.leaves(halves))
+    assert own == model_fingerprint(dataclasses.replace(MODEL, params=halves))
+    leaves, tree = jax.tree.flatten(PARAMS)
+    nudged = leaves[0].at[(0,) * leaves[0].ndim].add(1e-6)
+    swapped = jnp.flip(leaves[0])
+    for leaf in (nudged, swapped):
+        assert own != model_fingerprint(dataclasses.replace(MODEL, params=tree.unflatten([leaf, *leaves[1:]])))
+    assert own != model_fingerprint(dataclasses.replace(MODEL, module=MODULE.clone(max_length=64)))
+    assert own != model_fingerprint(dataclasses.replace(MODEL, add_bos=False))
+
+
+def test_equal_requests_are_asked_once_and_counted():
+    work = Work()
+    requests = [Score("ab", " c"), Score("ab", " c"), Score("ab", " d"), Generate("ab", 4), Generate("ab", 4), Rolling("abc")]
+    answers = answer(requests, MODEL, work=work)
+    assert answers[0] == answers[1] and answers[3] == answers[4] and work.requests == 4
+    # BOS a b, space and a scored letter; " c" and " d" are two segments; a generation reads and draws 3 + 4.
+    assert sorted(work.lengths.elements()) == sorted([4, 3, 7])
+    assert work.flops(MODEL) == pytest.approx(
+        sum(MODULE.flops_per_example({"tokens": (1, n)}) / 3 for n in work.lengths.elements())
+    )
+
+
+def test_drawn_samples_differ_and_repeat():
+    requests = [Generate("ab", 8, temperature=1.0, sample=i) for i in range(3)]
+    texts = answer(requests, MODEL, seed=1)
+    assert len(set(texts)) == 3 and answer([requests[1]], MODEL, seed=1) == [texts[1]]
+    assert answer(requests, MODEL, seed=2) != texts
+
+
+def test_long_prompts_keep_their_end():
+    work = Work()
+    (text,) = answer([Generate("x" * 500 + "ab", 8)], MODEL, work=work)
+    assert work.truncated == 1
+    assert text == MODEL.generate([MODEL.encode("x" * 500 + "ab")[-120:]], max_new_tokens=8, temperature=0)[0]
+
+
+def test_functions_are_applied_and_a_missing_one_is_said_before_anything_is_computed():
+    class Vectors(Task):
+        name, metrics, uses = "vectors", ("norm",), ("embed",)
+
+        def documents(self, context):
+            return ["ab", "cd"]
+
+        def requests(self, document):
+            return [Apply("embed", document)]
+
+        def statistics(self, document, answers):
+            return {"norm": float(np.linalg.norm(answers[0]))}
+
+    assert run_tasks(MODEL, [Vectors()])["vectors"].metrics["norm"] == pytest.approx(1, abs=1e-5)
+    silent = dataclasses.replace(MODEL, tokenizer=None)
+    with pytest.raises(InputError, match="vectors needs embed; quiz needs score .it has no tokenizer"):
+        run_tasks(silent, [Vectors(), Quiz()])
+    (length,) = answer([Apply("tests.tasks.test_runner:lengths", "abc")], MODEL)
+    assert length == 3
+    named = dataclasses.replace(MODEL, functions={"twice": jax.tree_util.Partial(scaled, 2.0)})
+    assert answer([Apply("twice", "abc")], named) == [6.0]
+    assert model_fingerprint(named) != model_fingerprint(MODEL)
+
+
+def lengths(model, inputs):
+    return [len(text) for text in inputs]
+
+
+def scaled(factor, model, inputs):
+    return [factor * len(text) for text in inputs]
+
+
+def test_bootstrap_of_clusters_is_the_closed_form():
+    """Ten copies of each value in one cluster are worth one value: the error is that of the clusters' means."""
+    values = np.random.default_rng(0).normal(size=300)
+    columns = {"x": np.repeat(values, 10), "documents": np.ones(3000)}
+
+    def mean(table):
+        return {"mean": table["x"].sum() / table["documents"].sum()}
+
+    clusters = [i // 10 for i in range(3000)]
+    together = statistics.bootstrap(columns, mean, 0, clusters)["mean"]
+    assert together == pytest.approx(values.std() / math.sqrt(300), rel=0.1)
+    assert together == pytest.approx(statistics.bootstrap(columns, mean, 0, clusters, summable=False)["mean"], rel=1e-6)
+    assert statistics.bootstrap(columns, mean, 0)["mean"] == pytest.approx(together / math.sqrt(10), rel=0.1)
+    assert statistics.bootstrap(columns, mean, 0, [0] * 3000) == {"mean": None}
+
+
+def test_episodes_of_a_policy_and_of_a_language_model():
+    @dataclasses.dataclass(frozen=True)
+    class ToGoal(Model):
+        def act(self, observations):
+            delta = observations[:, 2:] - observations[:, :2]
+            vertical = np.where(delta[:, 1] > 0, 0, 1)
+            return np.where(delta[:, 1] != 0, vertical, np.where(delta[:, 0] > 0, 3, 2))
+
+    policy = ToGoal(MODULE, PARAMS, {}, ByteTokenizer())
+    requests = [Rollout("grid", seed) for seed in range(12)]
+    from fmjax.tasks.environments import Grid
+
+    for request, summary in zip(requests, answer(requests, policy)):
+        (x, y), (goal_x, goal_y) = Grid().reset(request.seed)
+        assert summary == {"return": 1.0, "steps": abs(x - goal_x) + abs(y - goal_y), "ended": 1.0}
+    summaries = answer(requests[:3], MODEL)
+    assert summaries == answer(requests[:3][::-1], MODEL)[::-1] and all(1 <= s["steps"] <= 16 for s in summaries)
+
+
+def test_reordered_options_move_their_right_answer():
+    task = fmjax.tasks.perturbation.Perturbed(Quiz(), "options")
+    for both in task.documents(TaskContext()):
+        old, new = both.plain, both.perturbed
+        assert old.options[old.gold] == new.options[new.gold] and sorted(old.options) == sorted(new.options)
+        assert old.options != new.options or len(set(old.options)) < 3
+    metrics = run_tasks(MODEL, [task])["quiz+options"].metrics
+    # Log-likelihoods of separate options do not depend on their order.
+    assert metrics["acc_drop"] == 0 and metrics["acc"] == metrics["acc_perturbed"]
+
+
+def test_perturbed_texts_and_the_drop():
+    task = fmjax.tasks.perturbation.Perturbed(Quiz(), "typos")
+    result = run_tasks(MODEL, [task], num_shots=1)["quiz+typos"]
+    plain = run_tasks(MODEL, [Quiz()], num_shots=1)["quiz"].metrics
+    assert {k: result.metrics[k] for k in ("acc", "acc_norm")} == {k: plain[k] for k in ("acc", "acc_norm")}
+    assert result.metrics["acc_drop"] == pytest.approx(plain["acc"] - result.metrics["acc_perturbed"])
+    assert result.metrics["acc_drop_stderr"] < 2**0.5 * plain["acc_stderr"]
+    changed = [s for s in result.samples if s["requests"][0] != s["requests"][3]]
+    assert changed
+    for sample in changed:
+        before, after = sample["requests"][0]["context"], sample["requests"][3]["context"]
+        assert sorted(before) == sorted(after) and before.split("\n\n")[0] == after.split("\n\n")[0]
+    from fmjax.tasks.perturbation import distractor, paraphrase, typos
+
+    rng = np.random.default_rng
+    assert typos("aa bbb 1234 -- ", rng(0), 1.0) == "aa bbb 1234 -- "
+    assert typos("word abcdef", rng(0), 1.0) != "word abcdef"
+    assert paraphrase("It is big. I do not know, for example", rng(0)) == "It's large. I don't know, for instance"
+    assert distractor("Why?", rng(0)).endswith(". Why?")
+
+
+def test_two_evaluations_are_compared_document_by_document(tmp_path, capsys):
+    from fmjax import cli, evaluate
+    from fmjax.tasks.compare import compare
+
+    (tmp_path / "quiz.py").write_text(
+        "from tests.tasks.test_runner import Quiz as Base\n\n\nclass Quiz(Base):\n    name = 'quiz'\n"
+    )
+    other = dataclasses.replace(MODEL, params=jax.tree.map(lambda x: x * 1.5, PARAMS))
+    for name, model in [("a", MODEL), ("b", other)]:
+        fmjax.evaluate(model, ["quiz"], output=tmp_path / name, task_path=[tmp_path / "quiz.py"])
+    argv = [f"--compare={tmp_path / 'a'}", str(tmp_path / "b"), f"--task_path={tmp_path / 'quiz.py'}"]
+    argv = ["--compare", str(tmp_path / "a"), str(tmp_path / "b"), f"--task_path={tmp_path / 'quiz.py'}"]
+    assert cli.run(evaluate.main, [*argv, f"--output={tmp_path / 'c'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "acc_norm" in printed and (tmp_path / "c" / "compare.png").stat().st_size > 5000
+    found = {d.metric: d for d in compare(tmp_path / "a", tmp_path / "b", task_path=[tmp_path / "quiz.py"])}
+    rows = [
+        [json.loads(line) for line in (tmp_path / n / "samples" / "quiz.jsonl").read_text().splitlines()] for n in "ab"
+    ]
+    differences = np.asarray([y["statistics"]["acc"] - x["statistics"]["acc"] for x, y in zip(*rows)])
+    assert found["acc"].difference == pytest.approx(differences.mean())
+    pages = differences.reshape(8, 3).mean(axis=1)  # documents of one page are one cluster
+    assert found["acc"].stderr == pytest.approx(pages.std() / math.sqrt(8), rel=0.15)
+    same = compare(tmp_path / "a", tmp_path / "a", task_path=[tmp_path / "quiz.py"])
+    assert all(d.difference == 0 and d.stderr == 0 for d in same)
+    assert cli.run(evaluate.main, ["--compare", str(tmp_path / "a"), str(tmp_path)]) == 2
+    assert "is not the output of an evaluation" in capsys.readouterr().err
