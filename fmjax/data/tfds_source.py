@@ -45,8 +45,8 @@ class TfdsSource:
           ConfigError: no dataset or split of that name.
           DataError: it cannot be prepared or read, or has no such text feature.
         """
-        name, split = _parse(words)
-        builder = _builder(words, name, data_dir or str(cache_dir / "tfds"))
+        name, split = parse(words)
+        builder = open_builder(words, name, data_dir or str(cache_dir / "tfds"))
         known = list(builder.info.splits)
         if split is None:
             if "train" not in known:
@@ -101,8 +101,8 @@ class TfdsSource:
                 yield split, str(index), formats.text_of({self.field: value}, self.field, where)
 
 
-def _parse(words: str) -> tuple[str, str | None]:
-    """The dataset's name (with config and version, as TFDS writes them) and the split, or None."""
+def parse(words: str) -> tuple[str, str | None]:
+    """Of "tfds:NAME[/CONFIG][:VERSION][:SPLIT]": the dataset's name (with config and version, as TFDS writes them) and the split, or None."""
     name, *rest = words.removeprefix("tfds:").split(":")
     if rest and _VERSION.match(rest[0]):
         name = f"{name}:{rest.pop(0)}"
@@ -112,7 +112,11 @@ def _parse(words: str) -> tuple[str, str | None]:
     return name, split or None
 
 
-def _builder(words: str, name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def open_builder(words: str, name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The dataset prepared in `data_dir`, preparing it if that is not done yet; `words` name it in messages.
+
+    Raises ConfigError for an unknown dataset, DataError where it cannot be prepared.
+    """
     data_dir = str(pathlib.Path(data_dir).expanduser())
     try:
         builder = tfds.builder(name, data_dir=data_dir)

@@ -37,6 +37,7 @@ def model_fingerprint(model) -> str:
 def array_fingerprints(tree) -> list[str]:
     """Path, shape, dtype and a digest of the content of every array of a tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = [(path, jnp.asarray(leaf)) for path, leaf in leaves]
     digests = [_digest(leaf) for _, leaf in leaves]  # all on their way before the first is read
     return [
         f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {np.asarray(digest).tobytes().hex()}"

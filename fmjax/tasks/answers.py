@@ -150,7 +150,9 @@ def _generate(model, requests, seed, progress, work) -> Iterator[tuple[int, str]
         room = max(model.context_length - first.max_new_tokens, model.context_length // 2, 1)
         work.truncated += sum(len(prompt) > room for prompt in prompts)
         prompts = [prompt[-room:] for prompt in prompts]
-    options = dict(max_new_tokens=first.max_new_tokens, temperature=first.temperature, top_p=first.top_p, stop=first.stop)
+    options = dict(
+        max_new_tokens=first.max_new_tokens, temperature=first.temperature, top_p=first.top_p, stop=first.stop
+    )
     copies = [request.sample for request in requests]
     for piece in model.pieces(prompts, seed=seed, copies=copies, progress=progress, **options):
         if piece.whole is not None:

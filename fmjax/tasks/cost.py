@@ -32,7 +32,7 @@ def forward_flops(module, lengths: Mapping[int, int]) -> float | None:
     if not hasattr(module, "flops_per_example"):
         return None
     try:
-        return sum(count * module.flops_per_example({"tokens": (1, n)}) / 3 for n, count in lengths.items() if n)
+        return sum(count * module.flops_per_example({"tokens": (n,)}) / 3 for n, count in lengths.items() if n)
     except KeyError:  # a module that needs other inputs, such as a source
         return None
 

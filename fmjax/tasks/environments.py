@@ -92,9 +92,8 @@ class CartPole:
 
     def describe(self, state) -> str:
         x, x_dot, theta, theta_dot = state
-        return (
-            f"Cart at {x:.2f} moving {x_dot:.2f}, pole leaning {theta:.3f} turning {theta_dot:.2f}. Push the cart to the"
-        )
+        pole = f"pole leaning {theta:.3f} turning {theta_dot:.2f}"
+        return f"Cart at {x:.2f} moving {x_dot:.2f}, {pole}. Push the cart to the"
 
 
 ENVIRONMENTS = Registry(

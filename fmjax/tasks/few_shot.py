@@ -1,6 +1,6 @@
 """Solved examples in front of a prompt: which, and how they are written.
 
-The choice depends on the seed, the task and the document's content alone, not on how many documents are evaluated, in
+The choice depends on the seed and the document's content alone, not on how many documents are evaluated, in
 which order or by how many hosts; a document is never among its own examples.
 """
 
@@ -57,7 +57,7 @@ class FewShot:
         """The examples of the document with this key."""
         if not self.num_shots:
             return []
-        digest = hashlib.sha256(f"{self.seed} {self.task.name} {key}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed} {key}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         drawn = rng.choice(len(self.pool), self.num_shots + 1, replace=False)
         return [self.pool[i][1] for i in drawn if self.pool[i][0] != key][: self.num_shots]

@@ -101,7 +101,9 @@ class Perturbed(Task):
         if perturbation == "options" and not hasattr(task, "reorder"):
             raise InputError(f"task {task.name}+options: {task.name} has no options to reorder")
         if "adapt" in task.uses:
-            raise InputError(f"task {task.name}+{perturbation}: {task.name} trains on its texts; perturb a prompted task")
+            raise InputError(
+                f"task {task.name}+{perturbation}: {task.name} trains on its texts; perturb a prompted task"
+            )
         self.task, self.perturbation = task, perturbation
         self.name = f"{task.name}+{perturbation}"
         self.version = f"{task.version}.1"

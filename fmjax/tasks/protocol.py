@@ -105,20 +105,35 @@ class TaskContext:
     open_data: Any = None
     seed: int = 0
 
+    def find(self, folder: str, *names: str) -> pathlib.Path | None:
+        """The first of `data_dir/folder/name` that exists, None where none does: a task then looks elsewhere."""
+        if self.data_dir is None:
+            return None
+        paths = (self.data_dir / folder / name for name in names)
+        return next((path for path in paths if path.is_file()), None)
+
     def file(self, folder: str, *names: str) -> pathlib.Path:
         """The first of `data_dir/folder/name` that exists. Raises DataError saying what is missing and what to set."""
+        if path := self.find(folder, *names):
+            return path
         if self.data_dir is None:
             raise DataError(
                 f"needs {folder}/{names[0]}, and no folder with the tasks' files is set: "
                 "give --data_dir=DIR, or set the variable FMJAX_DATA"
             )
-        for name in names:
-            if (self.data_dir / folder / name).is_file():
-                return self.data_dir / folder / name
         raise DataError(
             f"needs {' or '.join(str(self.data_dir / folder / name) for name in names)}, which does not exist; "
             "give the folder with the tasks' files as --data_dir or FMJAX_DATA"
         )
+
+    def tfds(self, words: str, instead: str) -> list[dict[str, Any]]:
+        """Records of a TFDS split, "NAME[/CONFIG]:SPLIT", downloaded and prepared if that is not done yet.
+
+        For tasks whose file `find` did not find; `instead` names that file for the message. Raises DataError.
+        """
+        from fmjax.tasks.reading import read_tfds
+
+        return read_tfds(words, instead, self.data_dir)
 
 
 class Task:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fmjax.errors import DataError
+from fmjax.errors import DataError, InputError
 
 
 def read_text(path: pathlib.Path) -> str:
@@ -92,3 +92,36 @@ def read_csv(text: str, where, columns: Sequence[str], *, header: bool = True, d
         found = dict(zip(names, row))
         rows.append({name: found[name] for name in columns})
     return rows
+
+
+def read_tfds(words: str, instead: str, data_dir: pathlib.Path | None) -> list[dict[str, Any]]:
+    """All records of "NAME[/CONFIG]:SPLIT", texts as strings and arrays as lists.
+
+    Prepared datasets are looked for in `data_dir/tfds`, if there is one, else in fmjax's cache folder, where a missing
+    one is downloaded to.
+
+    Raises: DataError naming `instead`, the file that would do as well.
+    """
+    from fmjax.caches import cache_dir
+    from fmjax.data.tfds_source import open_builder, parse
+
+    folder = cache_dir() if data_dir is None or not (data_dir / "tfds").is_dir() else data_dir
+    name, split = parse(f"tfds:{words}")
+    try:
+        builder = open_builder(f"tfds:{words}", name, str(folder / "tfds"))
+        source = builder.as_data_source(split)
+        return [_plain(source[index]) for index in range(len(source))]
+    except (InputError, ValueError, NotImplementedError, KeyError) as error:
+        raise DataError(
+            f"needs {instead} in the folder given by --data_dir or FMJAX_DATA, or the TFDS dataset {words!r}: {error}"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value

@@ -130,9 +130,9 @@ def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shot
     Raises InputError where its files are missing, there are no documents, or it has too few examples.
     """
     try:
+        few_shot = FewShot.make(task, num_shots, context.seed, context)
         documents = task.documents(context)
         chosen = [documents[i] for i in range(min(limit or len(documents), len(documents)))]
-        few_shot = FewShot.make(task, num_shots, context.seed, context)
         requests = [few_shot.requests(document) for document in chosen]
     except InputError as error:
         message = str(error)

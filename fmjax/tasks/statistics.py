@@ -59,4 +59,6 @@ def bootstrap(
             sample = {name: column[where] for name, column in columns.items()}
         for name, value in reduce(sample).items():
             values[name].append(value)
-    return {name: float(np.std(sample, ddof=1)) if np.isfinite(sample).all() else None for name, sample in values.items()}
+    return {
+        name: float(np.std(sample, ddof=1)) if np.isfinite(sample).all() else None for name, sample in values.items()
+    }

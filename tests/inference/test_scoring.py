@@ -58,12 +58,12 @@ def test_scores_are_those_of_each_segment_alone(monkeypatch):
 
 def test_answers_to_one_context_share_its_forward_pass():
     segments = [Segment([1, 2, 3, 4, answer], 4) for answer in range(13)]
-    (batch,) = scoring._batches(segments, range(13), 48, 4096)
+    (batch,) = scoring._batches(segments, range(13), 48, 4096, 1)
     tokens, segment_ids = batch.arrays[:2]
     assert segment_ids.sum() == 4 and tokens[0, :4].tolist() == [1, 2, 3, 4]
     # More answers than a row is long go to several rows.
     many = [Segment([1, 2, 3, answer % 13], 3) for answer in range(700)]
-    assert sum(len(b.owners) for b in scoring._batches(many, range(700), 48, 512)) == 700
+    assert sum(len(b.owners) for b in scoring._batches(many, range(700), 48, 512, 1)) == 700
 
 
 def test_two_shapes_serve_every_call():

@@ -153,7 +153,8 @@ def test_a_models_fingerprint_is_its_content():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.P())
     halves = jax.tree.map(
-        lambda x: jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P(*(["x"] if x.shape[0] % 8 == 0 else [])))), PARAMS
+        lambda x: jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P(*(["x"] if x.shape[0] % 8 == 0 else [])))),
+        PARAMS,
     )
     assert not all(x.sharding == sharding for x in jax.tree.leaves(halves))
     assert own == model_fingerprint(dataclasses.replace(MODEL, params=halves))
@@ -168,13 +169,20 @@ def test_a_models_fingerprint_is_its_content():
 
 def test_equal_requests_are_asked_once_and_counted():
     work = Work()
-    requests = [Score("ab", " c"), Score("ab", " c"), Score("ab", " d"), Generate("ab", 4), Generate("ab", 4), Rolling("abc")]
+    requests = [
+        Score("ab", " c"),
+        Score("ab", " c"),
+        Score("ab", " d"),
+        Generate("ab", 4),
+        Generate("ab", 4),
+        Rolling("abc"),
+    ]
     answers = answer(requests, MODEL, work=work)
     assert answers[0] == answers[1] and answers[3] == answers[4] and work.requests == 4
     # BOS a b, space and a scored letter; " c" and " d" are two segments; a generation reads and draws 3 + 4.
     assert sorted(work.lengths.elements()) == sorted([4, 3, 7])
     assert work.flops(MODEL) == pytest.approx(
-        sum(MODULE.flops_per_example({"tokens": (1, n)}) / 3 for n in work.lengths.elements())
+        sum(MODULE.flops_per_example({"tokens": (n,)}) / 3 for n in work.lengths.elements())
     )
 
 

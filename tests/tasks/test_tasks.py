@@ -20,9 +20,11 @@ from fmjax.data.tokenizer import ByteTokenizer
 from fmjax.errors import InputError
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
+from fmjax.tasks.answers import answer
 from fmjax.tasks.perplexity import detokenize_wikitext, split_articles
 from fmjax.tasks.protocol import Generate, Rolling, Score, Task
-from fmjax.tasks.runner import answer, bootstrap, run_tasks
+from fmjax.tasks.runner import run_tasks
+from fmjax.tasks.statistics import bootstrap
 
 MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=64, vocab_size=258, init_std=0.3)
 TEXTS = ["def f(x):\n    return x\n" * 9, "\u00e9t\u00e9 \u20ac5", "one two  three"]
@@ -72,12 +74,16 @@ def test_limit_gives_the_scores_of_the_first_documents():
 
 
 def test_bootstrap_error_of_a_mean_is_the_closed_form():
-    values = np.random.default_rng(0).normal(size=(400, 1))
-    table = np.hstack([values, np.ones((400, 1))])
-    errors = bootstrap(table, lambda t: {"mean": t[0] / t[1]}, seed=0)
+    values = np.random.default_rng(0).normal(size=400)
+    columns = {"x": values, "documents": np.ones(400)}
+
+    def mean(table):
+        return {"mean": table["x"].sum() / table["documents"].sum()}
+
+    errors = bootstrap(columns, mean, seed=0)
     assert errors["mean"] == pytest.approx(values.std() / math.sqrt(400), rel=0.1)
-    assert errors == bootstrap(table, lambda t: {"mean": t[0] / t[1]}, seed=0)
-    assert bootstrap(table[:1], lambda t: {"mean": t[0] / t[1]}, seed=0) == {"mean": None}
+    assert errors == bootstrap(columns, mean, seed=0)
+    assert bootstrap({name: column[:1] for name, column in columns.items()}, mean, seed=0) == {"mean": None}
 
 
 def test_answers_come_in_the_order_of_the_requests():
@@ -309,6 +315,7 @@ def test_a_task_object_needs_no_name_in_a_table():
     class Fixed(Task):
         name = "fixed"
         metrics = ("length",)
+        uses = ()
 
         def documents(self, context):
             return ["a", "bcd"]
