@@ -10,4 +10,6 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 CACHE = pathlib.Path(os.environ.get("FMJAX_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "fmjax_test_cache"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Most of the suite's time is XLA compiling programs that run for milliseconds. Set it to 0 for the code users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("FMJAX_CACHE", str(CACHE / "fmjax"))

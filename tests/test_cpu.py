@@ -14,7 +14,7 @@ import jax, jax.numpy as jnp
 # A temporary of 64 MB: glibc serves up to 32 MB from the heap once it has seen such sizes freed.
 f = jax.jit(lambda x: jax.lax.optimization_barrier(jnp.sin(x)).sum(0))
 x = jnp.ones((4096, 4096))
-for _ in range(4):
+for _ in range(16):  # every thread that may run it has a heap of its own
     f(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
