@@ -265,7 +265,7 @@ def plot(rows: list[dict], file: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 4))
-    names = [f"{row['model']}\nbatch {row['batch']}\nprompt {row['prompt']}" for row in rows]
+    names = ["{}\nbatch {batch}\nprompt {prompt}".format(row["model"].replace("_", "\n"), **row) for row in rows]
     for offset, (label, side) in enumerate((("transformers", best), ("fmjax", lambda row: row["results"]["fmjax"]))):
         places = [i + 0.4 * offset for i in range(len(rows))]
         axes.bar(places, [side(row)["tokens_per_second"] for row in rows], 0.4, label=label)
