@@ -23,31 +23,29 @@ def check_names(names) -> None:
 def check(names, data, module) -> None:
     """Raises InputError, naming the task, for what would end a run at its very end.
 
-    That is documents that cannot be read or are none, or a model that cannot answer: without tokenizer, or without BOS
-    where whole texts are scored.
+    That is documents that cannot be read or are none, or a model that cannot answer: without tokenizer, without what the
+    task asks for, or without BOS where whole texts are scored.
     """
     if not names:
         return
     from fmjax.errors import InputError
+    from fmjax.load import Model
     from fmjax.tasks.catalogue import get_task
-    from fmjax.tasks.protocol import Generate, Rolling, TaskContext
+    from fmjax.tasks.protocol import Rolling, TaskContext
+    from fmjax.tasks.runner import check_capabilities, prepare
 
     if data.tokenizer is None:
         raise ConfigError(f"train.final_tasks = {tuple(names)}: tasks need a tokenizer, and these data have none")
-    context = TaskContext(_data_dir(), lambda: data)
+    model, context = Model(module, {}, tokenizer=data.tokenizer), TaskContext(_data_dir(), lambda: data)
     for name in names:
-        task = get_task(name)
         try:
-            documents = task.documents(context)
-            kinds = {type(request) for request in task.requests(documents[0])} if len(documents) else None
+            prepared = prepare(get_task(name), context, limit=1)
+            check_capabilities(model, [prepared])
         except InputError as error:
-            raise type(error)(f"train.final_tasks, task {name}: {error}") from None
-        if kinds is None:
-            raise ConfigError(f"train.final_tasks, task {name}: there are no documents")
-        if Rolling in kinds and data.tokenizer.bos_id is None:
+            raise type(error)(f"train.final_tasks: {error}") from None
+        asks = {type(request) for group in prepared.requests for request in group}
+        if Rolling in asks and data.tokenizer.bos_id is None:
             raise ConfigError(f"train.final_tasks, task {name}: scores whole texts from BOS, which the tokenizer lacks")
-        if Generate in kinds and not hasattr(module, "init_cache"):
-            raise ConfigError(f"train.final_tasks, task {name}: {type(module).__name__} has no init_cache to draw with")
 
 
 def run(names, model, data, limit: int, progress: bool, folder: pathlib.Path):

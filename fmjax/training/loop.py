@@ -227,7 +227,8 @@ class Run:
         self._profile(None)
 
     def _due(self, step: int, last: int) -> bool:
-        every = (self.settings.eval_every, self.settings.sample_every, self.settings.checkpoint_every)
+        settings = self.settings
+        every = (settings.eval_every, settings.sample_every, settings.tasks_every, settings.checkpoint_every)
         return step < last and any(n and step % n == 0 for n in every)
 
     def _pause(self, step: int, last: int) -> None:
@@ -242,6 +243,8 @@ class Run:
             self._evaluate()
         if self.settings.sample_every and step % self.settings.sample_every == 0:
             self._sample()
+        if self.settings.tasks_every and step % self.settings.tasks_every == 0:
+            self._run_tasks()
         self.clock.pause(time.perf_counter() - begin)
 
     def _record(self, step: int, metrics, bar) -> None:
@@ -333,7 +336,7 @@ class Run:
             log.info("%s\n%s: %s", "-" * 40, self.workdir, found)
 
     def _run_tasks(self) -> None:
-        """The evaluation tasks the config asks for at the end; their lines come last on the terminal."""
+        """The evaluation tasks the config asks for; at the end their lines come last on the terminal."""
         settings = self.settings
         if not settings.final_tasks:
             return

@@ -25,6 +25,7 @@ class TrainConfig:
     nonfinite: Literal["stop", "skip"] = "stop"  # on a loss, gradient or update that is not finite
     final_tasks: tuple[str, ...] = ()  # evaluation tasks run at the end
     final_tasks_limit: int = 0  # documents per task; 0 = all
+    tasks_every: int = 0  # final_tasks run every so many steps, besides the end
     profile_steps: tuple[int, ...] = ()  # (first, last): a profiler trace of these steps goes to WORKDIR/profile
     tensorboard: bool = True
 
@@ -32,8 +33,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate_steps", "keep_last", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least 1")
-        counts = ("eval_every", "eval_batches", "sample_every", "checkpoint_every", "keep_every", "final_tasks_limit")
-        for name in counts:
+        counts = ("eval_every", "eval_batches", "sample_every", "checkpoint_every", "keep_every")
+        for name in (*counts, "final_tasks_limit", "tasks_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be 0 or more")
         if self.batch_size % self.accumulate_steps:
@@ -46,7 +47,8 @@ class TrainConfig:
         profile = self.profile_steps
         if profile and (len(profile) != 2 or not 1 <= profile[0] <= profile[1]):
             raise ConfigError(f"train.profile_steps = {self.profile_steps} must be (first, last), such as (10, 12)")
-        if self.final_tasks_limit and not self.final_tasks:
-            raise ConfigError(
-                f"train.final_tasks_limit = {self.final_tasks_limit} is not read: train.final_tasks is empty"
-            )
+        for name in ("final_tasks_limit", "tasks_every"):
+            if getattr(self, name) and not self.final_tasks:
+                raise ConfigError(
+                    f"train.{name} = {getattr(self, name)} is not read: train.final_tasks is empty; name tasks there"
+                )
