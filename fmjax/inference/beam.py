@@ -22,6 +22,7 @@ from fmjax.inference.cached import Weights, bucket
 from fmjax.inference.engine import PACKED_PROMPTS, PACKED_TOKENS, TRACES, Engine, Form, Request
 from fmjax.inference.sampler import Uses, only_allowed
 from fmjax.layers.checks import check_choice
+from fmjax.parallel.placement import whole
 
 NORMALIZATIONS = ("gnmt", "power")
 
@@ -156,7 +157,7 @@ def _search(
     with nn.logical_axis_rules(form.rules):
         search = _start(cache, last, limits, num_beams, length)
         _, search = jax.lax.while_loop(unfinished, body, (0, search))
-    return search.finished, search.finished_lengths, search.finished_scores
+    return whole((search.finished, search.finished_lengths, search.finished_scores))
 
 
 def _prefill(form: Form, weights: Weights, cache, packed):

@@ -14,6 +14,7 @@ from fmjax.errors import InputError
 from fmjax.inference.cached import bucket
 from fmjax.inference.scoring import pack_rows
 from fmjax.layers.checks import check_choice
+from fmjax.parallel.placement import whole
 
 POOLINGS = ("mean", "first", "last")
 TRACES: dict[str, int] = defaultdict(int)
@@ -40,7 +41,7 @@ def pooled(module: nn.Module, params, tokens, segment_ids, positions, owners, *,
     else:
         wanted = 0 if pooling == "first" else lengths[owners] - 1
         weights = (positions == wanted).astype(jnp.float32)
-    return jnp.zeros((count + 1, hidden.shape[-1])).at[owners].add(hidden * weights[:, None])[:count]
+    return whole(jnp.zeros((count + 1, hidden.shape[-1])).at[owners].add(hidden * weights[:, None])[:count])
 
 
 def embed(

@@ -26,6 +26,7 @@ from fmjax.errors import InputError
 from fmjax.inference import cached
 from fmjax.inference.cached import Packed, Weights, bucket
 from fmjax.inference.sampler import Sampling, Settings, Uses, sample
+from fmjax.parallel.placement import whole
 
 TRACES: dict[str, int] = defaultdict(int)
 """How often each program was traced; tests hold the engine to compiling once."""
@@ -176,7 +177,7 @@ def _prefill(form: Form, weights: Weights, state: State, packed: Packed, startin
         settings=jax.tree.map(put, state.settings, starting.settings),
         seen=None if seen is None else state.seen.at[packed.rows].set(seen, mode="drop"),
     )
-    return state, *out
+    return state, *whole(out)
 
 
 def _decode(form: Form, weights: Weights, state: State, alive, stop_ids, steps, free_rows):
@@ -224,7 +225,7 @@ def _decode(form: Form, weights: Weights, state: State, alive, stop_ids, steps, 
     state = state._replace(remaining=jnp.where(alive, state.remaining, 0))
     with nn.logical_axis_rules(form.rules):
         _, state, tokens, logprobs = jax.lax.while_loop(unfinished, body, (0, state, *empty))
-    return state, tokens, logprobs
+    return state, *whole((tokens, logprobs))
 
 
 @functools.cache

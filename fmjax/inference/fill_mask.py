@@ -12,6 +12,7 @@ import numpy as np
 from fmjax.errors import InputError
 from fmjax.inference.cached import bucket
 from fmjax.layers.embed import output_logits
+from fmjax.parallel.placement import whole
 
 TRACES: dict[str, int] = defaultdict(int)
 """How often the program was traced."""
@@ -25,7 +26,7 @@ def _guess(module: nn.Module, params, tokens, segment_ids, places, *, top_k: int
     logits = output_logits(hidden.reshape(-1, hidden.shape[-1])[places], head)
     if num_tokens is not None:
         logits = jnp.where(jnp.arange(logits.shape[-1]) < num_tokens, logits, -jnp.inf)
-    return jax.lax.top_k(jax.nn.softmax(logits, axis=-1), top_k)
+    return whole(jax.lax.top_k(jax.nn.softmax(logits, axis=-1), top_k))
 
 
 def fill_mask(

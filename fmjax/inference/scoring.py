@@ -14,11 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference.engine import bucket
+from fmjax.parallel.placement import whole
 
 TRACES: dict[str, int] = defaultdict(int)
 """How often the program was traced; tests hold it to one compilation a row length."""
@@ -85,9 +85,7 @@ def token_logprobs(module: nn.Module, params, tokens, segment_ids, positions, wh
         return logprobs, jax.lax.dynamic_update_slice_in_dim(greedy, jnp.argmax(logits, -1) == target, i * size, 0)
 
     empty = jnp.zeros(where.shape, jnp.float32), jnp.zeros(where.shape, bool)
-    found = jax.lax.fori_loop(0, (count + size - 1) // size, score_chunk, empty)
-    # Whole on every device, so that every host can read them.
-    return found if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(found, P())
+    return whole(jax.lax.fori_loop(0, (count + size - 1) // size, score_chunk, empty))
 
 
 def score_segments(module: nn.Module, params, segments: Sequence[Segment], **options) -> list[Score]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from fmjax.errors import ConfigError
 from fmjax.parallel.mesh import MeshConfig, make_mesh
@@ -66,6 +66,16 @@ def inference_context(mesh: Mesh, table: Mapping[str, tuple[str, ...]], split_ro
         rules["batch"] = ()
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
         yield
+
+
+def whole(tree):
+    """Under jit: the arrays whole on every device of the mesh at hand, so that every host can read them.
+
+    Without a mesh, as they are.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
 def each_inside(context: Callable[[], contextlib.AbstractContextManager], items: Iterator) -> Iterator:
