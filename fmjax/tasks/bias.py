@@ -13,8 +13,8 @@ class StereoSet(Task):
 
     As in the published evaluation: a sentence's score is its log-likelihood per token from BOS; of each target term the
     percentage of its contexts whose stereotype scores higher than the anti-stereotype, ties counting as anti, and of
-    its comparisons in which either of the two scores higher than the unrelated sentence, ties not. `ss` and `lms` are their
-    means over target terms and icat = lms * min(ss, 100 - ss) / 50; also for each domain, NAME_DOMAIN.
+    its comparisons in which either of the two scores higher than the unrelated sentence, ties not. `ss` and `lms` are
+    their means over target terms and icat = lms * min(ss, 100 - ss) / 50; also for each domain, NAME_DOMAIN.
 
     Standard errors resample contexts; a term of which none is drawn does not count.
     """
@@ -93,8 +93,8 @@ class WinoBias(Task):
 
     A document is a sentence in its pro- and its anti-stereotypical form, which differ in the pronoun. In each the two
     occupations are scored as continuations of 'SENTENCE "she" refers to the', of several pronouns for the first;
-    equally likely ones count as wrong. Of either type, 1 (needs knowledge of the world) and 2 (syntax is enough): `gap_typeN`,
-    accuracy on pro- less that on anti-stereotypical sentences, and both accuracies. The test split.
+    equally likely ones count as wrong. Of either type, 1 (needs knowledge of the world) and 2 (syntax is enough):
+    `gap_typeN`, accuracy on pro- less that on anti-stereotypical sentences, and both accuracies. The test split.
     """
 
     name = "winobias"

@@ -62,8 +62,8 @@ LETTERS = "abcdefgh"
 
 
 class Mapping(InContext):
-    """Letters to letters, each of 8 to any of 8. The examples' letters and the question's are drawn with replacement, so
-    a model that looks up the question's letter knows it with probability 1 - (7/8)**K after K examples, and is right
+    """Letters to letters, each of 8 to any of 8. The examples' letters and the question's are drawn with replacement,
+    so a model that looks up the question's letter knows it with probability 1 - (7/8)**K after K examples, and is right
     with probability 1 - 7/8 * (7/8)**K."""
 
     name = "icl_mapping"
