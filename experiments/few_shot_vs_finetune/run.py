@@ -2,9 +2,9 @@
 
     python experiments/few_shot_vs_finetune/run.py --model=MODEL --data_dir=DIR
 
-SST-2 and AG News. Prompts hold 0 to 8 of the documents as examples; probes and fine-tuning train on 8 to 1,024. The same
-documents are evaluated by all; bars are standard errors by the bootstrap over them. Writes results.json and curves.png
-beside this file, or to `--output`.
+SST-2 and AG News. Prompts hold 0 to 8 of the documents as examples; probes and fine-tuning train on 8 to 1,024. The
+same documents are evaluated by all; bars are standard errors by the bootstrap over them. Writes results.json and
+curves.png beside this file, or to `--output`.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from fmjax.models.gpt import GPT
 from fmjax.tasks import adaptation
 from fmjax.tasks.calibration import expected_calibration_error
 from fmjax.tasks.catalogue import get_task
-from fmjax.tasks.classification import AGNews, SST2, SST2Probe
+from fmjax.tasks.classification import SST2, AGNews, SST2Probe
 from fmjax.tasks.entities import WNUT17, WNUT17Probe, entity_counts, read_entities, written
 from fmjax.tasks.in_context import SHOTS, Linear, Mapping
 from fmjax.tasks.protocol import ScoreAnswer, TaskContext
