@@ -110,7 +110,7 @@ class Model:
         places = [i for i, prompt in enumerate(self._texts(prompts)) if isinstance(prompt, str)]
         tokens = self.tokens([prompts[i] for i in places], special)
         if hasattr(self.module, "prefill"):
-            tokens = self._framed(tokens)
+            tokens = self.framed(tokens)
         else:
             begun = [special and one[:1] == [self.tokenizer.bos_id] for one in tokens]
             tokens = [one if b else self.with_bos(one, f"prompt {i}") for i, one, b in zip(places, tokens, begun)]
@@ -293,7 +293,7 @@ class Model:
 
         if pooling is None:
             pooling = "mean" if self.is_bidirectional else "last"
-        rows = self._framed(self.tokens(self._texts(texts)))
+        rows = self.framed(self.tokens(self._texts(texts)))
         options = dict(pooling=pooling, normalize=normalize, progress=progress)
         with self.inference():
             return embedding.embed(self.module, self.params, rows, **options)
@@ -312,7 +312,7 @@ class Model:
                 f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with "
                 "a mask token"
             )
-        rows = self._framed([self.tokenizer.encode_special(text) for text in texts])
+        rows = self.framed([self.tokenizer.encode_special(text) for text in texts])
         with self.inference():
             found = fill_mask(
                 self.module, self.params, rows, mask_id, top_k=top_k, num_tokens=self.tokenizer.vocab_size
@@ -324,7 +324,7 @@ class Model:
         """Whether the model reads whole texts: an encoder, or an encoder-decoder's encoder."""
         return not getattr(self.module, "CAUSAL", True)
 
-    def _framed(self, texts: Sequence[list[int]]) -> list[list[int]]:
+    def framed(self, texts: Sequence[list[int]]) -> list[list[int]]:
         """Tokens of texts with what stands around a text in training: CLS and SEP or what takes their place."""
         tokenizer = self.tokenizer
         if not self.is_bidirectional:

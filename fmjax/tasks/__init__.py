@@ -10,5 +10,28 @@ TASKS = Registry(
         "wikitext": "fmjax.tasks.perplexity:WikiText",
         "lambada": "fmjax.tasks.lambada:Lambada",
         "lambada_openai": "fmjax.tasks.lambada:LambadaOpenAI",
+        # Bias and harm.
+        "crows_pairs_english": "fmjax.tasks.crows_pairs:CrowsPairsEnglish",
+        "crows_pairs_masked": "fmjax.tasks.crows_pairs:CrowsPairsMasked",
+        "stereoset": "fmjax.tasks.bias:StereoSet",
+        "winobias": "fmjax.tasks.bias:WinoBias",
+        "bbq": "fmjax.tasks.bbq:BBQ",
+        "advbench": "fmjax.tasks.harm:AdvBench",
+        "max_toxicity": "fmjax.tasks.harm:MaxToxicity",
+        "max_toxicity_prompts": "fmjax.tasks.harm:MaxToxicityPrompts",
+        # Classification, extraction and retrieval: prompted, probed, fine-tuned.
+        "sst2": "fmjax.tasks.classification:SST2",
+        "sst2_probe": "fmjax.tasks.classification:SST2Probe",
+        "sst2_finetune": "fmjax.tasks.classification:SST2FineTune",
+        "ag_news": "fmjax.tasks.classification:AGNews",
+        "ag_news_probe": "fmjax.tasks.classification:AGNewsProbe",
+        "ag_news_finetune": "fmjax.tasks.classification:AGNewsFineTune",
+        "wnut17": "fmjax.tasks.entities:WNUT17",
+        "wnut17_probe": "fmjax.tasks.entities:WNUT17Probe",
+        "wnut17_finetune": "fmjax.tasks.entities:WNUT17FineTune",
+        "multi30k_retrieval": "fmjax.tasks.retrieval:Multi30kRetrieval",
+        # In-context learning.
+        "icl_mapping": "fmjax.tasks.in_context:Mapping",
+        "icl_linear": "fmjax.tasks.in_context:Linear",
     },
 )

@@ -1,5 +1,6 @@
 """Named pure functions of a model that tasks may apply: `Apply("embed", text)`."""
 
+import difflib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,11 +14,41 @@ def embed(model, inputs: Sequence[str]) -> np.ndarray:
     return model.embed(list(inputs), normalize=True)
 
 
+def shared_pseudo_loglikelihood(model, inputs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Pseudo-log-likelihoods of the tokens that two texts share, float64 [N, 2], one for each text of a pair.
+
+    Each such token, special tokens left out, is predicted with itself alone masked. Shared is what `difflib` matches
+    in the two lists of tokens.
+    """
+    from fmjax.inference.pseudo_likelihood import pseudo_loglikelihoods
+
+    texts, places = [], []
+    for pair in inputs:
+        tokens = model.tokens(list(pair))
+        blocks = difflib.SequenceMatcher(None, *tokens).get_matching_blocks()
+        for side, (ids, framed) in enumerate(zip(tokens, model.framed(tokens))):
+            before = next(i for i in range(len(framed)) if framed[i : i + len(ids)] == ids)
+            texts.append(framed)
+            places.append([before + block[side] + i for block in blocks for i in range(block.size)])
+    options = dict(num_tokens=model.tokenizer.vocab_size)
+    with model.inference():
+        found = pseudo_loglikelihoods(model.module, model.params, texts, places, model.tokenizer.mask_id, **options)
+    return found.reshape(-1, 2)
+
+
+def _has_masks(model) -> bool:
+    fits = model.is_bidirectional and hasattr(model.module, "features") and not hasattr(model.module, "prefill")
+    return fits and getattr(model.tokenizer, "mask_id", None) is not None
+
+
 def _has_hidden(model) -> bool:
     return hasattr(model.module, "hidden") and model.tokenizer is not None
 
 
-FUNCTIONS: dict[str, tuple[Callable, Callable]] = {"embed": (embed, _has_hidden)}
+FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
+    "embed": (embed, _has_hidden),
+    "shared_pseudo_loglikelihood": (shared_pseudo_loglikelihood, _has_masks),
+}
 """Name to (function of (model, inputs), whether a model has it)."""
 
 

@@ -194,7 +194,8 @@ class Task:
     def reduce(self, totals: Mapping[str, float]) -> dict[str, float]:
         """Metrics from the statistics summed over documents, "documents" (their number) among them.
 
-        By default each metric is the mean of the statistic of its name.
+        By default each metric is the mean of the statistic of its name. A metric that these documents say nothing
+        about, such as that of a group without any, is left out.
         """
         return {name: totals[name] / totals["documents"] for name in self.metrics}
 
@@ -222,7 +223,7 @@ class Task:
 
     def headline(self, metrics: Mapping[str, float]) -> str:
         """One line for the terminal at the end of a training run."""
-        return f"{self.name}: " + " | ".join(f"{name} {metrics[name]:.4g}" for name in self.metrics)
+        return f"{self.name}: " + " | ".join(f"{name} {metrics[name]:.4g}" for name in self.metrics if name in metrics)
 
 
 def exp(x: float) -> float:

@@ -1,0 +1,81 @@
+"""The last layer's output at the first token of each word of a text."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.inference.cached import bucket
+
+
+def word_places(model, words: Sequence[str]) -> tuple[list[int], list[int]]:
+    """(tokens, places) of words joined by spaces, framed as in training and cut where the model's context ends.
+
+    places: of each word's first token among the tokens; -1 for a word that has none of its own, or lies beyond the cut.
+    """
+    text, starts = "", []
+    for word in words:
+        text += " " if starts else ""
+        starts.append(len(text))
+        text += word
+    ids, spans = model.tokenizer.encode_special_spans(text)
+    tokens, before, cut = framed(model, ids)
+    places, at = [], 0
+    for word, start in zip(words, starts):
+        while at < len(spans) and spans[at][1] <= start:
+            at += 1
+        found = at < cut and spans[at][0] < start + len(word)
+        places.append(before + at if found else -1)
+    return tokens, places
+
+
+def framed(model, ids: Sequence[int]) -> tuple[list[int], int, int]:
+    """(tokens with what stands around a text in training, how many stand in front, how many of `ids` are kept).
+
+    Of a text longer than the model's context the beginning is kept.
+    """
+    whole = model.framed([list(ids)])[0]
+    around = len(whole) - len(ids)
+    before = next(i for i in range(around + 1) if whole[i : i + len(ids)] == list(ids))
+    limit = model.context_length
+    kept = len(ids) if limit is None else min(len(ids), limit - around)
+    return [*whole[: before + kept], *whole[before + len(ids) :]], before, kept
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _vectors_at(module: nn.Module, params, tokens, segment_ids, places) -> jax.Array:
+    """Float32 [B, W, D] at `places` [B, W]."""
+    hidden = module.apply({"params": params}, tokens, segment_ids=segment_ids, method="hidden")
+    return jnp.take_along_axis(hidden, places[..., None], axis=1).astype(jnp.float32)
+
+
+def word_vectors(model, sentences: Sequence[Sequence[str]], *, batch_size: int = 16) -> list[np.ndarray]:
+    """For each sentence float32 [words, D]: the vector at each word's first token; 0 for words without one.
+
+    Args:
+      model: a `fmjax.load.Model` with the method `hidden` and a tokenizer.
+      sentences: lists of words.
+      batch_size: sentences of one forward pass.
+    """
+    placed = [word_places(model, sentence) for sentence in sentences]
+    found: list = [None] * len(placed)
+    order = sorted(range(len(placed)), key=lambda i: len(placed[i][0]))
+    for start in range(0, len(order), batch_size):
+        group = order[start : start + batch_size]
+        width = bucket(max(1, *(len(placed[i][0]) for i in group)), high=model.context_length)
+        num_words = bucket(max(1, *(len(placed[i][1]) for i in group)))
+        tokens, segment_ids = np.zeros((2, batch_size, width), np.int32)
+        places = np.zeros((batch_size, num_words), np.int32)
+        for row, i in enumerate(group):
+            ids, where = placed[i]
+            tokens[row, : len(ids)], segment_ids[row, : len(ids)] = ids, 1
+            places[row, : len(where)] = np.maximum(where, 0)
+        with model.inference():
+            vectors = np.asarray(_vectors_at(model.module, model.params, tokens, segment_ids, places))
+        for row, i in enumerate(group):
+            where = np.asarray(placed[i][1], int)
+            found[i] = vectors[row, : len(where)] * (where >= 0)[:, None]
+    return found

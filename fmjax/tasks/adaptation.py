@@ -1,0 +1,297 @@
+"""Models adapted to labels before they are evaluated: a linear probe on frozen features, or all weights with a head.
+
+Both are trained with the train step, the optimizers and the mesh of any other run. Either way the answer is linear in
+features of the model, so one function reads the result: `class_logits` of texts, `token_logits` of words.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.errors import InputError
+from fmjax.inference import embedding
+from fmjax.inference.cached import bucket
+from fmjax.inference.word_vectors import framed, word_places, word_vectors
+from fmjax.layers.checks import check_choice, check_positive
+from fmjax.layers.dense import Init, Linear
+from fmjax.objectives.classification import Classification
+
+log = logging.getLogger("fmjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train.
+
+    Attributes:
+      epochs, min_steps: passes over the training documents, and updates at least.
+      batch_size: documents of an update; None is all of them.
+      learning_rate: peak of a linear warm-up over a tenth of the updates with a linear decay; None is 0.064 / the
+        model's hidden size: 1e-3 for a width of 64, 8e-5 for 768, 1.6e-5 for 4096.
+      weight_decay: of matrices (AdamW).
+      l2: what the loss holds of half the squared kernel of a probe, divided by the number of its training examples, as
+        scikit-learn's LogisticRegression with C = 1 / l2.
+    """
+
+    epochs: float = 3.0
+    min_steps: int = 100
+    batch_size: int | None = 16
+    learning_rate: float | None = None
+    weight_decay: float = 0.01
+    l2: float = 1.0
+
+    def __post_init__(self):
+        check_positive(min_steps=self.min_steps)
+
+
+PROBE = Recipe(epochs=0, min_steps=400, batch_size=None, learning_rate=0.1, weight_decay=0.0)
+FINE_TUNE = Recipe()
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeLoss(Classification):
+    """Cross-entropy, to which half the squared kernel times `l2` is added."""
+
+    input_name: str = "features"
+    l2: float = 0.0
+
+    def __call__(self, apply_fn, params, batch, key, train):
+        sums = super().__call__(apply_fn, params, batch, key, train)
+        penalty = 0.5 * self.l2 * jnp.sum(jnp.square(params["head"]["kernel"]))
+        return sums | {"loss": (sums["loss"], (penalty, jnp.ones(())))}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelLoss(Classification):
+    """Cross-entropy of a label a text or a token."""
+
+    input_name: str = "tokens"
+
+    def inputs(self, batch):
+        return {name: batch[name] for name in ("tokens", "segment_ids")}
+
+
+class Probe(nn.Module):
+    """Logits of `num_classes`, linear in features."""
+
+    num_classes: int
+
+    def setup(self):
+        self.head = Linear(self.num_classes, ("embed", None), True, Init(scale=0.0))
+
+    def __call__(self, features, train=False):
+        return self.head(features)
+
+
+class Classifier(nn.Module):
+    """Logits of `num_classes`, linear in the last layer's output.
+
+    Attributes:
+      backbone: a module with the method `hidden`.
+      pooling: "mean" over a row's tokens, its "last", or "none": logits at every token.
+    """
+
+    backbone: nn.Module
+    num_classes: int
+    pooling: str
+
+    def setup(self):
+        check_choice("pooling", self.pooling, ("mean", "last", "none"))
+        self.head = Linear(self.num_classes, ("embed", None), True, Init(scale=0.0))
+
+    def __call__(self, tokens, segment_ids, train=False):
+        hidden = self.backbone.hidden(tokens, segment_ids=segment_ids, train=train).astype(jnp.float32)
+        lengths = jnp.maximum(segment_ids.sum(axis=1), 1)
+        if self.pooling == "mean":
+            hidden = jnp.einsum("btd,bt->bd", hidden, segment_ids / lengths[:, None])
+        elif self.pooling == "last":
+            hidden = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        return self.head(hidden)
+
+
+def class_logits(kernel, bias, model, texts: Sequence[str]) -> np.ndarray:
+    """Float32 [N, C]: `kernel` [D, C] and `bias` [C] on the model's embeddings of texts."""
+    return text_vectors(model, texts) @ np.asarray(kernel) + np.asarray(bias)
+
+
+def token_logits(kernel, bias, model, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    """For each sentence float32 [words, C]; 0 throughout for words without a token (`word_vectors`)."""
+    kernel, bias = np.asarray(kernel), np.asarray(bias)
+    vectors = word_vectors(model, sentences)
+    return [np.where(np.any(v != 0, axis=1, keepdims=True), v @ kernel + bias, 0.0) for v in vectors]
+
+
+def text_vectors(model, texts: Sequence[str]) -> np.ndarray:
+    """Embeddings as `Model.embed` pools them, float32 [N, D]; of texts longer than the context, of their beginning."""
+    with model.inference():
+        return embedding.embed(model.module, model.params, _rows(model, texts), pooling=_pooling(model))
+
+
+def _pooling(model) -> str:
+    return "mean" if model.is_bidirectional else "last"
+
+
+def _rows(model, texts: Sequence[str]) -> list[list[int]]:
+    encoded = model.tokens(list(texts))
+    found = [framed(model, ids) for ids in encoded]
+    cut = sum(kept < len(ids) for ids, (_, _, kept) in zip(encoded, found))
+    if cut:
+        log.warning("%d of %d texts were longer than the model's context: their end was left out", cut, len(texts))
+    return [tokens for tokens, _, _ in found]
+
+
+def probe_texts(model, texts, labels, num_classes: int, seed: int, recipe: Recipe = PROBE):
+    """The model with "class_logits" of a linear probe on its frozen embeddings (`text_vectors`), standardised.
+
+    Args:
+      model: a `fmjax.load.Model`.
+      texts, labels: training documents, labels from 0 to num_classes - 1.
+      seed: of everything random; the same seed gives the same weights.
+    """
+    weights = _fit_probe(text_vectors(model, texts), np.asarray(labels), num_classes, seed, recipe)
+    return _with(model, "class_logits", class_logits, weights)
+
+
+def probe_words(model, sentences, labels, num_classes: int, seed: int, recipe: Recipe = PROBE):
+    """As `probe_texts`, with "token_logits" and a label for each word, which is read at its first token."""
+    vectors = np.concatenate(word_vectors(model, sentences))
+    flat = np.concatenate([np.asarray(one, int) for one in labels])
+    seen = np.any(vectors != 0, axis=1)
+    return _with(model, "token_logits", token_logits, _fit_probe(vectors[seen], flat[seen], num_classes, seed, recipe))
+
+
+def fine_tune_texts(model, texts, labels, num_classes: int, seed: int, recipe: Recipe = FINE_TUNE):
+    """The model with all weights trained, and a head that gives "class_logits"; arguments as in `probe_texts`."""
+    rows = _rows(model, texts)
+    arrays = _padded(rows, model) | {
+        "labels": np.asarray(labels, np.int32),
+        "loss_weights": np.ones(len(rows), np.float32),
+    }
+    params, weights = _fine_tune(model, arrays, num_classes, _pooling(model), seed, recipe)
+    return _with(dataclasses.replace(model, params=params, kept={}), "class_logits", class_logits, weights)
+
+
+def fine_tune_words(model, sentences, labels, num_classes: int, seed: int, recipe: Recipe = FINE_TUNE):
+    """As `fine_tune_texts`, with "token_logits" and a label for each word, which counts at its first token."""
+    placed = [word_places(model, sentence) for sentence in sentences]
+    arrays = _padded([tokens for tokens, _ in placed], model)
+    targets, weights = np.zeros_like(arrays["tokens"]), np.zeros(arrays["tokens"].shape, np.float32)
+    for row, ((_, places), one) in enumerate(zip(placed, labels)):
+        for place, label in zip(places, one):
+            if place >= 0:
+                targets[row, place], weights[row, place] = label, 1.0
+    arrays |= {"labels": targets, "loss_weights": weights}
+    params, weights = _fine_tune(model, arrays, num_classes, "none", seed, recipe)
+    return _with(dataclasses.replace(model, params=params, kept={}), "token_logits", token_logits, weights)
+
+
+def _with(model, name: str, function, weights):
+    """The model with a function that holds its weights where the fingerprint sees them."""
+    return dataclasses.replace(model, functions=model.functions | {name: jax.tree_util.Partial(function, *weights)})
+
+
+def _padded(rows: Sequence[Sequence[int]], model) -> dict[str, np.ndarray]:
+    width = bucket(max(map(len, rows)), high=model.context_length)
+    tokens, segment_ids = np.zeros((2, len(rows), width), np.int32)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)], segment_ids[index, : len(row)] = row, 1
+    return {"tokens": tokens, "segment_ids": segment_ids}
+
+
+def _fit_probe(vectors: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, recipe: Recipe):
+    """(kernel [D, C], bias [C]) for features that are not standardised: what that takes is folded in."""
+    mean, std = vectors.mean(axis=0), vectors.std(axis=0)
+    std = np.where(std > 1e-6 * np.abs(mean) + 1e-12, std, 1.0)  # a constant feature says nothing
+    arrays = {
+        "features": ((vectors - mean) / std).astype(np.float32),
+        "labels": labels.astype(np.int32),
+        "loss_weights": np.ones(len(labels), np.float32),
+    }
+    objective = {"name": "fmjax.tasks.adaptation:ProbeLoss", "l2": recipe.l2 / len(labels)}
+    params = train(Probe(num_classes), arrays, objective, seed, recipe)["head"]
+    kernel = np.asarray(params["kernel"]) / std[:, None]
+    return kernel.astype(np.float32), (np.asarray(params["bias"]) - mean @ kernel).astype(np.float32)
+
+
+def _fine_tune(model, arrays, num_classes: int, pooling: str, seed: int, recipe: Recipe):
+    """(the model's parameters, (kernel, bias)) after training."""
+    if recipe.learning_rate is None:
+        recipe = dataclasses.replace(recipe, learning_rate=0.064 / model.module.hidden_size)
+    objective = {"name": "fmjax.tasks.adaptation:LabelLoss"}
+    classifier = Classifier(model.module.clone(parent=None), num_classes, pooling)
+    trained = train(classifier, arrays, objective, seed, recipe, model)
+    head = trained["head"]
+    params = jax.tree.map(lambda new, old: new.astype(old.dtype), *_shared(trained["backbone"], model.params))
+    # What the head does not read, such as that of masked tokens, stays as it was.
+    return {**model.params, **params}, (np.asarray(head["kernel"]), np.asarray(head["bias"]))
+
+
+def _shared(some: dict, all_of_them: dict) -> tuple[dict, dict]:
+    return some, {name: all_of_them[name] for name in some}
+
+
+def train(
+    module: nn.Module, arrays: dict[str, np.ndarray], objective: dict, seed: int, recipe: Recipe, model=None
+) -> Any:
+    """Parameters of `module` trained on rows of `arrays`, whose leading axis is that of the documents.
+
+    Args:
+      model: whose parameters "backbone" begins with, and whose mesh is trained on; None draws all parameters, and
+        trains on one device.
+
+    Raises: InputError where the loss is no longer finite, saying what to change.
+    """
+    from fmjax.data.shuffle import ShuffledIndices
+    from fmjax.parallel.mesh import MeshConfig
+    from fmjax.training.setup import make_program
+
+    placement = None if model is None else model.placement
+    count = len(arrays["labels"])
+    shards = 1 if placement is None else placement.num_row_shards
+    batch_size = shards * math.ceil(min(recipe.batch_size or count, count) / shards)
+    steps = max(recipe.min_steps, math.ceil(recipe.epochs * count / batch_size))
+    schedule = {"name": "linear", "warmup_steps": steps // 10}
+    config = {
+        "seed": seed,
+        "train": {"steps": steps, "batch_size": batch_size},
+        "mesh": dataclasses.asdict(MeshConfig(data=1) if placement is None else placement.config),
+        "objective": objective,
+        "optimizer": {
+            "name": "adamw",
+            "learning_rate": recipe.learning_rate,
+            "weight_decay": recipe.weight_decay,
+            "schedule": schedule,
+        },
+    }
+    example = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in arrays.items()}
+    devices = jax.local_devices()[:1] if placement is None else None
+    program = make_program(config, module, example, devices)
+    state = program.init(None if model is None else _begin(program, model))
+    order, losses = ShuffledIndices(count, seed), []
+    with jax.set_mesh(program.mesh):
+        for step in range(steps):
+            rows = [order[step * batch_size + i] for i in range(batch_size)]
+            batch = {name: jax.device_put(array[rows], program.batch_sharding) for name, array in arrays.items()}
+            state, metrics = program.train_step(state, batch, program.key)
+            losses.append(metrics["finite"])
+    if not np.all(jax.device_get(losses)):
+        raise InputError(
+            f"training on {count} documents with learning rate {recipe.learning_rate} gave a loss that is not finite; "
+            "lower the learning rate"
+        )
+    return jax.device_get(state.params) if placement is None else state.params
+
+
+def _begin(program, model):
+    """Parameters to begin with, in float32 copies (the state takes them over): the model's, and a head of zeros."""
+    shapes = program.spec.shapes.params
+    copied = jax.tree.map(lambda s, old: jnp.array(old, s.dtype, copy=True), *_shared(shapes["backbone"], model.params))
+    head = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes["head"])
+    return jax.device_put({"backbone": copied, "head": head}, program.spec.shardings.params)

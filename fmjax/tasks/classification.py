@@ -1,0 +1,193 @@
+"""Classification of texts, prompted, by a linear probe, and with all weights fine-tuned: SST-2 and AG News."""
+
+import numpy as np
+
+from fmjax.errors import DataError
+from fmjax.tasks import adaptation
+from fmjax.tasks.calibration import Calibrated, softmax
+from fmjax.tasks.protocol import Apply, Score
+from fmjax.tasks.reading import read_csv, read_text
+from fmjax.tasks.trained import Trained
+
+
+class Classification(Calibrated):
+    """A task whose documents are {"text": ..., "label": ...}.
+
+    `acc`: whether the likeliest class is right, the first of equally likely ones counting as the likeliest; `ece` and
+    `ece_mass`: see `Calibrated`.
+
+    Attributes:
+      classes: what a prompt's answer is, in the order of the labels.
+    """
+
+    metrics = ("acc", "ece", "ece_mass")
+    classes: tuple[str, ...]
+
+    def training(self, context):
+        """Training documents."""
+        raise NotImplementedError
+
+    def measured(self, document, logits) -> dict[str, float]:
+        """The statistics given a logit for each class."""
+        return {"acc": float(np.argmax(logits) == document["label"]), "confidence": float(softmax(logits).max())}
+
+
+class Prompted(Classification):
+    """Asks for the log-likelihood of each class's name; their softmax is the confidence."""
+
+    def examples(self, context):
+        return self.training(context)
+
+    def prompt(self, document) -> str:
+        """The document up to where the class's name comes, without a space at its end."""
+        raise NotImplementedError
+
+    def example(self, document):
+        return f"{self.prompt(document)} {self.classes[document['label']]}"
+
+    def requests(self, document):
+        return [Score(self.prompt(document), f" {name}") for name in self.classes]
+
+    def statistics(self, document, answers):
+        return self.measured(document, [answer.loglikelihood for answer in answers])
+
+
+class Probed(Trained, Classification):
+    """Answers with a linear probe of frozen embeddings (`fmjax.tasks.adaptation.probe_texts`)."""
+
+    train = staticmethod(adaptation.probe_texts)
+
+    def fit(self, model, documents, seed):
+        texts, labels = [d["text"] for d in documents], [d["label"] for d in documents]
+        return self.train(model, texts, labels, len(self.classes), seed)
+
+    def requests(self, document):
+        return [Apply("class_logits", document["text"])]
+
+    def statistics(self, document, answers):
+        return self.measured(document, answers[0])
+
+
+class FineTuned(Probed):
+    """Answers with all weights and a head trained (`fmjax.tasks.adaptation.fine_tune_texts`)."""
+
+    train = staticmethod(adaptation.fine_tune_texts)
+
+
+class SST2Data(Classification):
+    """SST-2 (Socher et al. 2013, https://aclanthology.org/D13-1170): sentences of film reviews, positive or negative.
+
+    The local files have the 6,920 whole sentences of the original training set, not GLUE's 67,349 phrases; their 872
+    validation sentences are GLUE's, without hyphens. A header, as GLUE has one, is left out.
+    """
+
+    classes = ("negative", "positive")
+    needs = "eval_sst2/dev.tsv, train.tsv (no licence stated)"
+
+    def documents(self, context):
+        return self._read(context.file("eval_sst2", "dev.tsv"))
+
+    def training(self, context):
+        return self._read(context.file("eval_sst2", "train.tsv"))
+
+    def _read(self, path):
+        found = []
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
+            text, tab, label = line.rstrip("\r").rpartition("\t")
+            if not line.strip() or (number == 1 and (text, label) == ("sentence", "label")):
+                continue
+            if not tab or label not in ("0", "1"):
+                raise DataError(f"{path}, line {number}: expected a sentence, a tab, and 0 or 1, got {line[:80]!r}")
+            found.append({"text": text.strip(), "label": int(label)})
+        return found
+
+
+class SST2(SST2Data, Prompted):
+    """SST-2 with lm-evaluation-harness's prompt."""
+
+    name = "sst2"
+    description = "sentiment of a sentence, prompted: accuracy, calibration errors"
+
+    def prompt(self, document):
+        return f"{document['text']}\nQuestion: Is this sentence positive or negative?\nAnswer:"
+
+
+class SST2Probe(SST2Data, Probed):
+    """SST-2 by a linear probe; `sst2_probe:64` trains on 64 sentences."""
+
+    name = "sst2_probe"
+    description = "sentiment of a sentence by a linear probe (sst2_probe:COUNT training sentences)"
+
+
+class SST2FineTune(SST2Data, FineTuned):
+    """SST-2 with all weights trained."""
+
+    name = "sst2_finetune"
+    description = "sentiment of a sentence, fine-tuned (sst2_finetune:COUNT training sentences)"
+
+
+class AGNewsData(Classification):
+    """AG News (Zhang et al. 2015, https://arxiv.org/abs/1509.01626): the topic of a news item, one of four.
+
+    Of local files, where there is no train.csv the first half of test.csv is the test set and its second half the
+    training set. In the texts a backslash stands for a line's end and becomes a space.
+    """
+
+    classes = ("World", "Sports", "Business", "Sci/Tech")
+    needs = "eval_ag_news/test.csv, train.csv if there, or TFDS ag_news_subset (non-commercial research)"
+
+    def documents(self, context):
+        if context.find("eval_ag_news", "train.csv"):
+            return self._read(context.file("eval_ag_news", "test.csv"))
+        return self._halves(context)[0] or self._tfds(context, "test")
+
+    def training(self, context):
+        if path := context.find("eval_ag_news", "train.csv"):
+            return self._read(path)
+        return self._halves(context)[1] or self._tfds(context, "train")
+
+    def _halves(self, context):
+        path = context.find("eval_ag_news", "test.csv")
+        rows = self._read(path) if path else []
+        return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+    def _tfds(self, context, split):
+        rows = context.tfds(f"ag_news_subset:{split}", "eval_ag_news/test.csv")
+        return [self._document(row["label"], row["title"], row["description"]) for row in rows]
+
+    def _read(self, path):
+        found = []
+        for number, row in enumerate(
+            read_csv(read_text(path), path, ("class", "title", "text"), header=False), start=1
+        ):
+            if row["class"] not in ("1", "2", "3", "4"):
+                raise DataError(f"{path}, row {number}: expected a class from 1 to 4, got {row['class'][:40]!r}")
+            found.append(self._document(int(row["class"]) - 1, row["title"], row["text"]))
+        return found
+
+    def _document(self, label, title, text):
+        return {"text": f"{title.strip()}\n{text.strip()}".replace("\\", " "), "label": label}
+
+
+class AGNews(AGNewsData, Prompted):
+    """AG News with a prompt in the manner of lm-evaluation-harness's SST-2, which has no AG News of its own."""
+
+    name = "ag_news"
+    description = "topic of a news item, prompted: accuracy, calibration errors"
+
+    def prompt(self, document):
+        return f"{document['text']}\nQuestion: Is this article about World, Sports, Business or Sci/Tech?\nAnswer:"
+
+
+class AGNewsProbe(AGNewsData, Probed):
+    """AG News by a linear probe."""
+
+    name = "ag_news_probe"
+    description = "topic of a news item by a linear probe (ag_news_probe:COUNT training items)"
+
+
+class AGNewsFineTune(AGNewsData, FineTuned):
+    """AG News with all weights trained."""
+
+    name = "ag_news_finetune"
+    description = "topic of a news item, fine-tuned (ag_news_finetune:COUNT training items)"
