@@ -1,5 +1,7 @@
 from setuptools import find_packages, setup
 
+EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]  # metrics of generated texts
+
 setup(
     name="fmjax",
     version="0.1.0",
@@ -31,7 +33,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+        "eval": EVAL,
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", *EVAL],
         "oracle": ["torch>=2.6", "transformers>=5"],
         "experiments": ["sacrebleu>=2.4"],
     },
