@@ -1,6 +1,6 @@
 from setuptools import find_packages, setup
 
-EVAL = ["seqeval>=1.2.2"]  # metrics of evaluation tasks
+EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2", "seqeval>=1.2.2"]  # metrics of evaluation tasks
 
 setup(
     name="fmjax",

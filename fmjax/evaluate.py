@@ -81,6 +81,7 @@ def evaluate(
         "num_documents": {name: result.num_documents for name, result in found.items()},
         "num_shots": {name: result.num_shots for name, result in found.items()},
         "seconds": {name: round(result.seconds, 3) for name, result in found.items()},
+        "details": {name: result.details for name, result in found.items() if result.details},
         "cost": {name: _cost(result) for name, result in found.items()},
         "limit": limit or None,
         "seed": seed,

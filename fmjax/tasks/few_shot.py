@@ -6,7 +6,8 @@ which order or by how many hosts; a document is never among its own examples.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,19 +23,19 @@ class FewShot:
       task: the task.
       num_shots: examples in each prompt.
       seed: of their choice.
-      pool: documents that they are drawn from, with their keys; no two have the same key.
+      pools: documents that they are taken from, with their keys, by `Task.example_group`; no two have the same key.
     """
 
     task: Task
     num_shots: int
     seed: int
-    pool: Sequence[tuple[str, object]] = ()
+    pools: Mapping[Hashable, Sequence[tuple[str, object]]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def make(cls, task: Task, num_shots: int | None, seed: int, context: TaskContext) -> "FewShot":
         """For `num_shots` examples, None for the task's own number.
 
-        Raises InputError where the task takes none, or has fewer documents to draw from.
+        Raises InputError where the task takes none.
         """
         num_shots = task.num_shots if num_shots is None else num_shots
         if num_shots == 0:
@@ -42,31 +43,36 @@ class FewShot:
         examples = task.examples(context)
         if examples is None:
             raise InputError(f"task {task.name}: takes no examples in the prompt, got num_shots={num_shots}")
-        pool = {}
+        pools = defaultdict(dict)
         for document in examples:
-            pool.setdefault(task.key(document), document)
-        # One more than asked for: the document itself may be among them.
-        if len(pool) <= num_shots:
-            raise InputError(
-                f"task {task.name}: num_shots={num_shots} takes more than that many different documents to draw "
-                f"examples from, and there are {len(pool)}"
-            )
-        return cls(task, num_shots, seed, list(pool.items()))
+            pools[task.example_group(document)].setdefault(task.key(document), document)
+        return cls(task, num_shots, seed, {group: list(pool.items()) for group, pool in pools.items()})
 
-    def examples(self, key: str) -> list:
-        """The examples of the document with this key."""
+    def examples(self, document) -> list:
+        """The examples of a document. Raises InputError where there are too few others."""
         if not self.num_shots:
             return []
-        digest = hashlib.sha256(f"{self.seed} {key}".encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-        drawn = rng.choice(len(self.pool), self.num_shots + 1, replace=False)
-        return [self.pool[i][1] for i in drawn if self.pool[i][0] != key][: self.num_shots]
+        key, group = self.task.key(document), self.task.example_group(document)
+        pool = self.pools.get(group, ())
+        # Drawing takes one more than asked for: the document itself may be among them.
+        needed = self.num_shots + (not self.task.examples_in_order or any(one == key for one, _ in pool))
+        if len(pool) < needed:
+            raise InputError(
+                f"task {self.task.name}: num_shots={self.num_shots} takes at least {needed} different documents to "
+                f"take examples from{'' if group is None else f' for {group!r}'}, and there are {len(pool)}"
+            )
+        order = range(needed)
+        if not self.task.examples_in_order:
+            digest = hashlib.sha256(f"{self.seed} {key}".encode()).digest()
+            rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+            order = rng.choice(len(pool), needed, replace=False)
+        return [pool[i][1] for i in order if pool[i][0] != key][: self.num_shots]
 
     def prefix(self, document) -> str:
         """Preamble and examples, each followed by the task's separator."""
         task = self.task
-        shown = [task.example(example) + task.separator for example in self.examples(task.key(document))]
-        return task.preamble + "".join(shown)
+        shown = [task.example(example) + task.separator for example in self.examples(document)]
+        return task.preamble_of(document) + "".join(shown)
 
     def requests(self, document) -> list[Request]:
         """The document's requests with the prefix in front of every context and prompt."""

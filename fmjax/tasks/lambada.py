@@ -1,7 +1,7 @@
 """LAMBADA (Paperno et al. 2016, https://arxiv.org/abs/1606.06031): the last word of a passage."""
 
 from fmjax.tasks.protocol import Score, Task, exp
-from fmjax.tasks.reading import read_jsonl
+from fmjax.tasks.reading import convert_records, read_jsonl, read_text
 
 
 class LambadaOpenAI(Task):
@@ -32,7 +32,22 @@ class LambadaOpenAI(Task):
         }
 
 
+class LambadaStandard(LambadaOpenAI):
+    """Passages as published: small letters, with spaces around punctuation. TFDS has this form alone."""
+
+    name = "lambada_standard"
+    needs = "eval_lambada/lambada_test_plain_text.txt, or TFDS lambada (CC BY 4.0)"
+
+    def documents(self, context):
+        name = "lambada_test_plain_text.txt"
+        if path := context.find("eval_lambada", name):
+            passages = [{"passage": line} for line in read_text(path).split("\n") if line.strip()]
+        else:
+            path, passages = "TFDS lambada", context.tfds("lambada:test", f"eval_lambada/{name}")
+        return convert_records(passages, lambda row: {"text": row["passage"].strip()}, "'passage'", path)
+
+
 class Lambada(LambadaOpenAI):
-    """The same under its short name."""
+    """OpenAI's passages under the short name."""
 
     name = "lambada"

@@ -109,7 +109,7 @@ class WikiText(RollingTask):
     """WikiText-2's test articles (Merity et al. 2016, https://arxiv.org/abs/1609.07843), scored detokenised.
 
     Reads the raw text where it is present; the tokenised text, with <unk> for rare words, gives lower perplexities
-    that do not compare with published ones on the raw text.
+    that do not compare with published ones on the raw text. TFDS has no WikiText.
     """
 
     name = "wikitext"

@@ -109,7 +109,7 @@ class Perturbed(Task):
         self.version = f"{task.version}.1"
         self.metrics = tuple(name + end for name in task.metrics for end in ("", "_perturbed", "_drop"))
         self.description = f"{task.description}; beside it with {perturbation}"
-        for field in ("needs", "uses", "num_shots", "preamble", "separator"):
+        for field in ("needs", "uses", "num_shots", "separator", "examples_in_order"):
             setattr(self, field, getattr(task, field))
 
     def documents(self, context):
@@ -121,6 +121,15 @@ class Perturbed(Task):
 
     def example(self, document):
         return self.task.example(document.plain)
+
+    def example_group(self, document):
+        return self.task.example_group(document.plain)
+
+    def preamble_of(self, document):
+        return self.task.preamble_of(document.plain)
+
+    def details(self):
+        return self.task.details()
 
     def _both(self, document) -> _Both:
         if self.perturbation != "options":

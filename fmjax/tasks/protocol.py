@@ -151,6 +151,7 @@ class Task:
       preamble: text in front of the examples.
       separator: text after each example.
       subsets: what may stand behind the name, `NAME_SUBSET`, and is then given to the constructor.
+      examples_in_order: whether the examples are the first ones, in their order, instead of drawn for each document.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Task:
     preamble: str = ""
     separator: str = "\n\n"
     subsets: tuple[str, ...] = ()
+    examples_in_order: bool = False
 
     def documents(self, context: TaskContext) -> Sequence[Any]:
         """All documents, in a fixed order. Raises DataError where they cannot be read."""
@@ -178,6 +180,14 @@ class Task:
     def example(self, document: Any) -> str:
         """A solved document as it stands in a prompt."""
         raise NotImplementedError
+
+    def example_group(self, document: Any) -> Hashable:
+        """A document's examples are those of the same group, such as a subject."""
+        return None
+
+    def preamble_of(self, document: Any) -> str:
+        """Text in front of the examples, where it depends on the document."""
+        return self.preamble
 
     def adapt(self, model, context: TaskContext):
         """The model that answers the requests: itself, or one trained on the task's training documents."""
@@ -220,6 +230,10 @@ class Task:
     def record(self, document: Any) -> Any:
         """What the sample log keeps of a document (JSON-able)."""
         return document
+
+    def details(self) -> dict[str, Any]:
+        """What the metrics' names leave open and `results.json` states (JSON-able), such as a library's signature."""
+        return {}
 
     def headline(self, metrics: Mapping[str, float]) -> str:
         """One line for the terminal at the end of a training run."""

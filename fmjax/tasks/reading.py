@@ -1,11 +1,12 @@
-"""Reading the files of test sets: JSON lines, CSV, plain text, gzip; a bad line is an error that names its place."""
+"""Reading test sets: JSON lines, CSV, plain text, gzip, zip, TFDS; a bad line is an error that names its place."""
 
 import csv
 import gzip
 import io
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fmjax.errors import DataError, InputError
@@ -59,6 +60,49 @@ def read_jsonl(path: pathlib.Path, convert: Callable[[dict], Any], expected: str
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise DataError(f"{path}, line {number}: expected an object with {expected}, got {line[:80]!r}") from None
     return documents
+
+
+def read_records(
+    context, folder: str, names: Sequence[str], expected: str, from_file: Callable, words: str, from_tfds: Callable
+):
+    """Documents of the JSON lines of the first of `folder/name` that exists, else of a TFDS split.
+
+    Args:
+      context: the task's `TaskContext`.
+      words: the split, "NAME[/CONFIG]:SPLIT".
+      expected: what a record must hold, for messages.
+      from_file, from_tfds: a document from a record of each, as `convert` of `read_jsonl`.
+
+    Raises: DataError where there is neither, or naming the record that is not as expected.
+    """
+    if path := context.find(folder, *names):
+        return read_jsonl(path, from_file, expected)
+    return convert_records(context.tfds(words, f"{folder}/{names[0]}"), from_tfds, expected, f"TFDS {words}")
+
+
+def convert_records(records: Iterable[dict], convert: Callable[[dict], Any], expected: str, where) -> list:
+    """A document for each record, as `read_jsonl` makes them. Raises DataError naming `where` and the record."""
+    documents = []
+    for number, record in enumerate(records, start=1):
+        try:
+            documents.append(convert(record))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise DataError(f"{where}, record {number}: expected {expected}, got {str(record)[:80]}") from None
+    return documents
+
+
+def read_zip(path: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
+    """The texts of a zip file's members. Raises DataError where it is no zip file, lacks one or one is not UTF-8."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            missing = [name for name in names if name not in file.namelist()]
+            if missing:
+                raise DataError(
+                    f"{str(path)!r} has no {missing[0]!r} ({len(missing)} of {len(names)} files are missing)"
+                )
+            return {name: decode(file.read(name), f"{path}/{name}") for name in names}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error}") from None
 
 
 def read_json(path: pathlib.Path) -> Any:

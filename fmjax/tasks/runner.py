@@ -36,6 +36,7 @@ class TaskResult:
       work: what the answers took.
       flops: of it, None where not known.
       energy: of the task, adaptation included.
+      details: what the metrics' names leave open (`Task.details`).
     """
 
     metrics: dict[str, float | None]
@@ -48,6 +49,7 @@ class TaskResult:
     work: Work
     flops: float | None
     energy: Energy
+    details: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +198,7 @@ def _run(one: _Prepared, model, context: TaskContext, answers_dir, progress: boo
         work=work,
         flops=work.flops(model),
         energy=meter.read(),
+        details=task.details(),
     )
 
 

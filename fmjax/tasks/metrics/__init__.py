@@ -1,0 +1,1 @@
+"""Metrics of generated texts: answers (`squad`), summaries (`rouge`), translations (`translation`)."""
