@@ -68,9 +68,10 @@ def plot(
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for name, (steps, values) in curves.items():
         axes.plot(steps, values, label=name)
-    for name, value in (lines or {}).items():
+    for number, (name, value) in enumerate((lines or {}).items()):
         axes.axhline(value, color="gray", linestyle="--", linewidth=1)
-        axes.annotate(name, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="gray")
+        side = "bottom" if number % 2 == 0 else "top"  # of two close lines one is named above, one below
+        axes.annotate(name, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va=side, color="gray")
     axes.set(xlabel="step", ylabel=ylabel, **axis)
     axes.grid(alpha=0.3)
     axes.legend()
