@@ -1,7 +1,8 @@
 """Solved examples in front of a prompt: which, and how they are written.
 
 The choice depends on the seed and the document's content alone, not on how many documents are evaluated, in
-which order or by how many hosts; a document is never among its own examples.
+which order or by how many hosts; a document is never among its own examples. Where a task's examples are fixed, they
+are its first ones.
 """
 
 import dataclasses
@@ -45,10 +46,11 @@ class FewShot:
         pool = {}
         for document in examples:
             pool.setdefault(task.key(document), document)
-        # One more than asked for: the document itself may be among them.
-        if len(pool) <= num_shots:
+        # One more than asked for: the document itself may be among those drawn.
+        if len(pool) < num_shots + (not task.fixed_examples):
             raise InputError(
-                f"task {task.name}: num_shots={num_shots} takes more than that many different documents to draw "
+                f"task {task.name}: num_shots={num_shots} takes "
+                f"{'at least' if task.fixed_examples else 'more than'} that many different documents to draw "
                 f"examples from, and there are {len(pool)}"
             )
         return cls(task, num_shots, seed, list(pool.items()))
@@ -57,6 +59,8 @@ class FewShot:
         """The examples of the document with this key."""
         if not self.num_shots:
             return []
+        if self.task.fixed_examples:
+            return [example for other, example in self.pool if other != key][: self.num_shots]
         digest = hashlib.sha256(f"{self.seed} {key}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         drawn = rng.choice(len(self.pool), self.num_shots + 1, replace=False)

@@ -150,6 +150,8 @@ class Task:
       num_shots: solved examples in front of each context or prompt, unless the caller says otherwise.
       preamble: text in front of the examples.
       separator: text after each example.
+      fixed_examples: whether every document gets the first of `examples` in their order, as published prompts do,
+        rather than some drawn for it.
       subsets: what may stand behind the name, `NAME_SUBSET`, and is then given to the constructor.
     """
 
@@ -162,6 +164,7 @@ class Task:
     num_shots: int = 0
     preamble: str = ""
     separator: str = "\n\n"
+    fixed_examples: bool = False
     subsets: tuple[str, ...] = ()
 
     def documents(self, context: TaskContext) -> Sequence[Any]:
