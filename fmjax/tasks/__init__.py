@@ -10,5 +10,10 @@ TASKS = Registry(
         "wikitext": "fmjax.tasks.perplexity:WikiText",
         "lambada": "fmjax.tasks.lambada:Lambada",
         "lambada_openai": "fmjax.tasks.lambada:LambadaOpenAI",
+        # Code.
+        "humaneval": "fmjax.tasks.code:HumanEval",
+        "mbpp": "fmjax.tasks.code:MBPP",
+        "codexglue_cloze_maxmin": "fmjax.tasks.code:ClozeMaxMin",
+        "codexglue_cloze_maxmin_visible": "fmjax.tasks.code:VisibleMaxMin",
     },
 )

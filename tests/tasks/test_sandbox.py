@@ -142,7 +142,8 @@ def test_deleting_everything_deletes_nothing(tmp_path):
     marker.write_text("here")
     program = (
         "import json, os, shutil\n"
-        "for name in ('/dev', '/etc', '/lib64', '/sandbox', json.__path__[0]): shutil.rmtree(name, ignore_errors=True)\n"
+        "for name in ('/dev', '/etc', '/lib64', '/sandbox', json.__path__[0]):\n"
+        "    shutil.rmtree(name, ignore_errors=True)\n"
         f"open('/tmp/{marker.name}', 'w').write('gone')\nprint(os.environ.get('PATH'), os.listdir('/tmp'))"
     )
     try:
