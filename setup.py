@@ -32,6 +32,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+        "lm_eval": ["lm-eval>=0.4.9"],
         "oracle": ["torch>=2.6", "transformers>=5"],
         "experiments": ["sacrebleu>=2.4"],
     },

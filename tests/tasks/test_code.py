@@ -9,7 +9,7 @@ import pytest
 from fmjax.errors import DataError, InputError
 from fmjax.tasks import sandbox
 from fmjax.tasks.catalogue import get_task
-from fmjax.tasks.code import MBPP, ClozeMaxMin, HumanEval, VisibleMaxMin, pass_at_k
+from fmjax.tasks.code import MBPP, ClozeMaxMin, VisibleMaxMin, pass_at_k
 from fmjax.tasks.few_shot import FewShot
 from fmjax.tasks.protocol import ScoreAnswer, TaskContext
 from fmjax.tasks.runner import run_tasks
@@ -74,7 +74,7 @@ def test_pass_at_k_needs_k_samples():
 
 
 @needs_sandbox
-def test_humaneval_runs_what_was_written(humaneval, monkeypatch):
+def test_humaneval_runs_what_was_written(humaneval):
     task = get_task("humaneval")
     first, _ = task.documents(humaneval)
     (request,) = task.requests(first)
@@ -102,9 +102,6 @@ def test_humaneval_runs_what_was_written(humaneval, monkeypatch):
     assert get_task("humaneval_64").metrics[-1] == "pass@64"
     with pytest.raises(InputError, match="humaneval:many: expected a number of samples"):
         get_task("humaneval:many")
-    monkeypatch.setattr(HumanEval, "max_new_tokens", 8)
-    result = run_tasks(MODEL, [get_task("humaneval:2")], data_dir=humaneval.data_dir, limit=1)["humaneval_2"]
-    assert result.metrics["pass@2"] == 0 and len(set(result.samples[0]["answers"])) == 2
 
 
 def test_code_is_refused_without_a_sandbox_before_the_model_computes(humaneval, monkeypatch):
