@@ -35,6 +35,7 @@ class Programs(Task):
       limits: of a program.
     """
 
+    metrics = ("pass@1",)
     uses = ("generate",)
     max_new_tokens: int
     stop: tuple[str, ...]
