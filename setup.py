@@ -35,6 +35,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "eval": EVAL,
         "test": ["pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", *EVAL],
+        "lm_eval": ["lm-eval>=0.4.9"],
         "oracle": ["torch>=2.6", "transformers>=5"],
         "experiments": ["sacrebleu>=2.4"],
     },

@@ -53,5 +53,10 @@ TASKS = Registry(
         # In-context learning.
         "icl_mapping": "fmjax.tasks.in_context:Mapping",
         "icl_linear": "fmjax.tasks.in_context:Linear",
+        # Code.
+        "humaneval": "fmjax.tasks.code:HumanEval",
+        "mbpp": "fmjax.tasks.code:MBPP",
+        "codexglue_cloze_maxmin": "fmjax.tasks.code:ClozeMaxMin",
+        "codexglue_cloze_maxmin_visible": "fmjax.tasks.code:VisibleMaxMin",
     },
 )

@@ -1,7 +1,8 @@
 """Solved examples in front of a prompt: which, and how they are written.
 
 The choice depends on the seed and the document's content alone, not on how many documents are evaluated, in
-which order or by how many hosts; a document is never among its own examples.
+which order or by how many hosts; a document is never among its own examples. Where a task's examples are fixed, they
+are its first ones.
 """
 
 import dataclasses

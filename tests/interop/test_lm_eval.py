@@ -1,0 +1,257 @@
+"""lm-evaluation-harness on fmjax models: the same scores through the adapter as through fmjax's own tasks."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+
+from fmjax import cli
+from fmjax.errors import InputError
+from fmjax.interop import lm_eval as adapter
+from fmjax.interop.lm_eval import ControlTokens, HarnessModel, generate_request
+from fmjax.tasks.lambada import LambadaOpenAI
+from fmjax.tasks.multiple_choice import Choices, MultipleChoice
+from fmjax.tasks.protocol import Generate
+from fmjax.tasks.reading import read_jsonl
+from fmjax.tasks.runner import run_tasks
+from tests.tasks.test_runner import MODEL
+
+CHOICE = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {folder}/{name}.jsonl, train: {folder}/train.jsonl}}
+test_split: test
+fewshot_split: train
+fewshot_config: {{sampler: first_n}}
+output_type: multiple_choice
+doc_to_text: "{text}"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: gold
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}, {{metric: acc_bytes}}]
+"""
+LAMBADA = """
+task: lambada_openai
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/eval_lambada/lambada_test.jsonl}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{text.split(' ')[:-1]|join(' ')}}}}"
+doc_to_target: "{{{{' '+text.split(' ')[-1]}}}}"
+metric_list: [{{metric: perplexity, aggregation: perplexity}}, {{metric: acc}}]
+"""
+TEXTS = {
+    "hellaswag_like": ("{context}", "{{context}}"),
+    "piqa_like": ("Question: {context}\nAnswer:", "Question: {{context}}\\nAnswer:"),
+    "copa_like": ("{context} because", "{{context}} because"),
+}
+
+
+class Local(MultipleChoice):
+    examples_in_order = True
+
+    def __init__(self, name):
+        self.name, self.text = name, TEXTS[name][0]
+
+    def documents(self, context):
+        return self.read(context, f"{self.name}.jsonl")
+
+    def examples(self, context):
+        return self.read(context, "train.jsonl")
+
+    def read(self, context, name):
+        def convert(row):
+            return Choices(self.text.format(context=row["context"]), tuple(row["options"]), row["gold"])
+
+        return read_jsonl(context.file("", name), convert, "a question")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Questions of three shapes and passages, as data and as tasks of the harness."""
+    folder = tmp_path_factory.mktemp("harness")
+    rng = np.random.default_rng(0)
+
+    def words(low, high):
+        return " ".join(
+            "".join(rng.choice(list("abcdéfg"), rng.integers(2, 6))) for _ in range(rng.integers(low, high))
+        )
+
+    def write(path, rows):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def question(count):
+        return {
+            "context": words(1, 5),
+            "options": [words(1, 4) for _ in range(count)],
+            "gold": int(rng.integers(count)),
+        }
+
+    for name, count in [("hellaswag_like", 4), ("piqa_like", 2), ("copa_like", 2), ("train", 2)]:
+        write(folder / f"{name}.jsonl", [question(count) for _ in range(12)])
+    write(folder / "eval_lambada" / "lambada_test.jsonl", [{"text": words(4, 9)} for _ in range(12)])
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "lambada.yaml").write_text(LAMBADA.format(folder=folder))
+    for name, (_, text) in TEXTS.items():
+        (folder / "tasks" / f"{name}.yaml").write_text(CHOICE.format(name=name, folder=folder, text=text))
+    return folder
+
+
+def harness(folder, tasks, model=MODEL, cache=None, **options):
+    lm_eval = pytest.importorskip("lm_eval")
+    manager = adapter.task_manager(tasks, [str(folder / "tasks")])
+    options |= dict(bootstrap_iters=0, task_manager=manager, use_cache=cache)
+    return lm_eval.simple_evaluate(model=HarnessModel(model), tasks=list(tasks), **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def datasets_cache(tmp_path_factory):
+    datasets = pytest.importorskip("datasets")
+    before, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, tmp_path_factory.mktemp("datasets")
+    yield
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_the_adapter_scores_as_the_native_tasks(folder, shots):
+    names = [*TEXTS] if shots else ["lambada_openai", *TEXTS]
+    native = [LambadaOpenAI() if name == "lambada_openai" else Local(name) for name in names]
+    want = run_tasks(MODEL, native, data_dir=folder, num_shots=shots)
+    report = harness(folder, names, num_fewshot=shots)
+    for name in names:
+        for metric, value in want[name].metrics.items():
+            if not metric.endswith("_stderr"):
+                assert report["results"][name][f"{metric},none"] == pytest.approx(value, rel=1e-4), (name, metric)
+        samples = sorted(report["samples"][name], key=lambda sample: sample["doc_id"])
+        assert len(samples) == len(want[name].samples) == 12
+        for mine, theirs in zip(want[name].samples, samples):
+            contexts = [arguments[0] for arguments in theirs["arguments"]]
+            assert [request["context"] for request in mine["requests"]] == contexts
+            got = [(float(ll), greedy in (True, "True")) for ((ll, greedy),) in theirs["resps"]]
+            np.testing.assert_allclose([a.loglikelihood for a in mine["answers"]], [ll for ll, _ in got], atol=1e-4)
+            assert [a.is_greedy for a in mine["answers"]] == [greedy for _, greedy in got]
+    assert report["config"]["model_sha"] == HarnessModel(MODEL).fingerprint
+
+
+def requests(*arguments):
+    return [types.SimpleNamespace(args=one) for one in arguments]
+
+
+def test_texts_and_continuations():
+    pytest.importorskip("lm_eval")
+    model = HarnessModel(MODEL)
+    (whole,) = model.loglikelihood_rolling(requests(("abc" * 60,)))
+    assert whole == pytest.approx(MODEL.loglikelihood_rolling(["abc" * 60])[0][0], abs=1e-4)
+    (plain,) = model.generate_until(requests(("ab", {"until": ["\n\n"], "max_gen_toks": 8})))
+    assert plain == MODEL.generate(["ab"], max_new_tokens=8, temperature=0, stop=["\n\n"])[0] and len(plain) > 4
+    # A stop string of several tokens, from the middle of what would come.
+    stop = plain[2:4]
+    (cut,) = model.generate_until(requests(("ab", {"until": stop, "max_gen_toks": 8})))
+    assert cut == plain[: plain.index(stop)]
+    drawn = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
+    texts = model.generate_until(requests(*[("ab", drawn)] * 3))
+    assert len(set(texts)) == 3 and model.generate_until(requests(*[("ab", drawn)] * 3)) == texts
+
+
+def test_a_model_on_a_mesh_scores_as_on_one_device():
+    pytest.importorskip("lm_eval")
+    import jax
+
+    from fmjax.interop.loading import placed
+    from fmjax.parallel.placement import Placement
+
+    placement = Placement.make({"fsdp": 4, "tensor": 2})
+    spread = jax.device_put(MODEL.params, placed(MODEL.module, placement)[1])
+    split = HarnessModel(dataclasses.replace(MODEL, params=spread, placement=placement, kept={}))
+    pairs = requests(("ab", " c"), ("", "def"), ("abc ", "x"))
+    want = HarnessModel(MODEL).loglikelihood(pairs)
+    assert split.loglikelihood(pairs) == [(pytest.approx(ll, abs=1e-4), greedy) for ll, greedy in want]
+    assert (split.rank, split.world_size) == (0, 1) and split.fingerprint == HarnessModel(MODEL).fingerprint
+
+
+def test_generation_options():
+    assert generate_request("a", {}) == Generate("a", 256)
+    assert generate_request("a", {"until": "x", "temperature": 0.7, "do_sample": False}) == Generate("a", 256, ("x",))
+    assert generate_request("a", {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 3}) == Generate(
+        "a", 3, (), 0.7, 0.9
+    )
+    assert generate_request("a", {"do_sample": True}).temperature == 1.0
+    assert generate_request("a", {"num_beams": 1, "until": ["", "b"]}) == Generate("a", 256, ("b",))
+    with pytest.raises(InputError, match="generation options {'num_beams': 4}"):
+        generate_request("a", {"num_beams": 4})
+
+
+def test_no_model_meets_anothers_answers(folder, tmp_path):
+    tasks, cache = ["piqa_like"], str(tmp_path / "cache")
+    first = harness(folder, tasks, cache=cache)["results"]
+    assert harness(folder, tasks, cache=cache)["results"] == first
+    import jax
+
+    other = dataclasses.replace(MODEL, params=jax.tree.map(lambda x: x * 1.5, MODEL.params))
+    with pytest.raises(InputError, match="use_cache: the file holds answers of another model"):
+        harness(folder, tasks, other, cache=cache)
+    kept = tmp_path / "answers"
+    one = requests(("ab", " c"))
+    want = HarnessModel(MODEL, answers=kept).loglikelihood(one)
+    assert HarnessModel(MODEL, answers=kept).loglikelihood(one) == want
+    assert HarnessModel(other, answers=kept).loglikelihood(one) != want and len(list(kept.iterdir())) == 2
+
+
+def test_chats_are_written_by_the_models_template():
+    pytest.importorskip("lm_eval")
+
+    class Chatty:
+        chat_templates = {"default": "{% for m in messages %}<s>[{{ m.role }}]{{ m.content }}{% endfor %}"}
+        special_tokens, source, fingerprint = {}, "test", "chatty"
+
+        def __getattr__(self, name):
+            return getattr(MODEL.tokenizer, name)
+
+        def encode_special(self, text):
+            first, *rest = text.split("<s>")
+            return MODEL.tokenizer.encode(first) + [
+                t for part in rest for t in [MODEL.tokenizer.bos_id, *MODEL.tokenizer.encode(part)]
+            ]
+
+    model = HarnessModel(dataclasses.replace(MODEL, tokenizer=Chatty(), kept={}))
+    before = model.tokenizer_name
+    assert model.chat_template(True) == Chatty.chat_templates["default"] and model.chat_template(False) is None
+    text = model.apply_chat_template([{"role": "user", "content": "hi"}])
+    assert text == "<s>[user]hi" and isinstance(model.model.tokenizer, ControlTokens)
+    # One BOS, as a token.
+    assert model.model.encode(text) == [MODEL.tokenizer.bos_id, *MODEL.tokenizer.encode("[user]hi")]
+    assert model.loglikelihood(requests((text, "a")))[0][0] == pytest.approx(
+        MODEL.score([("[user]hi", "a")])[0][0], abs=1e-4
+    )
+    assert before.startswith("fmjax-") and HarnessModel(MODEL).tokenizer_name != before
+
+
+def test_the_command(folder, tmp_path, capsys):
+    pytest.importorskip("lm_eval")
+    fields = dict(num_layers=1, hidden_size=16, num_heads=2, max_length=128, vocab_size=258, init_std=0.3)
+    config = {"model": {"name": "gpt", **fields}, "data": {"tokenizer": "bytes"}}
+    dataclasses.replace(MODEL, config=config).save(tmp_path / "model")
+    argv = [f"--model={tmp_path / 'model'}", f"--include_path={folder / 'tasks'}", f"--output={tmp_path / 'out.json'}"]
+    assert cli.run(adapter.main, [*argv, "--tasks=copa_like,piqa_like", "--num_fewshot=1", "--limit=4"]) == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    want = run_tasks(MODEL, [Local("copa_like")], data_dir=folder, num_shots=1, limit=4)["copa_like"]
+    assert report["results"]["copa_like"]["acc,none"] == want.metrics["acc"]
+    assert len(report["samples"]["piqa_like"]) == 4 and "copa_like" in capsys.readouterr().out
+    for wrong, message in [
+        ([*argv, "--tasks=a", "--limt=2"], "did you mean '--limit'"),
+        (["--model=nowhere", "--tasks=a"], "--output"),
+        (["--model=nowhere", "--tasks=a", "--output=b"], "nowhere"),
+    ]:
+        assert cli.run(adapter.main, wrong) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_without_the_harness_the_message_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(adapter, "LM", object)
+    with pytest.raises(InputError, match="pip install 'fmjax.lm_eval.'"):
+        HarnessModel(MODEL)
+    assert cli.run(adapter.main, ["--model=x", "--tasks=a", "--output=b"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
