@@ -174,7 +174,10 @@ class Model:
         """The same model with its parameters layer by layer, of which generation needs no second copy.
 
         donate: free the stacked layers of this model, which is then of no more use.
+
+        Raises InputError for a model that cannot generate.
         """
+        self._check_generates()
         with self.inference():
             made = Engine(self.module, self.params, start_id=0, donate=donate)
         return dataclasses.replace(self, module=made.module, params=made.weights.params, kept={})
@@ -211,11 +214,7 @@ class Model:
 
         `kept.clear()` lets go of it.
         """
-        if not hasattr(self.module, "init_cache") and hasattr(self.module, "features"):
-            raise InputError(
-                f"{self} cannot generate: it is an encoder, which reads whole texts; its Model.fill_mask fills in "
-                "masks and Model.embed gives vectors"
-            )
+        self._check_generates()
         made = self.kept.get("engine")
         if made is None or self.kept["params"] is not self.params:
             num_tokens = bos = None
@@ -228,6 +227,13 @@ class Model:
                 made = Engine(self.module, self.params, banned_ids=banned, **options)
             self.kept.update(engine=made, params=self.params)
         return made
+
+    def _check_generates(self) -> None:
+        if not hasattr(self.module, "init_cache") and hasattr(self.module, "features"):
+            raise InputError(
+                f"{self} cannot generate: it is an encoder, which reads whole texts; its Model.fill_mask fills in "
+                "masks and Model.embed gives vectors"
+            )
 
     def score(self, pairs: Sequence[tuple[str, str]], *, progress: str | None = None) -> list[tuple[float, bool, int]]:
         """Log-likelihoods of continuations.
