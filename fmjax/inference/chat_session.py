@@ -58,45 +58,55 @@ class ChatSession:
 
     def undo(self) -> str:
         """Takes back the last message of the user and all after it; its text. Raises InputError where there is none."""
+        place = self._last_question()
+        text = self.messages[place]["content"]
+        del self.messages[place:]
+        return text
+
+    def _last_question(self) -> int:
         places = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         if not places:
             raise InputError("there is no message to take back")
-        text = self.messages[places[-1]]["content"]
-        del self.messages[places[-1] :]
-        return text
+        return places[-1]
 
     def say(self, text: str) -> Iterator[str]:
         """The pieces of the reply to a message of the user.
 
         Once they have come the reply is one of the messages; when the iterator is closed before, so much of it as has
-        come. With nothing of it, or an error, the message is taken back.
+        come. With nothing of it, or an error, the messages are what they were before.
 
         Raises: InputError where the message does not fit into the context or the template refuses it.
         """
-        self._attempts = 0
-        return self._answer(text)
+        return self._answer({"role": "user", "content": text}, attempt=0)
 
     def retry(self) -> Iterator[str]:
         """As `say` with the last message, for another reply in place of the last one."""
-        text = self.undo()
-        self._attempts += 1
-        return self._answer(text)
+        self._last_question()
+        return self._answer(None, self._attempts + 1)
 
-    def _answer(self, text: str) -> Iterator[str]:
-        before = len(self.messages)
-        self.messages.append({"role": "user", "content": text})
+    def _answer(self, message: dict[str, Any] | None, attempt: int) -> Iterator[str]:
+        """The reply to a new message, or to the last one again."""
+        before, self._attempts = list(self.messages), attempt
+        if message is None:
+            place = self._last_question()
+            message = self.messages[place]
+            del self.messages[place:]
+        self.messages.append(message)
         reply, self.finish = "", ""
         try:
             prompt = self._prompt()
-            for piece in self._model.pieces([prompt], copies=[self._attempts], **self._options):
+            for piece in self._model.pieces([prompt], copies=[attempt], **self._options):
                 reply += piece.text
                 self.finish = piece.whole.finish if piece.whole else ""
                 yield piece.text
+        except Exception:
+            reply = self.finish = ""
+            raise
         finally:
             if reply or self.finish:
                 self.messages.append({"role": "assistant", "content": reply})
             else:
-                del self.messages[before:]
+                self.messages[:] = before
 
     def _prompt(self) -> list[int]:
         """Tokens of the newest turns that leave room for a reply, after the system prompt."""

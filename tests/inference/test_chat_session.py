@@ -88,6 +88,42 @@ def test_a_reply_closed_early_is_kept_as_far_as_it_came(model):
     assert len(session.messages) == 2
 
 
+def test_a_turn_that_is_tried_again_is_lost_only_to_a_new_reply(model, monkeypatch):
+    session = ChatSession(model, max_new_tokens=30, temperature=0.7)
+    said(session, "ab")
+    turn = list(session.messages)
+    session.retry().close()
+    assert session.messages == turn
+    pieces = type(model).pieces
+
+    def failing(count):
+        def fail(*arguments, **options):
+            for number, piece in enumerate(pieces(*arguments, **options)):
+                if number == count:
+                    raise RuntimeError("the device is lost")
+                yield piece
+
+        return fail
+
+    for count in (0, 2):
+        monkeypatch.setattr(type(model), "pieces", failing(count))
+        with pytest.raises(RuntimeError):
+            list(session.retry())
+        with pytest.raises(RuntimeError):
+            said(session, "c")
+        assert session.messages == turn and session.finish == ""
+    monkeypatch.setattr(type(model), "pieces", pieces)
+    session.set_system("x" * 70)
+    with pytest.raises(InputError, match="context of 64"):
+        list(session.retry())
+    assert session.messages[1:] == turn
+    session.set_system("S")
+    reply = session.retry()
+    piece = next(reply)
+    reply.close()
+    assert session.messages[1:] == [user("ab"), {"role": "assistant", "content": piece}]
+
+
 def test_files(model, tmp_path):
     session = ChatSession(model, max_new_tokens=3)
     said(session, "gr\u00fcn")
