@@ -147,9 +147,10 @@ def test_architectures_that_are_not_supported(tmp_path):
     ):
         section("llama", architectures=["LlamaForCausalLn"])
     for name, head in (("bert", "BertForMaskedLM"), ("roberta", "RobertaForMaskedLM")):
-        with pytest.raises(InputError, match=f"{head}.*Models without a masked-language-model head are not") as error:
-            section(name, architectures=[head.replace("ForMaskedLM", "Model")])
+        with pytest.raises(InputError, match=f"there are {head}") as error:
+            section(name, architectures=[head.replace("MaskedLM", "TokenClassification")])
         assert "did you mean" not in str(error.value)
+        assert section(name, architectures=[head.replace("ForMaskedLM", "Model")])["masked_lm_head"] is False
     with pytest.raises(
         InputError, match="supported. Of model_type 'llama' there are LlamaForCausalLM, LlamaModel. Sup"
     ):
