@@ -5,9 +5,9 @@ end; `index` says which prompt a line belongs to. Beside OUTPUT, `OUTPUT.setting
 with: another run adds to them only with the same.
 
 The numbers of a batched matrix product depend on its shape in their last bits, which can change what is drawn, in
-bfloat16 and float16 often. So that
-an interrupted run ends with the lines of one that was not, prompts are continued in groups that are the same in every
-run; a run that goes on computes a group with a missing line again, and writes what is missing.
+bfloat16 and float16 often. So that an interrupted run ends with the lines of one that was not, prompts are continued in
+groups that are the same in every run; a run that goes on computes a group with a missing line again, and writes what is
+missing.
 """
 
 import contextlib
@@ -237,7 +237,7 @@ def _complete_options(
     """
     check_whole(1, num_samples=num_samples, batch_size=batch_size)
     if not use_beams:
-        _check_names(options, [name for name in Options.__dataclass_fields__ if name not in OWN], "drawing")
+        _check_names(options, [field.name for field in dataclasses.fields(Options) if field.name not in OWN], "drawing")
         values = dataclasses.asdict(Options(**options))
         return {name: value for name, value in values.items() if name not in (*OWN, "steps")}
     if num_samples != 1:

@@ -253,7 +253,7 @@ def check_options(
         raise InputError(f"num_results must be from 1 to num_beams = {num_beams}, got {num_results}")
 
 
-def check_width(engine: Engine, num_beams: int = 4) -> None:
+def check_width(engine: Engine, num_beams: int) -> None:
     """Raises InputError for more beams than the vocabulary has tokens, which only an exhaustive search could use."""
     check_whole(1, num_beams=num_beams)
     known = [n for n in (engine.num_tokens, getattr(engine.module, "vocab_size", None)) if n is not None]

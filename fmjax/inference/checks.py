@@ -43,7 +43,7 @@ def token_ids(what: str, prompt: Any) -> list[int]:
             raise TypeError
         return [operator.index(token) for token in prompt]
     except TypeError:
-        raise InputError(f"{what} must be a text or a list of token ids, got {prompt!r}") from None
+        raise InputError(f"{what} must be a text or a list of token ids, got {str(prompt)[:60]!r}") from None
 
 
 def check_inputs(module: nn.Module, params, tokens, inputs: Mapping[str, Any]) -> None:
@@ -51,7 +51,8 @@ def check_inputs(module: nn.Module, params, tokens, inputs: Mapping[str, Any]) -
     compute NaN of them.
 
     Args:
-      module, params: the model; one without `vocab_size` is not looked at.
+      module, params: the model; one without `vocab_size` is not looked at, and positions only where they are learned
+        and it is of a family (`fmjax.models.decoder`, `fmjax.models.encoder`).
       tokens: its first argument.
       inputs: further ones by name.
 
@@ -67,7 +68,7 @@ def check_inputs(module: nn.Module, params, tokens, inputs: Mapping[str, Any]) -
             outside = ids[(ids < 0) | (ids >= size)]
             if outside.size:
                 raise InputError(f"{name} contain {outside.flat[0]}; the model has 0..{size - 1}")
-    if "position_embedding" not in params or np.ndim(tokens) != 2:
+    if not hasattr(module, "features") or "position_embedding" not in params or np.ndim(tokens) != 2:
         return
     rows = params["position_embedding"]["embedding"].shape[0] - getattr(module, "position_offset", 0)
     positions, segment_ids = given.get("positions"), given.get("segment_ids")

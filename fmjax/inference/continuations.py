@@ -60,7 +60,7 @@ class Options:
         check_whole(0, HIGHEST_SEED, seed=self.seed)
         if self.cache_length is not None:
             check_whole(1, cache_length=self.cache_length)
-        for name, value in dict(stop_ids=self.stop_ids, copies=self.copies or ()).items():
+        for name, value in dict(stop_ids=self.stop_ids, copies=() if self.copies is None else self.copies).items():
             if not isinstance(value, Collection) or isinstance(value, str | bytes):
                 raise InputError(f"{name} must be a list of numbers, got {value!r}; put it in a list")
         for token in self.stop_ids:
@@ -156,12 +156,16 @@ class Continuations:
 
 
 def search(
-    engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int] = (), **options
-) -> list[list[Continuation]]:
-    """As `fmjax.inference.beam.beam_search`, with its options, and the beams' texts; the tokenizer's EOS ends too."""
+    engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int] = (), num_beams: int = 4,
+    **options,
+) -> list[list[Continuation]]:  # fmt: skip
+    """As `fmjax.inference.beam.beam_search`, with its options, and the beams' texts; the tokenizer's EOS ends too.
+
+    Raises: InputError as it does, and for more beams than the vocabulary has tokens.
+    """
     stop_ids = {*stop_ids, getattr(tokenizer, "eos_id", None)} - {None}
-    check_width(engine, **{name: options[name] for name in ("num_beams",) if name in options})
-    found = beam_search(engine, prompts, stop_ids=sorted(stop_ids), **options)
+    check_width(engine, num_beams)
+    found = beam_search(engine, prompts, stop_ids=sorted(stop_ids), num_beams=num_beams, **options)
     results = []
     for prompt, beams in zip(prompts, found):
         before = [] if engine.start_id is not None else prompt
