@@ -140,7 +140,6 @@ def continue_prompt(flags) -> None:
     """--prompt: prints a text and its continuation as it comes, or one continuation after the other."""
     prompt = flags.prompt if flags.mode == "prompt" else _read_prompt(flags.prompt_file)
     model = _load(flags)
-    # Encoders are refused here.
     is_translation = model.engine.start_id is not None
     tokens = model.encode_prompts([prompt], special="special" in flags)
     shown = "" if is_translation else prompt
@@ -247,10 +246,11 @@ def _given(flags, *names: str) -> dict:
 
 
 def _load(flags):
+    """The model, its weights once in memory. InputError for one that cannot generate."""
     from fmjax.load import load
 
     mesh = flags.mesh if "mesh" in flags else None
-    return load(flags.model, dtype=flags.dtype, mesh=mesh, progress=sys.stderr.isatty())
+    return load(flags.model, dtype=flags.dtype, mesh=mesh, progress=sys.stderr.isatty()).unrolled(donate=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import numpy as np
 from fmjax.data.tokenizer_config import stated_eos_ids
 from fmjax.errors import InputError
 from fmjax.inference import continuations, scored_text, scoring
+from fmjax.inference.checks import check_inputs, check_list, token_ids
 from fmjax.inference.engine import Engine
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
@@ -74,13 +75,19 @@ class Model:
         return min((length for length in known if length), default=None)
 
     def apply(self, tokens, **inputs) -> jax.Array:
-        """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword."""
+        """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword.
+
+        Raises InputError for token ids outside the vocabulary, and for more tokens than there are learned positions
+        (where they can be read: not under jit).
+        """
         if hasattr(self.module, "prefill") and "source_tokens" not in inputs:
             raise InputError(f"{self} translates a source: give apply(tokens, source_tokens=...), tokens of the target")
         arrays = {k: jnp.asarray(v) for k, v in inputs.items() if isinstance(v, np.ndarray | jax.Array | list)}
         options = tuple(sorted((k, v) for k, v in inputs.items() if k not in arrays))
+        tokens = jnp.asarray(tokens)
+        check_inputs(self.module, self.params, tokens, arrays)
         with self.inference():
-            return _apply(self.module, self.params, jnp.asarray(tokens), arrays, options)
+            return _apply(self.module, self.params, tokens, arrays, options)
 
     def inference(self) -> contextlib.AbstractContextManager:
         """The context in which the parameters, as they lie, are computed with; its methods enter it themselves."""
@@ -106,8 +113,11 @@ class Model:
         encoder-decoder with its frame; token ids stay as they are.
 
         special: names of control tokens in the texts, such as <|im_start|>, stand for them.
+        Raises: InputError for what is neither text nor token ids, or a text without a tokenizer.
         """
         places = [i for i, prompt in enumerate(self._texts(prompts)) if isinstance(prompt, str)]
+        if not places:
+            return [token_ids(f"prompt {i}", prompt) for i, prompt in enumerate(prompts)]
         tokens = self.tokens([prompts[i] for i in places], special)
         if hasattr(self.module, "prefill"):
             tokens = self.framed(tokens)
@@ -115,7 +125,7 @@ class Model:
             begun = [special and one[:1] == [self.tokenizer.bos_id] for one in tokens]
             tokens = [one if b else self.with_bos(one, f"prompt {i}") for i, one, b in zip(places, tokens, begun)]
         found = dict(zip(places, tokens))
-        return [found[i] if i in found else [int(id) for id in prompt] for i, prompt in enumerate(prompts)]
+        return [found[i] if i in found else token_ids(f"prompt {i}", p) for i, p in enumerate(prompts)]
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options) -> list[int]:
         """Tokens of a chat up to where the assistant's reply begins, as the model's chat template writes it.
@@ -148,8 +158,8 @@ class Model:
         """Continuations of texts, without the texts themselves; "" starts from BOS.
 
         Each ends at one of `eos_ids`, before a stop string, after `max_new_tokens`, or where the context is full.
-        The same prompt and seed give the same text whatever else is in the list; copies of a prompt get different
-        continuations. An encoder-decoder gives the targets of its prompts, the sources.
+        In float32 the same prompt and seed give the same text whatever else is in the list (`Options.seed`); copies of
+        a prompt get different continuations. An encoder-decoder gives the targets of its prompts, the sources.
 
         Args:
           prompts: a list of texts, or of token ids that are taken as they are.
@@ -157,16 +167,22 @@ class Model:
             top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, copies, batch_size, progress.
 
         Returns: for each prompt in order, its `num_samples` continuations, one after the other.
-        Raises: InputError for a prompt that cannot be continued, or a bad value.
+        Raises: InputError for a prompt that cannot be continued, or a bad value; without a tokenizer, as `complete`
+          alone then has something to give.
         """
+        self._need_text()
         return [one.text for one in self.complete(prompts, **options)]
 
     def complete(self, prompts: Sequence[str | Sequence[int]], **options) -> list[continuations.Continuation]:
-        """As `generate`, with tokens, their log-probabilities and why each continuation ended."""
+        """As `generate`, with tokens, their log-probabilities and why each continuation ended.
+
+        Without a tokenizer prompts are token ids, and `text` is "".
+        """
         return continuations.complete(self.pieces(prompts, **options))
 
     def stream(self, prompts: Sequence[str | Sequence[int]], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
         """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them."""
+        self._need_text()
         pieces = self.pieces(prompts, steps=steps, **options)
         return ((piece.index, piece.text) for piece in pieces if piece.text)
 
@@ -174,7 +190,10 @@ class Model:
         """The same model with its parameters layer by layer, of which generation needs no second copy.
 
         donate: free the stacked layers of this model, which is then of no more use.
+
+        Raises InputError for a model that cannot generate.
         """
+        self._check_generates()
         with self.inference():
             made = Engine(self.module, self.params, start_id=0, donate=donate)
         return dataclasses.replace(self, module=made.module, params=made.weights.params, kept={})
@@ -211,11 +230,7 @@ class Model:
 
         `kept.clear()` lets go of it.
         """
-        if not hasattr(self.module, "init_cache") and hasattr(self.module, "features"):
-            raise InputError(
-                f"{self} cannot generate: it is an encoder, which reads whole texts; its Model.fill_mask fills in "
-                "masks and Model.embed gives vectors"
-            )
+        self._check_generates()
         made = self.kept.get("engine")
         if made is None or self.kept["params"] is not self.params:
             num_tokens = bos = None
@@ -229,6 +244,13 @@ class Model:
             self.kept.update(engine=made, params=self.params)
         return made
 
+    def _check_generates(self) -> None:
+        if not hasattr(self.module, "init_cache") and hasattr(self.module, "features"):
+            raise InputError(
+                f"{self} cannot generate: it is an encoder, which reads whole texts; its Model.fill_mask fills in "
+                "masks and Model.embed gives vectors"
+            )
+
     def score(self, pairs: Sequence[tuple[str, str]], *, progress: str | None = None) -> list[tuple[float, bool, int]]:
         """Log-likelihoods of continuations.
 
@@ -237,11 +259,12 @@ class Model:
         fit keeps its end (the number of such is logged).
 
         Args:
-          pairs: (context, continuation); an empty context is BOS.
+          pairs: (context, continuation); an empty context is BOS, and an empty continuation scores (0.0, True, 0).
           progress: label of a progress bar; None shows none.
 
         Returns: (log-likelihood in nats, whether every token was the likeliest, number of tokens) for each.
-        Raises: InputError where the continuation alone is longer than the context, or has no token of its own.
+        Raises: InputError for what is no pair of texts, where the continuation alone is longer than the context, or has
+          no token of its own.
         """
         segments, cut = scored_text.continuation_segments(self, pairs)
         if any(cut):
@@ -362,13 +385,19 @@ class Model:
             (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
 
     def _texts(self, texts: Sequence[str]) -> Sequence[str]:
-        if isinstance(texts, str):
-            raise InputError("expected a list of texts, got one text; put it in a list")
+        check_list("texts", texts)
         return texts
+
+    def _need_text(self) -> None:
+        if self.tokenizer is None:
+            raise InputError(
+                f"the model from {self.source} has no tokenizer to write texts with; Model.complete gives the tokens "
+                "that follow token ids"
+            )
 
     def _need_tokenizer(self) -> None:
         if self.tokenizer is None:
-            raise InputError(f"the model from {self.source} has no tokenizer; use its module and params with tokens")
+            raise InputError(f"the model from {self.source} has no tokenizer; give it token ids")
 
     def tokens(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Tokens of texts without anything in front or behind; `special` as in `encode_prompts`.

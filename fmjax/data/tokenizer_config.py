@@ -8,6 +8,7 @@ from typing import Any
 
 from fmjax.data.tokenizer_base import SPECIAL_NAMES, Tokenizer
 from fmjax.errors import TokenizerError
+from fmjax.small_files import read_json
 
 TEMPLATE_PLACES = (
     "chat_template.jinja, additional_chat_templates/*.jinja, 'chat_template' in tokenizer_config.json, and "
@@ -93,19 +94,8 @@ class TokenizerConfig:
         return value
 
 
-def read_json(path: pathlib.Path, expected: type = dict) -> Any:
-    """The contents of a JSON file. Raises TokenizerError when they are not JSON or not of the type expected."""
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise TokenizerError(f"{path} is not readable JSON: {error}; fetch the file again") from None
-    if not isinstance(contents, expected):
-        raise TokenizerError(f"{path} holds a {type(contents).__name__}, expected a {expected.__name__}")
-    return contents
-
-
 def _read_if_there(path: pathlib.Path) -> dict:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path, error=TokenizerError) if path.is_file() else {}
 
 
 def read_config(folder: pathlib.Path) -> TokenizerConfig:
@@ -133,13 +123,14 @@ def read_config(folder: pathlib.Path) -> TokenizerConfig:
         known = added.get(content) or AddedToken(content, special=content in specials.values())
         added[content] = dataclasses.replace(known, id=index)
     for token in added.values():
-        if token.id is not None and not _is_id(token.id):
+        if token.id is not None and not is_id(token.id):
             raise TokenizerError(f"{folder}: the added token {token.content!r} has id {token.id!r}; expected 0 or more")
     ordered = sorted(added.values(), key=lambda token: (token.id is None, token.id or 0))
     return TokenizerConfig(family, stated, specials, tuple(ordered), options, read_chat_templates(folder))
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Whether a value from a file can be a token's id."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -216,7 +207,7 @@ def stated_eos_ids(contents: Mapping[str, Mapping]) -> tuple[int, ...] | None:
         if found is None:
             continue
         ids = found if isinstance(found, list) else [found]
-        if not all(_is_id(i) for i in ids):
+        if not all(is_id(i) for i in ids):
             raise TokenizerError(f"{file}: eos_token_id is {found!r}; expected an id or a list of ids")
         return tuple(dict.fromkeys(ids))
     return None

@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 
 from fmjax.data.tokenizer_base import SPECIAL_NAMES, Tokenizer, check_ids, digest
-from fmjax.data.tokenizer_config import TokenizerConfig, read_json, write_config
+from fmjax.data.tokenizer_config import TokenizerConfig, write_config
 from fmjax.errors import TokenizerError
+from fmjax.small_files import read_json
 
 _CODE = re.compile(r">>[\w-]+<<")
 
@@ -121,6 +122,6 @@ def read_marian(folder: pathlib.Path, config: TokenizerConfig) -> MarianTokenize
         if not path.is_file():
             others = ", ".join(other for other in files if other != file)
             raise TokenizerError(f"{folder} has no {file}, which a Marian tokenizer needs beside {others}; fetch it")
-    vocabulary = read_json(files["vocab.json"])
+    vocabulary = read_json(files["vocab.json"], error=TokenizerError)
     models = (files["source.spm"].read_bytes(), files["target.spm"].read_bytes())
     return MarianTokenizer(*models, vocabulary, str(folder), dataclasses.replace(config, family="marian"))

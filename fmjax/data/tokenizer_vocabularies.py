@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from fmjax.data.tokenizer_config import AddedToken, TokenizerConfig, read_json
+from fmjax.data.tokenizer_config import AddedToken, TokenizerConfig
 from fmjax.data.tokenizer_huggingface import HuggingFaceTokenizer, from_definition
 from fmjax.errors import TokenizerError
+from fmjax.small_files import read_json
 
 
 def read_wordpiece(path: pathlib.Path, config: TokenizerConfig) -> HuggingFaceTokenizer:
@@ -106,7 +107,7 @@ def read_bpe(vocabulary: pathlib.Path, merges: pathlib.Path, config: TokenizerCo
 def _bpe_family(vocabulary: pathlib.Path, config: TokenizerConfig) -> str:
     fitting = [config.family] if config.family in _BUILDERS else []
     if config.stated is None:
-        pieces = read_json(vocabulary)
+        pieces = read_json(vocabulary, error=TokenizerError)
         marks = {
             "openai-gpt": any(piece.endswith("</w>") for piece in pieces),
             "gpt2": "<|endoftext|>" in pieces,

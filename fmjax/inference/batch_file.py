@@ -4,9 +4,10 @@ A line of the output is written whole as soon as its continuation has ended, so 
 end; `index` says which prompt a line belongs to. Beside OUTPUT, `OUTPUT.settings.json` records what the lines were made
 with: another run adds to them only with the same.
 
-The numbers of a batched matrix product depend on its shape in their last bits, which can change what is drawn. So that
-an interrupted run ends with the lines of one that was not, prompts are continued in groups that are the same in every
-run; a run that goes on computes a group with a missing line again, and writes what is missing.
+The numbers of a batched matrix product depend on its shape in their last bits, which can change what is drawn, in
+bfloat16 and float16 often. So that an interrupted run ends with the lines of one that was not, prompts are continued in
+groups that are the same in every run; a run that goes on computes a group with a missing line again, and writes what is
+missing.
 """
 
 import contextlib
@@ -15,7 +16,6 @@ import datetime
 import hashlib
 import inspect
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,10 +23,18 @@ from typing import Any
 from tqdm import tqdm
 
 from fmjax.errors import DataError, InputError
-from fmjax.inference.beam import beam_search
+from fmjax.inference.beam import beam_search, check_options, check_width
 from fmjax.inference.chat_session import check_messages
+from fmjax.inference.checks import check_whole
 from fmjax.inference.continuations import Continuation, Options
 from fmjax.inference.engine import Request, number_copies
+from fmjax.registry import nearest
+from fmjax.small_files import write_whole
+
+BEAM_OPTIONS = ("num_beams", "max_new_tokens", "length_penalty", "normalization")
+
+OWN = ("num_samples", "copies", "batch_size", "cache_length", "progress")
+"""Options of drawing that a run sets by itself."""
 
 GROUP = 16
 """Continuations a row of the batch that a group has: at its end rows idle, and its beginning is what is done again."""
@@ -155,7 +163,7 @@ def complete_file(
     Args:
       model: a `fmjax.load.Model`.
       output: the file.
-      num_samples: lines for each prompt.
+      num_samples: lines for each prompt; a beam search gives one, its best.
       use_beams: search with `Model.beam_search` in place of drawing.
       special, template: see `PromptFile.encode`.
       with_tokens, with_logprobs: whether lines have `tokens` and `logprobs`, a list each.
@@ -165,7 +173,7 @@ def complete_file(
 
     Returns: how many lines were added.
     Raises: InputError, before anything is computed or written, for a prompt that cannot be continued, a bad value, or
-      an output that is there with other settings.
+      an output that is there with other settings, and for an option that has no effect with `use_beams`.
     """
     output = pathlib.Path(output).expanduser()
     check_output(output, prompts.path)
@@ -176,7 +184,7 @@ def complete_file(
         "prompts_digest": prompts.digest, "num_prompts": len(prompts.prompts), "num_samples": num_samples,
         "special": special, "template": template, "with_tokens": with_tokens, "with_logprobs": with_logprobs,
         "batch_size": batch_size, "mesh": None if model.placement is None else dict(model.placement.mesh.shape),
-        **_complete_options(options, use_beams),
+        **_complete_options(model, options, use_beams, num_samples, batch_size, with_logprobs),
     }  # fmt: skip
     # As it comes back from the file.
     settings = json.loads(json.dumps(settings, default=str))
@@ -195,7 +203,7 @@ def complete_file(
     found = find(model, [tokens[index] for index, _ in units], missing, size_of_group, batch_size, options)
 
     if not recorded:
-        _write_whole(settings_path(output), json.dumps({"started": started, **settings}, indent=2) + "\n")
+        write_whole(settings_path(output), json.dumps({"started": started, **settings}, indent=2) + "\n")
     bar = tqdm(total=len(units), initial=len(done), desc="generating", disable=not progress, dynamic_ncols=True)
     total = 0
     with output.open("ab") as file, _held(file, output), bar:
@@ -220,14 +228,45 @@ def complete_file(
     return len(missing)
 
 
-def _complete_options(options: Mapping[str, Any], use_beams: bool) -> dict[str, Any]:
-    """The options that say what comes out, with defaults for those that are not given. InputError for a bad value."""
-    if use_beams:
-        parameters = inspect.signature(beam_search).parameters
-        names = ("num_beams", "max_new_tokens", "length_penalty", "normalization")
-        return {name: options.get(name, parameters[name].default) for name in names}
-    without = ("num_samples", "copies", "batch_size", "steps", "progress")
-    return {name: value for name, value in dataclasses.asdict(Options(**options)).items() if name not in without}
+def _complete_options(
+    model, options: Mapping[str, Any], use_beams: bool, num_samples: int, batch_size: int, with_logprobs: bool
+) -> dict[str, Any]:
+    """The options that say what comes out, with defaults for those that are not given.
+
+    Raises InputError for a bad value, and for an option without effect.
+    """
+    check_whole(1, num_samples=num_samples, batch_size=batch_size)
+    if not use_beams:
+        _check_names(options, [field.name for field in dataclasses.fields(Options) if field.name not in OWN], "drawing")
+        values = dataclasses.asdict(Options(**options))
+        return {name: value for name, value in values.items() if name not in (*OWN, "steps")}
+    if num_samples != 1:
+        raise InputError(
+            f"num_samples={num_samples} has no meaning with beam search, which draws nothing; leave it out"
+        )
+    if with_logprobs:
+        raise InputError("with_logprobs has no meaning with beam search, whose lines have a score; leave it out")
+    if options.get("num_results", 1) != 1:
+        raise InputError(
+            f"num_results={options['num_results']} is not possible here: a line is written for the best beam alone; "
+            "use Model.beam_search"
+        )
+    _check_names(options, (*BEAM_OPTIONS, "num_results", "stop_ids"), "beam search")
+    given = {name: options[name] for name in BEAM_OPTIONS if name in options}
+    check_options(batch_size=batch_size, **given)
+    stop_ids = Options(stop_ids=options.get("stop_ids", ())).stop_ids
+    parameters = inspect.signature(beam_search).parameters
+    complete = {name: options.get(name, parameters[name].default) for name in BEAM_OPTIONS}
+    check_width(model.engine, complete["num_beams"])
+    return complete | ({"stop_ids": sorted(stop_ids)} if stop_ids else {})
+
+
+def _check_names(options: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"{name} is no option of {what} into a file{nearest(name, known)} Known: {', '.join(known)}"
+            )
 
 
 def _drawn(
@@ -317,9 +356,3 @@ def _held(file, output: pathlib.Path) -> Iterator[None]:
     except BlockingIOError:
         raise InputError(f"another process is writing to {output}; wait for it, or choose another output") from None
     yield
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -19,6 +19,7 @@ import numpy as np
 from fmjax.errors import InputError
 from fmjax.inference import cached
 from fmjax.inference.cached import Weights, bucket
+from fmjax.inference.checks import check_whole, is_number
 from fmjax.inference.engine import PACKED_PROMPTS, PACKED_TOKENS, TRACES, Engine, Form, Request
 from fmjax.inference.sampler import Uses, only_allowed
 from fmjax.layers.checks import check_choice
@@ -210,25 +211,21 @@ def beam_search(
     Returns: for each prompt in order its beams, best first.
     Raises: InputError for a prompt that cannot be continued, or a bad value.
     """
-    check_choice("normalization", normalization, NORMALIZATIONS)
-    if not (length_penalty >= 0 and np.isfinite(length_penalty)):
-        raise InputError(f"length_penalty must be a number at least 0, got {length_penalty!r}")
-    if not 1 <= num_results <= num_beams:
-        raise InputError(f"num_results must be from 1 to num_beams = {num_beams}, got {num_results}")
+    batch_size = engine.batch_size if batch_size is None else batch_size
+    check_options(num_beams, max_new_tokens, length_penalty, normalization, num_results, batch_size)
     requests = [Request(tokens, max_new_tokens) for tokens in prompts]
     for index, request in enumerate(requests):
         engine.check(index, request)
     if not requests:
         return []
-    groups = max(1, (batch_size or engine.batch_size) // num_beams)
+    groups = max(1, batch_size // num_beams)
     groups = min(groups, bucket(len(requests), low=1))
     stops = np.asarray(sorted({*stop_ids}) or [-1], np.int32)
     length = bucket(max(engine.allowed(request) for request in requests), low=16)
     longest = max(len(request.tokens) for request in requests)
     context = getattr(engine.module, "max_length", None)
     source = None if engine.start_id is None else bucket(longest, low=32, high=context)
-    need = max_new_tokens if source else max(len(r.tokens) + engine.allowed(r) - 1 for r in requests)
-    sizes = (cached.places(need, high=engine.context), source)
+    sizes = (cached.places(max(map(engine.places, requests)), high=engine.context), source)
 
     options = (np.float32(length_penalty), num_beams, length, normalization)
     waiting, results = None, []
@@ -241,6 +238,27 @@ def beam_search(
             results += _read(*waiting, stop_ids, num_results)
         waiting = part, limits, found
     return results + _read(*waiting, stop_ids, num_results)
+
+
+def check_options(
+    num_beams: int = 4, max_new_tokens: int = 64, length_penalty: float = 0.6, normalization: str = "gnmt",
+    num_results: int = 1, batch_size: int = 16,
+) -> None:  # fmt: skip
+    """Raises InputError for options of `beam_search` that are not possible."""
+    check_whole(1, num_beams=num_beams, max_new_tokens=max_new_tokens, num_results=num_results, batch_size=batch_size)
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    if not (is_number(length_penalty) and length_penalty >= 0):
+        raise InputError(f"length_penalty must be a number at least 0, got {length_penalty!r}")
+    if num_results > num_beams:
+        raise InputError(f"num_results must be from 1 to num_beams = {num_beams}, got {num_results}")
+
+
+def check_width(engine: Engine, num_beams: int) -> None:
+    """Raises InputError for more beams than the vocabulary has tokens, which only an exhaustive search could use."""
+    check_whole(1, num_beams=num_beams)
+    known = [n for n in (engine.num_tokens, getattr(engine.module, "vocab_size", None)) if n is not None]
+    if known and num_beams > min(known):
+        raise InputError(f"num_beams={num_beams} is more than the vocabulary's {min(known)} tokens; give fewer")
 
 
 def _dispatch(engine: Engine, requests: Sequence[Request], limits, stops, options, sizes):

@@ -1,15 +1,20 @@
 """A conversation with a chat model: the messages so far, and replies to them as they come."""
 
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fmjax.errors import DataError, InputError
+from fmjax.inference.continuations import Options
+from fmjax.small_files import write_whole
 
 REPLY_SHARE = 4
 """Old turns are left out once less than this part of the context, or `max_new_tokens`, would be left for a reply."""
+
+
+CACHE = 2048
+"""Places of the cache that a conversation begins with, or its model's context; twice as many when they are too few."""
 
 
 class ChatSession:
@@ -23,6 +28,8 @@ class ChatSession:
       steps: see `fmjax.inference.continuations.Options`.
       options: how replies are drawn, as in `Model.generate`.
 
+    Raises InputError for a bad value.
+
     Attributes:
       messages: [{"role": "user", "content": ...}, ...]; all of them, those left out of the last prompt too.
       left_out: how many of the oldest messages after the system prompt the context had no room for.
@@ -35,9 +42,10 @@ class ChatSession:
     ):  # fmt: skip
         self._model, self._template = model, dict(template or {})
         self._options = {"max_new_tokens": max_new_tokens, "steps": steps, **options}
+        Options(**self._options)  # refuses a bad value now rather than in the first reply
         self.messages = list(messages)
         self.left_out, self.finish = 0, ""
-        self._attempts = 0
+        self._attempts, self._cache_length = 0, CACHE
 
     @property
     def system(self) -> str | None:
@@ -58,45 +66,65 @@ class ChatSession:
 
     def undo(self) -> str:
         """Takes back the last message of the user and all after it; its text. Raises InputError where there is none."""
+        place = self._last_question()
+        text = self.messages[place]["content"]
+        del self.messages[place:]
+        return text
+
+    def _last_question(self) -> int:
         places = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         if not places:
             raise InputError("there is no message to take back")
-        text = self.messages[places[-1]]["content"]
-        del self.messages[places[-1] :]
-        return text
+        return places[-1]
 
     def say(self, text: str) -> Iterator[str]:
         """The pieces of the reply to a message of the user.
 
         Once they have come the reply is one of the messages; when the iterator is closed before, so much of it as has
-        come. With nothing of it, or an error, the message is taken back.
+        come. With nothing of it, or an error, the messages are what they were before.
 
         Raises: InputError where the message does not fit into the context or the template refuses it.
         """
-        self._attempts = 0
-        return self._answer(text)
+        return self._answer({"role": "user", "content": text}, attempt=0)
 
     def retry(self) -> Iterator[str]:
         """As `say` with the last message, for another reply in place of the last one."""
-        text = self.undo()
-        self._attempts += 1
-        return self._answer(text)
+        self._last_question()
+        return self._answer(None, self._attempts + 1)
 
-    def _answer(self, text: str) -> Iterator[str]:
-        before = len(self.messages)
-        self.messages.append({"role": "user", "content": text})
+    def _answer(self, message: dict[str, Any] | None, attempt: int) -> Iterator[str]:
+        """The reply to a new message, or to the last one again."""
+        before, self._attempts = list(self.messages), attempt
+        if message is None:
+            place = self._last_question()
+            message = self.messages[place]
+            del self.messages[place:]
+        self.messages.append(message)
         reply, self.finish = "", ""
         try:
             prompt = self._prompt()
-            for piece in self._model.pieces([prompt], copies=[self._attempts], **self._options):
+            options = self._options | {"cache_length": self._places(len(prompt))}
+            for piece in self._model.pieces([prompt], copies=[attempt], **options):
                 reply += piece.text
                 self.finish = piece.whole.finish if piece.whole else ""
                 yield piece.text
+        except Exception:
+            reply = self.finish = ""
+            raise
         finally:
             if reply or self.finish:
                 self.messages.append({"role": "assistant", "content": reply})
             else:
-                del self.messages[before:]
+                self.messages[:] = before
+
+    def _places(self, prompt_length: int) -> int:
+        """Places of the cache: the same in as many turns as possible, since others mean another program."""
+        context = self._model.engine.context
+        while self._cache_length < prompt_length + self._options["max_new_tokens"]:
+            if context is not None and self._cache_length >= context:
+                break
+            self._cache_length *= 2
+        return self._cache_length if context is None else min(self._cache_length, context)
 
     def _prompt(self) -> list[int]:
         """Tokens of the newest turns that leave room for a reply, after the system prompt."""
@@ -125,12 +153,9 @@ class ChatSession:
                 read_messages(path)
             except InputError:
                 raise InputError(f"{path} is there already and is no saved chat; choose another name") from None
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            temporary.write_text(json.dumps(self.messages, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
+            write_whole(path, json.dumps(self.messages, indent=2, ensure_ascii=False) + "\n")
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise InputError(f"the chat cannot be written to {path}: {error.strerror}") from None
 
     def load(self, path: str | pathlib.Path) -> None:
@@ -150,14 +175,20 @@ def read_messages(path: str | pathlib.Path) -> list[dict[str, Any]]:
         raise DataError(f"the chat {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise DataError(f"{path} is no saved chat, which is JSON: {error}") from None
-    check_messages(messages, str(path))
+    if messages != []:  # a conversation that was saved before anything was said
+        check_messages(messages, str(path))
     return messages
 
 
 def check_messages(messages: Any, place: str) -> None:
-    """Raises DataError for what is no list of {"role": ..., "content": ...}."""
+    """Raises DataError for what is no list of {"role": ..., "content": ...}; calls of tools need no content."""
     if not isinstance(messages, list):
         raise DataError(f"{place}: expected a list of messages, got {str(messages)[:60]!r}")
+    if not messages:
+        raise DataError(f"{place}: the list of messages is empty; a chat begins with at least one")
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise DataError(f'{place}: message {index} must be {{"role": ..., "content": ...}}, got {message!r}')
+        calls = message["role"] == "assistant" and message.get("tool_calls")
+        if message.get("content") is None and not calls:
+            raise DataError(f"{place}: message {index} has no content: {message!r}")

@@ -1,11 +1,12 @@
 """Texts in, their continuations out: the engine's tokens as text, up to a stop token or a stop string."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from fmjax.errors import InputError
-from fmjax.inference.beam import beam_search
-from fmjax.inference.engine import CHUNK, Engine, Request, check_whole, number_copies
+from fmjax.inference.beam import beam_search, check_width
+from fmjax.inference.checks import check_whole
+from fmjax.inference.engine import CHUNK, HIGHEST_SEED, Engine, Request, number_copies
 from fmjax.inference.sampler import Sampling
 from fmjax.inference.text import StoppedText, TextStream, check_stops
 
@@ -17,14 +18,18 @@ class Options:
     Attributes:
       max_new_tokens: tokens drawn at most for each.
       temperature, top_k, top_p, min_p, repetition_penalty: see `fmjax.inference.sampler.Sampling`.
-      seed: of the random draws. The same prompt and seed give the same text whatever else is asked for in the same
-        call; copies of a prompt get different continuations.
+      seed: of the random draws. The same prompt and seed draw with the same random keys whatever else is asked for in
+        the same call; copies of a prompt get different continuations. In float32 that gives the same text. In bfloat16
+        and float16 it may not: logits round differently in a batch of another shape, and what is drawn, or the largest
+        logit, may change with them.
       stop: a continuation ends before the first of these strings; no part of one is ever given out.
       stop_ids: tokens that end a continuation, besides the tokenizer's EOS.
       num_samples: continuations of each prompt; sample j of prompt i has the index i * num_samples + j.
       copies: numbers that tell continuations of the same prompt apart, one for each index. None counts them in this
         call; a part of a longer list gives those of the whole list (`fmjax.inference.engine.number_copies`).
       batch_size: rows generated at once.
+      cache_length: places of the cache, for a prompt and what is drawn after it; None takes what the prompts of the
+        call need. Calls with the same one share their compiled program of decoding.
       steps: the host reads after so many tokens a row: fewer come sooner, and cost more dispatches.
       progress: label of a progress bar; None shows none.
 
@@ -43,17 +48,21 @@ class Options:
     num_samples: int = 1
     copies: Sequence[int] | None = None
     batch_size: int = 16
+    cache_length: int | None = None
     steps: int = CHUNK
     progress: str | None = None
 
     def __post_init__(self):
         check_stops(self.stop)
-        check_whole(1, **{name: getattr(self, name) for name in ("max_new_tokens", "num_samples", "batch_size", "steps")})
-        check_whole(0, seed=self.seed)
-        if self.seed >= 2**32:
-            raise InputError(f"seed must be below 2**32, got {self.seed}")
-        if isinstance(self.stop_ids, int):
-            raise InputError(f"stop_ids must be a list of tokens, got {self.stop_ids}; put it in a list")
+        check_whole(
+            1, **{name: getattr(self, name) for name in ("max_new_tokens", "num_samples", "batch_size", "steps")}
+        )
+        check_whole(0, HIGHEST_SEED, seed=self.seed)
+        if self.cache_length is not None:
+            check_whole(1, cache_length=self.cache_length)
+        for name, value in dict(stop_ids=self.stop_ids, copies=() if self.copies is None else self.copies).items():
+            if not isinstance(value, Collection) or isinstance(value, str | bytes):
+                raise InputError(f"{name} must be a list of numbers, got {value!r}; put it in a list")
         for token in self.stop_ids:
             check_whole(0, stop_ids=token)
         self.sampling  # checks the rest
@@ -69,7 +78,7 @@ class Continuation:
     """What was drawn after one prompt.
 
     Attributes:
-      text: up to a stop token or stop string.
+      text: up to a stop token or stop string; "" without a tokenizer.
       tokens: the drawn tokens; where `finish` is "stop", the last is a stop token or completed a stop string.
       logprobs: log-probability of each at the temperature that drew it (`fmjax.inference.sampler.sample`); empty for
         what beam search found.
@@ -98,7 +107,7 @@ class Continuations:
 
     Args:
       engine: the model.
-      tokenizer: see `fmjax.data.tokenizer.Tokenizer`.
+      tokenizer: see `fmjax.data.tokenizer.Tokenizer`; None gives no texts.
       prompts: tokens of each prompt.
       options: what is wanted.
 
@@ -114,8 +123,8 @@ class Continuations:
             Request(tokens, options.max_new_tokens, options.sampling, options.seed, copy)
             for tokens, copy in zip(prompts, copies)
         ]
-        self._stop_ids = {*options.stop_ids, tokenizer.eos_id} - {None}
-        run = dict(steps=options.steps, batch_size=options.batch_size, progress=options.progress)
+        self._stop_ids = {*options.stop_ids, getattr(tokenizer, "eos_id", None)} - {None}
+        run = {name: getattr(options, name) for name in ("steps", "batch_size", "cache_length", "progress")}
         self._run = engine.run(requests, stop_ids=sorted(self._stop_ids), **run)
         # A source is no beginning of its target's text.
         before = [[]] * len(prompts) if engine.start_id is not None else prompts
@@ -147,11 +156,16 @@ class Continuations:
 
 
 def search(
-    engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int] = (), **options
-) -> list[list[Continuation]]:
-    """As `fmjax.inference.beam.beam_search`, with its options, and the beams' texts; the tokenizer's EOS ends too."""
-    stop_ids = {*stop_ids, tokenizer.eos_id} - {None}
-    found = beam_search(engine, prompts, stop_ids=sorted(stop_ids), **options)
+    engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int] = (), num_beams: int = 4,
+    **options,
+) -> list[list[Continuation]]:  # fmt: skip
+    """As `fmjax.inference.beam.beam_search`, with its options, and the beams' texts; the tokenizer's EOS ends too.
+
+    Raises: InputError as it does, and for more beams than the vocabulary has tokens.
+    """
+    stop_ids = {*stop_ids, getattr(tokenizer, "eos_id", None)} - {None}
+    check_width(engine, num_beams)
+    found = beam_search(engine, prompts, stop_ids=sorted(stop_ids), num_beams=num_beams, **options)
     results = []
     for prompt, beams in zip(prompts, found):
         before = [] if engine.start_id is not None else prompt

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from fmjax.errors import InputError
 from fmjax.inference import cached
 from fmjax.inference.cached import Packed, Weights, bucket
+from fmjax.inference.checks import check_whole
 from fmjax.inference.sampler import Sampling, Settings, Uses, sample
 from fmjax.parallel.placement import whole
 
@@ -33,6 +34,9 @@ TRACES: dict[str, int] = defaultdict(int)
 
 CHUNK = 32
 """Tokens a row that one dispatch of `decode` draws at most."""
+
+HIGHEST_SEED = 2**32 - 1
+"""Seeds and numbers of copies are folded into keys as uint32."""
 
 PACKED_TOKENS, PACKED_PROMPTS = 512, 8
 """How much one dispatch of `prefill` reads at most, unless a single prompt is longer."""
@@ -237,13 +241,6 @@ def programs():
     return start, jitted(_prefill, donate_argnums=2), jitted(_decode, donate_argnums=2)
 
 
-def check_whole(low: int, **values) -> None:
-    """Raises InputError unless every value is a whole number of at least `low`."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            raise InputError(f"{name} must be a whole number of at least {low}, got {value!r}")
-
-
 class Engine:
     """A model made ready to generate.
 
@@ -270,11 +267,9 @@ class Engine:
         donate: bool = False,
     ):  # fmt: skip
         """Raises InputError for a module that cannot generate, a size that is not possible, or a ban of no token."""
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        context = getattr(module, "max_length", None)
-        if max_length is not None and not 1 <= max_length <= (context or max_length):
-            raise InputError(f"max_length must be from 1 to the model's context of {context}, got {max_length}")
+        check_whole(1, batch_size=batch_size)
+        if max_length is not None:
+            check_whole(1, getattr(module, "max_length", None), max_length=max_length)
         self.module, self.weights = cached.prepare(module, params)
         self.batch_size, self.max_length, self.num_tokens = batch_size, max_length, num_tokens
         self.banned_ids = tuple(sorted({*banned_ids}))
@@ -300,7 +295,7 @@ class Engine:
 
     def run(
         self, requests: Iterable[Request], *, stop_ids: Sequence[int] = (), steps: int = CHUNK,
-        batch_size: int | None = None, progress: str | None = None,
+        batch_size: int | None = None, cache_length: int | None = None, progress: str | None = None,
     ) -> "Run":  # fmt: skip
         """Generates; the result is an iterator over chunks of tokens as they come.
 
@@ -310,11 +305,16 @@ class Engine:
           stop_ids: tokens that end a continuation, usually the end of text.
           steps: the host reads after so many tokens a row, at most CHUNK: fewer come sooner, and cost more dispatches.
           batch_size: fewer rows than the engine's (never more than there are requests).
+          cache_length: places of the cache in this run; None is `max_length`, or what the requests need.
           progress: label of a progress bar over the requests; None shows none.
 
-        Raises: InputError for an empty or too long prompt, or a token outside the vocabulary.
+        Raises: InputError for an empty or too long prompt, a token outside the vocabulary, or a bad value.
         """
-        return Run(self, requests, stop_ids, steps, batch_size or self.batch_size, progress)
+        batch_size = self.batch_size if batch_size is None else batch_size
+        check_whole(1, batch_size=batch_size, steps=steps)
+        if cache_length is not None:
+            check_whole(1, self.context, cache_length=cache_length)
+        return Run(self, requests, stop_ids, steps, batch_size, cache_length or self.max_length, progress)
 
     def generate(self, requests: Iterable[Request], **options) -> list[Completion]:
         """A Completion for each request, in order. Options as in `run`."""
@@ -329,6 +329,7 @@ class Engine:
     def check(self, index: int, request: Request) -> None:
         """Raises InputError for what cannot be generated from."""
         check_whole(1, max_new_tokens=request.max_new_tokens)
+        check_whole(0, HIGHEST_SEED, seed=request.seed, copy=request.copy)
         if not len(request.tokens):
             raise InputError(f"prompt {index} is empty: the model needs a token to start from, such as BOS")
         if self.context is not None and len(request.tokens) > self.context:
@@ -345,8 +346,14 @@ class Engine:
         """Tokens that a request may draw. The last one is never an input: one more than there are places left."""
         if self.context is None:
             return request.max_new_tokens
-        taken = 1 if self.start_id is not None else len(request.tokens)
-        return min(request.max_new_tokens, self.context - taken + 1)
+        return min(request.max_new_tokens, self.context - self._taken(request) + 1)
+
+    def places(self, request: Request) -> int:
+        """Places of the cache that a request may fill."""
+        return self._taken(request) + self.allowed(request) - 1
+
+    def _taken(self, request: Request) -> int:
+        return 1 if self.start_id is not None else len(request.tokens)
 
     def form(self, uses: Uses, batch_size: int) -> Form:
         """What the programs of a run are compiled for, in the mesh and with the rules of the present context."""
@@ -378,14 +385,17 @@ class _Row:
 class Run:
     """An iterator over the chunks of one run of an engine; `stop` ends a request early."""
 
-    def __init__(self, engine: Engine, requests: Iterable[Request], stop_ids, steps: int, batch_size: int, progress):
+    def __init__(
+        self, engine: Engine, requests: Iterable[Request], stop_ids, steps: int, batch_size: int,
+        cache_length: int | None, progress,
+    ):  # fmt: skip
         self._engine = engine
         self._stop_ids = frozenset(stop_ids)
         stops = sorted(self._stop_ids)
         self._stops = np.asarray(stops + [-1] * (bucket(len(stops), low=1) - len(stops)), np.int32)
         self._steps = min(steps, CHUNK)
         self._total = None
-        self._uses, source, need = Uses(), 1, engine.max_length
+        self._uses, source = Uses(), 1
         if isinstance(requests, Sequence):
             for index, request in enumerate(requests):
                 engine.check(index, request)
@@ -393,16 +403,17 @@ class Run:
             self._total = len(requests)
             batch_size = min(batch_size, bucket(max(1, len(requests)), low=1))
             lengths = [len(request.tokens) for request in requests]
-            if need is None and requests:
-                taken = [1] * len(requests) if engine.start_id is not None else lengths
-                need = max(t + engine.allowed(r) - 1 for t, r in zip(taken, requests))
-                need = cached.places(need, high=engine.context)
+            need = max(map(engine.places, requests), default=1)
+            if cache_length is None:
+                cache_length = cached.places(need, high=engine.context)
+            elif need > cache_length:
+                raise InputError(f"cache_length={cache_length} is less than the {need} places that a request needs")
             source = bucket(max(lengths, default=1), low=32, high=getattr(engine.module, "max_length", None))
-        elif need is None:
+        elif cache_length is None:
             raise InputError("requests that come from an iterator need an Engine with a max_length")
         else:
-            source = getattr(engine.module, "max_length", need)
-        self._batch_size, self._max_length = batch_size, need
+            source = getattr(engine.module, "max_length", cache_length)
+        self._batch_size, self._max_length = batch_size, cache_length
         self._source_length = source if engine.start_id is not None else None
         self._bar = tqdm(total=self._total, desc=progress, disable=progress is None, dynamic_ncols=True)
         self._queue = collections.deque()
@@ -553,7 +564,7 @@ class Run:
 
 
 def digest(tokens: Sequence[int]) -> int:
-    """A hash of a prompt, which its random keys are folded from: so it draws the same tokens in any company."""
+    """A hash of a prompt, which its random keys are folded from: so they are the same in any company."""
     return zlib.crc32(np.asarray(tokens, "<i4").tobytes())
 
 
@@ -587,8 +598,8 @@ def generate(
       params: its parameters.
       prompts: token ids, at least one each and at most `module.max_length`; lengths may differ.
       max_new_tokens: drawn at most, fewer where the context ends.
-      seed: with the prompt's own tokens it fixes what is drawn, whatever other prompts are in the list; a prompt given
-        n times draws n different continuations.
+      seed: with the prompt's own tokens it fixes the random keys, whatever other prompts are in the list; a prompt
+        given n times draws n different continuations. In bfloat16 and float16 logits round otherwise in another batch.
       stop_ids, batch_size, num_tokens: see `Engine`.
       sampling: fields of `Sampling`.
 

@@ -5,7 +5,6 @@ never on the rows beside it. The order is that of transformers: penalty, tempera
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
+from fmjax.inference.checks import is_number
 
 CANDIDATES = 128
 """Largest logits that are sorted in search of the border of top-k and top-p; further down it is found by bisection."""
@@ -67,15 +67,17 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+        if not (is_number(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature must be a number at least 0 (0 is greedy), got {self.temperature!r}")
-        if self.top_k < 0 or self.top_k != int(self.top_k):
-            raise InputError(f"top_k must be an integer at least 0 (0 keeps every token), got {self.top_k!r}")
-        if not 0 < self.top_p <= 1:
+        if not (is_number(self.top_k) and 0 <= self.top_k < 2**31 and self.top_k == int(self.top_k)):
+            raise InputError(
+                f"top_k must be an integer at least 0 and below 2**31 (0 keeps every token), got {self.top_k!r}"
+            )
+        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
             raise InputError(f"top_p must be above 0 and at most 1 (1 keeps every token), got {self.top_p!r}")
-        if not 0 <= self.min_p <= 1:
+        if not (is_number(self.min_p) and 0 <= self.min_p <= 1):
             raise InputError(f"min_p must be at least 0 (0 keeps every token) and at most 1, got {self.min_p!r}")
-        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+        if not (is_number(self.repetition_penalty) and self.repetition_penalty > 0):
             raise InputError(
                 f"repetition_penalty must be a number above 0 (1 changes nothing), got {self.repetition_penalty!r}"
             )

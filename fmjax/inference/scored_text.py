@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fmjax.errors import InputError
+from fmjax.inference.checks import check_list
 from fmjax.inference.scoring import Segment, rolling_windows
 
 
@@ -16,9 +17,14 @@ def continuation_segments(model, pairs: Sequence[tuple[str, str]]) -> tuple[list
       model: a `fmjax.load.Model` of a decoder.
 
     Raises: InputError for another model, or where a continuation alone is longer than the context, or has no token of
-      its own.
+      its own, or for what is no pair of texts.
     """
     check_scores(model)
+    check_list("pairs", pairs)
+    for index, pair in enumerate(pairs):
+        is_pair = isinstance(pair, Sequence) and not isinstance(pair, str | bytes) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
+            raise InputError(f"pair {index} must be two texts, (context, continuation), got {pair!r}")
     pairs = [_move_spaces(context, continuation) for context, continuation in pairs]
     wholes = model.tokens([context + continuation for context, continuation in pairs])
     contexts = model.tokens([context for context, _ in pairs])
@@ -63,6 +69,8 @@ def check_scores(model) -> None:
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
     """Spaces at the end of the context moved to the front of the continuation."""
+    if not continuation:
+        return context, continuation
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
 

@@ -15,8 +15,8 @@ class TextStream:
     character may be spread over several byte tokens. Such a character is held back until it is complete.
 
     Args:
-      tokenizer: see `fmjax.data.tokenizer.Tokenizer`.
-      prompt: the tokens that come before.
+      tokenizer: see `fmjax.data.tokenizer.Tokenizer`; None gives no text.
+      prompt: the tokens that come before. Where they end inside a character, the continuation begins with all of it.
     """
 
     def __init__(self, tokenizer, prompt: Sequence[int]):
@@ -26,11 +26,16 @@ class TextStream:
 
     def push(self, tokens: Sequence[int], last: bool = False) -> str:
         """The text that `tokens` add; with `last`, an incomplete character comes out as U+FFFD."""
+        if self._tokenizer is None:
+            return ""
         self._tokens += tokens
         before = self._tokenizer.decode(self._tokens[: self._shown])
         after = self._tokenizer.decode(self._tokens)
         if after.endswith("\ufffd") and not last:
             return ""
+        # The signs of a character that was not complete before stand for it no more.
+        while before.endswith("\ufffd") and not after.startswith(before):
+            before = before[:-1]
         self._tokens = self._tokens[max(0, min(self._shown, len(self._tokens) - CONTEXT)) :]
         self._shown = len(self._tokens)
         return after[len(before) :]
@@ -50,11 +55,13 @@ class StoppedText:
       num_tokens: how many tokens have been taken in; those after the one that completes a stop string are not.
       stopped: whether a stop string has come.
 
-    Raises InputError for an empty stop string, or a single string in place of several.
+    Raises InputError for an empty stop string, a single string in place of several, or any without a tokenizer.
     """
 
     def __init__(self, tokenizer, prompt: Sequence[int], stops: Sequence[str] = ()):
         check_stops(stops)
+        if stops and tokenizer is None:
+            raise InputError(f"stop={list(stops)!r} needs texts, and the model has no tokenizer; use stop_ids")
         self._stream = TextStream(tokenizer, prompt)
         self._stops = tuple(stops)
         self._held = ""

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa, with their masked-language-model heads."""
+"""BERT and RoBERTa, with their masked-language-model heads or, for embeddings of texts, without one."""
 
 from fmjax.interop.family import Family, published_word
 from fmjax.interop.weights import Weight, linear, norm
@@ -92,12 +92,17 @@ def _read_bert(config, names):
     }
 
 
-def _bert(architecture: str, read) -> Family:
+def _headless(read):
+    """`read` for the class without a head. Its pooler is not used either."""
+    return lambda config, names: read(config, names) | {"masked_lm_head": False, "next_sentence": False}
+
+
+def _bert(architecture: str, read, table=BERT_TABLE) -> Family:
     return Family(
         architectures=(architecture,),
         model_type="bert",
         model="bert",
-        table=BERT_TABLE,
+        table=table,
         read=read,
         write=_write,
         prefix="bert.",
@@ -110,6 +115,7 @@ BERT = _bert("BertForMaskedLM", _read_bert)
 BERT_PRETRAINING = _bert(
     "BertForPreTraining", lambda config, names: _read_bert(config, names) | {"next_sentence": True}
 )
+BERT_HEADLESS = _bert("BertModel", _headless(_read_bert), _encoder("bert", "cls.predictions.decoder.weight"))
 
 
 def _read_roberta(config, names):
@@ -120,16 +126,21 @@ def _read_roberta(config, names):
     return _read(config, max_length, 1e-12) | {"position_offset": offset, "activation": "gelu", "next_sentence": False}
 
 
-ROBERTA = Family(
-    architectures=("RobertaForMaskedLM",),
-    model_type="roberta",
-    model="roberta",
-    table=ROBERTA_TABLE,
-    read=_read_roberta,
-    write=lambda module: _write(module) | {"pad_token_id": module.position_offset - 1},
-    prefix="roberta.",
-    ignored=IGNORED,
-    renamed=OLD_NORMS,
-)
+def _roberta(architecture: str, read, table=ROBERTA_TABLE) -> Family:
+    return Family(
+        architectures=(architecture,),
+        model_type="roberta",
+        model="roberta",
+        table=table,
+        read=read,
+        write=lambda module: _write(module) | {"pad_token_id": module.position_offset - 1},
+        prefix="roberta.",
+        ignored=IGNORED,
+        renamed=OLD_NORMS,
+    )
 
-FAMILIES = (BERT, BERT_PRETRAINING, ROBERTA)
+
+ROBERTA = _roberta("RobertaForMaskedLM", _read_roberta)
+ROBERTA_HEADLESS = _roberta("RobertaModel", _headless(_read_roberta), _encoder("roberta", "lm_head.decoder.weight"))
+
+FAMILIES = (BERT, BERT_PRETRAINING, BERT_HEADLESS, ROBERTA, ROBERTA_HEADLESS)

@@ -86,9 +86,7 @@ def _other_heads(model_type: Any) -> str:
     heads = [name for family in families() if family.model_type == model_type for name in family.architectures]
     if not heads:
         return ""
-    masked = all("For" in name for name in heads) and any(name.endswith("MaskedLM") for name in heads)
-    without = " Models without a masked-language-model head are not supported." if masked else ""
-    return f" Of model_type {model_type!r} there {'are' if len(heads) > 1 else 'is'} {', '.join(heads)}.{without}"
+    return f" Of model_type {model_type!r} there {'are' if len(heads) > 1 else 'is'} {', '.join(heads)}."
 
 
 def read_section(family: Family, values: Mapping[str, Any], names: Collection[str], source: str) -> dict[str, Any]:

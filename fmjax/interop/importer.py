@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from fmjax.errors import CheckpointError
 from fmjax.interop.family import Family, family_of, read_section
-from fmjax.interop.published_config import read_json
 from fmjax.interop.safetensors_files import DTYPES, Tensor, read_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors, unflatten
+from fmjax.small_files import read_json
 
 
 class PublishedFolder:

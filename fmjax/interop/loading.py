@@ -13,14 +13,15 @@ from jax.sharding import SingleDeviceSharding
 
 from fmjax.config import build, load_workdir_config
 from fmjax.data.tokenizer import has_tokenizer, load_tokenizer
+from fmjax.data.tokenizer_config import is_id
 from fmjax.errors import ConfigError, InputError, TokenizerError
 from fmjax.interop import hub
 from fmjax.interop.family import different_fields
 from fmjax.interop.importer import PublishedFolder
-from fmjax.interop.published_config import read_json
 from fmjax.interop.weights import flatten
 from fmjax.models import MODELS
 from fmjax.parallel.placement import Placement
+from fmjax.small_files import read_json
 from fmjax.training.state import param_spec
 
 log = logging.getLogger("fmjax")
@@ -196,9 +197,9 @@ def banned_ids(values: Mapping[str, Any], source: str) -> tuple[int, ...]:
     """
     sequences, suppressed = (values.get(key) or [] for key in ("bad_words_ids", "suppress_tokens"))
     single = [s[0] for s in sequences if isinstance(s, list) and len(s) == 1] if isinstance(sequences, list) else None
-    if single is None or not all(isinstance(s, list) and s and all(map(_is_id, s)) for s in sequences):
+    if single is None or not all(isinstance(s, list) and s and all(map(is_id, s)) for s in sequences):
         raise ConfigError(f"{source}: bad_words_ids = {sequences!r}; expected lists of token ids")
-    if not isinstance(suppressed, list) or not all(map(_is_id, suppressed)):
+    if not isinstance(suppressed, list) or not all(map(is_id, suppressed)):
         raise ConfigError(f"{source}: suppress_tokens = {suppressed!r}; expected a list of token ids")
     ignored = {"bad_words_ids": [s for s in sequences if len(s) > 1]}
     ignored |= {key: values.get(key) for key in ("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")}
@@ -208,7 +209,3 @@ def banned_ids(values: Mapping[str, Any], source: str) -> tuple[int, ...]:
     eos = values.get("eos_token_id")
     ends = eos if isinstance(eos, list) else [eos]
     return tuple(sorted({*suppressed} | {i for i in single if i not in ends}))
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and value >= 0

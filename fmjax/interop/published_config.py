@@ -1,8 +1,6 @@
 """Reading a published config.json key by key, so that no option that matters is passed over."""
 
-import json
 import logging
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,17 +32,6 @@ _NEUTRAL = frozenset((
     "_flash_attn_2_enabled", "predict_special_tokens", "max_new_tokens",
 ))  # fmt: skip
 _REFUSED = ("quantization_config", "compression_config")
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ConfigError where it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{str(path)!r} cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{str(path)!r} must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 class PublishedConfig:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.embed import Embedding
@@ -26,6 +27,8 @@ class Bert(Encoder):
       max_length: number of learned positions for text.
       num_token_types: rows of the segment embedding.
       position_offset: rows of the position embedding before the first position's (RoBERTa: 2).
+      masked_lm_head: whether there is a masked-language-model head; without one the model gives `hidden` alone, of
+        which embeddings of texts are made.
       next_sentence: whether there is a pooler with a next-sentence head on the first token.
       activation: "gelu", or another of `fmjax.layers.mlp.ACTIVATIONS` with one input.
       dropout, attention_dropout: rates after the embedding and on the output of each half of a block, and on attention
@@ -44,6 +47,7 @@ class Bert(Encoder):
     max_length: int = 512
     num_token_types: int = 2
     position_offset: int = 0
+    masked_lm_head: bool = True
     next_sentence: bool = True
     activation: str = "gelu"
     dropout: float = 0.1
@@ -95,6 +99,7 @@ class Bert(Encoder):
         size, std, init = self.hidden_size, self.init_std, Init(scale=self.init_std)
         if self.vocab_size is not None:
             self.token_embedding = Embedding(self.vocab_size, size, stddev=std)
+        if self.vocab_size is not None and self.masked_lm_head:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
             self.head_bias = self.param("head_bias", zeros, (self.vocab_size,), jnp.float32)
         self.position_embedding = Embedding(self.max_length + self.position_offset, size, ("position", "embed"), std)
@@ -102,8 +107,9 @@ class Bert(Encoder):
         self.embedding_norm = Norm("layernorm", self.norm_eps)
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.stack = Transformer(self.transformer)
-        self.head_transform = Linear(size, ("embed", None), True, init, self.dtype)
-        self.head_norm = Norm("layernorm", self.norm_eps)
+        if self.masked_lm_head:
+            self.head_transform = Linear(size, ("embed", None), True, init, self.dtype)
+            self.head_norm = Norm("layernorm", self.norm_eps)
         if self.next_sentence:
             self.pooler = Linear(size, ("embed", None), True, init, self.dtype)
             self.next_sentence_head = Linear(2, ("embed", None), True, init, "float32")
@@ -116,7 +122,14 @@ class Bert(Encoder):
         return tap(self, "embedded", self.embedding_dropout(x, deterministic=not train))
 
     def predict(self, hidden) -> tuple[jax.Array, dict]:
-        """(hidden [..., D], head) from the last layer's output."""
+        """(hidden [..., D], head) from the last layer's output. Raises ConfigError without a head."""
+        if not self.masked_lm_head:
+            if self.is_initializing():  # what there is has been made
+                return hidden, {"embedding": self.token_embedding.embedding}
+            raise ConfigError(
+                f"this {type(self).__name__} has no masked-language-model head, so it gives no logits and fills in no "
+                "masks; its embeddings of texts are Model.embed"
+            )
         hidden = self.head_norm(ACTIVATIONS[self.activation](self.head_transform(hidden)))
         return hidden, {"embedding": self.token_embedding.embedding, "bias": self.head_bias}
 

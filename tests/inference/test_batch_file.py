@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_malformed_lines_are_named(line, message, tmp_path):
         PromptFile(path)
 
 
-def test_what_cannot_be_continued_leaves_nothing(model, tmp_path):
+def test_what_cannot_be_continued_leaves_nothing(model, tmp_path, monkeypatch):
     output = tmp_path / "o.jsonl"
     with pytest.raises(DataError, match=r"p.jsonl, line 2: prompt 1 has 81 tokens, more than the .*context of 64"):
         complete_file(model, PromptFile(write(tmp_path / "p.jsonl", "a", "x" * 80)), output, **OPTIONS)
@@ -88,13 +89,41 @@ def test_what_cannot_be_continued_leaves_nothing(model, tmp_path):
     good = PromptFile(write(tmp_path / "p.jsonl", "a"))
     with pytest.raises(InputError, match="temperature"):
         complete_file(model, good, output, temperature=-1.0)
+    for options, message in [
+        (dict(max_new_tokens=0), "max_new_tokens must be"),
+        (dict(batch_size=0), "batch_size must be"),
+        (dict(num_samples=2.5), "num_samples must be"),
+        (dict(num_beams=2), "num_beams is no option of drawing"),
+        (dict(copies=[3]), "copies is no option"),
+        (dict(use_beams=True, length_penalty=-1), "length_penalty must be"),
+        (dict(use_beams=True, max_new_tokens=0), "max_new_tokens must be"),
+        (dict(use_beams=True, normalization="x"), "normalization='x'"),
+        (dict(use_beams=True, batch_size=0), "batch_size must be"),
+        (dict(use_beams=True, num_beams=0), "num_beams must be"),
+        (dict(use_beams=True, num_beams=259), "num_beams=259 is more than the vocabulary's 258"),
+        (dict(use_beams=True, temperature=0.5), "temperature is no option of beam search"),
+        (dict(use_beams=True, stop_ids=5), "stop_ids must be a list"),
+        # What would have no effect.
+        (dict(use_beams=True, num_samples=2), "num_samples=2 has no meaning with beam search"),
+        (dict(use_beams=True, num_results=2), "num_results=2 .*the best beam alone"),
+        (dict(use_beams=True, with_logprobs=True), "with_logprobs has no meaning with beam search"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            complete_file(model, good, output, **options)
     with pytest.raises(DataError, match="no prompts"):
         PromptFile(write(tmp_path / "e.jsonl"))
     with pytest.raises(InputError, match="no folder"):
         complete_file(model, good, tmp_path / "nowhere" / "o.jsonl", **OPTIONS)
     with pytest.raises(InputError, match="file with the prompts"):
         complete_file(model, good, good.path, **OPTIONS)
+    monkeypatch.setattr(pathlib.Path, "replace", no_space)
+    with pytest.raises(OSError, match="No space"):
+        complete_file(model, good, output, **OPTIONS)
     assert {path.name for path in tmp_path.iterdir()} == {"p.jsonl", "c.jsonl", "e.jsonl"}
+
+
+def no_space(*arguments):
+    raise OSError(28, "No space left on device")
 
 
 def test_a_run_that_was_cut_goes_on_and_other_settings_are_refused(model, tmp_path, monkeypatch):

@@ -10,8 +10,11 @@ from small_models import byte_model
 
 from fmjax.data.tokenizer import ByteTokenizer
 from fmjax.errors import DataError, InputError, TokenizerError
-from fmjax.inference import chat_terminal
-from fmjax.inference.chat_session import ChatSession
+from fmjax.inference import chat_session, chat_terminal
+from fmjax.inference.chat_session import ChatSession, check_messages
+from fmjax.inference.continuations import Continuation, Piece
+from fmjax.inference.engine import TRACES
+from fmjax.load import Model
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,85 @@ def test_a_reply_closed_early_is_kept_as_far_as_it_came(model):
     assert len(session.messages) == 2
 
 
+def test_a_turn_that_is_tried_again_is_lost_only_to_a_new_reply(model, monkeypatch):
+    session = ChatSession(model, max_new_tokens=30, temperature=0.7)
+    said(session, "ab")
+    turn = list(session.messages)
+    session.retry().close()
+    assert session.messages == turn
+    pieces = type(model).pieces
+
+    def failing(count):
+        def fail(*arguments, **options):
+            for number, piece in enumerate(pieces(*arguments, **options)):
+                if number == count:
+                    raise RuntimeError("the device is lost")
+                yield piece
+
+        return fail
+
+    for count in (0, 2):
+        monkeypatch.setattr(type(model), "pieces", failing(count))
+        with pytest.raises(RuntimeError):
+            list(session.retry())
+        with pytest.raises(RuntimeError):
+            said(session, "c")
+        assert session.messages == turn and session.finish == ""
+    monkeypatch.setattr(type(model), "pieces", pieces)
+    session.set_system("x" * 70)
+    with pytest.raises(InputError, match="context of 64"):
+        list(session.retry())
+    assert session.messages[1:] == turn
+    session.set_system("S")
+    reply = session.retry()
+    piece = next(reply)
+    reply.close()
+    assert session.messages[1:] == [user("ab"), {"role": "assistant", "content": piece}]
+
+
+def test_turns_of_a_conversation_share_their_programs():
+    model = byte_model(max_length=256)
+    session = ChatSession(model, max_new_tokens=8, temperature=0)
+    said(session, "ab")
+    before = dict(TRACES)
+    for turn in range(3):
+        said(session, f"{turn}" * 12)
+    assert len(model.encode_chat(session.messages)) > 64 and not session.left_out
+    assert [TRACES[name] - before[name] for name in ("start", "decode")] == [0, 0]
+
+
+def test_a_long_context_is_not_taken_whole_at_once(monkeypatch):
+    monkeypatch.setattr(chat_session, "CACHE", 64)
+    lengths, whole = [], Continuation("x" * 20, [120] * 20, [], "length")
+
+    def pieces(model, prompts, **options):
+        lengths.append((len(prompts[0]), options["cache_length"]))
+        yield Piece(0, whole.text, whole)
+
+    monkeypatch.setattr(Model, "pieces", pieces)
+    session = ChatSession(byte_model(max_length=300), max_new_tokens=20)
+    for turn in range(12):
+        said(session, f"{turn}" * 12)
+    assert [size for _, size in lengths] == sorted(size for _, size in lengths)
+    assert {size for _, size in lengths} == {64, 128, 256, 300}
+    assert all(min(length + 20 - 1, 300) <= size for length, size in lengths)
+
+
+def test_a_message_needs_content_unless_it_calls_tools():
+    call = {"role": "assistant", "tool_calls": [{"name": "f"}]}
+    check_messages([user("a"), call, {"role": "tool", "content": ""}], "x.json")
+    for messages, message in [
+        ([], "x.json: the list of messages is empty"),
+        ([user("a"), {"role": "user"}], "message 1 has no content"),
+        ([{"role": "user", "content": None}], "message 0 has no content"),
+        ([{"role": "assistant"}], "message 0 has no content"),
+        ([{"role": "user", "tool_calls": [1]}], "message 0 has no content"),
+        ([{"role": 1, "content": "a"}], "message 0 must be"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            check_messages(messages, "x.json")
+
+
 def test_files(model, tmp_path):
     session = ChatSession(model, max_new_tokens=3)
     said(session, "gr\u00fcn")
@@ -98,6 +180,13 @@ def test_files(model, tmp_path):
     other.load(path)
     assert other.messages == session.messages == json.loads(path.read_text("utf-8"))
     assert [file.name for file in tmp_path.iterdir()] == ["chat.json"]
+    session.reset()
+    session.save(path)
+    session.save(path)
+    said(session, "a")
+    other.load(path)
+    assert other.messages == []
+    other.messages = list(session.messages)
     (tmp_path / "notes.json").write_text('{"a": 1}')
     with pytest.raises(InputError, match="no saved chat"):
         session.save(tmp_path / "notes.json")

@@ -73,6 +73,56 @@ def test_what_cannot_be_a_stop_string_is_refused(model, stop, message):
         model.generate(["a"], stop=stop)
 
 
+@pytest.mark.parametrize("text", ["\u20ac", "\u00e9!", "a\U0001f600b"])
+@pytest.mark.parametrize("stops", [[], ["END"]])
+def test_a_prompt_that_ends_inside_a_character_loses_no_text(text, stops):
+    tokens = list(f"so {text}".encode())
+    for border in range(2, len(tokens)):
+        prompt, rest = tokens[:border], tokens[border:]
+        pieces = [StoppedText(BYTES, prompt, stops) for _ in range(2)]
+        at_once = pieces[0].push(rest, last=True)
+        one_by_one = "".join(pieces[1].push([t], last=i == len(rest) - 1) for i, t in enumerate(rest))
+        whole = bytes(prompt).decode(errors="ignore")
+        assert at_once == one_by_one == f"so {text}"[len(whole) :]
+    # A sign that is the prompt's own is no part of what follows.
+    known = StoppedText(BYTES, list("so \ufffd".encode()) + tokens[3:4], stops)
+    assert known.push(tokens[4:], last=True) == (text if tokens[3] >= 128 else text[1:])
+
+
+def test_without_a_tokenizer_token_ids_give_token_ids(model):
+    without = Model(model.module, model.params)
+    ids = [list(b"ab"), np.array([99, 100])]
+    options = dict(max_new_tokens=6, seed=1, num_samples=2)
+    drawn = without.complete(ids, **options)
+    assert [one.tokens for one in drawn] == [one.tokens for one in model.complete(ids, stop_ids=[], **options)]
+    assert {one.text for one in drawn} == {""} and {one.finish for one in drawn} == {"length"}
+    beams, known = (m.beam_search(ids, num_beams=2, max_new_tokens=4) for m in (without, model))
+    assert [b.tokens for (b,) in beams] == [b.tokens for (b,) in known] and beams[0][0].text == ""
+    for call in (without.generate, without.stream):
+        with pytest.raises(InputError, match="no tokenizer.*Model.complete"):
+            call(ids)
+    with pytest.raises(InputError, match="no tokenizer"):
+        without.complete(["ab"])
+    with pytest.raises(InputError, match="use stop_ids"):
+        without.complete(ids, stop=["x"])
+
+
+@pytest.mark.parametrize(
+    "prompts, message",
+    [
+        ([1, 2, 3], "prompt 0 must be a text or a list of token ids, got '1'"),
+        (["a", b"x"], "prompt 1 must be .*b'x'"),
+        ([[1.5]], "prompt 0 must be"),
+        (["a", None], "prompt 1 must be"),
+        (5, "expected a list of texts, got 5"),
+        ("a", "put it in a list"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(model, prompts, message):
+    with pytest.raises(InputError, match=message):
+        model.generate(prompts)
+
+
 def test_stop_strings_cut_texts_tokens_and_logprobs(model):
     prompts = ["one", "two", "three", "four", "five"]
     options = dict(max_new_tokens=30, temperature=1.0, seed=2)
@@ -130,14 +180,51 @@ def test_numbers_below_one_are_refused_by_name(model, name):
     "options, message",
     [
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number of at least 1, got 2.5"),
-        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
-        ({"seed": 2**32}, "seed must be below"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
+        ({"seed": 2**32}, "seed must be a whole number from 0"),
         ({"stop_ids": 5}, "put it in a list"),
+        ({"copies": 5}, "copies must be a list"),
+        ({"copies": [-1]}, "copy must be a whole number from 0"),
+        ({"copies": [2**32]}, "copy must be a whole number from 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number"),
+        ({"batch_size": -1}, "batch_size must be a whole number"),
+        ({"temperature": None}, "temperature must be"),
+        ({"temperature": "1"}, "temperature must be"),
+        ({"top_k": "2"}, "top_k must be"),
+        ({"top_k": float("nan")}, "top_k must be"),
+        ({"top_k": 2.5}, "top_k must be"),
+        ({"top_k": 2**31}, "top_k must be"),
+        ({"top_p": "1"}, "top_p must be"),
+        ({"min_p": None}, "min_p must be"),
+        ({"repetition_penalty": "1"}, "repetition_penalty must be"),
+        ({"cache_length": 0}, "cache_length must be"),
+        ({"cache_length": 65}, "cache_length must be a whole number from 1 to 64"),
+        ({"cache_length": 10}, "cache_length=10 is less than the 64 places"),
     ],
 )
 def test_values_that_no_run_can_use_are_refused(model, options, message):
     with pytest.raises(InputError, match=message):
         model.generate(["a"], **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_beams": 2.5}, "num_beams must be a whole number of at least 1, got 2.5"),
+        ({"num_beams": 0}, "num_beams must be"),
+        ({"num_beams": 259}, "num_beams=259 is more than the vocabulary's 258 tokens"),
+        ({"num_results": 1.5}, "num_results must be"),
+        ({"num_results": 0}, "num_results must be"),
+        ({"num_results": 5}, "num_results must be from 1 to num_beams = 4"),
+        ({"batch_size": 2.5}, "batch_size must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be"),
+        ({"length_penalty": "1"}, "length_penalty must be"),
+    ],
+)
+def test_values_that_no_beam_search_can_use_are_refused(model, options, message):
+    with pytest.raises(InputError, match=message):
+        model.beam_search(["a"], **options)
 
 
 def test_beams_as_texts(model):

@@ -139,10 +139,30 @@ def test_a_translation_is_printed_without_its_source(tmp_path, capsys):
     assert run(capsys, *argv).out == f"{text}\n" and text
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
+def test_the_weights_lie_in_memory_once(kind, saved, tmp_path, monkeypatch, capsys):
+    folder, loaded, used = saved, [], []
+    if kind == "encoder-decoder":
+        folder = tmp_path / "m"
+        save(EncoderDecoder(**SIZES, start_id=256), "transformer", folder, source_tokens=None)
+    load, load_once = fmjax.load.load, generate._load
+    monkeypatch.setattr("fmjax.load.load", lambda *a, **o: loaded.append(load(*a, **o)) or loaded[-1])
+    monkeypatch.setattr(generate, "_load", lambda flags: used.append(load_once(flags)) or used[-1])
+    (tmp_path / "p.jsonl").write_text('"ab"\n')
+    file = [f"--prompts={tmp_path / 'p.jsonl'}", f"--output={tmp_path / 'o.jsonl'}"]
+    for flags in (["--prompt=ab"], ["--prompt=ab", "--num_beams=2"], file):
+        run(capsys, f"--model={folder}", "--max_new_tokens=3", *flags)
+        kept = {id(x) for x in jax.tree.leaves(used[-1].params)}
+        assert {id(x) for x in jax.tree.leaves(used[-1].engine.weights.params)} == kept
+        assert all(x.is_deleted() for x in jax.tree.leaves(loaded[-1].params) if id(x) not in kept)
+
+
 def test_an_encoder_points_to_what_it_can_do(tmp_path, capsys):
     save(Bert(**SIZES), "bert", tmp_path / "m")
-    captured = run(capsys, f"--model={tmp_path / 'm'}", "--prompt=x", code=2)
-    assert "Model.fill_mask" in captured.err and not captured.out
+    (tmp_path / "p.jsonl").write_text('"ab"\n')
+    for flags in (["--prompt=x"], [f"--prompts={tmp_path / 'p.jsonl'}", f"--output={tmp_path / 'o.jsonl'}"]):
+        captured = run(capsys, f"--model={tmp_path / 'm'}", *flags, code=2)
+        assert "Model.fill_mask" in captured.err and not captured.out
 
 
 def test_chat(pieces_model, saved, capsys, tmp_path, monkeypatch):

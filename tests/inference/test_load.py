@@ -142,6 +142,25 @@ def test_greedy_decoding_with_the_cache_is_the_argmax_of_the_full_forward(module
         np.testing.assert_allclose(completion.logprobs, logprobs[np.arange(16), completion.tokens], atol=1e-4)
 
 
+def test_what_there_is_no_embedding_for_is_refused_not_nan(bytes_model):
+    for tokens, inputs, message in [
+        ([[1, 258]], {}, r"tokens contain 258; the model has 0\.\.257"),
+        ([[-1, 2]], {}, "tokens contain -1"),
+        ([[1] * 65], {}, r"GPT has 64 learned positions, 0\.\.63, .* of 65 in a row would be at 64"),
+        ([[1, 2]], {"positions": [[0, 64]]}, "would be at 64"),
+        ([[1, 2]], {"positions": [[-1, 0]]}, "would be at -1"),
+        ([[1] * 70], {"segment_ids": [[1] * 70]}, "would be at 69"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            bytes_model.apply(np.array(tokens), **inputs)
+    packed = bytes_model.apply(np.ones((1, 70), int), segment_ids=[[1] * 30 + [2] * 40])
+    assert np.isfinite(packed).all()
+    # Traced tokens cannot be looked at.
+    assert jax.jit(lambda tokens: bytes_model.apply(tokens))(np.array([[1, 258]])).shape == (1, 2, 258)
+    llama = Llama(num_layers=1, hidden_size=8, intermediate_size=8, num_heads=2, max_length=4, vocab_size=9)
+    assert np.isfinite(make(llama, None).apply(np.ones((1, 6), int))).all()  # rotary positions go on
+
+
 def closed_form(model, tokens, start):
     logits = full_logits(model.module, model.params, tokens[:-1])
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -149,7 +168,7 @@ def closed_form(model, tokens, start):
 
 
 def test_score_is_the_closed_form_with_the_harness_s_borders(bytes_model):
-    pairs = [("ab", " cd"), ("ab ", "cd"), ("", "cd"), (" ", "x"), ("ab", "")]
+    pairs = [("ab", " cd"), ("ab ", "cd"), ("", "cd"), (" ", "x"), ("ab", ""), ("ab ", "")]
     scores = bytes_model.score(pairs)
     for (context, continuation), (loglikelihood, _, count) in zip(pairs[:4], scores):
         tokens = [256, *(context + continuation).encode()]
@@ -157,7 +176,15 @@ def test_score_is_the_closed_form_with_the_harness_s_borders(bytes_model):
         assert count == len(tokens) - start
         assert loglikelihood == pytest.approx(closed_form(bytes_model, tokens, start), abs=1e-4)
     assert scores[0] == scores[1]  # the space went to the continuation
-    assert scores[4] == (0.0, True, 0)
+    assert scores[4] == scores[5] == (0.0, True, 0)
+
+
+@pytest.mark.parametrize("pair", ["ab", ("a",), ("a", 1), ("a", "b", "c"), 5])
+def test_what_is_no_pair_of_texts_is_refused(bytes_model, pair):
+    with pytest.raises(InputError, match="pair 1 must be two texts"):
+        bytes_model.score([("a", "b"), pair])
+    with pytest.raises(InputError, match="put it in a list"):
+        bytes_model.score("ab")
 
 
 def test_a_context_too_long_keeps_its_end_and_a_continuation_too_long_is_refused(bytes_model, caplog):

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 import fmjax
 from fmjax.data.tokenizer import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError
+from fmjax.inference.embedding import embed
 from fmjax.interop.importer import PublishedFolder
 from fmjax.interop.loading import model_section
 from fmjax.load import Model
@@ -115,6 +116,59 @@ def test_files_of_the_bare_model_lack_its_prefix(name, tmp_path):
     assert not any(key.startswith(prefix) for key in weights)
     model = fmjax.load(folders.write(tmp_path, weights, json.loads(str(fixture["config"]))))
     np.testing.assert_allclose(model.apply(fixture["tokens"][:1])[0], fixture["logits"][0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name, architecture", [("bert", "BertModel"), ("roberta", "RobertaModel")])
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_an_encoder_without_a_head_gives_embeddings(name, architecture, prefixed, tmp_path):
+    """As embedding models are published: bare names, a pooler or none."""
+    fixture = folders.read(name)
+    weights = {k: v for k, v in folders.part(fixture, "weight/").items() if k.startswith(f"{name}.")}
+    size = len(weights[f"{name}.embeddings.LayerNorm.bias"])
+    weights |= {
+        f"{name}.pooler.dense.weight": np.eye(size, dtype=np.float32),
+        f"{name}.pooler.dense.bias": np.ones(size, np.float32),
+    }
+    weights = {k if prefixed else k.removeprefix(f"{name}."): v for k, v in weights.items()}
+    config = json.loads(str(fixture["config"])) | {"architectures": [architecture]}
+    model = fmjax.load(folders.write(tmp_path / "bare", weights, config))
+    assert not {"head_transform", "head_norm", "head_bias", "pooler"} & set(model.params)
+
+    whole = fmjax.load(folders.published(tmp_path / "whole", name))
+    tokens, segment_ids = fixture["tokens"], (fixture["tokens"] != 1).astype(np.int32)
+    hidden = [
+        np.asarray(m.module.apply({"params": m.params}, tokens, segment_ids, method="hidden")) for m in (model, whole)
+    ]
+    np.testing.assert_array_equal(*hidden)
+    texts = [row[mask > 0].tolist() for row, mask in zip(tokens, segment_ids)]
+    vectors = embed(model.module, model.params, texts)
+    expected = [row[mask > 0].mean(0) for row, mask in zip(hidden[0], segment_ids)]
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+    no_head = "no masked-language-model head.*Model.embed"
+    with pytest.raises(InputError, match=no_head):
+        model.apply(tokens)
+    with pytest.raises(InputError, match=no_head):
+        Model(model.module, model.params, tokenizer=Masked()).fill_mask(["a_b"])
+    model.save(tmp_path / "saved", format="hf")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["architectures"] == [architecture]
+    same(fmjax.load(tmp_path / "saved").params, model.params)
+
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    for folder in ("bare", "saved"):
+        theirs = getattr(transformers, architecture).from_pretrained(tmp_path / folder).eval()
+        with torch.no_grad():
+            theirs = theirs(torch.tensor(tokens), torch.tensor(segment_ids)).last_hidden_state.numpy()
+        np.testing.assert_allclose(hidden[0][segment_ids > 0], theirs[segment_ids > 0], atol=1e-4)
+
+
+class Masked(ByteTokenizer):
+    """Bytes modulo 20, of which the sign "_" is the mask."""
+
+    mask_id, vocab_size, cls_id, sep_id = 2, 20, 3, 4
+
+    def encode_special(self, text):
+        return [2 if sign == "_" else ord(sign) % 15 + 5 for sign in text]
 
 
 def test_older_names_buffers_and_repeated_tensors(tmp_path):

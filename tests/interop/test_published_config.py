@@ -8,7 +8,6 @@ import pytest
 from fmjax.config import build
 from fmjax.errors import ConfigError, InputError
 from fmjax.interop.family import family_of, publish, read_section
-from fmjax.interop.published_config import read_json
 from fmjax.models import MODELS
 from fmjax.models.bert import Bert, Roberta
 from fmjax.models.gemma import Gemma3
@@ -17,6 +16,7 @@ from fmjax.models.llama import Llama
 from fmjax.models.magneto import Magneto
 from fmjax.models.qwen import Qwen3
 from fmjax.models.transformer import EncoderDecoder
+from fmjax.small_files import read_json
 
 SIZES = dict(num_layers=3, hidden_size=16, intermediate_size=24, num_heads=4, vocab_size=29, max_length=32)
 
@@ -147,9 +147,10 @@ def test_architectures_that_are_not_supported(tmp_path):
     ):
         section("llama", architectures=["LlamaForCausalLn"])
     for name, head in (("bert", "BertForMaskedLM"), ("roberta", "RobertaForMaskedLM")):
-        with pytest.raises(InputError, match=f"{head}.*Models without a masked-language-model head are not") as error:
-            section(name, architectures=[head.replace("ForMaskedLM", "Model")])
+        with pytest.raises(InputError, match=f"there are {head}") as error:
+            section(name, architectures=[head.replace("MaskedLM", "TokenClassification")])
         assert "did you mean" not in str(error.value)
+        assert section(name, architectures=[head.replace("ForMaskedLM", "Model")])["masked_lm_head"] is False
     with pytest.raises(
         InputError, match="supported. Of model_type 'llama' there are LlamaForCausalLM, LlamaModel. Sup"
     ):
@@ -160,10 +161,10 @@ def test_architectures_that_are_not_supported(tmp_path):
     with pytest.raises(InputError, match="neither 'architectures' nor 'model_type'"):
         family_of({"model": {}}, "config.json")
     (tmp_path / "config.json").write_text("{'a': 1}")
-    with pytest.raises(ConfigError, match="config.json' cannot be read as JSON"):
+    with pytest.raises(ConfigError, match="config.json is not readable JSON"):
         read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="must hold a JSON object, got list"):
+    with pytest.raises(ConfigError, match="holds a list, expected a dict"):
         read_json(tmp_path / "config.json")
 
 

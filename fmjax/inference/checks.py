@@ -1,0 +1,89 @@
+"""Checks of what a caller asks of a model, so that a bad value is an error that names it."""
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from fmjax.errors import InputError
+from fmjax.layers.position import default_positions
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite real number, of Python or NumPy."""
+    is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
+
+
+def check_whole(low: int, high: int | None = None, **values) -> None:
+    """Raises InputError unless every value is a whole number of at least `low`, and at most `high`."""
+    limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+    for name, value in values.items():
+        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_whole or value < low or (high is not None and value > high):
+            raise InputError(f"{name} must be a whole number {limits}, got {value!r}")
+
+
+def check_list(what: str, values: Any) -> None:
+    """Raises InputError for one text, or anything else that is no list of `what`."""
+    if isinstance(values, str | bytes):
+        raise InputError(f"expected a list of {what}, got one text; put it in a list")
+    if not isinstance(values, Sequence) and not hasattr(values, "__array__"):
+        raise InputError(f"expected a list of {what}, got {values!r}")
+
+
+def token_ids(what: str, prompt: Any) -> list[int]:
+    """The ids of a prompt that is no text. Raises InputError, naming `what`, for what is no list of whole numbers."""
+    try:
+        if isinstance(prompt, str | bytes):
+            raise TypeError
+        return [operator.index(token) for token in prompt]
+    except TypeError:
+        raise InputError(f"{what} must be a text or a list of token ids, got {str(prompt)[:60]!r}") from None
+
+
+def check_inputs(module: nn.Module, params, tokens, inputs: Mapping[str, Any]) -> None:
+    """Raises InputError for token ids, token types or positions that a text model has no embedding for: JAX would
+    compute NaN of them.
+
+    Args:
+      module, params: the model; one without `vocab_size` is not looked at, and positions only where they are learned
+        and it is of a family (`fmjax.models.decoder`, `fmjax.models.encoder`).
+      tokens: its first argument.
+      inputs: further ones by name.
+
+    What is being traced (jit, grad, vmap) or lies on other hosts cannot be looked at.
+    """
+    vocab_size, types = getattr(module, "vocab_size", None), getattr(module, "num_token_types", None)
+    if vocab_size is None:
+        return
+    given = {"tokens": tokens, **inputs}
+    for name, size in {"tokens": vocab_size, "source_tokens": vocab_size, "token_types": types}.items():
+        if size is not None and _is_known(given.get(name)):
+            ids = np.asarray(given[name])
+            outside = ids[(ids < 0) | (ids >= size)]
+            if outside.size:
+                raise InputError(f"{name} contain {outside.flat[0]}; the model has 0..{size - 1}")
+    if not hasattr(module, "features") or "position_embedding" not in params or np.ndim(tokens) != 2:
+        return
+    rows = params["position_embedding"]["embedding"].shape[0] - getattr(module, "position_offset", 0)
+    positions, segment_ids = given.get("positions"), given.get("segment_ids")
+    if positions is None and tokens.shape[1] > rows and (segment_ids is None or _is_known(segment_ids)):
+        positions = default_positions(tokens, segment_ids)
+    if _is_known(positions) and positions.size and not 0 <= positions.min() <= positions.max() < rows:
+        place = int(positions.min() if positions.min() < 0 else positions.max())
+        raise InputError(
+            f"{type(module).__name__} has {rows} learned positions, 0..{rows - 1}, and a token of {tokens.shape[1]} in "
+            f"a row would be at {place}; shorten the text"
+        )
+
+
+def _is_known(array: Any) -> bool:
+    """Whether the values of an array can be read here."""
+    if isinstance(array, jax.Array):
+        return not isinstance(array, jax.core.Tracer) and array.is_fully_addressable
+    return array is not None
