@@ -266,4 +266,4 @@ _CallableModule.__call__.__doc__ = evaluate.__doc__
 sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -46,7 +46,7 @@ class Model:
       identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
       add_bos: whether a text starts with BOS, as the rows of training did.
       placement: the mesh that the parameters are split over; None for one device.
-      functions: further functions of (model, inputs) that evaluation tasks may apply, by name (`fmjax.tasks.functions`);
+      functions: further functions of (model, inputs) that evaluation tasks apply, by name (`fmjax.tasks.functions`);
         pytrees, such as `jax.tree_util.Partial`, of what they compute with.
       kept: what methods keep for their next call (`engine`).
     """

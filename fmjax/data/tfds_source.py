@@ -102,7 +102,7 @@ class TfdsSource:
 
 
 def parse(words: str) -> tuple[str, str | None]:
-    """Of "tfds:NAME[/CONFIG][:VERSION][:SPLIT]": the dataset's name (with config and version, as TFDS writes them) and the split, or None."""
+    """Of "tfds:NAME[/CONFIG][:VERSION][:SPLIT]": the name, with config and version as TFDS writes them, and the split."""
     name, *rest = words.removeprefix("tfds:").split(":")
     if rest and _VERSION.match(rest[0]):
         name = f"{name}:{rest.pop(0)}"

@@ -23,8 +23,8 @@ def check_names(names) -> None:
 def check(names, data, module) -> None:
     """Raises InputError, naming the task, for what would end a run at its very end.
 
-    That is documents that cannot be read or are none, or a model that cannot answer: without tokenizer, without what the
-    task asks for, or without BOS where whole texts are scored.
+    That is documents that cannot be read or are none, or a model that cannot answer: without tokenizer, without what
+    the task asks for, or without BOS where whole texts are scored.
     """
     if not names:
         return

@@ -11,7 +11,7 @@ def test_flops_of_forward_passes_are_the_hand_calculation():
     module = GPT(num_layers=layers, hidden_size=width, num_heads=2, max_length=64, vocab_size=vocab)
 
     def by_hand(n):
-        matrices = 2 * n * layers * (4 * width**2 + 8 * width**2)  # attention's four, the MLP's two of 4 times the width
+        matrices = 2 * n * layers * (4 * width**2 + 8 * width**2)  # attention's four, the MLP's two
         pairs = n * (n + 1) // 2
         return matrices + layers * 2 * 2 * pairs * width + 2 * n * width * vocab
 
