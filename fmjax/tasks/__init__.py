@@ -53,6 +53,9 @@ TASKS = Registry(
         # In-context learning.
         "icl_mapping": "fmjax.tasks.in_context:Mapping",
         "icl_linear": "fmjax.tasks.in_context:Linear",
+        # Control.
+        "grid": "fmjax.tasks.control:GridControl",
+        "cartpole": "fmjax.tasks.control:CartPoleControl",
         # Code.
         "humaneval": "fmjax.tasks.code:HumanEval",
         "mbpp": "fmjax.tasks.code:MBPP",
