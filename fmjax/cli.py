@@ -59,7 +59,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def mesh(text: str) -> dict[str, int]:
     """A parser of flag values: "fsdp:2,tensor:2", the sizes of mesh axes (`fmjax.parallel.mesh.MeshConfig`)."""
     try:
-        pairs = [part.split(":") for part in text.split(",")]
+        pairs = [part.replace("=", ":").split(":") for part in text.split(",")]
         return {axis.strip(): int(size) for axis, size in pairs}
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected AXIS:SIZE,..., such as fsdp:2,tensor:2, got {text!r}") from None

@@ -49,7 +49,7 @@ class MeshConfig:
             if size < 1 and size != -1:
                 raise ConfigError(f"mesh.{axis} = {size} must be at least 1, or -1 for whatever is left")
         if list(self.sizes.values()).count(-1) > 1:
-            raise ConfigError(f"only one mesh axis may be -1, got {self.sizes}")
+            raise ConfigError(f"only one mesh axis may be -1, got {self.sizes}; set the others, such as mesh.data=1")
         for logical, mesh_axes in self.rules.items():
             for axis in mesh_axes:
                 if axis not in AXES:

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from fmjax.errors import ConfigError
-from fmjax.parallel.mesh import MeshConfig, make_mesh
+from fmjax.parallel.mesh import AXES, MeshConfig, make_mesh
 from fmjax.parallel.sharding import param_shardings
 from fmjax.registry import nearest
 
@@ -25,7 +25,9 @@ class Placement:
 
     @classmethod
     def make(cls, sizes: Mapping[str, Any]) -> "Placement":
-        """The placement over all devices for fields of `MeshConfig`, {"fsdp": 2, "tensor": 2}; `data` fills the rest.
+        """The placement over all devices for fields of `MeshConfig`, {"fsdp": 2, "tensor": 2}.
+
+        `data` fills the rest, unless another axis is -1.
 
         Raises ConfigError for an unknown field, or sizes that do not multiply to the devices.
         """
@@ -33,7 +35,8 @@ class Placement:
         for key in sizes:
             if key not in known:
                 raise ConfigError(f"mesh has no field {key!r}{nearest(key, known)} Known: {', '.join(known)}")
-        config = MeshConfig(**sizes)
+        fills = {"data": 1} if -1 in [sizes.get(axis) for axis in AXES] else {}
+        config = MeshConfig(**fills | dict(sizes))
         return cls(make_mesh(config), config)
 
     def shardings(self, shapes, axes):

@@ -88,7 +88,7 @@ class BBH(BySubset, _Asked):
     """
 
     name = "bbh"
-    description = "27 tasks of BIG-Bench that are hard for models, answered directly"
+    description = "27 tasks of BIG-Bench that are hard for models, answered directly; bbh_NAME for one"
     needs = "eval_bbh/bbh.zip (MIT)"
     num_shots = 3
     subsets = tuple(INSTRUCTIONS)

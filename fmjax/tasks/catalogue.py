@@ -63,6 +63,11 @@ def get_task(name: str, task_path: Sequence[str | pathlib.Path] = ()) -> Task:
     if inner and perturbation in PERTURBATIONS:
         return Perturbed(get_task(inner, task_path), perturbation)
     known = catalogue(task_path)
+    if inner in known:
+        raise InputError(
+            f"task {name!r}: no perturbation {perturbation!r}{nearest(perturbation, PERTURBATIONS)} "
+            f"Known: {', '.join(PERTURBATIONS)}"
+        )
     base, _, argument = name.partition(":")
     if base in known:
         return _make(base, known[base](), argument)

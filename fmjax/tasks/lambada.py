@@ -51,3 +51,4 @@ class Lambada(LambadaOpenAI):
     """OpenAI's passages under the short name."""
 
     name = "lambada"
+    description = "lambada_openai under its short name"

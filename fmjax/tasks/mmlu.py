@@ -42,7 +42,7 @@ class MMLU(BySubset, LetteredChoice):
     """
 
     name = "mmlu"
-    description = "exam questions of 57 subjects, answered by a letter"
+    description = "exam questions of 57 subjects, answered by a letter; mmlu_anatomy and so on for one"
     needs = "eval_mmlu/mmlu_csv.zip (MIT)"
     subsets = (*CATEGORIES, *SUBJECTS)
     examples_in_order = True

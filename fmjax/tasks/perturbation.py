@@ -16,16 +16,18 @@ from fmjax.tasks.protocol import Generate, Request, Score, Task
 
 
 def typos(text: str, rng: np.random.Generator, rate: float = 0.1) -> str:
-    """Of the words of four letters or more, a part `rate` with two neighbouring letters inside swapped."""
-
-    def swap(match: re.Match) -> str:
-        word = match[0]
-        if rng.random() >= rate:
-            return word
-        at = int(rng.integers(1, len(word) - 2))
-        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
-
-    return re.sub(r"[A-Za-z]{4,}", swap, text)
+    """Of the words that can have one, a part `rate`, at least one, with two neighbouring letters inside swapped."""
+    places = []  # in each word, where a swap changes it
+    for match in re.finditer(r"[A-Za-z]{4,}", text):
+        inside = range(match.start() + 1, match.end() - 2)
+        if found := [i for i in inside if text[i] != text[i + 1]]:
+            places.append(found)
+    count = min(len(places), max(1, round(rate * len(places))))
+    letters = list(text)
+    for index in sorted(rng.choice(len(places), count, replace=False)) if places else ():
+        at = int(rng.choice(places[index]))
+        letters[at], letters[at + 1] = letters[at + 1], letters[at]
+    return "".join(letters)
 
 
 # Each pair means the same in either direction in nearly every sentence.
@@ -94,7 +96,8 @@ class Perturbed(Task):
       task: the task.
       perturbation: a name of `PERTURBATIONS`.
 
-    Metrics: for each metric of the task, itself, NAME_perturbed, and NAME_drop, the first less the second.
+    Metrics: for each metric of the task, itself, NAME_perturbed, and NAME_drop, the first less the second; and `changed`,
+    the part of the documents that the perturbation changed at all.
     """
 
     def __init__(self, task: Task, perturbation: str):
@@ -108,6 +111,7 @@ class Perturbed(Task):
         self.name = f"{task.name}+{perturbation}"
         self.version = f"{task.version}.1"
         self.metrics = tuple(name + end for name in task.metrics for end in ("", "_perturbed", "_drop"))
+        self.metrics += ("changed",)
         self.description = f"{task.description}; beside it with {perturbation}"
         for field in ("needs", "uses", "num_shots", "separator", "examples_in_order"):
             setattr(self, field, getattr(task, field))
@@ -163,10 +167,12 @@ class Perturbed(Task):
         half = len(answers) // 2
         plain = self.task.statistics(document.plain, answers[:half])
         perturbed = self.task.statistics(document.perturbed, answers[half:])
-        return {f"plain/{k}": v for k, v in plain.items()} | {f"perturbed/{k}": v for k, v in perturbed.items()}
+        requests = self.requests(document)
+        sides = {f"plain/{k}": v for k, v in plain.items()} | {f"perturbed/{k}": v for k, v in perturbed.items()}
+        return sides | {"changed": float(requests[:half] != requests[half:])}
 
     def reduce_documents(self, statistics):
-        metrics = {}
+        metrics = {"changed": float(np.mean(statistics["changed"]))}
         sides = [
             self.task.reduce_documents(
                 {k.removeprefix(side): v for k, v in statistics.items() if k.startswith(side)}

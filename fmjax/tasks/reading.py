@@ -4,12 +4,15 @@ import csv
 import gzip
 import io
 import json
+import logging
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fmjax.errors import DataError, InputError
+
+log = logging.getLogger("fmjax")
 
 
 def read_text(path: pathlib.Path) -> str:
@@ -151,6 +154,8 @@ def read_tfds(words: str, instead: str, data_dir: pathlib.Path | None) -> list[d
 
     folder = cache_dir() if data_dir is None or not (data_dir / "tfds").is_dir() else data_dir
     name, split = parse(f"tfds:{words}")
+    if not (folder / "tfds" / name.split("/")[0]).is_dir():
+        log.warning("%s is not in the folder of --data_dir or FMJAX_DATA: asking TFDS to download %s", instead, words)
     try:
         builder = open_builder(f"tfds:{words}", name, str(folder / "tfds"))
         source = builder.as_data_source(split)

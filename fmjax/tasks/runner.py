@@ -96,6 +96,8 @@ def run_tasks(
         raise InputError(f"limit must be at least 1 document, or 0 for all, got {limit}")
     if num_shots is not None and num_shots < 0:
         raise InputError(f"num_shots must be at least 0, got {num_shots}")
+    if data_dir and not pathlib.Path(data_dir).is_dir():
+        raise InputError(f"data_dir {str(data_dir)!r} is not a folder; give the one with the tasks' files")
     found: dict[str, Task] = {}
     for task in [get_task(t, task_path) if isinstance(t, str) else t for t in tasks]:
         if task.name in found:

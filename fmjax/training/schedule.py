@@ -27,7 +27,7 @@ def _check(name: str, warmup_steps: int, total_steps: int) -> None:
     if warmup_steps < 0 or warmup_steps > total_steps:
         raise ConfigError(
             f"optimizer.schedule.warmup_steps = {warmup_steps} must lie between 0 and train.steps = {total_steps} "
-            f"({name})"
+            f"({name}); for a short run lower it too"
         )
 
 

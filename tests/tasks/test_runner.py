@@ -302,6 +302,7 @@ def test_perturbed_texts_and_the_drop():
     plain = run_tasks(MODEL, [Quiz()], num_shots=1)["quiz"].metrics
     assert {k: result.metrics[k] for k in ("acc", "acc_norm")} == {k: plain[k] for k in ("acc", "acc_norm")}
     assert result.metrics["acc_drop"] == pytest.approx(plain["acc"] - result.metrics["acc_perturbed"])
+    assert result.metrics["changed"] == 1
     assert result.metrics["acc_drop_stderr"] < 2**0.5 * plain["acc_stderr"]
     changed = [s for s in result.samples if s["requests"][0] != s["requests"][3]]
     assert changed
@@ -311,7 +312,8 @@ def test_perturbed_texts_and_the_drop():
     from fmjax.tasks.perturbation import distractor, paraphrase, typos
 
     rng = np.random.default_rng
-    assert typos("aa bbb 1234 -- ", rng(0), 1.0) == "aa bbb 1234 -- "
+    assert typos("aa bbb 1234 -- aaaa", rng(0), 1.0) == "aa bbb 1234 -- aaaa"
+    assert typos("A little dresser", rng(0), 0.0) != "A little dresser"  # one at least
     assert typos("word abcdef", rng(0), 1.0) != "word abcdef"
     assert paraphrase("It is big. I do not know, for example", rng(0)) == "It's large. I don't know, for instance"
     assert distractor("Why?", rng(0)).endswith(". Why?")
