@@ -1,8 +1,11 @@
 """Shared test settings: CPU only, eight simulated devices, one persistent compilation cache."""
 
+import gc
 import os
 import pathlib
 import tempfile
+
+import pytest
 
 # Set before JAX starts; libtpu, where installed, would otherwise look for a chip.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -13,3 +16,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Most of the suite's time is XLA compiling programs that run for milliseconds. Set it to 0 for the code users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("FMJAX_CACHE", str(CACHE / "fmjax"))
+
+gc.set_threshold(100_000, 20, 20)  # tracing makes millions of objects, most of which outlive a collection
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_file():
+    """What one file compiled is of no use to the next: the suite's memory stays small."""
+    yield
+    import jax
+
+    jax.clear_caches()

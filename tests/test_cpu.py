@@ -14,7 +14,7 @@ import jax, jax.numpy as jnp
 # A temporary of 64 MB: glibc serves up to 32 MB from the heap once it has seen such sizes freed.
 f = jax.jit(lambda x: jax.lax.optimization_barrier(jnp.sin(x)).sum(0))
 x = jnp.ones((4096, 4096))
-for _ in range(16):  # every thread that may run it has a heap of its own
+for _ in range(8):  # every thread that may run it has a heap of its own
     f(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
@@ -27,8 +27,8 @@ def test_steps_reuse_their_pages():
     run = lambda how: int(
         subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout
     )
-    # A page more or less depends on what else the heap holds: the best of three says what is possible.
-    kept, left = min(run("keep") for _ in range(3)), run("leave")
+    # A page more or less depends on what else the heap holds: the better of two says what is possible.
+    kept, left = min(run("keep") for _ in range(2)), run("leave")
     assert kept < 0.5 * left
 
 

@@ -14,6 +14,7 @@ FOLDER = pathlib.Path(__file__).parents[2] / "colab"
 @pytest.mark.parametrize("notebook", sorted(FOLDER.glob("*.ipynb")), ids=lambda p: p.stem)
 def test_the_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("FMJAX_NOTEBOOK_STEPS", "4")
+    monkeypatch.setenv("FMJAX_NOTEBOOK_SOURCE", str(FOLDER.parent / "fmjax" / "layers" / "*.py"))
     monkeypatch.setenv("FMJAX_NOTEBOOK_WORKDIR", str(tmp_path / "run"))
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     paths = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]

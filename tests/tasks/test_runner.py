@@ -302,10 +302,9 @@ def test_perturbed_texts_and_the_drop():
     plain = run_tasks(MODEL, [Quiz()], num_shots=1)["quiz"].metrics
     assert {k: result.metrics[k] for k in ("acc", "acc_norm")} == {k: plain[k] for k in ("acc", "acc_norm")}
     assert result.metrics["acc_drop"] == pytest.approx(plain["acc"] - result.metrics["acc_perturbed"])
-    assert result.metrics["changed"] == 1
     assert result.metrics["acc_drop_stderr"] < 2**0.5 * plain["acc_stderr"]
     changed = [s for s in result.samples if s["requests"][0] != s["requests"][3]]
-    assert changed
+    assert changed and result.metrics["changed"] == pytest.approx(len(changed) / 24)
     for sample in changed:
         before, after = sample["requests"][0]["context"], sample["requests"][3]["context"]
         assert sorted(before) == sorted(after) and before.split("\n\n")[0] == after.split("\n\n")[0]
