@@ -53,6 +53,7 @@ def evaluate(
     import jax
 
     from fmjax.load import Model, load
+    from fmjax.small_files import write_whole
     from fmjax.tasks.runner import run_tasks, write_samples
 
     if not isinstance(model, Model):
@@ -94,7 +95,7 @@ def evaluate(
         # JSON has no infinity, which is what the perplexity of a hopeless model overflows to.
         finite = {name: {k: _finite(v) for k, v in metrics.items()} for name, metrics in report["results"].items()}
         text = json.dumps({**report, "results": finite}, indent=2, default=str)
-        (output / "results.json").write_text(text + "\n")
+        write_whole(output / "results.json", text + "\n")
     return report
 
 
