@@ -56,6 +56,24 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message} ({self.prog} --help lists the flags)")
 
 
+def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """(what `--config.a.b=value` replaces, the other arguments). Raises InputError for one without a value."""
+    overrides, rest = {}, []
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        flag, equals, value = argument.partition("=")
+        if not equals:
+            if not arguments or arguments[0].startswith("--"):
+                raise InputError(f"{flag} needs a value: {flag}=VALUE")
+            value = arguments.pop(0)
+        overrides[flag.removeprefix("--config.")] = value
+    return overrides, rest
+
+
 def mesh(text: str) -> dict[str, int]:
     """A parser of flag values: "fsdp:2,tensor:2", the sizes of mesh axes (`fmjax.parallel.mesh.MeshConfig`)."""
     try:

@@ -14,24 +14,11 @@ import pathlib  # noqa: E402
 import sys  # noqa: E402
 
 from fmjax import cli, cpu  # noqa: E402
-from fmjax.errors import InputError  # noqa: E402
 
 
 def parse(argv: list[str]) -> tuple[str, pathlib.Path, dict[str, str]]:
     """(config file, workdir, overrides) of a command line. Raises InputError naming the flag that is wrong."""
-    overrides, rest = {}, []
-    arguments = list(argv)
-    while arguments:
-        argument = arguments.pop(0)
-        if not argument.startswith("--config."):
-            rest.append(argument)
-            continue
-        flag, equals, value = argument.partition("=")
-        if not equals:
-            if not arguments or arguments[0].startswith("--"):
-                raise InputError(f"{flag} needs a value: {flag}=VALUE")
-            value = arguments.pop(0)
-        overrides[flag.removeprefix("--config.")] = value
+    overrides, rest = cli.split_overrides(argv)
     parser = cli.ArgumentParser("python -m fmjax.train", __doc__.split("\n")[0])
     parser.add_argument(
         "--config", required=True, help="a Python file with get_config(); FILE:ARGUMENT calls get_config(ARGUMENT)"

@@ -13,12 +13,19 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from fmjax.errors import ConfigError
 
 Row = dict[str, np.ndarray]
 """One example without a batch axis, such as {"tokens": int32 [T], ...}."""
+
+
+def described(**lengths: int | None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Arrays of a row that are only described: int32 of these lengths, scalar for None; `loss_weights` are float32."""
+    kinds = {name: np.float32 if name == "loss_weights" else np.int32 for name in lengths}
+    return {name: jax.ShapeDtypeStruct(() if n is None else (n,), kinds[name]) for name, n in lengths.items()}
 
 
 class Rows(Protocol):

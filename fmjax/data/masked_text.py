@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from fmjax.data.base import Row
+from fmjax.data.base import Row, described
 from fmjax.data.cache import fingerprint
 from fmjax.data.corpus import Corpus
 from fmjax.data.masking import Masker
@@ -93,6 +93,14 @@ class MaskedTextData(TextData):
             raise ConfigError("data.short_sequence_rate is never read without data.next_sentence")
         if self.duplicates is not None and self.masking == "dynamic" and not self.next_sentence:
             raise ConfigError("data.duplicates is never read with dynamic masking of full sentences")
+
+    @property
+    def example(self) -> dict[str, Any]:
+        names = ("tokens", "targets", "loss_weights", "segment_ids", "positions")
+        lengths = dict.fromkeys(names, self.sequence_length) | {"masked_positions": self._num_predictions}
+        if self.next_sentence:
+            lengths |= {"token_types": self.sequence_length, "next_sentence_labels": None}
+        return described(**lengths)
 
     @property
     def _sentence_rule(self) -> str:

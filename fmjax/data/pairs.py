@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fmjax.data import parallel_text
-from fmjax.data.base import OpenData, Row
+from fmjax.data.base import OpenData, Row, described
 from fmjax.data.cache import fingerprint
 from fmjax.data.corpus import Corpus, TokenizedSplit, tokenize_corpus
 from fmjax.data.formats import check_encoding
@@ -84,6 +84,14 @@ class PairData:
         if self.encoding is not None:
             check_encoding(self.encoding)
         self._spec.check()
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """The arrays of a row, known without reading any data."""
+        source, target = self._capacities
+        targets = ("tokens", "targets", "loss_weights", "segment_ids", "positions")
+        sources = ("source_tokens", "source_segment_ids", "source_positions")
+        return described(**dict.fromkeys(targets, target), **dict.fromkeys(sources, source))
 
     @property
     def _capacities(self) -> tuple[int, int]:

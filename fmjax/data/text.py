@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from fmjax.data.base import OpenData
+from fmjax.data.base import OpenData, described
 from fmjax.data.cache import build_once, fingerprint
 from fmjax.data.corpus import Corpus, require_documents, tokenize_corpus
 from fmjax.data.packing import PackedRows
@@ -88,6 +88,15 @@ class TextData:
     def _specs(self) -> dict[str, SourceSpec]:
         """Each training source by name; a single one has the name ""."""
         return {"": self._own_spec()} if self.mixture is None else _mixture_specs(self.mixture)
+
+    @property
+    def example(self) -> dict[str, Any] | None:
+        """The arrays of a row, known without reading any data; None for a subclass with rows of its own."""
+        kind = type(self)
+        if (kind._train_rows, kind._rows) != (TextData._train_rows, TextData._rows):
+            return None
+        names = ("tokens", "targets", "loss_weights", "segment_ids", "positions")
+        return described(**dict.fromkeys(names, self.sequence_length))
 
     def open(
         self,

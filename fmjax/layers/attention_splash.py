@@ -63,7 +63,9 @@ def _on_one_device(q, k, v, ids, *, causal, window):
     """q [B, T, H, D], k and v [B, S, K, D] and ids ([B, T], [B, S]), all padded."""
     kernel = _kernel(q.shape[2], q.shape[1], k.shape[1], causal, window)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=ids[0], kv=ids[1]))
+    # XLA sees inside no kernel; the plan of a run reads from the scope how much this one computes.
+    with jax.named_scope(f"tile_pairs_{tile_pairs(q.shape[2], k.shape[2], causal, window)}"):
+        out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=ids[0], kv=ids[1]))
     return out.transpose(0, 2, 1, 3)
 
 
@@ -74,7 +76,7 @@ def _kernel(heads, t, s, causal, window):
         mask = splash.CausalMask((t, s))
     else:
         mask = splash.FullMask((t, s))
-    block_q, block_kv = (max(b for b in (128, 256, 512) if b <= BLOCK and n % b == 0) for n in (t, s))
+    block_q, block_kv = _blocks(t, s)
     sizes = splash.BlockSizes(
         block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
         block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
@@ -83,3 +85,22 @@ def _kernel(heads, t, s, causal, window):
     return splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=INTERPRET
     )
+
+
+def _blocks(t, s) -> tuple[int, int]:
+    """Queries and keys of one tile."""
+    return tuple(max(b for b in (128, 256, 512) if b <= BLOCK and n % b == 0) for n in (t, s))
+
+
+def tile_pairs(t: int, s: int, causal: bool, window: int | None) -> int:
+    """(query, key) pairs that the kernel computes for one head: those of every tile with a pair that the mask allows."""
+    block_q, block_kv = _blocks(t, s)
+    first_q, first_k = np.arange(0, t, block_q)[:, None], np.arange(0, s, block_kv)[None, :]
+    allowed = np.ones((t // block_q, s // block_kv), bool)
+    if causal:
+        allowed &= first_k <= first_q + block_q - 1
+    if window is not None:
+        allowed &= first_q - (first_k + block_kv - 1) < window
+        if not causal:
+            allowed &= first_k - (first_q + block_q - 1) < window
+    return int(allowed.sum()) * block_q * block_kv

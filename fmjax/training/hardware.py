@@ -1,27 +1,59 @@
-"""What is known of the chips: peak matrix rates, for MFU."""
+"""What is known of the chips: peak rates, memory, links; for MFU and for plans."""
 
-# Dense bfloat16 peak of one device as JAX counts devices, in FLOP/s, by `device.device_kind`, from the vendors'
-# published figures (cloud.google.com/tpu/docs, nvidia.com data sheets; sparsity not counted).
-PEAK_FLOPS = {
-    "TPU v2": 22.5e12,  # a v2 or v3 device is one core, half a chip
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1153e12,  # one of the chip's two cores
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "Tesla T4": 65e12,  # float16
-    "NVIDIA L4": 121e12,
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of one device as JAX counts devices; None where not known or not needed.
+
+    Attributes:
+      peak_flops: dense bfloat16 peak, FLOP/s, sparsity not counted.
+      memory_bytes: of main memory that a program may use.
+      memory_bandwidth: of main memory, bytes/s.
+      link_bandwidth: of one link to a neighbour in one direction, bytes/s.
+      wraps_at: a torus dimension of a multiple of so many devices is closed to a ring.
+    """
+
+    peak_flops: float
+    memory_bytes: int | None = None
+    memory_bandwidth: float | None = None
+    link_bandwidth: float | None = None
+    wraps_at: int | None = None
+
+
+_V5E = Chip(197e12, 16 * 2**30, 819e9, 45e9, 16)
+_V5P = Chip(459e12, 95 * 2**30, 2765e9, 90e9, 4)
+_V6E = Chip(918e12, 32 * 2**30, 1640e9, 90e9, 16)
+
+# By `device.device_kind`. Peaks, memory and its bandwidth are the vendors' (cloud.google.com/tpu/docs, nvidia.com data
+# sheets); the links' are those of "How to Scale Your Model" (jax-ml.github.io/scaling-book, table of chips).
+CHIPS = {
+    "TPU v2": Chip(22.5e12),  # a v2 or v3 device is one core, half a chip
+    "TPU v3": Chip(61.5e12),
+    "TPU v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9, 4),
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+    "TPU7x": Chip(1153e12, 96 * 10**9, 3690e9, 90e9, 4),  # one of the chip's two cores
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40 * 2**30, 1555e9),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80 * 2**30, 2039e9),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 80 * 2**30, 3350e9),
+    "NVIDIA H200": Chip(989e12, 141 * 10**9, 4800e9),
+    "Tesla T4": Chip(65e12, 16 * 2**30, 320e9),  # float16
+    "NVIDIA L4": Chip(121e12, 24 * 2**30, 300e9),
 }
+
+
+def chip(device) -> Chip | None:
+    """The figures of a device, or None where they are not known (never a guess)."""
+    return CHIPS.get(device.device_kind)
 
 
 def peak_flops(device) -> float | None:
     """Peak matrix rate of one device in FLOP/s, or None when it is not known (never a guess)."""
-    return PEAK_FLOPS.get(device.device_kind)
+    known = chip(device)
+    return known and known.peak_flops

@@ -1,0 +1,314 @@
+"""What a compiled program does on one device: FLOPs, bytes of its memory, bytes over the links of each mesh axis.
+
+Read off the optimised program, so that what the compiler computes again, computes twice on several devices, or moves
+although nobody asked is counted too. Loop bodies count as often as they run; of a conditional, the costliest branch.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from fmjax.errors import InputError
+from fmjax.planning.hlo import Array, Computation, Instruction, Program
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+
+# What neither reads nor writes memory, or whose operands and results are counted elsewhere.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+    "optimization-barrier", "iota", "while", "conditional", "call", "async-update",
+}  # fmt: skip
+
+# Products of a [queries, keys] tile with a head's dimensions, by the beginning of the name of a kernel.
+KERNEL_PRODUCTS = {
+    "splash_mha_fwd": 2,  # logits; probabilities times values
+    "splash_mha_dq": 3,  # logits again; gradient of the probabilities; of the queries
+    "splash_mha_dkv": 4,  # logits again; gradient of the probabilities; of the keys; of the values
+    "splash_mha_fused_dkv": 5,  # all of them at once
+}
+
+
+@dataclasses.dataclass
+class Counts:
+    """Sums over one step, of one device.
+
+    Attributes:
+      flops: of matrix products and convolutions, 2 for a multiplication and an addition.
+      memory_bytes: read from and written to the device's main memory by instructions outside of fusions.
+      link_bytes: what the device sends, by mesh axes joined by "+": of a ring algorithm.
+      collectives: how many of each kind run.
+      uncounted: kernels whose FLOPs are not known, by name.
+    """
+
+    flops: float = 0.0
+    memory_bytes: float = 0.0
+    link_bytes: Counter = dataclasses.field(default_factory=Counter)
+    collectives: Counter = dataclasses.field(default_factory=Counter)
+    uncounted: Counter = dataclasses.field(default_factory=Counter)
+
+    def add(self, other: "Counts", times: int) -> None:
+        self.flops += times * other.flops
+        self.memory_bytes += times * other.memory_bytes
+        for name in ("link_bytes", "collectives", "uncounted"):
+            mine = getattr(self, name)
+            for key, value in getattr(other, name).items():
+                mine[key] += times * value
+
+
+def count(program: Program, mesh_shape: Mapping[str, int]) -> Counts:
+    """Counts of the whole program.
+
+    Args:
+      mesh_shape: sizes of the mesh's axes in order; the program's partition i is device i of the flattened mesh.
+
+    Raises: InputError for a loop, group or shape in the program that cannot be read.
+    """
+    return _Counter(program, mesh_shape).computation(program.entry)
+
+
+class _Counter:
+    def __init__(self, program: Program, mesh_shape: Mapping[str, int]):
+        self.program, self.mesh_shape = program, dict(mesh_shape)
+        self.known: dict[str, Counts] = {}
+
+    def computation(self, name: str) -> Counts:
+        if name not in self.known:
+            found = Counts()
+            computation = self.program.computations[name]
+            for one in computation.values():
+                self.instruction(found, computation, one)
+            self.known[name] = found
+        return self.known[name]
+
+    def instruction(self, found: Counts, computation: Computation, one: Instruction) -> None:
+        if one.opcode == "while":
+            found.add(self.computation(one.called("body")), self.program.trip_count(computation, one))
+        elif one.opcode == "conditional":
+            branches = [self.computation(name) for name in _branches(one)]
+            found.add(max(branches, key=lambda b: (b.flops, b.memory_bytes)), 1)
+        elif one.opcode in ("call", "async-start"):
+            inside = self.computation(one.called("calls") or one.called("to_apply"))
+            found.add(inside, 1)
+        elif one.opcode == "fusion":
+            found.flops += self.fused_flops(one.called("calls"))
+            found.memory_bytes += self.fusion_bytes(computation, one)
+        else:
+            found.flops += self.flops(found, computation, one)
+            kind = one.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                self.collective(found, computation, one, kind)
+            found.memory_bytes += _bytes(computation, one)
+
+    def fused_flops(self, name: str) -> float:
+        """FLOPs of a fused computation: its bytes stay inside."""
+        total, computation = 0.0, self.program.computations[name]
+        for one in computation.values():
+            if one.opcode in ("fusion", "call"):
+                total += self.fused_flops(one.called("calls") or one.called("to_apply"))
+            else:
+                total += _product_flops(computation, one)
+        return total
+
+    def flops(self, found: Counts, computation: Computation, one: Instruction) -> float:
+        if one.opcode == "custom-call" and one.attribute("custom_call_target") == '"tpu_custom_call"':
+            flops = _kernel_flops(computation, one)
+            if flops is None:
+                found.uncounted[re.sub(r"[.\d]+$", "", one.name)] += 1
+            return flops or 0.0
+        return _product_flops(computation, one)
+
+    def fusion_bytes(self, computation: Computation, one: Instruction) -> float:
+        inside = self.program.computations[one.called("calls")]
+        updated = _updated_in_place(inside)
+        total = 0.0
+        for index, operand in enumerate(one.operands):
+            parameter = inside.parameters.get(index)
+            arrays = computation[operand].arrays if operand in computation else ()
+            if len(arrays) != 1 or arrays[0].space or parameter in updated:
+                continue
+            total += _read_bytes(inside, parameter, arrays[0])
+        roots = [inside[name] for name in inside.root.operands] if inside.root.opcode == "tuple" else [inside.root]
+        for array, root in zip(one.arrays, roots):
+            if array.space == 0:
+                source = _through(inside, root)
+                if source.opcode == "dynamic-update-slice":
+                    total += _first(inside, source.operands[1]).num_bytes
+                else:
+                    total += array.num_bytes
+        return total
+
+    def collective(self, found: Counts, computation: Computation, one: Instruction, kind: str) -> None:
+        operands = [array for name in one.operands for array in computation[name].arrays]
+        size = float(sum(array.num_bytes for array in operands))
+        axes, members = self.axes(one)
+        if members == 1:
+            return
+        share = (members - 1) / members
+        sent = {
+            "all-reduce": 2 * share * size,
+            "all-gather": (members - 1) * size,
+            "reduce-scatter": share * size,
+            "all-to-all": share * size,
+            "collective-permute": size,
+            "collective-broadcast": size,
+        }[kind]
+        found.link_bytes[axes] += sent
+        found.collectives[kind] += 1
+
+    def axes(self, one: Instruction) -> tuple[str, int]:
+        """(names of the mesh axes that a collective goes along, devices in one of its groups)."""
+        pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", one.attributes)
+        if pairs:
+            members = np.array([[int(d) for d in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])])
+            groups, count = members, 2
+        else:
+            groups = replica_groups(one.attributes, math.prod(self.mesh_shape.values()))
+            count = groups.shape[1]
+        shape = tuple(self.mesh_shape.values())
+        places = np.stack(np.unravel_index(groups, shape), axis=-1)  # [groups, members, axes]
+        moved = (places != places[:, :1]).any(axis=(0, 1))
+        names = [name for name, is_moved in zip(self.mesh_shape, moved) if is_moved]
+        return "+".join(names), count
+
+
+def replica_groups(attributes: str, num_devices: int) -> np.ndarray:
+    """Groups of devices, int [groups, members], in any of the ways XLA prints them. Raises InputError for another."""
+    found = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if found:
+        shape, dimensions = _numbers(found[1]), _numbers(found[2])
+        order = np.arange(math.prod(dimensions)).reshape(dimensions)
+        if found[3]:
+            order = order.transpose(_numbers(found[3]))
+        return order.reshape(shape)
+    found = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+    if found:
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        along = re.findall(r"'(\w+)'(:\(\d+\)\d+)?", found[2])
+        if all(not part and name in sizes for name, part in along):
+            names = [name for name, _ in along]
+            rest = [name for name in sizes if name not in names]
+            order = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+            order = order.transpose([list(sizes).index(name) for name in (*rest, *names)])
+            return order.reshape(-1, math.prod(sizes[name] for name in names))
+    found = re.search(r"replica_groups=\{(\{[\d,{}]*\})?\}", attributes)
+    if found:
+        groups = re.findall(r"\{([\d,]+)\}", found[1] or "")
+        return np.array([_numbers(group) for group in groups] or [range(num_devices)])
+    raise InputError(f"a collective's groups cannot be read: {attributes[:200]!r}")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _branches(one: Instruction) -> list[str]:
+    found = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
+    if found:
+        return re.findall(r"%?([\w.\-<>]+)", found[1])
+    return [one.called("true_computation"), one.called("false_computation")]
+
+
+def _first(computation: Computation, name: str) -> Array:
+    return computation[name].arrays[0]
+
+
+def _product_flops(computation: Computation, one: Instruction) -> float:
+    if one.opcode == "dot":
+        lhs = _first(computation, one.operands[0]).shape
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
+        over = math.prod(lhs[int(d)] for d in contracted[1].split(",") if d) if contracted else 1
+        return 2.0 * one.arrays[0].size * over
+    if one.opcode == "convolution":
+        return _convolution_flops(computation, one)
+    return 0.0
+
+
+def _convolution_flops(computation: Computation, one: Instruction) -> float:
+    """Only products with what is there count: XLA writes batched matrix products as convolutions with padding."""
+    lhs, rhs = (_first(computation, name).shape for name in one.operands[:2])
+    out = one.arrays[0].shape
+    left, right, result = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes).groups()
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", one.attributes) or [""])[0]))
+    total = 2.0 * out[result.index("b")] * out[result.index("f")] * rhs[right.index("i")]
+    for d in range(len(result) - 2):
+
+        def part(key, default):
+            return window[key].split("x")[d] if key in window else default
+
+        low = int(part("pad", "0_0").split("_")[0])
+        stride, dilation = int(part("stride", "1")), int(part("rhs_dilate", "1"))
+        spread = int(part("lhs_dilate", "1"))
+        size, inputs, outputs = rhs[right.index(str(d))], lhs[left.index(str(d))], out[result.index(str(d))]
+        at = np.arange(outputs)[:, None] * stride - low + np.arange(size)[None, :] * dilation
+        total *= int(((at >= 0) & (at < (inputs - 1) * spread + 1) & (at % spread == 0)).sum())
+    return total
+
+
+def _kernel_flops(computation: Computation, one: Instruction) -> float | None:
+    """FLOPs of a kernel that XLA cannot see into; None where nothing tells them.
+
+    An attention kernel is named after what it computes, and the scope it was called in says how many (query, key) pairs
+    one head goes through, whole tiles of masked pairs left out (`fmjax.layers.attention_splash`).
+    """
+    products = next((number for name, number in KERNEL_PRODUCTS.items() if one.name.startswith(name)), None)
+    pairs = re.search(r"tile_pairs_(\d+)", one.op_name)
+    queries = next((a for name in one.operands for a in computation[name].arrays if a.dtype != "s8" and a.size > 1), None)
+    if products is None or pairs is None or queries is None or len(queries.shape) < 3:
+        return None
+    *heads, _, features = queries.shape
+    return 2.0 * products * int(pairs[1]) * features * math.prod(heads)
+
+
+def _bytes(computation: Computation, one: Instruction) -> float:
+    """Main memory that an instruction outside of fusions reads and writes."""
+    if one.opcode in _FREE or one.opcode.endswith("-done"):
+        return 0.0
+    written = sum(array.num_bytes for array in one.arrays if array.space == 0)
+    if one.opcode in ("dynamic-slice", "slice", "gather"):
+        return written + sum(array.num_bytes for array in one.arrays if _first(computation, one.operands[0]).space == 0)
+    if one.opcode == "dynamic-update-slice":
+        update = _first(computation, one.operands[1])
+        return 2.0 * update.num_bytes
+    if one.opcode.endswith("-start"):
+        # Its result repeats its operands, beside what it makes.
+        made = one.arrays[len(one.operands) :]
+        written = sum(array.num_bytes for array in made if array.space == 0)
+        if one.opcode == "slice-start":
+            return float(written + sum(array.num_bytes for array in made if array.dtype not in ("u32", "s32")))
+    read = sum(a.num_bytes for name in one.operands if name in computation for a in computation[name].arrays if not a.space)
+    return float(written + read)
+
+
+def _through(computation: Computation, one: Instruction) -> Instruction:
+    while one.opcode in ("bitcast", "copy", "convert", "reshape") and one.operands:
+        one = computation[one.operands[0]]
+    return one
+
+
+def _updated_in_place(inside: Computation) -> set[str]:
+    """Parameters of a fusion that it only writes a slice of."""
+    found = set()
+    for one in inside.values():
+        if one.opcode == "dynamic-update-slice":
+            target = _through(inside, inside[one.operands[0]])
+            if target.opcode == "parameter":
+                found.add(target.name)
+    return found
+
+
+def _read_bytes(inside: Computation, parameter: str | None, whole: Array) -> float:
+    """What a fusion reads of one operand: all of it, or only the slices it takes."""
+    total, waiting = 0.0, [parameter]
+    while waiting:
+        for user in inside.users.get(waiting.pop(), []):
+            if user.opcode == "bitcast":
+                waiting.append(user.name)
+            elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands:
+                total += user.arrays[0].num_bytes
+            else:
+                return float(whole.num_bytes)
+    return min(total, float(whole.num_bytes))
