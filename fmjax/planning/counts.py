@@ -184,21 +184,47 @@ def replica_groups(attributes: str, num_devices: int) -> np.ndarray:
         if found[3]:
             order = order.transpose(_numbers(found[3]))
         return order.reshape(shape)
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+    found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}", attributes)
     if found:
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        along = re.findall(r"'(\w+)'(:\(\d+\)\d+)?", found[2])
-        if all(not part and name in sizes for name, part in along):
-            names = [name for name, _ in along]
-            rest = [name for name in sizes if name not in names]
-            order = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-            order = order.transpose([list(sizes).index(name) for name in (*rest, *names)])
-            return order.reshape(-1, math.prod(sizes[name] for name in names))
+        return _mesh_groups(*found.groups())
     found = re.search(r"replica_groups=\{(\{[\d,{}]*\})?\}", attributes)
     if found:
         groups = re.findall(r"\{([\d,]+)\}", found[1] or "")
         return np.array([_numbers(group) for group in groups] or [range(num_devices)])
     raise InputError(f"a collective's groups cannot be read: {attributes[:200]!r}")
+
+
+def _mesh_groups(mesh: str, devices: str | None, along: str) -> np.ndarray:
+    """Groups along some axes of a mesh: of "'a'=2,'b'=8", devices None or "[8,2]T(1,0)", and "'a','b':(2)4", where the
+    latter is the middle one of the axis taken as 2 x 4 x 1."""
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
+    wanted = [
+        (name, int(before or 1), int(size or sizes[name]))
+        for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", along)
+    ]
+    dimensions = []  # (axis, product of what comes before within it, size)
+    for name, size in sizes.items():
+        cuts = {1, size} | {b for n, b, _ in wanted if n == name} | {b * k for n, b, k in wanted if n == name}
+        cuts = sorted(cuts)
+        dimensions += [(name, low, high // low) for low, high in zip(cuts, cuts[1:])]
+    order = _iota(devices) if devices else np.arange(math.prod(sizes.values()))
+    order = order.reshape([size for _, _, size in dimensions])
+    inside = [
+        i for name, before, k in wanted for i, (n, low, _) in enumerate(dimensions) if n == name and before <= low < before * k
+    ]
+    outside = [i for i in range(len(dimensions)) if i not in inside]
+    members = math.prod(dimensions[i][2] for i in inside)
+    return order.transpose([*outside, *inside]).reshape(-1, members)
+
+
+def _iota(text: str) -> np.ndarray:
+    """Devices as XLA lists them: "0,2,1,3", or "[2,4]T(1,0)", the numbers from 0 in that shape, transposed."""
+    found = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if not found:
+        return np.array(_numbers(text))
+    shape = _numbers(found[1])
+    order = np.arange(math.prod(shape)).reshape(shape)
+    return (order.transpose(_numbers(found[2])) if found[2] else order).reshape(-1)
 
 
 def _numbers(text: str) -> list[int]:
