@@ -61,7 +61,8 @@ def _meshes(config, num_devices: int) -> Iterator[dict]:
     for tensor in TENSOR_SIZES:
         rest = num_devices // (tensor * sequence)
         sizes = {"data": 1, "fsdp": rest, "tensor": tensor, "sequence": sequence}
-        if rest * tensor * sequence != num_devices or _sizes(given, num_devices) == sizes:
+        whole_heads = config["model"].get("num_heads", tensor) % tensor == 0
+        if not whole_heads or rest * tensor * sequence != num_devices or _sizes(given, num_devices) == sizes:
             continue
         yield {f"mesh.{axis}": size for axis, size in sizes.items()}
 

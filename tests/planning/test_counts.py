@@ -1,0 +1,189 @@
+"""What is read off compiled programs, against hand counts and the compiler's own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fmjax.errors import InputError
+from fmjax.models.gpt import GPT
+from fmjax.models.llama import Llama
+from fmjax.planning import counts, hlo
+
+ONE = {"data": 1}
+
+
+def counted(function, *shapes, mesh_shape=ONE, **jit):
+    compiled = jax.jit(function, **jit).lower(*shapes).compile()
+    return counts.count(hlo.parse(compiled.as_text()), mesh_shape), compiled
+
+
+@pytest.mark.parametrize("family", [GPT, Llama])
+def test_flops_of_a_scanned_stack_by_hand(family):
+    """Six FLOPs a weight and token, and the pairs of attention: all of them, since the reference masks none away."""
+    layers, width, mlp, vocabulary, length = 5, 128, 512, 512, 64
+    module = family(
+        num_layers=layers, hidden_size=width, intermediate_size=mlp, num_heads=2, vocab_size=vocabulary,
+        max_length=length, attention="reference",
+    )  # fmt: skip
+    tokens = jax.ShapeDtypeStruct((3, length), jnp.int32)
+    params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens))["params"]
+
+    def loss(params, tokens):
+        return jnp.sum(module.apply({"params": params}, tokens) ** 2)
+
+    found, _ = counted(jax.grad(loss), params, tokens)
+    weights = layers * (4 * width**2 + (3 if family is Llama else 2) * width * mlp) + width * vocabulary
+    by_hand = 6 * 3 * length * weights + layers * 3 * 4 * 3 * length**2 * width
+    assert found.flops == pytest.approx(by_hand, rel=0.02)
+
+
+def test_loop_bodies_count_as_often_as_they_run():
+    x, w = jax.ShapeDtypeStruct((8, 32), jnp.float32), jax.ShapeDtypeStruct((32, 32), jnp.float32)
+
+    def nested(x, w):
+        def outer(x, _):
+            return jax.lax.fori_loop(0, 3, lambda i, y: y @ w, x), None
+
+        return jax.lax.scan(outer, x, None, length=7)[0]
+
+    found, _ = counted(nested, x, w)
+    assert found.flops == 21 * 2 * 8 * 32 * 32
+
+
+def test_the_costliest_branch_counts():
+    x, w = jax.ShapeDtypeStruct((8, 32), jnp.float32), jax.ShapeDtypeStruct((32, 32), jnp.float32)
+    branches = [lambda x, w: x, lambda x, w: x @ w, lambda x, w: x @ w @ w]
+    found, _ = counted(lambda i, x, w: jax.lax.switch(i, branches, x, w), jax.ShapeDtypeStruct((), jnp.int32), x, w)
+    assert found.flops == 2 * 2 * 8 * 32 * 32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(window_strides=(1, 1), padding="SAME"),
+        dict(window_strides=(2, 3), padding="VALID"),
+        dict(window_strides=(1, 1), padding=[(3, 1), (0, 2)], lhs_dilation=(2, 1), rhs_dilation=(1, 2)),
+        dict(window_strides=(1, 1), padding="SAME", feature_group_count=2),
+    ],
+)
+def test_convolutions_as_the_compiler_counts_them(options):
+    groups = options.get("feature_group_count", 1)
+    image = jax.ShapeDtypeStruct((2, 9, 11, 6), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 6 // groups, 8), jnp.float32)
+
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(x, w, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+
+    found, compiled = counted(convolve, image, kernel)
+    assert found.flops == pytest.approx(compiled.cost_analysis()["flops"], rel=1e-6)
+
+
+def test_link_bytes_by_mesh_axis():
+    """A product of matrices that are split along what is summed: each device sends its share of a ring's all-reduce."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "tensor"))
+
+    def spec(shape, *axes):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    x, w = spec((16, 64), "data", "tensor"), spec((64, 32), "tensor", None)
+    whole = NamedSharding(mesh, PartitionSpec("data", None))
+    found, _ = counted(lambda x, w: x @ w, x, w, mesh_shape=mesh.shape, out_shardings=whole)
+    assert found.flops == 2 * 8 * 16 * 32
+    assert dict(found.link_bytes) == {"tensor": 2 * 3 / 4 * 8 * 32 * 4}
+    gathered, _ = counted(
+        lambda x: x, spec((16, 64), "data", "tensor"), mesh_shape=mesh.shape,
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )  # fmt: skip
+    assert sum(gathered.link_bytes.values()) == pytest.approx((8 - 1) * 2 * 16 * 64 * 4 / 16, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "text, groups",
+    [
+        ("{{0,2},{1,3}}", [[0, 2], [1, 3]]),
+        ("{}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        ("[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['a'=2,'b'=4] {'a'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['a'=2,'b'=4] {'b','a'}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        ("mesh['a'=2,'b'=2,'c'=2], device_ids=([2,4]T(1,0)) {'c'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+    ],
+)
+def test_groups_of_devices(text, groups):
+    found = counts.replica_groups(f", channel_id=1, replica_groups={text}, use_global_device_ids=true", 8)
+    assert [sorted(group) for group in found.tolist()] == groups
+
+
+def test_groups_that_cannot_be_read_are_an_error():
+    with pytest.raises(InputError, match="groups cannot be read"):
+        counts.replica_groups("replica_groups=<something new>", 8)
+
+
+def test_slices_count_as_slices():
+    """A loop that reads one row of a stack at a time, and writes one, moves each row once and not the stack each time."""
+    stack = jax.ShapeDtypeStruct((64, 256, 256), jnp.float32)
+    found, _ = counted(lambda x: jax.lax.map(lambda row: row * 2.0 + 1.0, x), stack)
+    assert 2 * 64 * 256**2 * 4 == pytest.approx(found.memory_bytes, rel=0.7)
+    assert found.memory_bytes < 4 * 2 * 64 * 256**2 * 4
+
+
+UNROLLED = """HloModule unrolled, is_scheduled=true
+
+%fused (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  %two = s32[] constant(2)
+  ROOT %add = s32[] add(%p, %two)
+}
+
+%body (state: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  %state = (s32[]{:T(128)}, f32[4,4]{1,0:T(8,128)S(1)}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[4,4]{1,0} get-tuple-element(%state), index=1
+  %y = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %next = s32[] fusion(%i), kind=kLoop, calls=%fused, frontend_attributes={kernel_metadata={
+"note":"a line of its own (with a parenthesis"
+}}, metadata={op_name="x"}
+  ROOT %out = (s32[], f32[4,4]{1,0}) tuple(%next, %y)
+}, execution_thread="main"
+
+%condition (state: (s32[], f32[4,4])) -> pred[] {
+  %state = (s32[], f32[4,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %bound = s32[] constant(9)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main (x: f32[4,4]) -> f32[4,4] {
+  %x = f32[4,4]{1,0} parameter(0)
+  %one = s32[] constant(1)
+  %begin = (s32[], f32[4,4]{1,0}) tuple(%one, %x)
+  %loop = (s32[], /*index=1*/f32[4,4]{1,0}) while(%begin), condition=%condition, body=%body
+  ROOT %result = f32[4,4]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_loop_that_the_compiler_unrolled():
+    """From 1 by 2 while below 9: four times."""
+    found = counts.count(hlo.parse(UNROLLED), ONE)
+    assert found.flops == 4 * 2 * 4 * 4 * 4
+
+
+@pytest.mark.parametrize(
+    "what, replacement", [("direction=LT", "direction=LT"), ("constant(9)", "parameter(1)"), ("ENTRY ", "")]
+)
+def test_a_program_that_does_not_tell_is_refused(what, replacement):
+    text = UNROLLED.replace(what, replacement)
+    if what == replacement:
+        text = UNROLLED.replace("add(%p, %two)", "multiply(%p, %two)")
+    with pytest.raises(InputError, match="does not say how often|no entry"):
+        counts.count(hlo.parse(text), ONE)
+
+
+def test_a_type_of_unknown_size_is_named():
+    with pytest.raises(InputError, match="q17"):
+        hlo.Array("q17", (3,)).num_bytes
