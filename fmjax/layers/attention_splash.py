@@ -1,21 +1,20 @@
 """Splash attention, JAX's block-sparse flash attention kernel for TPUs.
 
-The kernel wants lengths in whole blocks and whole lanes of head dimensions, and runs on one device: `run` pads both
-(exactly: padded keys have a segment of their own, padded dimensions are zero) and maps the kernel over the mesh's batch
-and head axes.
+The kernel wants lengths in whole blocks and head dimensions in whole lanes. Both are padded, exactly: padded keys have
+a segment of their own, padded dimensions are zero.
 """
 
-import functools
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import PartitionSpec
 
 LANES = 128
-BLOCK = 512
+SUBLANES = 8
+BLOCKS = (512, 256, 128)
+BACKWARD_BLOCKS = (512, 1024, 2048, 4096)
+MAX_PARTS = 32
+RESIDUALS = "attention_residuals"
 # Tests on a CPU set it to run the kernel in Pallas' interpreter.
 INTERPRET = False
 
@@ -30,27 +29,91 @@ def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -
 
 
 def run(q, k, v, *, segment_ids, positions, causal, window, scale):
-    """Arguments as `fmjax.layers.attention.reference`, without positions."""
+    """Arguments as `fmjax.layers.attention.reference`, without positions; on one device."""
+    kernel = make_kernel(np.arange(q.shape[1])[None], q.shape[2], k.shape[1], causal, window)
+    return apply(kernel, q, k, v, segment_ids, scale)
+
+
+def make_kernel(order: np.ndarray, heads: int, keys: int, causal: bool, window: int | None):
+    """The kernel for queries that are spread over devices; the keys are whole on each.
+
+    Args:
+      order: int [shards, T], the index in the row of each query that a shard holds.
+      heads: of the queries, on one device.
+      keys: their number S.
+
+    Returns: a `Kernel` to `apply`, whose arrays `manual_sharding_spec` splits over the shards.
+    """
+    shards, rows = order.shape
+    order = np.pad(order, ((0, 0), (0, -rows % LANES)), mode="edge").astype(np.int32)
+    keys += -keys % LANES
+    # A shard's queries may be two runs of consecutive ones: no block should have some of both.
+    block_q = _block(rows // 2 if shards > 1 and rows % (2 * LANES) == 0 else order.shape[1])
+    block_kv = _block(keys)
+    parts = [size for size in BACKWARD_BLOCKS if keys % size == 0 and keys // size <= MAX_PARTS]
+    backward = parts[0] if parts else block_kv
+    fused = keys // backward <= MAX_PARTS
+    sizes = splash.BlockSizes(
+        block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
+        block_q_dkv=block_q, block_kv_dkv=backward, block_kv_dkv_compute=min(backward, BLOCKS[0]),
+        block_q_dq=None if fused else block_q, block_kv_dq=None if fused else block_kv,
+        use_fused_bwd_kernel=fused,
+    )  # fmt: skip
+    shape = (order.size, keys)
+    mask = splash.FullMask(shape) if not causal and window is None else Band(order.reshape(-1), keys, causal, window)
+    attend = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=shards,
+        interpret=INTERPRET, residual_checkpoint_name=RESIDUALS,
+    )  # fmt: skip
+    pairs = [tile_pairs(order, keys, causal, window, block_q, size) for size in (block_kv, backward)]
+    return Kernel(attend, (pairs[0], pairs[1], fused))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Splash attention with how much it computes, which XLA cannot see: (pairs of queries and keys of one head on one
+    device in the forward pass, in the backward pass, whether that is one kernel)."""
+
+    attend: Callable
+    tiles: tuple[int, int, bool] = dataclasses.field(metadata={"static": True})
+
+    def manual_sharding_spec(self, sharding):
+        return Kernel(self.attend.manual_sharding_spec(sharding), self.tiles)
+
+
+def tile_pairs(order, keys: int, causal: bool, window: int | None, block_q: int, block_kv: int) -> int:
+    """Pairs in tiles of which the mask allows any, for the queries of one shard of `order`."""
+    blocks = order.reshape(-1, block_q)
+    low, high = blocks.min(axis=1)[:, None], blocks.max(axis=1)[:, None]
+    first = np.arange(0, keys, block_kv)[None, :]
+    allowed = np.ones((len(blocks), first.size), bool)
+    if causal:
+        allowed &= first <= high
+    if window is not None:
+        allowed &= first + block_kv - 1 > low - window
+        if not causal:
+            allowed &= first < high + window
+    return int(allowed.sum()) * block_q * block_kv // len(order)
+
+
+def _block(length: int) -> int:
+    return next(size for size in BLOCKS if length % size == 0)
+
+
+def apply(kernel, q, k, v, segment_ids, scale):
+    """softmax(scale * q k^T + the kernel's mask) v for q [B, T, H, D], k and v [B, S, K, D]; as `run`."""
     length, head_dim = q.shape[1], q.shape[3]
+    if segment_ids is None:
+        segment_ids = tuple(jnp.ones(x.shape[:2], jnp.int32) for x in (q, k))
     q = (q * scale).astype(q.dtype)
-    ids = segment_ids
-    if ids is None:
-        ids = tuple(jnp.ones(x.shape[:2], jnp.int32) for x in (q, k))
-    # Padding: its queries attend its own keys, so no row is empty, and nothing else does.
-    q, k, v = (_pad(_pad(x, 1, LANES), 3, LANES) for x in (q, k, v))
-    ids = tuple(_pad(i.astype(jnp.int32), 1, LANES, -1) for i in ids)
-    attend = functools.partial(_on_one_device, causal=causal, window=window)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
-        batch, heads = nn.logical_to_mesh_axes(("batch", "act_heads"))
-        shards = int(np.prod([mesh.shape[name] for name in jax.tree.leaves(heads)], dtype=int))
-        if k.shape[2] % shards:  # fewer key-value heads than shards: give every query head its own copy
-            k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-        whole, rows = PartitionSpec(batch, None, heads, None), PartitionSpec(batch, None)
-        # Splash's own outputs do not say over which axes they vary, hence check_vma=False.
-        specs = dict(in_specs=(whole, whole, whole, (rows, rows)), out_specs=whole, check_vma=False)
-        attend = jax.shard_map(attend, mesh=mesh, **specs)
-    return attend(q, k, v, ids)[:, :length, :, :head_dim]
+    q, k, v = (_pad(_pad(x, 1, LANES), 3, SUBLANES).transpose(0, 2, 1, 3) for x in (q, k, v))
+    ids = splash.SegmentIds(*(_pad(i.astype(jnp.int32), 1, LANES, -1) for i in segment_ids))
+    forward, backward, fused = kernel.tiles
+    # What XLA cannot see, `fmjax.plan` reads from the scope.
+    with jax.named_scope(f"tile_pairs_{forward}_{backward}_{'fused' if fused else 'apart'}"):
+        out = jax.vmap(kernel.attend)(q, k, v, ids)
+    return out.transpose(0, 2, 1, 3)[:, :length, :, :head_dim]
 
 
 def _pad(x, axis, multiple, value=0):
@@ -59,48 +122,38 @@ def _pad(x, axis, multiple, value=0):
     return jnp.pad(x, widths, constant_values=value) if missing else x
 
 
-def _on_one_device(q, k, v, ids, *, causal, window):
-    """q [B, T, H, D], k and v [B, S, K, D] and ids ([B, T], [B, S]), all padded."""
-    kernel = _kernel(q.shape[2], q.shape[1], k.shape[1], causal, window)
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    # XLA sees inside no kernel; the plan of a run reads from the scope how much this one computes.
-    with jax.named_scope(f"tile_pairs_{tile_pairs(q.shape[2], k.shape[2], causal, window)}"):
-        out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=ids[0], kv=ids[1]))
-    return out.transpose(0, 2, 1, 3)
+class Band(splash.Mask):
+    """The mask of queries at any index in the row: key s is allowed to query t where s <= t and t - s < window, or
+    |t - s| < window where not causal.
 
+    With `q_sequence` and `mask_function` the kernel computes the mask rather than reading it.
+    """
 
-def _kernel(heads, t, s, causal, window):
-    if window is not None:
-        mask = splash.LocalMask((t, s), (window - 1, 0 if causal else window - 1), 0)
-    elif causal:
-        mask = splash.CausalMask((t, s))
-    else:
-        mask = splash.FullMask((t, s))
-    block_q, block_kv = _blocks(t, s)
-    sizes = splash.BlockSizes(
-        block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
-        block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
-        block_q_dq=block_q, block_kv_dq=block_kv,
-    )  # fmt: skip
-    return splash.make_splash_mha(
-        splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=INTERPRET
-    )
+    def __init__(self, q_sequence: np.ndarray, keys: int, causal: bool, window: int | None):
+        self.q_sequence = q_sequence
+        self._keys, self._rule = keys, (causal, window)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.q_sequence), self._keys
 
-def _blocks(t, s) -> tuple[int, int]:
-    """Queries and keys of one tile."""
-    return tuple(max(b for b in (128, 256, 512) if b <= BLOCK and n % b == 0) for n in (t, s))
+    def mask_function(self, queries, keys):
+        causal, window = self._rule
+        allowed = [queries >= keys] if causal else [keys - window < queries]
+        if window is not None:
+            allowed.append(queries - window < keys)
+        return allowed[0] if len(allowed) == 1 else allowed[0] & allowed[1]
 
+    def __getitem__(self, index) -> np.ndarray:
+        rows, columns = index
+        return self.mask_function(self.q_sequence[rows][:, None], np.arange(self._keys)[columns][None, :])
 
-def tile_pairs(t: int, s: int, causal: bool, window: int | None) -> int:
-    """(query, key) pairs that the kernel computes for one head: those of every tile with a pair that the mask allows."""
-    block_q, block_kv = _blocks(t, s)
-    first_q, first_k = np.arange(0, t, block_q)[:, None], np.arange(0, s, block_kv)[None, :]
-    allowed = np.ones((t // block_q, s // block_kv), bool)
-    if causal:
-        allowed &= first_k <= first_q + block_q - 1
-    if window is not None:
-        allowed &= first_q - (first_k + block_kv - 1) < window
-        if not causal:
-            allowed &= first_k - (first_q + block_q - 1) < window
-    return int(allowed.sum()) * block_q * block_kv
+    def __eq__(self, other):
+        return isinstance(other, Band) and self._key == other._key
+
+    def __hash__(self):
+        return hash(self._key)
+
+    @property
+    def _key(self):
+        return self._keys, self._rule, self.q_sequence.tobytes()

@@ -24,6 +24,8 @@ BLOCK_TAPS = (
     "attention_in", "q", "k", "v", "attention_heads", "attention_out",
     "mlp_in", "mlp_gate", "mlp_up", "mlp_hidden", "mlp_out", "residual",
 )  # fmt: skip
+# What may be saved by name: the taps, and what the backward pass of a fused attention kernel reads of the forward pass.
+SAVED_NAMES = (*BLOCK_TAPS, "attention_residuals")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class TransformerConfig:
       attention: attention backend.
       dtype: compute dtype; parameters are float32.
       remat: what the backward pass recomputes. "none" saves everything, "full" only each block's input, "dots" the
-        products with weights, "save_named:a,b" the named taps (BLOCK_TAPS).
+        products with weights, "save_named:a,b" what has these names (SAVED_NAMES).
       unroll: layers per iteration of the scan.
       scan_layers: one scan over stacked parameters `blocks` [layers, ...], or, False, a program as long as the stack is
         deep over parameters `blocks_0`, `blocks_1`, ..., which decoding with a cache needs. `unstack_layers` turns the
@@ -198,7 +200,7 @@ def remat_policy(name: str):
     if name.startswith("save_named:"):
         names = name.removeprefix("save_named:").split(",")
         for tap_name in names:
-            check_choice("remat save_named", tap_name, BLOCK_TAPS)
+            check_choice("remat save_named", tap_name, SAVED_NAMES)
         return True, jax.checkpoint_policies.save_only_these_names(*names)
     check_choice("remat", name, REMAT_POLICIES)
     policies = {
@@ -206,7 +208,7 @@ def remat_policy(name: str):
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     }
     if name not in policies and name != "none":
-        known = ", ".join(BLOCK_TAPS)
+        known = ", ".join(SAVED_NAMES)
         raise ConfigError(f"remat={name!r}: put the names of activations after the colon. Known: {known}.")
     return name != "none", policies.get(name)
 

@@ -28,7 +28,6 @@ KERNEL_PRODUCTS = {
     "splash_mha_fwd": 2,  # logits; probabilities times values
     "splash_mha_dq": 3,  # logits again; gradient of the probabilities; of the queries
     "splash_mha_dkv": 4,  # logits again; gradient of the probabilities; of the keys; of the values
-    "splash_mha_fused_dkv": 5,  # all of them at once
 }
 
 
@@ -281,12 +280,17 @@ def _kernel_flops(computation: Computation, one: Instruction) -> float | None:
     one head goes through, whole tiles of masked pairs left out (`fmjax.layers.attention_splash`).
     """
     products = next((number for name, number in KERNEL_PRODUCTS.items() if one.name.startswith(name)), None)
-    pairs = re.search(r"tile_pairs_(\d+)", one.op_name)
-    queries = next((a for name in one.operands for a in computation[name].arrays if a.dtype != "s8" and a.size > 1), None)
-    if products is None or pairs is None or queries is None or len(queries.shape) < 3:
+    tiles = re.search(r"tile_pairs_(\d+)_(\d+)_(fused|apart)", one.op_name)
+    arrays = [a for name in one.operands for a in computation[name].arrays if a.dtype not in ("s8", "s32")]
+    queries = next((a for a in arrays if len(a.shape) >= 3), None)
+    if products is None or tiles is None or queries is None:
         return None
     *heads, _, features = queries.shape
-    return 2.0 * products * int(pairs[1]) * features * math.prod(heads)
+    backward = not one.name.startswith("splash_mha_fwd")
+    products += backward and tiles[3] == "fused"  # the gradient of the queries in the kernel of the others
+    # The kernel of the queries' gradient, where there is one, has the tiles of the forward pass.
+    pairs = int(tiles[2] if one.name.startswith("splash_mha_dkv") else tiles[1])
+    return 2.0 * products * pairs * features * math.prod(heads)
 
 
 def _bytes(computation: Computation, one: Instruction) -> float:
