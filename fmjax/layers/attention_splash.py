@@ -1,8 +1,17 @@
 """Splash attention, JAX's block-sparse flash attention kernel for TPUs.
 
-The kernel wants lengths in whole blocks and head dimensions in whole lanes. Both are padded, exactly: padded keys have
-a segment of their own, padded dimensions are zero.
+The kernel wants lengths in whole blocks and head dimensions in whole sublanes. Both are padded, exactly: padded keys
+have a segment of their own, padded dimensions are zero.
+
+The backward pass is one kernel that computes the probabilities once, for all three gradients. It writes the queries'
+gradient once for every block of keys, to be summed: MAX_PARTS bounds that memory with larger blocks, and beyond the
+largest the two kernels that need no such memory take over, with seven products where the one has five.
+
+For a remat policy, what the backward pass reads of the forward pass (the output and its log-sums) is called RESIDUALS.
 """
+
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
