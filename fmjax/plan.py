@@ -1,4 +1,4 @@
-"""Plan: `python -m fmjax.plan --config=configs/NAME.py --topology=v5p:4x4x4 [--json=FILE] [--search] [--config.a.b=value ...]`.
+"""Plan: `python -m fmjax.plan --config=configs/NAME.py --topology=v5p:4x4x4 [--json=FILE] [--search]`.
 
 Compiles the train step that `fmjax.train` would run, for devices that need not be there, and reports the memory of one
 of them, FLOPs, traffic and the bound on speed that follows. Exit codes: 0 it fits (or that is not known), 2 wrong

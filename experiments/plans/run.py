@@ -3,8 +3,8 @@
     pip install -e '.[plan]'
     python experiments/plans/run.py [--only=NAME,NAME]
 
-Each is compiled by `python -m fmjax.plan`, one after another, by the real TPU compiler on a machine without a TPU. Prints a
-table and writes results.json beside this file; those that are not in `--only` keep their last result.
+Each is compiled by `python -m fmjax.plan`, one after another, by the real TPU compiler on a machine without a TPU.
+Prints a table and writes results.json beside this file; those that are not in `--only` keep their last result.
 """
 
 import argparse

@@ -209,7 +209,10 @@ def _mesh_groups(mesh: str, devices: str | None, along: str) -> np.ndarray:
     order = _iota(devices) if devices else np.arange(math.prod(sizes.values()))
     order = order.reshape([size for _, _, size in dimensions])
     inside = [
-        i for name, before, k in wanted for i, (n, low, _) in enumerate(dimensions) if n == name and before <= low < before * k
+        i
+        for name, before, k in wanted
+        for i, (axis, low, _) in enumerate(dimensions)
+        if axis == name and before <= low < before * k
     ]
     outside = [i for i in range(len(dimensions)) if i not in inside]
     members = math.prod(dimensions[i][2] for i in inside)
@@ -309,8 +312,8 @@ def _bytes(computation: Computation, one: Instruction) -> float:
         written = sum(array.num_bytes for array in made if array.space == 0)
         if one.opcode == "slice-start":
             return float(written + sum(array.num_bytes for array in made if array.dtype not in ("u32", "s32")))
-    read = sum(a.num_bytes for name in one.operands if name in computation for a in computation[name].arrays if not a.space)
-    return float(written + read)
+    arrays = [array for name in one.operands if name in computation for array in computation[name].arrays]
+    return float(written + sum(array.num_bytes for array in arrays if array.space == 0))
 
 
 def _through(computation: Computation, one: Instruction) -> Instruction:

@@ -23,7 +23,7 @@ _NAME = re.compile(r"%([\w.\-<>]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array of a program on one device: element type, dimensions, and memory space (0 is the device's main memory)."""
+    """An array of a program on one device: element type, dimensions, memory space (0 is the device's main memory)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -187,8 +187,8 @@ def _logical_lines(text: str):
     waiting = None
     for line in text.splitlines():
         line = re.sub(r"/\*.*?\*/", "", line)
-        starts = _BEGINNING.match(line) or not line.strip() or _END.match(line) or line.startswith(("%", "ENTRY", "HloModule"))
-        if starts:
+        is_header = line.startswith(("%", "ENTRY", "HloModule"))
+        if is_header or _BEGINNING.match(line) or _END.match(line) or not line.strip():
             if waiting:
                 yield waiting
             waiting = line

@@ -12,9 +12,10 @@ from fmjax.planning.plan import Plan, plan_program, planned_program
 # From what keeps most to what computes most again.
 POLICIES = (
     "none",
-    "save_named:q,k,v,attention_heads,attention_out,mlp_gate,mlp_up",
-    "save_named:q,k,v,attention_heads,mlp_gate,mlp_up",
-    "save_named:q,k,v,attention_heads",
+    "save_named:q,k,v,attention_residuals,attention_heads,attention_out,mlp_gate,mlp_up",
+    "save_named:q,k,v,attention_residuals,attention_heads,attention_out,mlp_up",
+    "save_named:q,k,v,attention_residuals,attention_heads,attention_out",
+    "save_named:attention_residuals,attention_heads",
     "full",
 )
 TENSOR_SIZES = (1, 2, 4, 8)
@@ -48,9 +49,10 @@ def search(
 
 
 def best(rows: Sequence[tuple[str, Plan]]) -> tuple[str, Plan] | None:
-    """Of those that fit, the one with the lowest bound on a step's time, or, where no rates are known, the least FLOPs."""
+    """Of those that fit, the one with the lowest bound on a step's time; where no rates are known, the fewest FLOPs."""
     fitting = [row for row in rows if row[1].fits]
-    return min(fitting, key=lambda row: (row[1].step_seconds_bound or 0.0, row[1].hardware_flops_per_step), default=None)
+    cost = lambda row: (row[1].step_seconds_bound or 0.0, row[1].hardware_flops_per_step)
+    return min(fitting, key=cost, default=None)
 
 
 def _meshes(config, num_devices: int) -> Iterator[dict]:

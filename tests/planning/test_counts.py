@@ -124,7 +124,7 @@ def test_groups_that_cannot_be_read_are_an_error():
 
 
 def test_slices_count_as_slices():
-    """A loop that reads one row of a stack at a time, and writes one, moves each row once and not the stack each time."""
+    """A loop that reads one row of a stack at a time, and writes one, moves each row once, not the stack each time."""
     stack = jax.ShapeDtypeStruct((64, 256, 256), jnp.float32)
     found, _ = counted(lambda x: jax.lax.map(lambda row: row * 2.0 + 1.0, x), stack)
     assert 2 * 64 * 256**2 * 4 == pytest.approx(found.memory_bytes, rel=0.7)

@@ -193,16 +193,19 @@ def test_memory_against_a_real_run(config_file):
 @pytest.mark.parametrize(
     "name, overrides",
     [
-        ("gpt2_124m", dict(model__num_layers="2", model__vocab_size="1024", data__sequence_length="256", train__batch_size="8")),
-        ("llama2_7b", dict(model__num_layers="2", model__vocab_size="1024", model__hidden_size="512",
-                           model__intermediate_size="1024", model__num_heads="4", model__num_kv_heads="4",
-                           data__sequence_length="256", train__batch_size="8", mesh__fsdp="2", mesh__tensor="2")),
+        ("gpt2_124m", dict(model__hidden_size="256", model__num_heads="4")),
+        ("llama2_7b", dict(model__hidden_size="256", model__num_heads="2", model__num_kv_heads="2",
+                           model__intermediate_size="512", mesh__fsdp="2", mesh__tensor="2")),
     ],
 )  # fmt: skip
 def test_small_plans_for_tpus(name, overrides, tmp_path):
     """The real compiler, splash attention among what it compiles, every kernel's FLOPs known."""
     file = pathlib.Path(__file__).parents[2] / "configs" / f"{name}.py"
-    config = resolved(file, train__accumulate_steps="1", **overrides)
+    small = dict(
+        model__num_layers="2", model__vocab_size="1024", data__sequence_length="256", train__batch_size="8",
+        train__accumulate_steps="1",
+    )  # fmt: skip
+    config = resolved(file, **small, **overrides)
     found = plan.plan(config, topology.devices_of("v5e:2x2"), "v5e:2x2", cache_dir=tmp_path)
     assert found.device_kind == "TPU v5 lite" and found.num_devices == 4
     assert not found.uncounted_kernels
