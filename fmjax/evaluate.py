@@ -249,7 +249,7 @@ def main(argv: list[str]) -> None:
         output=flags.output,
         answers=flags.answers,
         seed=flags.seed,
-        progress=True,
+        progress=jax.process_index() == 0,
     )
     if jax.process_index() == 0:
         print(table(report))

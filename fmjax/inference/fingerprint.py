@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fmjax
+from fmjax.parallel.placement import whole
 
 LANES = 4
 
@@ -57,7 +58,7 @@ def _digest(x: jax.Array) -> jax.Array:
     for axis, length in enumerate(bits.shape):
         place = place * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     mixed = [_mix(_mix(place + np.uint32(0x9E3779B9 * (lane + 1) % 2**32)) ^ bits) for lane in range(LANES)]
-    return jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in mixed])
+    return whole(jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in mixed]))
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from fmjax.errors import ConfigError
+from fmjax.parallel.hosts import connect
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -71,7 +72,10 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
-    """The mesh of `config` over `devices` (default: all). Raises ConfigError when the sizes do not multiply to them."""
+    """The mesh of `config` over `devices`, None is all; their processes are connected (`fmjax.parallel.hosts.connect`).
+
+    Raises ConfigError when the sizes do not multiply to them.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = dict(config.sizes)
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -89,5 +93,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     shape = tuple(sizes.values())
     if devices and devices[0].platform == "cpu":
         grid = np.asarray(devices).reshape(shape)  # simulated devices have no topology to lay the mesh on
-        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        mesh = Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        connect(mesh)
+        return mesh
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
