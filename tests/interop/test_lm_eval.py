@@ -211,6 +211,20 @@ def test_the_command(folder, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_documents_that_cannot_be_fetched_are_said_in_one_message(folder, tmp_path, monkeypatch, capsys):
+    lm_eval = pytest.importorskip("lm_eval")
+
+    def unreachable(**options):
+        raise ConnectionError("Couldn't reach 'baber/piqa' on the Hub")
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", unreachable)
+    monkeypatch.setattr(adapter, "HarnessModel", lambda *arguments, **options: None)
+    argv = ["--model=m", "--tasks=piqa", f"--include_path={folder / 'tasks'}", f"--output={tmp_path / 'out.json'}"]
+    assert cli.run(adapter.main, argv) == 2
+    message = capsys.readouterr().err
+    assert "'baber/piqa' on the Hub; it needs the network" in message and message.count("\n") == 1
+
+
 def test_without_the_harness_the_message_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(adapter, "LM", object)
     with pytest.raises(InputError, match="pip install 'fmjax.lm_eval.'"):
