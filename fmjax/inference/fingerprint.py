@@ -14,7 +14,8 @@ LANES = 4
 
 
 def model_fingerprint(model) -> str:
-    """32 hexadecimal digits that change with any weight, option of the architecture, the tokenizer or fmjax's version.
+    """32 hexadecimal digits that change with any weight, option of the architecture, the tokenizer, its chat templates
+    or fmjax's version.
 
     The weights are hashed where they lie, the same on one device as split over many.
 
@@ -29,6 +30,7 @@ def model_fingerprint(model) -> str:
         repr(sorted(fields.items())),
         str(getattr(model.tokenizer, "fingerprint", None)),
         repr((model.add_bos, model.context_length, model.eos_ids)),
+        *map(repr, sorted(getattr(model.tokenizer, "chat_templates", {}).items())),
     ]
     with model.inference():
         parts += array_fingerprints((model.params, model.functions))

@@ -193,6 +193,43 @@ def test_drawn_samples_differ_and_repeat():
     assert answer(requests, MODEL, seed=2) != texts
 
 
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ strftime_now('%d.%m.%y') }}:"
+
+
+class Chatty(ByteTokenizer):
+    chat_templates = {"default": TEMPLATE}
+
+
+class Asked(Task):
+    name = "asked"
+    metrics = ("length",)
+    uses = ("generate",)
+
+    def documents(self, context):
+        return ["ab"]
+
+    def requests(self, document):
+        return [Generate(document, 8, chat=True), Generate(document, 8)]
+
+    def statistics(self, document, answers):
+        return {"length": len(answers[0])}
+
+
+def test_a_chat_prompt_goes_through_the_template_where_there_is_one(tmp_path):
+    model = dataclasses.replace(MODEL, tokenizer=Chatty(), kept={})
+    raw = MODEL.generate(["ab"], max_new_tokens=8, temperature=0)[0]
+    # By hand; as templates write BOS themselves, there is none here. The day is a fixed one.
+    ids = MODEL.tokenizer.encode("[user]ab01.01.25:")
+    reply = MODEL.generate([ids], max_new_tokens=8, temperature=0)[0]
+    found = run_tasks(model, [Asked()], answers_dir=tmp_path)["asked"]
+    assert found.samples[0]["answers"] == [reply, raw] and reply != raw
+    assert len(found.details["chat_template"]) == 32 and found.details["chat_date"] == "2025-01-01"
+    # Without a template both are the prompt as it is, and no answer of the other model is taken for it.
+    plain = run_tasks(MODEL, [Asked()], answers_dir=tmp_path)["asked"]
+    assert plain.samples[0]["answers"] == [raw, raw] and plain.details == {"chat_template": None}
+    assert run_tasks(MODEL, [Quiz()], limit=1)["quiz"].details == {}
+
+
 def test_long_prompts_keep_their_end():
     work = Work()
     (text,) = answer([Generate("x" * 500 + "ab", 8)], MODEL, work=work)
