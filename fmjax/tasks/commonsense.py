@@ -38,7 +38,11 @@ class _Commonsense(MultipleChoice):
         return read_records(context, self.folder, self.files, *converters)
 
     def from_file(self, row: dict) -> Choices:
-        return Choices(str(row["query"]), tuple(map(str, row["choices"])), int(row["gold"]))
+        return Choices(self.prompt(str(row["query"])), tuple(map(str, row["choices"])), int(row["gold"]))
+
+    def prompt(self, query: str) -> str:
+        """The context from the file's 'query'."""
+        return query
 
     def from_tfds(self, record: dict) -> Choices:
         raise NotImplementedError
@@ -105,8 +109,8 @@ class ARCEasy(_Commonsense):
     needs = "eval_commonsense_mc/arc_easy.jsonl, or TFDS ai2_arc (CC BY-SA 4.0)"
     files, tfds, tfds_examples = ("arc_easy.jsonl",), "ai2_arc/ARC-Easy:test", "ai2_arc/ARC-Easy:train"
 
-    def from_file(self, row):
-        return Choices(f"{row['query']}\nAnswer:", tuple(map(str, row["choices"])), int(row["gold"]))
+    def prompt(self, query):
+        return f"{query}\nAnswer:"
 
     def from_tfds(self, record):
         choices = record["choices"]
@@ -164,9 +168,8 @@ class BoolQ(_Commonsense):
     needs = "eval_commonsense_mc/boolq.jsonl, or TFDS bool_q (CC BY-SA 3.0)"
     files, tfds, tfds_examples = ("boolq.jsonl",), "bool_q:validation", "bool_q:train"
 
-    def from_file(self, row):
-        query = str(row["query"]).removeprefix("Passage: ")
-        return Choices(f"{query}\nAnswer:", tuple(map(str, row["choices"])), int(row["gold"]))
+    def prompt(self, query):
+        return f"{query.removeprefix('Passage: ')}\nAnswer:"
 
     def from_tfds(self, record):
         passage = f"{record['title']} -- {record['passage']}"
@@ -201,11 +204,11 @@ class COPA(_Commonsense):
     files, tfds, tfds_examples = ("copa.jsonl",), "super_glue/copa:validation", "super_glue/copa:train"
     delimiter = "  "
 
-    def from_file(self, row):
-        premise, _, connector = str(row["query"]).rpartition(", ")
+    def prompt(self, query):
+        premise, _, connector = query.rpartition(", ")
         if connector not in ("because", "therefore"):
             raise ValueError("no connector")
-        return Choices(f"{premise} {connector}", tuple(map(str, row["choices"])), int(row["gold"]))
+        return f"{premise} {connector}"
 
     def from_tfds(self, record):
         connector = {"cause": "because", "effect": "therefore"}[record["question"]]
