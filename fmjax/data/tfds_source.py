@@ -120,8 +120,8 @@ def parse(words: str) -> tuple[str, str | None]:
 def open_builder(words: str, name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """The dataset prepared in `data_dir`, after preparing it where that is not done yet; `words` name it in errors.
 
-    Raises ConfigError for an unknown dataset, DataError where it cannot be prepared: at once where no server of its can be
-    reached, or its code needs a package that is not installed.
+    Raises ConfigError for an unknown dataset, DataError where it cannot be prepared; at once where none of its servers
+    can be reached, or its code needs a package that is not installed.
     """
     data_dir = str(pathlib.Path(data_dir).expanduser())
     try:
