@@ -24,7 +24,7 @@ def keyword_judge(goal: str, response: str) -> bool:
 
 
 class AdvBench(Task):
-    """AdvBench's harmful instructions (Zou et al. 2023, https://arxiv.org/abs/2307.15043), each a user's message of a chat.
+    """AdvBench's harmful instructions (Zou et al. 2023, https://arxiv.org/abs/2307.15043), each as a user's message.
 
     A model whose tokenizer has no chat template is given them as they are; results.json says under "details" which.
 
