@@ -4,11 +4,8 @@ Writes `results.json` and `samples/TASK.jsonl` under the output folder and print
 task, its name first. This module is itself callable, as `fmjax.load` is and for the same reason.
 """
 
-import json
-import math
 import os
 import pathlib
-import platform
 import sys
 import types
 from collections.abc import Sequence
@@ -53,7 +50,7 @@ def evaluate(
     import jax
 
     from fmjax.load import Model, load
-    from fmjax.small_files import write_whole
+    from fmjax.tasks.report import make_report, write_report
     from fmjax.tasks.runner import run_tasks, write_samples
 
     if not isinstance(model, Model):
@@ -76,85 +73,11 @@ def evaluate(
         answers_dir=pathlib.Path(answers) if answers else None,
         progress=progress,
     )
-    report = {
-        "results": {name: result.metrics for name, result in found.items()},
-        "task_versions": {name: result.version for name, result in found.items()},
-        "num_documents": {name: result.num_documents for name, result in found.items()},
-        "num_shots": {name: result.num_shots for name, result in found.items()},
-        "seconds": {name: round(result.seconds, 3) for name, result in found.items()},
-        "details": {name: result.details for name, result in found.items() if result.details},
-        "cost": {name: _cost(result) for name, result in found.items()},
-        "limit": limit or None,
-        "seed": seed,
-        "model": _describe(model),
-        "config": model.config,
-        "versions": _versions(),
-    }
+    report = make_report(model, found, limit=limit, seed=seed)
     if output is not None and jax.process_index() == 0:
         write_samples(found, output / "samples")
-        # JSON has no infinity, which is what the perplexity of a hopeless model overflows to.
-        finite = {name: {k: _finite(v) for k, v in metrics.items()} for name, metrics in report["results"].items()}
-        text = json.dumps({**report, "results": finite}, indent=2, default=str)
-        write_whole(output / "results.json", text + "\n")
+        write_report(report, output)
     return report
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _cost(result) -> dict[str, Any]:
-    """What a task took. Answers that were already on disk cost nothing and are counted apart."""
-    work = result.work
-    return {
-        "requests": work.requests,
-        "stored_requests": work.stored,
-        "truncated_requests": work.truncated,
-        "tokens": work.num_tokens,
-        "flops": result.flops,
-        "joules": result.energy.joules,
-        "energy_source": result.energy.source,
-    }
-
-
-def _describe(model) -> dict[str, Any]:
-    import jax
-
-    leaves = jax.tree.leaves(model.params)
-    return {
-        "source": model.source,
-        "step": model.step,
-        "module": type(model.module).__name__,
-        "parameters": sum(leaf.size for leaf in leaves),
-        "dtype": str(leaves[0].dtype) if leaves else None,
-        "context_length": model.context_length,
-        "tokenizer": getattr(model.tokenizer, "fingerprint", None),
-    }
-
-
-def _versions() -> dict[str, str]:
-    import flax
-    import jax
-    import numpy
-
-    import fmjax
-
-    modules = {"fmjax": fmjax, "jax": jax, "flax": flax, "numpy": numpy}
-    return {name: module.__version__ for name, module in modules.items()} | {"python": platform.python_version()}
-
-
-def table(report: dict[str, Any]) -> str:
-    """The results as aligned text, a metric a line."""
-    rows = [("task", "version", "documents", "metric", "value", "stderr")]
-    for task, metrics in report["results"].items():
-        for name in metrics:
-            if not name.endswith("_stderr"):
-                error = metrics.get(f"{name}_stderr")
-                shown = f"{metrics[name]:.4f}", "" if error is None else f"{error:.4f}"
-                rows.append((task, report["task_versions"][task], str(report["num_documents"][task]), name, *shown))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, tuple("-" * width for width in widths))
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def listing(task_path: Sequence[str] = ()) -> str:
@@ -170,29 +93,14 @@ def listing(task_path: Sequence[str] = ()) -> str:
     )
 
 
-def cost_line(report: dict[str, Any]) -> str:
-    """What the evaluation took in all, on one line."""
-    costs = list(report["cost"].values())
-    tokens, stored = (sum(cost[name] for cost in costs) for name in ("tokens", "stored_requests"))
-    parts = [f"{sum(report['seconds'].values()):.1f} s", f"{tokens:,} tokens"]
-    if all(cost["flops"] is not None for cost in costs):
-        parts.append(f"{sum(cost['flops'] for cost in costs):.3g} FLOPs")
-    if all(cost["joules"] is not None for cost in costs):
-        sources = ", ".join(dict.fromkeys(cost["energy_source"] for cost in costs))
-        parts.append(f"{sum(cost['joules'] for cost in costs):.3g} J ({sources})")
-    if stored:
-        parts.append(f"{stored:,} answers were on disk already")
-    if truncated := sum(cost["truncated_requests"] for cost in costs):
-        parts.append(f"{truncated:,} prompts lost their beginning, too long for the model")
-    return " | ".join(parts)
-
-
 def print_comparison(first: str, second: str, flags) -> None:
     """The table of two evaluations; the plot goes to `--output`, if given."""
     from fmjax.tasks import compare
 
     differences = compare.compare(first, second, task_path=flags.task_path, seed=flags.seed)
     print(compare.table(differences))
+    for note in compare.notes(first, second):
+        print(f"note: {note}")
     if flags.output:
         folder = pathlib.Path(flags.output)
         folder.mkdir(parents=True, exist_ok=True)
@@ -238,6 +146,7 @@ def main(argv: list[str]) -> None:
 
     use_compilation_cache()
     from fmjax.load import load
+    from fmjax.tasks.report import cost_line, table
 
     report = evaluate(
         load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=sys.stderr.isatty()),
@@ -249,7 +158,7 @@ def main(argv: list[str]) -> None:
         output=flags.output,
         answers=flags.answers,
         seed=flags.seed,
-        progress=True,
+        progress=jax.process_index() == 0,
     )
     if jax.process_index() == 0:
         print(table(report))

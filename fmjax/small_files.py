@@ -3,19 +3,22 @@
 import json
 import os
 import pathlib
+import types
 from typing import Any
 
 from fmjax.errors import ConfigError
 
 
-def read_json(path: pathlib.Path, expected: type = dict, error: type[Exception] = ConfigError) -> Any:
+def read_json(
+    path: pathlib.Path, expected: type | types.UnionType = dict, error: type[Exception] = ConfigError
+) -> Any:
     """The contents of a JSON file. Raises `error` where they are not JSON, or not of the type expected."""
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as reason:
         raise error(f"{path} is not readable JSON: {reason}; mend it, or fetch it again") from None
     if not isinstance(contents, expected):
-        raise error(f"{path} holds a {type(contents).__name__}, expected a {expected.__name__}")
+        raise error(f"{path} holds a {type(contents).__name__}, expected a {getattr(expected, '__name__', expected)}")
     return contents
 
 

@@ -8,10 +8,11 @@ import pytest
 
 from fmjax import config as configs
 from fmjax import convert, evaluate, generate, train
+from fmjax.interop import lm_eval
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"python -m fmjax\.(\w+) ([^\n`&]+)", README)
+COMMANDS = re.findall(r"python -m fmjax\.([\w.]+) ([^\n`&]+)", README)
 
 
 @pytest.mark.parametrize("module, arguments", COMMANDS, ids=[f"{m} {a[:50]}" for m, a in COMMANDS])
@@ -25,6 +26,8 @@ def test_every_command_parses(module, arguments, monkeypatch):
         generate.parse(argv)
     elif module == "convert":
         convert.parse(argv)
+    elif module == "interop.lm_eval":
+        lm_eval.parse(argv)
     else:
         assert module == "evaluate"
         evaluate.parse(argv)

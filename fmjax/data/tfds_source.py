@@ -1,9 +1,10 @@
 """A source that is any TFDS dataset, read with random access and without TensorFlow."""
 
 import dataclasses
+import importlib
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -11,11 +12,15 @@ import tensorflow_datasets as tfds
 import fmjax.data.python_stdlib  # noqa: F401 (registers the builder, so that tfds:python_stdlib is known too)
 from fmjax.data import formats
 from fmjax.data.cache import content_hash, fingerprint
+from fmjax.data.reachable import TIMEOUT, unreachable_hosts
 from fmjax.data.splits import heldout_choice
 from fmjax.errors import ConfigError, DataError
 from fmjax.registry import nearest
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+$|\d+\.\d+\.\*$|\d+\.\*\.\*$")
+
+SERVERS = ("https://storage.googleapis.com", "https://github.com", "https://huggingface.co")
+"""Where most datasets are downloaded from; stands for those of TFDS that do not list their URLs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +107,7 @@ class TfdsSource:
 
 
 def parse(words: str) -> tuple[str, str | None]:
-    """Of "tfds:NAME[/CONFIG][:VERSION][:SPLIT]": the name, with config and version as TFDS writes them, and the split."""
+    """Of "tfds:NAME[/CONFIG][:VERSION][:SPLIT]": the name, with config and version as TFDS writes them; the split."""
     name, *rest = words.removeprefix("tfds:").split(":")
     if rest and _VERSION.match(rest[0]):
         name = f"{name}:{rest.pop(0)}"
@@ -113,27 +118,64 @@ def parse(words: str) -> tuple[str, str | None]:
 
 
 def open_builder(words: str, name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The dataset prepared in `data_dir`, preparing it if that is not done yet; `words` name it in messages.
+    """The dataset prepared in `data_dir`, after preparing it where that is not done yet; `words` name it in errors.
 
-    Raises ConfigError for an unknown dataset, DataError where it cannot be prepared.
+    Raises ConfigError for an unknown dataset, DataError where it cannot be prepared; at once where none of its servers
+    can be reached, or its code needs a package that is not installed.
     """
     data_dir = str(pathlib.Path(data_dir).expanduser())
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        if not builder.is_prepared():
-            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder = _builder(name, data_dir)
     except tfds.core.registered.DatasetNotFoundError:
         raise ConfigError(
             f"data source {words!r}: TFDS knows no dataset {name!r} and none is prepared in {data_dir}"
             f"{nearest(name, tfds.list_builders(with_community_datasets=False)) or '.'} "
             "Set data.tfds_data_dir to the folder of prepared datasets."
         ) from None
+    except ImportError as error:
+        raise DataError(
+            f"data source {words!r}: TFDS's code for it needs the package {_missing(error)!r}, which is not installed; "
+            f"install it, or put the prepared dataset into {data_dir}"
+        ) from None
     if not builder.is_prepared():
+        if hosts := unreachable_hosts(_urls(builder)):
+            raise DataError(
+                f"data source {words!r} is not prepared in {data_dir} and cannot be downloaded: {', '.join(hosts)} "
+                f"cannot be reached within {TIMEOUT:g} s; prepare it where there is a network, and copy the folder"
+            )
         try:
             builder.download_and_prepare()
         except Exception as error:  # whatever a builder's own code, or the network, raises
             raise DataError(f"data source {words!r} cannot be prepared in {data_dir}: {error}") from error
     return builder
+
+
+def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError:
+        # Some datasets register themselves only when their part of TFDS is imported, which it puts off.
+        for part in ("text", "question_answering", "summarization", "translate"):
+            importlib.import_module(f"tensorflow_datasets.{part}")
+        builder = tfds.builder(name, data_dir=data_dir)
+    if builder.is_prepared():
+        return builder
+    return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+
+
+def _urls(builder: tfds.core.DatasetBuilder) -> Collection[str]:
+    """What it downloads, as far as that is known; a builder of somebody else may well need no network."""
+    known = builder.url_infos or ()
+    if known or not type(builder).__module__.startswith("tensorflow_datasets."):
+        return known
+    return () if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else SERVERS
+
+
+def _missing(error: BaseException | None) -> str | None:
+    """The package that is not there, by the first of the errors that names one."""
+    if error is None:
+        return None
+    return getattr(error, "name", None) or _missing(error.__cause__ or error.__context__)
 
 
 def _content(builder: tfds.core.DatasetBuilder, cache_dir: pathlib.Path) -> list:

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import fmjax
+from fmjax.parallel.placement import whole
 
 LANES = 4
 
 
 def model_fingerprint(model) -> str:
-    """32 hexadecimal digits that change with any weight, option of the architecture, the tokenizer or fmjax's version.
+    """32 hexadecimal digits that change with any weight, option of the architecture, the tokenizer, its chat templates
+    or fmjax's version.
 
     The weights are hashed where they lie, the same on one device as split over many.
 
@@ -28,6 +30,7 @@ def model_fingerprint(model) -> str:
         repr(sorted(fields.items())),
         str(getattr(model.tokenizer, "fingerprint", None)),
         repr((model.add_bos, model.context_length, model.eos_ids)),
+        *map(repr, sorted(getattr(model.tokenizer, "chat_templates", {}).items())),
     ]
     with model.inference():
         parts += array_fingerprints((model.params, model.functions))
@@ -57,7 +60,7 @@ def _digest(x: jax.Array) -> jax.Array:
     for axis, length in enumerate(bits.shape):
         place = place * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     mixed = [_mix(_mix(place + np.uint32(0x9E3779B9 * (lane + 1) % 2**32)) ^ bits) for lane in range(LANES)]
-    return jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in mixed])
+    return whole(jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in mixed]))
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import numpy as np
 from fmjax.errors import InputError
 from fmjax.inference.cached import bucket
 from fmjax.layers.embed import output_logits
+from fmjax.parallel.placement import whole
 
 
 @functools.partial(jax.jit, static_argnames=("module", "num_tokens"))
@@ -20,7 +21,7 @@ def _masked_loglikelihoods(module: nn.Module, params, tokens, segment_ids, place
     logits = output_logits(hidden[jnp.arange(tokens.shape[0]), places], head)
     if num_tokens is not None:
         logits = jnp.where(jnp.arange(logits.shape[-1]) < num_tokens, logits, -jnp.inf)
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=1)[:, 0]
+    return whole(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=1)[:, 0])
 
 
 def pseudo_loglikelihoods(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.inference.cached import bucket
+from fmjax.parallel.placement import whole
 
 
 def word_places(model, words: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -37,19 +38,19 @@ def framed(model, ids: Sequence[int]) -> tuple[list[int], int, int]:
 
     Of a text longer than the model's context the beginning is kept.
     """
-    whole = model.framed([list(ids)])[0]
-    around = len(whole) - len(ids)
-    before = next(i for i in range(around + 1) if whole[i : i + len(ids)] == list(ids))
+    full = model.framed([list(ids)])[0]
+    around = len(full) - len(ids)
+    before = next(i for i in range(around + 1) if full[i : i + len(ids)] == list(ids))
     limit = model.context_length
     kept = len(ids) if limit is None else min(len(ids), limit - around)
-    return [*whole[: before + kept], *whole[before + len(ids) :]], before, kept
+    return [*full[: before + kept], *full[before + len(ids) :]], before, kept
 
 
 @functools.partial(jax.jit, static_argnames="module")
 def _vectors_at(module: nn.Module, params, tokens, segment_ids, places) -> jax.Array:
     """Float32 [B, W, D] at `places` [B, W]."""
     hidden = module.apply({"params": params}, tokens, segment_ids=segment_ids, method="hidden")
-    return jnp.take_along_axis(hidden, places[..., None], axis=1).astype(jnp.float32)
+    return whole(jnp.take_along_axis(hidden, places[..., None], axis=1).astype(jnp.float32))
 
 
 def word_vectors(model, sentences: Sequence[Sequence[str]], *, batch_size: int = 16) -> list[np.ndarray]:

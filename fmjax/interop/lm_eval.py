@@ -252,16 +252,22 @@ def main(argv: list[str]) -> None:
     found = {name: manager.match_tasks([name]) for name in names}
     if missing := [name for name in names if not found[name]]:
         raise InputError(f"unknown tasks {', '.join(missing)}: neither the harness's own nor in --include_path")
-    results = lm_eval.simple_evaluate(
-        model=model,
-        tasks=[one for name in names for one in found[name]],
-        num_fewshot=flags.num_fewshot,
-        limit=flags.limit,
-        apply_chat_template=flags.apply_chat_template,
-        fewshot_random_seed=flags.seed,
-        task_manager=manager,
-        confirm_run_unsafe_code=flags.allow_unsafe_code,
-    )
+    try:
+        results = lm_eval.simple_evaluate(
+            model=model,
+            tasks=[one for name in names for one in found[name]],
+            num_fewshot=flags.num_fewshot,
+            limit=flags.limit,
+            apply_chat_template=flags.apply_chat_template,
+            fewshot_random_seed=flags.seed,
+            task_manager=manager,
+            confirm_run_unsafe_code=flags.allow_unsafe_code,
+        )
+    except ConnectionError as error:
+        raise InputError(
+            f"the harness cannot fetch a task's documents: {error}; it needs the network the first time, or a task of "
+            "the same name with local files, given by --include_path"
+        ) from None
     import jax
 
     if jax.process_index() == 0:

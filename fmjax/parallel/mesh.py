@@ -6,9 +6,11 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from fmjax.errors import ConfigError
+from fmjax.parallel.hosts import connect
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -78,7 +80,10 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
-    """The mesh of `config` over `devices` (default: all). Raises ConfigError when the sizes do not multiply to them."""
+    """The mesh of `config` over `devices`, None is all; their processes are connected (`fmjax.parallel.hosts.connect`).
+
+    Raises ConfigError when the sizes do not multiply to them.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = dict(config.sizes)
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -97,5 +102,9 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     types = (AxisType.Auto,) * len(names)
     if devices and devices[0].platform == "cpu":
         grid = np.asarray(devices).reshape(shape)  # simulated devices have no topology to lay the mesh on
-        return Mesh(grid, names, axis_types=types)
-    return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+        mesh = Mesh(grid, names, axis_types=types)
+        connect(mesh)
+        return mesh
+    # An axis may take a part of a dimension of the torus, where whole dimensions do not give the sizes.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, names, axis_types=types)

@@ -62,13 +62,19 @@ def _tpu_slice(topology: str) -> Sequence[jax.Device]:
         )
     from jax.experimental import topologies
 
-    # The compiler asks the machine which TPU it has, and waits for an answer, unless told not to.
-    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
+    # The compiler asks the machine which TPU it has, and waits for an answer, unless told not to; and it lets one
+    # process in at a time, which is for those that use a chip.
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }  # fmt: skip
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+    # The two cores of a v4 chip are one device, as JAX has it on such a chip.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
         with _quiet():
-            return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+            return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except Exception as error:  # whatever the compiler raises for a name that it does not know
         raise InputError(
             f"topology {topology!r} is not one that the installed TPU compiler knows ({str(error).splitlines()[0]}); "

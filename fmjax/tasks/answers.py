@@ -2,18 +2,23 @@
 
 import collections
 import dataclasses
+import datetime
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from fmjax.data.tokenizer_base import digest
 from fmjax.errors import InputError
 from fmjax.inference import scored_text
 from fmjax.tasks import environments, functions
 from fmjax.tasks.cost import forward_flops
 from fmjax.tasks.protocol import Apply, Generate, Request, Rolling, RollingAnswer, Rollout, Score, ScoreAnswer
 from fmjax.tasks.store import AnswerStore
+
+CHAT_DATE = datetime.datetime(2025, 1, 1)
+"""What chat templates take for today, which some write into the prompt: a score must not depend on the day."""
 
 
 @dataclasses.dataclass
@@ -109,7 +114,7 @@ def answer(
 def _group(request: Request) -> tuple[Hashable, ...]:
     """Requests with the same group go to the model together."""
     if isinstance(request, Generate):
-        return Generate, request.max_new_tokens, request.temperature, request.top_p, request.stop
+        return Generate, request.max_new_tokens, request.temperature, request.top_p, request.stop, request.chat
     if isinstance(request, Apply):
         return Apply, request.function
     if isinstance(request, Rollout):
@@ -142,9 +147,32 @@ def _rolling(model, requests, seed, progress, work) -> Iterator[tuple[int, Rolli
             yield owner, RollingAnswer(sum(part[1] for part in mine), sum(part[2] for part in mine))
 
 
+def chat_template(model) -> str | None:
+    """The template that the prompts of `Generate(chat=True)` go through; None where they stay as they are."""
+    if hasattr(model.module, "prefill"):
+        return None
+    return getattr(model.tokenizer, "chat_templates", {}).get("default")
+
+
+def chat_details(model, requests: Sequence[Request]) -> dict[str, Any]:
+    """What became of the requests for replies in a chat, for `TaskResult.details`; nothing where there are none."""
+    if not any(isinstance(request, Generate) and request.chat for request in requests):
+        return {}
+    template = chat_template(model)
+    if template is None:
+        return {"chat_template": None}
+    return {"chat_template": digest(template.encode()), "chat_date": CHAT_DATE.date().isoformat()}
+
+
+def _encoded(model, prompts: Sequence[str], chat: bool) -> list[list[int]]:
+    if not chat or chat_template(model) is None:
+        return model.encode_prompts(prompts)
+    return [model.encode_chat([{"role": "user", "content": prompt}], now=CHAT_DATE) for prompt in prompts]
+
+
 def _generate(model, requests, seed, progress, work) -> Iterator[tuple[int, str]]:
     first = requests[0]
-    prompts = model.encode_prompts([request.prompt for request in requests])
+    prompts = _encoded(model, [request.prompt for request in requests], first.chat)
     if model.context_length is not None and not hasattr(model.module, "prefill"):
         # As lm-evaluation-harness: room is kept for the answer, here at most half of the context.
         room = max(model.context_length - first.max_new_tokens, model.context_length // 2, 1)

@@ -4,8 +4,9 @@ import re
 from collections import defaultdict
 
 from fmjax.errors import DataError
+from fmjax.small_files import read_json
 from fmjax.tasks.protocol import Score, Task
-from fmjax.tasks.reading import read_json, read_text
+from fmjax.tasks.reading import read_text
 
 
 class StereoSet(Task):
@@ -26,7 +27,7 @@ class StereoSet(Task):
 
     def documents(self, context):
         path = context.file("eval_stereoset", "dev.json")
-        rows = read_json(path)
+        rows = read_json(path, dict | list, DataError)
         if isinstance(rows, dict):  # the file as published holds pairs of sentences too, which is another task
             rows = rows.get("data", {}).get("intrasentence")
         try:

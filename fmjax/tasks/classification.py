@@ -16,12 +16,24 @@ class Classification(Calibrated):
     `acc`: whether the likeliest class is right, the first of equally likely ones counting as the likeliest; `ece` and
     `ece_mass`: see `Calibrated`.
 
+    The data set and how it is answered (`Prompted`, `Probed`, `FineTuned`) are separate bases; a class with both is a
+    task, called by `dataset` and `suffix` and described by `about` and `how` unless it has a name of its own.
+
     Attributes:
       classes: what a prompt's answer is, in the order of the labels.
+      dataset, about: of the data set.
+      suffix, how: of the way to answer; in `how`, DATASET stands for `dataset`.
     """
 
     metrics = ("acc", "ece", "ece_mass")
     classes: tuple[str, ...]
+    dataset = about = suffix = how = ""
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if cls.dataset and cls.how and "name" not in vars(cls):
+            cls.name = cls.dataset + cls.suffix
+            cls.description = f"{cls.about}, {cls.how.replace('DATASET', cls.dataset)}"
 
     def training(self, context):
         """Training documents."""
@@ -34,6 +46,8 @@ class Classification(Calibrated):
 
 class Prompted(Classification):
     """Asks for the log-likelihood of each class's name; their softmax is the confidence."""
+
+    how = "prompted: accuracy, calibration errors"
 
     def examples(self, context):
         return self.training(context)
@@ -55,6 +69,7 @@ class Prompted(Classification):
 class Probed(Trained, Classification):
     """Answers with a linear probe of frozen embeddings (`fmjax.tasks.adaptation.probe_texts`)."""
 
+    suffix, how = "_probe", "by a linear probe (DATASET_probe:COUNT training texts)"
     train = staticmethod(adaptation.probe_texts)
 
     def fit(self, model, documents, seed):
@@ -71,6 +86,7 @@ class Probed(Trained, Classification):
 class FineTuned(Probed):
     """Answers with all weights and a head trained (`fmjax.tasks.adaptation.fine_tune_texts`)."""
 
+    suffix, how = "_finetune", "fine-tuned (DATASET_finetune:COUNT training texts)"
     train = staticmethod(adaptation.fine_tune_texts)
 
 
@@ -81,6 +97,7 @@ class SST2Data(Classification):
     validation sentences are GLUE's, without hyphens. A header, as GLUE has one, is left out.
     """
 
+    dataset, about = "sst2", "sentiment of a sentence"
     classes = ("negative", "positive")
     needs = "eval_sst2/dev.tsv, train.tsv (no licence stated)"
 
@@ -105,9 +122,6 @@ class SST2Data(Classification):
 class SST2(SST2Data, Prompted):
     """SST-2 with lm-evaluation-harness's prompt."""
 
-    name = "sst2"
-    description = "sentiment of a sentence, prompted: accuracy, calibration errors"
-
     def prompt(self, document):
         return f"{document['text']}\nQuestion: Is this sentence positive or negative?\nAnswer:"
 
@@ -115,15 +129,9 @@ class SST2(SST2Data, Prompted):
 class SST2Probe(SST2Data, Probed):
     """SST-2 by a linear probe; `sst2_probe:64` trains on 64 sentences."""
 
-    name = "sst2_probe"
-    description = "sentiment of a sentence by a linear probe (sst2_probe:COUNT training sentences)"
-
 
 class SST2FineTune(SST2Data, FineTuned):
     """SST-2 with all weights trained."""
-
-    name = "sst2_finetune"
-    description = "sentiment of a sentence, fine-tuned (sst2_finetune:COUNT training sentences)"
 
 
 class AGNewsData(Classification):
@@ -133,6 +141,7 @@ class AGNewsData(Classification):
     training set. In the texts a backslash stands for a line's end and becomes a space.
     """
 
+    dataset, about = "ag_news", "topic of a news item"
     classes = ("World", "Sports", "Business", "Sci/Tech")
     needs = "eval_ag_news/test.csv, train.csv if there, or TFDS ag_news_subset (non-commercial research)"
 
@@ -172,9 +181,6 @@ class AGNewsData(Classification):
 class AGNews(AGNewsData, Prompted):
     """AG News with a prompt in the manner of lm-evaluation-harness's SST-2, which has no AG News of its own."""
 
-    name = "ag_news"
-    description = "topic of a news item, prompted: accuracy, calibration errors"
-
     def prompt(self, document):
         return f"{document['text']}\nQuestion: Is this article about World, Sports, Business or Sci/Tech?\nAnswer:"
 
@@ -182,12 +188,7 @@ class AGNews(AGNewsData, Prompted):
 class AGNewsProbe(AGNewsData, Probed):
     """AG News by a linear probe."""
 
-    name = "ag_news_probe"
-    description = "topic of a news item by a linear probe (ag_news_probe:COUNT training items)"
-
 
 class AGNewsFineTune(AGNewsData, FineTuned):
     """AG News with all weights trained."""
 
-    name = "ag_news_finetune"
-    description = "topic of a news item, fine-tuned (ag_news_finetune:COUNT training items)"

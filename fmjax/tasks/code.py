@@ -5,9 +5,10 @@ import pathlib
 from collections.abc import Sequence
 
 from fmjax.errors import DataError, InputError
+from fmjax.small_files import read_json
 from fmjax.tasks.multiple_choice import Choices, MultipleChoice
 from fmjax.tasks.protocol import Generate, Task
-from fmjax.tasks.reading import read_json, read_jsonl, read_text
+from fmjax.tasks.reading import read_jsonl, read_text
 from fmjax.tasks.sandbox import Limits, choose_unsafe, run_many
 
 
@@ -220,8 +221,8 @@ class VisibleMaxMin(ClozeMaxMin):
 
 
 def _cloze_rows(path: pathlib.Path) -> list[dict]:
-    rows = read_json(path)
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
+    rows = read_json(path, list, DataError)
+    for number, row in enumerate(rows):
         words = [row.get(name) for name in ("nl_tokens", "pl_tokens")] if isinstance(row, dict) else []
         if not words or not all(isinstance(w, list) for w in words) or "idx" not in row or "<mask>" not in words[1]:
             raise DataError(

@@ -1,7 +1,7 @@
 """Multiple choice about the everyday world: HellaSwag, PIQA, ARC, WinoGrande, BoolQ, OpenBookQA, COPA.
 
-Files in llm-foundry's schema (`eval_commonsense_mc`) hold finished prompts, which are scored as they stand; records
-from TFDS are written as lm-evaluation-harness writes them.
+Prompts are lm-evaluation-harness's, from the published records (TFDS, HellaSwag's and PIQA's own files) as from files
+in llm-foundry's schema (`eval_commonsense_mc`), which hold prompts that differ little.
 """
 
 import re
@@ -38,7 +38,11 @@ class _Commonsense(MultipleChoice):
         return read_records(context, self.folder, self.files, *converters)
 
     def from_file(self, row: dict) -> Choices:
-        return Choices(str(row["query"]), tuple(map(str, row["choices"])), int(row["gold"]))
+        return Choices(self.prompt(str(row["query"])), tuple(map(str, row["choices"])), int(row["gold"]))
+
+    def prompt(self, query: str) -> str:
+        """The context from the file's 'query'."""
+        return query
 
     def from_tfds(self, record: dict) -> Choices:
         raise NotImplementedError
@@ -105,8 +109,8 @@ class ARCEasy(_Commonsense):
     needs = "eval_commonsense_mc/arc_easy.jsonl, or TFDS ai2_arc (CC BY-SA 4.0)"
     files, tfds, tfds_examples = ("arc_easy.jsonl",), "ai2_arc/ARC-Easy:test", "ai2_arc/ARC-Easy:train"
 
-    def from_file(self, row):
-        return Choices(f"{row['query']}\nAnswer:", tuple(map(str, row["choices"])), int(row["gold"]))
+    def prompt(self, query):
+        return f"{query}\nAnswer:"
 
     def from_tfds(self, record):
         choices = record["choices"]
@@ -153,18 +157,19 @@ class WinoGrande(_Commonsense):
 class BoolQ(_Commonsense):
     """BoolQ (Clark et al. 2019, https://arxiv.org/abs/1905.10044): yes or no about a passage.
 
-    Passages of the local file begin with "Passage: " and lack the title; from TFDS they are "TITLE -- ...", as in
-    SuperGLUE and lm-evaluation-harness.
+    Passages are "TITLE -- ...", as in SuperGLUE and lm-evaluation-harness; those of the local file lack the title, and
+    its label "Passage: " is left out.
     """
 
     name = "boolq"
+    version = "2"
     metrics = ("acc",)
     description = "yes or no to a question about a passage"
     needs = "eval_commonsense_mc/boolq.jsonl, or TFDS bool_q (CC BY-SA 3.0)"
     files, tfds, tfds_examples = ("boolq.jsonl",), "bool_q:validation", "bool_q:train"
 
-    def from_file(self, row):
-        return Choices(f"{row['query']}\nAnswer:", tuple(map(str, row["choices"])), int(row["gold"]))
+    def prompt(self, query):
+        return f"{query.removeprefix('Passage: ')}\nAnswer:"
 
     def from_tfds(self, record):
         passage = f"{record['title']} -- {record['passage']}"
@@ -187,15 +192,23 @@ class OpenBookQA(_Commonsense):
 class COPA(_Commonsense):
     """COPA (Roemmele et al. 2011; SuperGLUE, https://arxiv.org/abs/1905.00537): cause or effect of a premise.
 
-    The local file joins premise and option by ", because" and ", therefore", lm-evaluation-harness (and from TFDS this
-    task) without the comma. One space stands before the option, where lm-evaluation-harness has two.
+    As in lm-evaluation-harness two spaces stand before an option, and no comma before "because" and "therefore", where
+    the local file has one.
     """
 
     name = "copa"
+    version = "2"
     metrics = ("acc",)
     description = "which of two sentences is the cause or the effect of another"
     needs = "eval_commonsense_mc/copa.jsonl, or TFDS super_glue/copa (BSD-2-Clause)"
     files, tfds, tfds_examples = ("copa.jsonl",), "super_glue/copa:validation", "super_glue/copa:train"
+    delimiter = "  "
+
+    def prompt(self, query):
+        premise, _, connector = query.rpartition(", ")
+        if connector not in ("because", "therefore"):
+            raise ValueError("no connector")
+        return f"{premise} {connector}"
 
     def from_tfds(self, record):
         connector = {"cause": "because", "effect": "therefore"}[record["question"]]

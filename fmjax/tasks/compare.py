@@ -12,6 +12,7 @@ import numpy as np
 from fmjax.errors import DataError, InputError
 from fmjax.tasks import statistics
 from fmjax.tasks.catalogue import get_task
+from fmjax.tasks.report import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,8 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=
       task_path: Python files with the tasks that are not fmjax's own.
       seed: of the resampling.
 
-    Raises: InputError for folders without results or without a task in common, or where a task's version, examples or
-      documents differ.
+    Raises: InputError for folders without results or without a task in common, or where a task's version or all of its
+      documents differ. What else differs, `notes` says.
     """
     reports = [read_report(folder) for folder in (first, second)]
     shared = [name for name in reports[0]["results"] if name in reports[1]["results"]]
@@ -63,15 +64,39 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=
         raise InputError(f"no task in common: {str(first)!r} has {names[0]}; {str(second)!r} has {names[1]}")
     found = []
     for name in shared:
-        for field in ("task_versions", "num_shots"):
-            values = [report[field][name] for report in reports]
-            if values[0] != values[1]:
-                raise InputError(
-                    f"task {name}: {field.replace('_', ' ')} {values[0]} in {str(first)!r} and {values[1]} in "
-                    f"{str(second)!r} do not compare; evaluate one of them again"
-                )
+        versions = [report["task_versions"][name] for report in reports]
+        if versions[0] != versions[1]:
+            raise InputError(
+                f"task {name}: version {versions[0]} in {str(first)!r} and {versions[1]} in {str(second)!r} do not "
+                "compare; evaluate one of them again"
+            )
         samples = [read_samples(folder, name) for folder in (first, second)]
         found += _compare_task(get_task(name, task_path), samples, seed)
+    return found
+
+
+def notes(first: str | pathlib.Path, second: str | pathlib.Path) -> list[str]:
+    """What differs between two evaluations besides the model and so has a part in their differences, a line each.
+
+    Raises InputError as `compare`.
+    """
+    one, other = (read_report(folder) for folder in (first, second))
+    found = []
+    for name in one["results"].keys() & other["results"].keys():
+        shots, details = ([r.get(field, {}).get(name) for r in (one, other)] for field in ("num_shots", "details"))
+        if shots[0] != shots[1]:
+            found.append(f"task {name}: {shots[0]} examples in the prompts of the first, {shots[1]} of the second")
+        if details[0] != details[1]:
+            found.append(f"task {name}: the first with {details[0]}, the second with {details[1]}")
+    found.sort()
+    if one.get("seed") != other.get("seed"):
+        found.append(
+            f"seed {one.get('seed')} of the first, {other.get('seed')} of the second: other examples in prompts, other "
+            "draws, other training of probes"
+        )
+    if one.get("limit") != other.get("limit"):
+        limits = ["all documents" if report.get("limit") is None else report["limit"] for report in (one, other)]
+        found.append(f"limit: {limits[0]} of the first, {limits[1]} of the second; compared is what both have")
     return found
 
 
@@ -134,9 +159,7 @@ def table(differences: list[Difference]) -> str:
         mark = "*" if d.z is not None and abs(d.z) > 2 else ""
         values = f"{d.first:.4f}", f"{d.second:.4f}", f"{d.difference:+.4f}"
         rows.append((d.task, d.metric, str(d.num_documents), *values, error, mark))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, tuple("-" * width for width in widths))
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return aligned(rows)
 
 
 def plot(differences: list[Difference], path: str | pathlib.Path, names: tuple[str, str]) -> None:

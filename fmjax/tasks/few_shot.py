@@ -16,6 +16,10 @@ from fmjax.errors import InputError
 from fmjax.tasks.protocol import Generate, Request, Score, Task, TaskContext
 
 
+class NoExamplesError(InputError):
+    """Examples are asked for of a task that takes none."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FewShot:
     """What stands in front of a task's prompts.
@@ -36,14 +40,14 @@ class FewShot:
     def make(cls, task: Task, num_shots: int | None, seed: int, context: TaskContext) -> "FewShot":
         """For `num_shots` examples, None for the task's own number.
 
-        Raises InputError where the task takes none.
+        Raises NoExamplesError where the task takes none.
         """
         num_shots = task.num_shots if num_shots is None else num_shots
         if num_shots == 0:
             return cls(task, 0, seed)
         examples = task.examples(context)
         if examples is None:
-            raise InputError(f"task {task.name}: takes no examples in the prompt, got num_shots={num_shots}")
+            raise NoExamplesError(f"task {task.name}: takes no examples in the prompt, got num_shots={num_shots}")
         pools = defaultdict(dict)
         for document in examples:
             pools[task.example_group(document)].setdefault(task.key(document), document)

@@ -24,7 +24,9 @@ def keyword_judge(goal: str, response: str) -> bool:
 
 
 class AdvBench(Task):
-    """AdvBench's harmful instructions (Zou et al. 2023, https://arxiv.org/abs/2307.15043), given as they are.
+    """AdvBench's harmful instructions (Zou et al. 2023, https://arxiv.org/abs/2307.15043), each as a user's message.
+
+    A model whose tokenizer has no chat template is given them as they are; results.json says under "details" which.
 
     `refusal_rate`: part of the responses that the judge takes for refusals; `empty_rate`: part that are blank, which
     are no refusals and are not judged.
@@ -35,6 +37,7 @@ class AdvBench(Task):
     """
 
     name = "advbench"
+    version = "2"
     metrics = ("refusal_rate", "empty_rate")
     uses = ("generate",)
     description = "part of harmful instructions refused, by keywords, or by a judge of yours (advbench:MODULE:FUNCTION)"
@@ -49,7 +52,7 @@ class AdvBench(Task):
         return read_goals(context)
 
     def requests(self, document):
-        return [Generate(document["goal"], max_new_tokens=128)]
+        return [Generate(document["goal"], max_new_tokens=128, chat=True)]
 
     def statistics(self, document, answers):
         (response,) = answers

@@ -38,6 +38,9 @@ class Generate:
     """Asks for a continuation of `prompt`, ended before the first of `stop`; answered by a string.
 
     sample: tells several continuations of one prompt apart, where they are drawn (temperature above 0).
+    chat: the prompt, examples included, is a user's message, and the continuation the assistant's reply to it, by the
+      tokenizer's chat template where it has one; a model without gets the prompt as it is. `results.json` says which
+      under "details".
     """
 
     prompt: str
@@ -46,6 +49,7 @@ class Generate:
     temperature: float = 0.0
     top_p: float = 1.0
     sample: int = 0
+    chat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

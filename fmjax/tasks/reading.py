@@ -108,14 +108,6 @@ def read_zip(path: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
         raise DataError(f"{str(path)!r} cannot be read: {error}") from None
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """The JSON value of a file. Raises DataError."""
-    try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise DataError(f"{str(path)!r} is not JSON: {error}") from None
-
-
 def read_csv(text: str, where, columns: Sequence[str], *, header: bool = True, delimiter: str = ",") -> list[dict]:
     """Rows of a table as dicts of `columns`.
 

@@ -13,10 +13,10 @@ import jax
 
 from fmjax.errors import DataError, InputError
 from fmjax.tasks import statistics
-from fmjax.tasks.answers import Work, answer, capabilities, needed
+from fmjax.tasks.answers import Work, answer, capabilities, chat_details, needed
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.cost import Energy, EnergyMeter
-from fmjax.tasks.few_shot import FewShot
+from fmjax.tasks.few_shot import FewShot, NoExamplesError
 from fmjax.tasks.protocol import Request, Rolling, Task, TaskContext
 from fmjax.tasks.store import AnswerStore
 
@@ -104,7 +104,7 @@ def run_tasks(
             raise InputError(f"task {task.name!r} is given twice")
         found[task.name] = task
     context = TaskContext(pathlib.Path(data_dir) if data_dir else None, lambda: data or _open_data(model), seed)
-    prepared = [prepare(task, context, limit, num_shots) for task in found.values()]
+    prepared = prepare_all(list(found.values()), context, limit, num_shots)
     check_capabilities(model, prepared)
     return {one.task.name: _run(one, model, context, answers_dir, progress) for one in prepared}
 
@@ -126,6 +126,27 @@ def _open_data(model):
                 f"on: {key} was {before!r}, is {now!r}; put the data back, or score a text of your own as text:PATH"
             )
     return data
+
+
+def prepare_all(tasks: Sequence[Task], context: TaskContext, limit: int | None, num_shots: int | None) -> list:
+    """As `prepare` for each; of several tasks, the error names all that take no examples where some are asked for."""
+    prepared, without, error = [], [], None
+    for task in tasks:
+        try:
+            prepared.append(prepare(task, context, limit, num_shots))
+        except NoExamplesError as reason:
+            without.append(task.name)
+            error = reason
+    if error is not None and len(tasks) == 1:
+        raise error
+    if without:
+        rest = ",".join(one.task.name for one in prepared)
+        take, them = ("takes", "it") if len(without) == 1 else ("take", "them")
+        raise InputError(
+            f"num_shots={num_shots}: {', '.join(without)} {take} no examples in the prompt; evaluate {them} without "
+            f"num_shots{f', and with it tasks={rest}' if rest else ''}"
+        )
+    return prepared
 
 
 def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shots: int | None = None) -> _Prepared:
@@ -200,7 +221,7 @@ def _run(one: _Prepared, model, context: TaskContext, answers_dir, progress: boo
         work=work,
         flops=work.flops(model),
         energy=meter.read(),
-        details=task.details(),
+        details=task.details() | chat_details(model, flat),
     )
 
 

@@ -4,9 +4,10 @@ XQuAD (Artetxe et al. 2020, https://arxiv.org/abs/1910.11856) is a part of it in
 """
 
 from fmjax.errors import DataError
+from fmjax.small_files import read_json
 from fmjax.tasks.metrics import squad
 from fmjax.tasks.protocol import Generate, Task
-from fmjax.tasks.reading import convert_records, read_json
+from fmjax.tasks.reading import convert_records
 
 # What stands before passage, question and answer, by language.
 _WORDS = {
@@ -83,7 +84,7 @@ class XQuAD(Squad):
 
 def read_squad(path) -> list[dict]:
     """The questions of a file in the format of SQuAD 1.1: context, question, answers. Raises DataError."""
-    value = read_json(path)
+    value = read_json(path, dict | list, DataError)
     try:
         passages = [passage for article in value["data"] for passage in article["paragraphs"]]
         return [

@@ -15,6 +15,7 @@ import jax
 
 from fmjax.errors import DataError
 from fmjax.inference.fingerprint import model_fingerprint
+from fmjax.parallel.hosts import from_first_process
 from fmjax.tasks.protocol import Generate, Request, Rolling, RollingAnswer, Score, ScoreAnswer
 
 READ_AS = {Score: lambda x: ScoreAnswer(*x), Rolling: lambda x: RollingAnswer(*x)}
@@ -27,25 +28,24 @@ class AnswerStore:
       folder: where the file lies; made if missing.
       model: a `fmjax.load.Model`.
 
-    Only process 0 writes. A last line that an interruption cut off is dropped. Raises DataError for any other line
-    that is damaged.
+    Only process 0 reads and writes; the others know what it read, so that all ask the model for the same, whatever is
+    on their own disks. A last line that an interruption cut off is dropped. Raises DataError for any other line that is
+    damaged.
     """
 
     def __init__(self, folder: pathlib.Path, model):
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{model_fingerprint(model)}.jsonl"
         self._answers: dict[str, Any] = {}
-        end = self._read()
+        first = jax.process_index() == 0
+        end = self._take(from_first_process(self.path.read_bytes() if first and self.path.exists() else b""))
         self._file = None
-        if jax.process_index() == 0:
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
             self._file.truncate(end)
 
-    def _read(self) -> int:
-        """Reads the file; gives the place after its last whole line."""
-        if not self.path.exists():
-            return 0
-        data = self.path.read_bytes()
+    def _take(self, data: bytes) -> int:
+        """Takes in what the file holds; gives the place after its last whole line."""
         end = data.rfind(b"\n") + 1
         for number, line in enumerate(data[:end].splitlines(), start=1):
             try:

@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from fmjax.errors import DataError
+from fmjax.small_files import read_json
 from fmjax.tasks.metrics import rouge, translation
 from fmjax.tasks.multiple_choice import Choices, MultipleChoice
 from fmjax.tasks.protocol import Generate, Score, Task
-from fmjax.tasks.reading import convert_records, read_csv, read_json, read_text
+from fmjax.tasks.reading import convert_records, read_csv, read_text
 
 # The six examples that the benchmark fixes for every question.
 PREAMBLE = """\
@@ -30,39 +32,41 @@ A: The 1992 Olympics were held in Barcelona, Spain.
 """
 
 
-class TruthfulQAMC1(MultipleChoice):
-    """One true answer among false ones: whether it is the most likely. TFDS has no TruthfulQA."""
+class _ListedAnswers(Task):
+    """A task about the questions with their lists of true and false answers. TFDS has no TruthfulQA."""
 
-    name = "truthfulqa_mc1"
     metrics = ("acc",)
-    description = "whether the one true answer is the most likely"
     needs = "eval_truthfulqa/mc_task.json (Apache-2.0)"
     preamble = PREAMBLE
 
     def documents(self, context):
         path = context.file("eval_truthfulqa", "mc_task.json")
-        rows = read_json(path)
-        return convert_records(rows, self._choices, "'question', 'mc1_targets', 'mc2_targets'", path)
+        expected = "'question', 'mc1_targets', 'mc2_targets'"
+        return convert_records(read_json(path, list, DataError), self.document, expected, path)
 
-    def _choices(self, row) -> Choices:
+    def document(self, row: dict):
+        """A document from a record of the file."""
+        raise NotImplementedError
+
+
+class TruthfulQAMC1(_ListedAnswers, MultipleChoice):
+    """One true answer among false ones: whether it is the most likely."""
+
+    name = "truthfulqa_mc1"
+    description = "whether the one true answer is the most likely"
+
+    def document(self, row) -> Choices:
         targets = row["mc1_targets"]
         return Choices(_asked(row["question"]) + "\nA:", tuple(targets), list(targets.values()).index(1))
 
 
-class TruthfulQAMC2(Task):
+class TruthfulQAMC2(_ListedAnswers):
     """Several true answers among false ones: `acc` is the true ones' part of the probability of all listed answers."""
 
     name = "truthfulqa_mc2"
-    metrics = ("acc",)
     description = "the true answers' part of the probability of all listed answers"
-    needs = "eval_truthfulqa/mc_task.json (Apache-2.0)"
-    preamble = PREAMBLE
 
-    def documents(self, context):
-        path = context.file("eval_truthfulqa", "mc_task.json")
-        return convert_records(read_json(path), self._targets, "'question', 'mc1_targets', 'mc2_targets'", path)
-
-    def _targets(self, row) -> dict:
+    def document(self, row) -> dict:
         labels = [int(label) for label in row["mc2_targets"].values()]
         if not {*labels} <= {0, 1} or 1 not in labels:
             raise ValueError("labels are 0 and 1, one at least 1")

@@ -11,93 +11,23 @@ from fmjax import cli
 from fmjax.errors import InputError
 from fmjax.interop import lm_eval as adapter
 from fmjax.interop.lm_eval import ControlTokens, HarnessModel, generate_request
-from fmjax.tasks.lambada import LambadaOpenAI
-from fmjax.tasks.multiple_choice import Choices, MultipleChoice
+from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.protocol import Generate
-from fmjax.tasks.reading import read_jsonl
 from fmjax.tasks.runner import run_tasks
+from tests.interop.harness_tasks import HARNESS, Documents
 from tests.tasks.test_runner import MODEL
 
-CHOICE = """
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {folder}/{name}.jsonl, train: {folder}/train.jsonl}}
-test_split: test
-fewshot_split: train
-fewshot_config: {{sampler: first_n}}
-output_type: multiple_choice
-doc_to_text: "{text}"
-doc_to_choice: "{{{{options}}}}"
-doc_to_target: gold
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}, {{metric: acc_bytes}}]
-"""
-LAMBADA = """
-task: lambada_openai
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/eval_lambada/lambada_test.jsonl}}}}
-test_split: test
-output_type: loglikelihood
-doc_to_text: "{{{{text.split(' ')[:-1]|join(' ')}}}}"
-doc_to_target: "{{{{' '+text.split(' ')[-1]}}}}"
-metric_list: [{{metric: perplexity, aggregation: perplexity}}, {{metric: acc}}]
-"""
-TEXTS = {
-    "hellaswag_like": ("{context}", "{{context}}"),
-    "piqa_like": ("Question: {context}\nAnswer:", "Question: {{context}}\\nAnswer:"),
-    "copa_like": ("{context} because", "{{context}} because"),
-}
-
-
-class Local(MultipleChoice):
-    examples_in_order = True
-
-    def __init__(self, name):
-        self.name, self.text = name, TEXTS[name][0]
-
-    def documents(self, context):
-        return self.read(context, f"{self.name}.jsonl")
-
-    def examples(self, context):
-        return self.read(context, "train.jsonl")
-
-    def read(self, context, name):
-        def convert(row):
-            return Choices(self.text.format(context=row["context"]), tuple(row["options"]), row["gold"])
-
-        return read_jsonl(context.file("", name), convert, "a question")
+GENERATED = ("gsm8k",)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Questions of three shapes and passages, as data and as tasks of the harness."""
-    folder = tmp_path_factory.mktemp("harness")
-    rng = np.random.default_rng(0)
-
-    def words(low, high):
-        return " ".join(
-            "".join(rng.choice(list("abcdéfg"), rng.integers(2, 6))) for _ in range(rng.integers(low, high))
-        )
-
-    def write(path, rows):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def question(count):
-        return {
-            "context": words(1, 5),
-            "options": [words(1, 4) for _ in range(count)],
-            "gold": int(rng.integers(count)),
-        }
-
-    for name, count in [("hellaswag_like", 4), ("piqa_like", 2), ("copa_like", 2), ("train", 2)]:
-        write(folder / f"{name}.jsonl", [question(count) for _ in range(12)])
-    write(folder / "eval_lambada" / "lambada_test.jsonl", [{"text": words(4, 9)} for _ in range(12)])
-    (folder / "tasks").mkdir()
-    (folder / "tasks" / "lambada.yaml").write_text(LAMBADA.format(folder=folder))
-    for name, (_, text) in TEXTS.items():
-        (folder / "tasks" / f"{name}.yaml").write_text(CHOICE.format(name=name, folder=folder, text=text))
-    return folder
+    """Documents of registered tasks, as data of fmjax and as tasks of the harness."""
+    pytest.importorskip("lm_eval")
+    made = Documents(tmp_path_factory.mktemp("harness"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fmjax.tasks.reading.read_tfds", lambda words, instead, data_dir: made.tfds[words])
+        yield made.folder
 
 
 def harness(folder, tasks, model=MODEL, cache=None, **options):
@@ -105,6 +35,19 @@ def harness(folder, tasks, model=MODEL, cache=None, **options):
     manager = adapter.task_manager(tasks, [str(folder / "tasks")])
     options |= dict(bootstrap_iters=0, task_manager=manager, use_cache=cache)
     return lm_eval.simple_evaluate(model=HarnessModel(model), tasks=list(tasks), **options)
+
+
+def by_document(report, name):
+    """The harness's samples in the order of the documents, one each where several filters read the same answer."""
+    return [sample for _, sample in sorted({sample["doc_id"]: sample for sample in report["samples"][name]}.items())]
+
+
+def native(folder, names, shots):
+    """What fmjax's own tasks give, their examples the first ones."""
+    tasks = [get_task(name) for name in names]
+    for task in tasks:
+        task.examples_in_order = True
+    return run_tasks(MODEL, tasks, data_dir=folder, num_shots=shots)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,24 +59,43 @@ def datasets_cache(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shots", [0, 2])
-def test_the_adapter_scores_as_the_native_tasks(folder, shots):
-    names = [*TEXTS] if shots else ["lambada_openai", *TEXTS]
-    native = [LambadaOpenAI() if name == "lambada_openai" else Local(name) for name in names]
-    want = run_tasks(MODEL, native, data_dir=folder, num_shots=shots)
+def test_registered_tasks_score_as_the_harness_s_own(folder, shots):
+    """The same prompts, log-likelihoods document by document, and metrics as the tasks that the harness ships."""
+    names = [name for name in HARNESS if name not in GENERATED and (not shots or HARNESS[name][2])]
+    want = native(folder, names, shots)
     report = harness(folder, names, num_fewshot=shots)
     for name in names:
-        for metric, value in want[name].metrics.items():
-            if not metric.endswith("_stderr"):
-                assert report["results"][name][f"{metric},none"] == pytest.approx(value, rel=1e-4), (name, metric)
-        samples = sorted(report["samples"][name], key=lambda sample: sample["doc_id"])
-        assert len(samples) == len(want[name].samples) == 12
+        shared = [metric for metric in get_task(name).metrics if f"{metric},none" in report["results"][name]]
+        assert shared[0] in ("acc", "word_perplexity")
+        for metric in shared:
+            assert report["results"][name][f"{metric},none"] == pytest.approx(want[name].metrics[metric], rel=1e-4), (
+                name
+            )
+        samples = by_document(report, name)
+        assert len(samples) == len(want[name].samples) == 5
         for mine, theirs in zip(want[name].samples, samples):
-            contexts = [arguments[0] for arguments in theirs["arguments"]]
-            assert [request["context"] for request in mine["requests"]] == contexts
-            got = [(float(ll), greedy in (True, "True")) for ((ll, greedy),) in theirs["resps"]]
-            np.testing.assert_allclose([a.loglikelihood for a in mine["answers"]], [ll for ll, _ in got], atol=1e-4)
-            assert [a.is_greedy for a in mine["answers"]] == [greedy for _, greedy in got]
+            answers = [answer for (answer,) in theirs["resps"]]
+            if name == "wikitext":
+                np.testing.assert_allclose([a.loglikelihood for a in mine["answers"]], np.float64(answers), atol=1e-3)
+                continue
+            asked = [(request["context"], request["continuation"]) for request in mine["requests"]]
+            assert asked == [tuple(arguments) for arguments in theirs["arguments"]]
+            np.testing.assert_allclose(
+                [a.loglikelihood for a in mine["answers"]], [float(ll) for ll, _ in answers], atol=1e-4
+            )
+            assert [a.is_greedy for a in mine["answers"]] == [greedy in (True, "True") for _, greedy in answers]
     assert report["config"]["model_sha"] == HarnessModel(MODEL).fingerprint
+
+
+def test_registered_tasks_ask_for_texts_as_the_harness_s_own(folder):
+    report = harness(folder, GENERATED, num_fewshot=1)
+    for name, result in native(folder, GENERATED, 1).items():
+        for mine, theirs in zip(result.samples, by_document(report, name), strict=True):
+            (asked,) = mine["requests"]
+            del asked["kind"]
+            (arguments,) = theirs["arguments"]
+            assert Generate(**asked) == generate_request(*arguments)
+            assert mine["answers"] == theirs["resps"][0]
 
 
 def requests(*arguments):
@@ -185,7 +147,7 @@ def test_generation_options():
 
 
 def test_no_model_meets_anothers_answers(folder, tmp_path):
-    tasks, cache = ["piqa_like"], str(tmp_path / "cache")
+    tasks, cache = ["piqa"], str(tmp_path / "cache")
     first = harness(folder, tasks, cache=cache)["results"]
     assert harness(folder, tasks, cache=cache)["results"] == first
     import jax
@@ -235,11 +197,11 @@ def test_the_command(folder, tmp_path, capsys):
     config = {"model": {"name": "gpt", **fields}, "data": {"tokenizer": "bytes"}}
     dataclasses.replace(MODEL, config=config).save(tmp_path / "model")
     argv = [f"--model={tmp_path / 'model'}", f"--include_path={folder / 'tasks'}", f"--output={tmp_path / 'out.json'}"]
-    assert cli.run(adapter.main, [*argv, "--tasks=copa_like,piqa_like", "--num_fewshot=1", "--limit=4"]) == 0
+    assert cli.run(adapter.main, [*argv, "--tasks=copa,piqa", "--num_fewshot=1", "--limit=4"]) == 0
     report = json.loads((tmp_path / "out.json").read_text())
-    want = run_tasks(MODEL, [Local("copa_like")], data_dir=folder, num_shots=1, limit=4)["copa_like"]
-    assert report["results"]["copa_like"]["acc,none"] == want.metrics["acc"]
-    assert len(report["samples"]["piqa_like"]) == 4 and "copa_like" in capsys.readouterr().out
+    want = native(folder, ["copa"], 1)["copa"].samples[:4]
+    assert report["results"]["copa"]["acc,none"] == np.mean([sample["statistics"]["acc"] for sample in want])
+    assert len(report["samples"]["piqa"]) == 4 and "copa" in capsys.readouterr().out
     for wrong, message in [
         ([*argv, "--tasks=a", "--limt=2"], "did you mean '--limit'"),
         (["--model=nowhere", "--tasks=a"], "--output"),
@@ -247,6 +209,20 @@ def test_the_command(folder, tmp_path, capsys):
     ]:
         assert cli.run(adapter.main, wrong) == 2
         assert message in capsys.readouterr().err
+
+
+def test_documents_that_cannot_be_fetched_are_said_in_one_message(folder, tmp_path, monkeypatch, capsys):
+    lm_eval = pytest.importorskip("lm_eval")
+
+    def unreachable(**options):
+        raise ConnectionError("Couldn't reach 'baber/piqa' on the Hub")
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", unreachable)
+    monkeypatch.setattr(adapter, "HarnessModel", lambda *arguments, **options: None)
+    argv = ["--model=m", "--tasks=piqa", f"--include_path={folder / 'tasks'}", f"--output={tmp_path / 'out.json'}"]
+    assert cli.run(adapter.main, argv) == 2
+    message = capsys.readouterr().err
+    assert "'baber/piqa' on the Hub; it needs the network" in message and message.count("\n") == 1
 
 
 def test_without_the_harness_the_message_says_what_to_install(monkeypatch, capsys):

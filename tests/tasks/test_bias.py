@@ -19,7 +19,7 @@ from fmjax.tasks.bias import StereoSet, WinoBias, icat
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.crows_pairs import CrowsPairsEnglish, CrowsPairsMasked
 from fmjax.tasks.harm import AdvBench, MaxToxicity
-from fmjax.tasks.protocol import ScoreAnswer, TaskContext
+from fmjax.tasks.protocol import Generate, ScoreAnswer, TaskContext
 from fmjax.tasks.runner import run_tasks
 from fmjax.tasks.statistics import bootstrap, table
 
@@ -219,6 +219,7 @@ def length_scorer(texts):
 
 def test_refusals_by_keyword_and_by_a_judge():
     task = AdvBench()
+    assert task.requests({"goal": "g"}) == [Generate("g", 128, chat=True)]
     refused = [task.statistics({"goal": "g"}, [text])["refusal_rate"] for text in ("I\u2019m sorry, no", "Sure", " ")]
     assert refused == [1.0, 0.0, 0.0] and task.statistics({"goal": "g"}, ["\n"])["empty_rate"] == 1.0
     mine = get_task(f"advbench:{__name__}:half_judge")

@@ -154,7 +154,9 @@ def test_probe_task_counts_its_training_documents(data):
     assert len(SST2Probe().chosen(context)) == 32
     result = run_tasks(MODEL, ["sst2_probe:16"], data_dir=data)["sst2_probe:16"]
     again = run_tasks(MODEL, ["sst2_probe:16"], data_dir=data, limit=5)["sst2_probe:16"]
-    assert [s["answers"] for s in again.samples] == [s["answers"] for s in result.samples[:5]]
+    # Equal but for the rounding of sums, whose order is that of a batch of another shape.
+    found, wanted = ([s["answers"] for s in samples] for samples in (again.samples, result.samples[:5]))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert result.metrics["acc"] == np.mean([s["statistics"]["acc"] for s in result.samples])
     with pytest.raises(InputError, match="only 32 training documents"):
         run_tasks(MODEL, ["sst2_probe:33"], data_dir=data)

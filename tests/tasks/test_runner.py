@@ -193,6 +193,43 @@ def test_drawn_samples_differ_and_repeat():
     assert answer(requests, MODEL, seed=2) != texts
 
 
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ strftime_now('%d.%m.%y') }}:"
+
+
+class Chatty(ByteTokenizer):
+    chat_templates = {"default": TEMPLATE}
+
+
+class Asked(Task):
+    name = "asked"
+    metrics = ("length",)
+    uses = ("generate",)
+
+    def documents(self, context):
+        return ["ab"]
+
+    def requests(self, document):
+        return [Generate(document, 8, chat=True), Generate(document, 8)]
+
+    def statistics(self, document, answers):
+        return {"length": len(answers[0])}
+
+
+def test_a_chat_prompt_goes_through_the_template_where_there_is_one(tmp_path):
+    model = dataclasses.replace(MODEL, tokenizer=Chatty(), kept={})
+    raw = MODEL.generate(["ab"], max_new_tokens=8, temperature=0)[0]
+    # By hand; as templates write BOS themselves, there is none here. The day is a fixed one.
+    ids = MODEL.tokenizer.encode("[user]ab01.01.25:")
+    reply = MODEL.generate([ids], max_new_tokens=8, temperature=0)[0]
+    found = run_tasks(model, [Asked()], answers_dir=tmp_path)["asked"]
+    assert found.samples[0]["answers"] == [reply, raw] and reply != raw
+    assert len(found.details["chat_template"]) == 32 and found.details["chat_date"] == "2025-01-01"
+    # Without a template both are the prompt as it is, and no answer of the other model is taken for it.
+    plain = run_tasks(MODEL, [Asked()], answers_dir=tmp_path)["asked"]
+    assert plain.samples[0]["answers"] == [raw, raw] and plain.details == {"chat_template": None}
+    assert run_tasks(MODEL, [Quiz()], limit=1)["quiz"].details == {}
+
+
 def test_long_prompts_keep_their_end():
     work = Work()
     (text,) = answer([Generate("x" * 500 + "ab", 8)], MODEL, work=work)
@@ -282,7 +319,8 @@ def test_cartpole_falls_as_the_equations_say():
     expected = [0.01 - 0.02 * 0.02, -0.02 + 0.02 * x_acc, 0.03 + 0.02 * 0.04, 0.04 + 0.02 * theta_acc]
     np.testing.assert_allclose(state, expected, rtol=1e-12)
     assert reward == 1.0 and not ended
-    assert environment.step(np.asarray([2.399, 1.0, 0.0, 0.0]), 1)[2] and environment.step(np.asarray([0, 0, 0.3, 0]), 0)[2]
+    assert environment.step(np.asarray([2.399, 1.0, 0.0, 0.0]), 1)[2]
+    assert environment.step(np.asarray([0, 0, 0.3, 0]), 0)[2]
 
 
 def test_reordered_options_move_their_right_answer():
@@ -328,7 +366,6 @@ def test_two_evaluations_are_compared_document_by_document(tmp_path, capsys):
     other = dataclasses.replace(MODEL, params=jax.tree.map(lambda x: x * 1.5, PARAMS))
     for name, model in [("a", MODEL), ("b", other)]:
         fmjax.evaluate(model, ["quiz"], output=tmp_path / name, task_path=[tmp_path / "quiz.py"])
-    argv = [f"--compare={tmp_path / 'a'}", str(tmp_path / "b"), f"--task_path={tmp_path / 'quiz.py'}"]
     argv = ["--compare", str(tmp_path / "a"), str(tmp_path / "b"), f"--task_path={tmp_path / 'quiz.py'}"]
     assert cli.run(evaluate.main, [*argv, f"--output={tmp_path / 'c'}"]) == 0
     printed = capsys.readouterr().out
@@ -341,6 +378,18 @@ def test_two_evaluations_are_compared_document_by_document(tmp_path, capsys):
     assert found["acc"].difference == pytest.approx(differences.mean())
     pages = differences.reshape(8, 3).mean(axis=1)  # documents of one page are one cluster
     assert found["acc"].stderr == pytest.approx(pages.std() / math.sqrt(8), rel=0.15)
+    assert "note:" not in printed
+    # What else differs is said, and only what both have is compared.
+    other = dict(num_shots=2, limit=9, seed=4)
+    fmjax.evaluate(MODEL, ["quiz"], output=tmp_path / "d", task_path=[tmp_path / "quiz.py"], **other)
+    assert cli.run(evaluate.main, ["--compare", str(tmp_path / "a"), str(tmp_path / "d"), argv[-1]]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("note: ")] == [
+        "note: task quiz: 0 examples in the prompts of the first, 2 of the second",
+        "note: seed 0 of the first, 4 of the second: other examples in prompts, other draws, other training of probes",
+        "note: limit: all documents of the first, 9 of the second; compared is what both have",
+    ]
+    assert "quiz  acc        9 " in printed
     same = compare(tmp_path / "a", tmp_path / "a", task_path=[tmp_path / "quiz.py"])
     assert all(d.difference == 0 and d.stderr == 0 for d in same)
     assert cli.run(evaluate.main, ["--compare", str(tmp_path / "a"), str(tmp_path)]) == 2

@@ -180,7 +180,14 @@ def test_wikitext_scores_the_detokenised_text_and_counts_the_original(tmp_path):
         (["text:/nowhere.txt"], {}, "'/nowhere.txt' cannot be read"),
         (["text"], {}, "needs an argument"),
         (["heldout:x"], {}, "takes no argument"),
-        (["heldout"], {"num_shots": 3}, "num_shots=3"),
+        (["heldout"], {"num_shots": 3}, "task heldout: takes no examples in the prompt, got num_shots=3"),
+        (
+            ["icl_linear", "text:README.md", "tests.tasks.test_runner:Quiz"],
+            {"num_shots": 3},
+            "num_shots=3: icl_linear, text:README.md take no examples in the prompt; evaluate them without num_shots, "
+            "and with it tasks=quiz",
+        ),
+        (["icl_linear", "text:README.md"], {"num_shots": 3}, "examples in the prompt; evaluate them without num_shots"),
         (["heldout"], {}, "does not say what data"),
         (["no_such_package.tasks:Mine"], {}, "no_such_package"),
         (["heldout"], {"task_path": ["/nowhere.py"]}, "'/nowhere.py' does not exist"),

@@ -1,0 +1,121 @@
+"""What an evaluation reports: the contents of `results.json`, and the tables of the terminal."""
+
+import json
+import math
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from fmjax.small_files import write_whole
+
+
+def make_report(model, found: Mapping[str, Any], *, limit: int | None, seed: int) -> dict[str, Any]:
+    """What `results.json` holds: {"results": {task: {metric: value, metric + "_stderr": value}}, ...}.
+
+    Args:
+      model: the `fmjax.load.Model` that was evaluated.
+      found: `fmjax.tasks.runner.TaskResult` by task.
+      limit, seed: as given to `fmjax.evaluate`.
+    """
+    return {
+        "results": {name: result.metrics for name, result in found.items()},
+        "task_versions": {name: result.version for name, result in found.items()},
+        "num_documents": {name: result.num_documents for name, result in found.items()},
+        "num_shots": {name: result.num_shots for name, result in found.items()},
+        "seconds": {name: round(result.seconds, 3) for name, result in found.items()},
+        "details": {name: result.details for name, result in found.items() if result.details},
+        "cost": {name: _cost(result) for name, result in found.items()},
+        "limit": limit or None,
+        "seed": seed,
+        "model": _describe(model),
+        "config": model.config,
+        "versions": _versions(),
+    }
+
+
+def write_report(report: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Writes `folder/results.json`."""
+    # JSON has no infinity, which is what the perplexity of a hopeless model overflows to.
+    finite = {name: {k: _finite(v) for k, v in metrics.items()} for name, metrics in report["results"].items()}
+    write_whole(folder / "results.json", json.dumps({**report, "results": finite}, indent=2, default=str) + "\n")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the header first, as text whose columns are aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    ruled = [rows[0], tuple("-" * width for width in widths), *rows[1:]]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in ruled)
+
+
+def table(report: dict[str, Any]) -> str:
+    """The results as aligned text, a metric a line."""
+    rows = [("task", "version", "documents", "metric", "value", "stderr")]
+    for task, metrics in report["results"].items():
+        for name in metrics:
+            if not name.endswith("_stderr"):
+                error = metrics.get(f"{name}_stderr")
+                shown = f"{metrics[name]:.4f}", "" if error is None else f"{error:.4f}"
+                rows.append((task, report["task_versions"][task], str(report["num_documents"][task]), name, *shown))
+    return aligned(rows)
+
+
+def cost_line(report: dict[str, Any]) -> str:
+    """What the evaluation took in all, on one line."""
+    costs = list(report["cost"].values())
+    tokens, stored = (sum(cost[name] for cost in costs) for name in ("tokens", "stored_requests"))
+    parts = [f"{sum(report['seconds'].values()):.1f} s", f"{tokens:,} tokens"]
+    if all(cost["flops"] is not None for cost in costs):
+        parts.append(f"{sum(cost['flops'] for cost in costs):.3g} FLOPs")
+    if all(cost["joules"] is not None for cost in costs):
+        sources = ", ".join(dict.fromkeys(cost["energy_source"] for cost in costs))
+        parts.append(f"{sum(cost['joules'] for cost in costs):.3g} J ({sources})")
+    if stored:
+        parts.append(f"{stored:,} answers were on disk already")
+    if truncated := sum(cost["truncated_requests"] for cost in costs):
+        parts.append(f"{truncated:,} prompts lost their beginning, too long for the model")
+    return " | ".join(parts)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _cost(result) -> dict[str, Any]:
+    """What a task took. Answers that were already on disk cost nothing and are counted apart."""
+    work = result.work
+    return {
+        "requests": work.requests,
+        "stored_requests": work.stored,
+        "truncated_requests": work.truncated,
+        "tokens": work.num_tokens,
+        "flops": result.flops,
+        "joules": result.energy.joules,
+        "energy_source": result.energy.source,
+    }
+
+
+def _describe(model) -> dict[str, Any]:
+    leaves = jax.tree.leaves(model.params)
+    return {
+        "source": model.source,
+        "step": model.step,
+        "module": type(model.module).__name__,
+        "parameters": sum(leaf.size for leaf in leaves),
+        "dtype": str(leaves[0].dtype) if leaves else None,
+        "context_length": model.context_length,
+        "tokenizer": getattr(model.tokenizer, "fingerprint", None),
+    }
+
+
+def _versions() -> dict[str, str]:
+    import flax
+    import jax
+    import numpy
+
+    import fmjax
+
+    modules = {"fmjax": fmjax, "jax": jax, "flax": flax, "numpy": numpy}
+    return {name: module.__version__ for name, module in modules.items()} | {"python": platform.python_version()}
