@@ -53,6 +53,9 @@ def draw(results: dict, path: pathlib.Path) -> None:
             axes.errorbar(numbers, values, yerr=errors, marker="o", capsize=3, label=method)
         axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label="chance")
         axes.set_xscale("symlog", base=2, linthresh=1)
+        counts = sorted({number for points in methods.values() for number, *_ in points})
+        axes.set_xticks(counts, labels=counts, minor=False)
+        axes.set_xlim(-0.5, 1.5 * counts[-1])
         axes.set(title=label, xlabel="labelled documents", ylabel="accuracy")
         axes.grid(alpha=0.3)
         axes.legend()
@@ -87,7 +90,7 @@ def main():
         results[task] = measure(model, flags.data_dir, task, flags.shots, flags.counts, flags.limit, flags.seed)
     flags.output.mkdir(parents=True, exist_ok=True)
     draw(results, flags.output / "curves.png")
-    runs.save(flags.output, {"model": flags.model, "limit": flags.limit, "seed": flags.seed, "results": results})
+    runs.save(flags.output, {"model": pathlib.Path(flags.model).name, "limit": flags.limit, "seed": flags.seed, "results": results})
 
 
 if __name__ == "__main__":
