@@ -1,5 +1,6 @@
 from setuptools import find_packages, setup
 
+TPU_COMPILER = "jax[tpu]>=0.10"  # it runs, and compiles for TPUs, on machines without one
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2", "seqeval>=1.2.2"]  # metrics of evaluation tasks
 
 setup(
@@ -31,10 +32,14 @@ setup(
         "scikit-learn>=1.5",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10"],
+        "tpu": [TPU_COMPILER],
+        "plan": [TPU_COMPILER],
         "cuda": ["jax[cuda13]>=0.10"],
         "eval": EVAL,
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", *EVAL],
+        "test": [
+            "pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", *EVAL,
+            f"{TPU_COMPILER}; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        ],  # fmt: skip
         "lm_eval": ["lm-eval>=0.4.9"],
         "oracle": ["torch>=2.6", "transformers>=5"],
         "experiments": ["sacrebleu>=2.4"],

@@ -14,14 +14,15 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 500_000, "batch_size": 1024, "log_every": 10, "eval_every": 1000, "eval_batches": 8,
+            "steps": 500_000, "batch_size": 1024, "accumulate_steps": 4, "log_every": 10, "eval_every": 1000, "eval_batches": 8,
             "checkpoint_every": 500, "keep_every": 10_000,
         },
-        "mesh": {"data": 1, "fsdp": -1, "tensor": 4},
+        "mesh": {"data": 1, "fsdp": -1},
         "model": {
             "name": "llama", "num_layers": 32, "hidden_size": 4096, "intermediate_size": 11_008, "num_heads": 32,
             "num_kv_heads": 32, "vocab_size": 32_000, "max_length": 4096, "norm_eps": 1e-5, "rope_theta": 10_000.0,
-            "dtype": "bfloat16", "remat": "full",
+            "dtype": "bfloat16",
+            "remat": "save_named:q,k,v,attention_residuals,attention_heads,attention_out,mlp_gate,mlp_up",
         },
         "objective": {"name": "causal_lm"},
         "data": {"source": "builtin", "sequence_length": 4096, "tokenizer": "train:32000"},

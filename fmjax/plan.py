@@ -14,8 +14,7 @@ from fmjax.small_files import write_whole
 
 
 def main(argv: list[str]) -> int:
-    overrides, rest = cli.split_overrides(argv)
-    flags = _parser().parse_args(rest)
+    flags, overrides = parse(argv)
     cli.log_to_stderr()
 
     from fmjax import config as configs
@@ -44,7 +43,9 @@ def main(argv: list[str]) -> int:
     return 3 if found.fits is False else 0
 
 
-def _parser() -> cli.ArgumentParser:
+def parse(argv: list[str]):
+    """(flags, overrides of the config) of a command line. Raises InputError naming the flag that is wrong."""
+    overrides, rest = cli.split_overrides(argv)
     parser = cli.ArgumentParser("python -m fmjax.plan", __doc__.split("\n")[0])
     parser.add_argument("--config", required=True, help="a Python file with get_config(), as for fmjax.train")
     parser.add_argument(
@@ -56,7 +57,7 @@ def _parser() -> cli.ArgumentParser:
         "--search", nargs="?", type=cli.number(int, low=1), const=12, default=0, metavar="TRIES",
         help="try other remat policies, meshes and parts of the batch, at most so many (12)",
     )  # fmt: skip
-    return parser
+    return parser.parse_args(rest), overrides
 
 
 if __name__ == "__main__":

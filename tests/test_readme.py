@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from fmjax import config as configs
-from fmjax import convert, evaluate, generate, train
+from fmjax import convert, evaluate, generate, plan, train
 from fmjax.interop import lm_eval
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,6 +24,9 @@ def test_every_command_parses(module, arguments, monkeypatch):
         configs.resolve(configs.apply_overrides(configs.load_config_file(file), overrides))
     elif module == "generate":
         generate.parse(argv)
+    elif module == "plan":
+        flags, overrides = plan.parse(argv)
+        configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
     elif module == "convert":
         convert.parse(argv)
     elif module == "interop.lm_eval":
