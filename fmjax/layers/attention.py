@@ -14,6 +14,7 @@ from jax import lax
 
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_choice
+from fmjax.parallel.platform import target_platform
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ def attention(
         count), int32 [B, T], or a pair ([B, T], [B, S]) as in cached decoding.
       causal, window: see above.
       scale: None is 1 / sqrt(D).
-      backend: one of BACKENDS. `auto` takes, by platform, `cpu`, `splash` on TPU or `cudnn` on GPU where it can do what
-        is asked, else `reference`; each choice is logged once.
+      backend: one of BACKENDS. `auto` takes, by the platform of the mesh in context (`target_platform`), `cpu`, `splash`
+        on TPU or `cudnn` on GPU where it can do what is asked, else `reference`; each choice is logged once.
       dropout_rate, dropout_key: dropout of the attention probabilities.
 
     Returns: [B, T, H, D] in q's dtype. Logits and softmax are float32.
@@ -91,7 +92,7 @@ def attention(
 
 
 def _choose(q, k, **asked) -> str:
-    platform = jax.default_backend()
+    platform = target_platform()
     preferred = {"cpu": "cpu", "gpu": "cudnn", "tpu": "splash"}.get(platform, "reference")
     if preferred == "reference":
         reason = f"no kernel for platform {platform!r}"

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.layers.attention import attention_mask
+from fmjax.parallel.platform import target_platform
 
 MAX_HEAD_DIM = 128
 
 
 def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -> str | None:
     """Why this backend cannot do what is asked, or None."""
-    if jax.default_backend() != "gpu":
-        return f"needs an NVIDIA GPU, and the platform is {jax.default_backend()!r}"
+    if target_platform() != "gpu":
+        return f"needs an NVIDIA GPU, and the platform is {target_platform()!r}"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"computes in bfloat16 or float16, not {q.dtype}"
     if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:

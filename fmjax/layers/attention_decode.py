@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fmjax.layers.attention import MASKED
+from fmjax.parallel.platform import target_platform
 
 # Numbers of one head's keys in a block. On a CPU the copy of a block is to stay in the processor's caches; an
 # accelerator wants few and large steps.
@@ -32,7 +33,7 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
     kv_heads, slots = key.shape[1:3]
     rows = q.reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, -1, d)
     rows = rows * jnp.asarray(d**-0.5 if scale is None else scale, q.dtype)
-    block = max(1, BLOCK_SIZE.get(jax.default_backend(), DEFAULT_BLOCK_SIZE) // d)
+    block = max(1, BLOCK_SIZE.get(target_platform(), DEFAULT_BLOCK_SIZE) // d)
     if slots <= WHOLE_BLOCKS * block:
         total, out = _attend(rows, key, value, allowed)[1:]
     else:
