@@ -62,7 +62,8 @@ class Program:
     def compile_train_step(self):
         """The train step compiled for this mesh and batch, ahead of its first call."""
         with jax.set_mesh(self.mesh):
-            return self.train_step.lower(self.spec.shapes, self.batch_spec, self.key).compile()
+            key = jax.ShapeDtypeStruct(self.key.shape, self.key.dtype)
+            return self.train_step.lower(self.spec.shapes, self.batch_spec, key).compile()
 
 
 def open_data(config, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False):

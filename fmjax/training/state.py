@@ -63,7 +63,8 @@ def param_spec(module: nn.Module, inputs: dict):
     Args:
       inputs: keyword arguments of `module.init`, arrays or ShapeDtypeStructs.
     """
-    boxed = jax.eval_shape(lambda key, x: init_params(module, key, x), jax.random.key(0), inputs)
+    # The key is made inside: nothing is computed, so the mesh in context may be of devices that are not there.
+    boxed = jax.eval_shape(lambda x: init_params(module, jax.random.key(0), x), inputs)
     return nn.unbox(boxed), logical_axes(boxed)
 
 
