@@ -88,7 +88,9 @@ def attention(
     if backend == "reference":
         return reference(q, k, v, scale=scale, dropout_key=dropout_key, **asked)
     del asked["dropout_rate"]
-    return importlib.import_module(_MODULES[backend]).run(q, k, v, scale=scale, **asked)
+    # Imported here since every backend imports this module.
+    attention_mesh = importlib.import_module("fmjax.layers.attention_mesh")
+    return attention_mesh.run(importlib.import_module(_MODULES[backend]), q, k, v, scale=scale, **asked)
 
 
 def _choose(q, k, **asked) -> str:

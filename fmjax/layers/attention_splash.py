@@ -1,21 +1,16 @@
 """Splash attention, JAX's block-sparse flash attention kernel for TPUs.
 
-The kernel wants lengths in whole blocks and whole lanes of head dimensions, and runs on one device: `run` pads both
-(exactly: padded keys have a segment of their own, padded dimensions are zero) and maps the kernel over the mesh's batch
-and head axes.
+The kernel wants lengths in whole blocks and head dimensions in whole lanes. Both are padded, exactly: padded keys have a
+segment of their own, padded dimensions are zero.
 """
 
-import functools
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import PartitionSpec
 
 LANES = 128
-BLOCK = 512
+BLOCKS = (512, 256, 128)
 # Tests on a CPU set it to run the kernel in Pallas' interpreter.
 INTERPRET = False
 
@@ -30,27 +25,53 @@ def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -
 
 
 def run(q, k, v, *, segment_ids, positions, causal, window, scale):
-    """Arguments as `fmjax.layers.attention.reference`, without positions."""
+    """Arguments as `fmjax.layers.attention.reference`, without positions; on one device."""
+    kernel = make_kernel(np.arange(q.shape[1])[None], q.shape[2], k.shape[1], causal, window)
+    return apply(kernel, q, k, v, segment_ids, scale)
+
+
+def make_kernel(order: np.ndarray, heads: int, keys: int, causal: bool, window: int | None):
+    """The kernel for queries that are spread over devices; the keys are whole on each.
+
+    Args:
+      order: int [shards, T], the index in the row of each query that a shard holds.
+      heads: of the queries, on one device.
+      keys: their number S.
+
+    Returns: a pytree to `apply`, whose arrays `kernel.manual_sharding_spec` splits over the shards.
+    """
+    shards, rows = order.shape
+    order = np.pad(order, ((0, 0), (0, -rows % LANES)), mode="edge").astype(np.int32)
+    keys += -keys % LANES
+    # A shard's queries may be two runs of consecutive ones: no block should have some of both.
+    block_q = _block(rows // 2 if shards > 1 and rows % (2 * LANES) == 0 else order.shape[1])
+    block_kv = _block(keys)
+    sizes = splash.BlockSizes(
+        block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
+        block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
+        block_q_dq=block_q, block_kv_dq=block_kv,
+    )  # fmt: skip
+    shape = (order.size, keys)
+    mask = splash.FullMask(shape) if not causal and window is None else Band(order.reshape(-1), keys, causal, window)
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=shards, interpret=INTERPRET
+    )
+
+
+def _block(length: int) -> int:
+    return next(size for size in BLOCKS if length % size == 0)
+
+
+def apply(kernel, q, k, v, segment_ids, scale):
+    """softmax(scale * q k^T + the kernel's mask) v for q [B, T, H, D], k and v [B, S, K, D]; as `run`."""
     length, head_dim = q.shape[1], q.shape[3]
+    if segment_ids is None:
+        segment_ids = tuple(jnp.ones(x.shape[:2], jnp.int32) for x in (q, k))
     q = (q * scale).astype(q.dtype)
-    ids = segment_ids
-    if ids is None:
-        ids = tuple(jnp.ones(x.shape[:2], jnp.int32) for x in (q, k))
-    # Padding: its queries attend its own keys, so no row is empty, and nothing else does.
-    q, k, v = (_pad(_pad(x, 1, LANES), 3, LANES) for x in (q, k, v))
-    ids = tuple(_pad(i.astype(jnp.int32), 1, LANES, -1) for i in ids)
-    attend = functools.partial(_on_one_device, causal=causal, window=window)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
-        batch, heads = nn.logical_to_mesh_axes(("batch", "act_heads"))
-        shards = int(np.prod([mesh.shape[name] for name in jax.tree.leaves(heads)], dtype=int))
-        if k.shape[2] % shards:  # fewer key-value heads than shards: give every query head its own copy
-            k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-        whole, rows = PartitionSpec(batch, None, heads, None), PartitionSpec(batch, None)
-        # Splash's own outputs do not say over which axes they vary, hence check_vma=False.
-        specs = dict(in_specs=(whole, whole, whole, (rows, rows)), out_specs=whole, check_vma=False)
-        attend = jax.shard_map(attend, mesh=mesh, **specs)
-    return attend(q, k, v, ids)[:, :length, :, :head_dim]
+    q, k, v = (_pad(_pad(x, 1, LANES), 3, LANES).transpose(0, 2, 1, 3) for x in (q, k, v))
+    ids = splash.SegmentIds(*(_pad(i.astype(jnp.int32), 1, LANES, -1) for i in segment_ids))
+    out = jax.vmap(kernel)(q, k, v, ids)
+    return out.transpose(0, 2, 1, 3)[:, :length, :, :head_dim]
 
 
 def _pad(x, axis, multiple, value=0):
@@ -59,27 +80,38 @@ def _pad(x, axis, multiple, value=0):
     return jnp.pad(x, widths, constant_values=value) if missing else x
 
 
-def _on_one_device(q, k, v, ids, *, causal, window):
-    """q [B, T, H, D], k and v [B, S, K, D] and ids ([B, T], [B, S]), all padded."""
-    kernel = _kernel(q.shape[2], q.shape[1], k.shape[1], causal, window)
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=ids[0], kv=ids[1]))
-    return out.transpose(0, 2, 1, 3)
+class Band(splash.Mask):
+    """The mask of queries at any index in the row: key s is allowed to query t where s <= t and t - s < window, or
+    |t - s| < window where not causal.
 
+    With `q_sequence` and `mask_function` the kernel computes the mask rather than reading it.
+    """
 
-def _kernel(heads, t, s, causal, window):
-    if window is not None:
-        mask = splash.LocalMask((t, s), (window - 1, 0 if causal else window - 1), 0)
-    elif causal:
-        mask = splash.CausalMask((t, s))
-    else:
-        mask = splash.FullMask((t, s))
-    block_q, block_kv = (max(b for b in (128, 256, 512) if b <= BLOCK and n % b == 0) for n in (t, s))
-    sizes = splash.BlockSizes(
-        block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
-        block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
-        block_q_dq=block_q, block_kv_dq=block_kv,
-    )  # fmt: skip
-    return splash.make_splash_mha(
-        splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=INTERPRET
-    )
+    def __init__(self, q_sequence: np.ndarray, keys: int, causal: bool, window: int | None):
+        self.q_sequence = q_sequence
+        self._keys, self._rule = keys, (causal, window)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.q_sequence), self._keys
+
+    def mask_function(self, queries, keys):
+        causal, window = self._rule
+        allowed = [queries >= keys] if causal else [keys - window < queries]
+        if window is not None:
+            allowed.append(queries - window < keys)
+        return allowed[0] if len(allowed) == 1 else allowed[0] & allowed[1]
+
+    def __getitem__(self, index) -> np.ndarray:
+        rows, columns = index
+        return self.mask_function(self.q_sequence[rows][:, None], np.arange(self._keys)[columns][None, :])
+
+    def __eq__(self, other):
+        return isinstance(other, Band) and self._key == other._key
+
+    def __hash__(self):
+        return hash(self._key)
+
+    @property
+    def _key(self):
+        return self._keys, self._rule, self.q_sequence.tobytes()

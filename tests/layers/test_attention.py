@@ -1,66 +1,21 @@
 """Every attention backend against the definition, written out in numpy; gradients against the reference backend."""
 
-import dataclasses
+import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from attention_cases import CASES, Case, assert_same
 
 from fmjax.errors import ConfigError
 from fmjax.layers import attention_cpu, attention_splash
 from fmjax.layers.attention import attention
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    length: int = 24
-    heads: int = 4
-    kv_heads: int = 4
-    head_dim: int = 8
-    causal: bool = True
-    window: int | None = None
-    packed: bool = False
-    keys: int | None = None
-
-    def arrays(self):
-        keys = jax.random.split(jax.random.key(0), 4)
-        s = self.keys or self.length
-        q = jax.random.normal(keys[0], (2, self.length, self.heads, self.head_dim))
-        k, v = (jax.random.normal(key, (2, s, self.kv_heads, self.head_dim)) for key in keys[1:3])
-        ids = None
-        if self.packed:
-            bounds = jnp.array([[self.length // 3, self.length - 4], [self.length // 2, self.length]])
-            index = jnp.arange(self.length)[None]
-            ids = 1 + (index >= bounds[:, :1]).astype(jnp.int32)
-            ids = jnp.where(index >= bounds[:, 1:], 0, ids)
-        return q, k, v, ids
-
-    def run(self, backend, q, k, v, ids):
-        return attention(q, k, v, segment_ids=ids, causal=self.causal, window=self.window, backend=backend)
-
-
-CASES = {
-    "causal": Case(),
-    "bidirectional": Case(causal=False),
-    "odd": Case(length=37, head_dim=5),
-    "packed": Case(length=37, packed=True),
-    "packed_bidirectional": Case(packed=True, causal=False),
-    "grouped": Case(kv_heads=2, packed=True),
-    "multi_query": Case(kv_heads=1),
-    "window": Case(length=37, window=6, kv_heads=2),
-    "window_packed": Case(length=37, window=6, packed=True),
-    "window_both_sides": Case(length=37, window=6, causal=False),
-    "window_of_one": Case(window=1),
-    "cross": Case(causal=False, keys=19, kv_heads=2),
-}
-
-
 def by_hand(case, q, k, v, ids):
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    ids = None if ids is None else np.asarray(ids)
+    query_ids, key_ids = (None, None) if ids is None else ids if isinstance(ids, tuple) else (ids, ids)
     out = np.zeros(q.shape)
     for b in range(q.shape[0]):
         for h in range(q.shape[2]):
@@ -70,7 +25,7 @@ def by_hand(case, q, k, v, ids):
                     for s in range(k.shape[1])
                     if (not case.causal or s <= t)
                     and (case.window is None or abs(t - s) < case.window)
-                    and (ids is None or ids[b, t] == ids[b, s])
+                    and (ids is None or query_ids[b, t] == key_ids[b, s])
                 ]
                 head = h // (q.shape[2] // k.shape[2])
                 logits = k[b, allowed, head] @ q[b, t, h] / np.sqrt(q.shape[3])
@@ -92,50 +47,24 @@ def test_reference_is_the_definition(name):
     np.testing.assert_allclose(case.run("reference", *arrays), by_hand(case, *arrays), atol=1e-5)
 
 
-def outputs_and_gradients(case, backend, q, k, v, ids, weight):
-    def weighted(q, k, v):
-        out = case.run(backend, q, k, v, ids)
-        return jnp.sum(out * weight), out
-
-    return jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+@functools.cache
+def expected_of(case):
+    return case.outputs_and_gradients("reference", *case.arrays())
 
 
-def agree(case, backend, tolerance):
-    q, k, v, ids = case.arrays()
-    weight = jax.random.normal(jax.random.key(9), q.shape)
-    expected = outputs_and_gradients(case, "reference", q, k, v, ids, weight)
-    found = outputs_and_gradients(case, backend, q, k, v, ids, weight)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), found, expected)
-
-
+@pytest.mark.parametrize("backend, tolerance", [("cpu", 2e-5), ("splash", 2e-4)])
 @pytest.mark.parametrize("name", CASES)
-def test_cpu_backend_is_the_reference(name):
-    agree(CASES[name], "cpu", 2e-5)
+def test_backends_are_the_reference(name, backend, tolerance):
+    case = CASES[name]
+    assert_same(case.outputs_and_gradients(backend, *case.arrays()), expected_of(case), tolerance)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(kv_heads=2, length=200, packed=True),
-        Case(length=130, window=20, head_dim=16, packed=True),
-        Case(length=24, window=6, causal=False),
-        Case(length=24, causal=False, keys=19),
-    ],
-    ids=["packed_grouped", "window_packed", "window_both_sides", "cross"],
-)
-def test_splash_backend_is_the_reference(case):
-    agree(case, "splash", 2e-4)
-
-
-def test_splash_on_a_mesh_maps_over_batch_and_heads():
-    case = Case(kv_heads=2, packed=True)
-    q, k, v, ids = case.arrays()
-    expected = case.run("reference", q, k, v, ids)
-    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    rules = [("batch", "data"), ("act_heads", "tensor")]
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-        found = jax.jit(lambda *arrays: case.run("splash", *arrays))(q, k, v, ids)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+@pytest.mark.parametrize("name", [name for name in CASES])
+def test_cudnn_is_the_reference(name):
+    if jax.default_backend() != "gpu":
+        pytest.skip("needs an NVIDIA GPU")
+    case = CASES[name]
+    assert_same(case.outputs_and_gradients("cudnn", *case.arrays(), dtype=jnp.bfloat16), expected_of(case), 0.05)
 
 
 def test_cpu_blocks_cover_what_a_mask_allows_and_skip_the_rest(monkeypatch):

@@ -1,0 +1,150 @@
+"""Attention kernels on a mesh: each device computes its rows, heads and, on a `length` axis, its part of the queries.
+
+XLA does not partition a kernel, so it is mapped over the shards that the logical axes `batch`, `act_heads` and `length`
+have in the mesh in context. Rows and heads do not concern each other. The length does, and there are two ways
+(sequence or context parallelism):
+
+- By heads: an all-to-all trades the split of the length for one of the heads, each device computes whole rows of its
+  heads with the backend's kernel, and another all-to-all trades back (Jacobs et al. 2023,
+  https://arxiv.org/abs/2309.14509). It moves the least and is balanced for every mask; it needs key-value heads that
+  divide over the shards.
+- By queries, where they do not: keys and values are gathered, and each device computes its own queries. With the few
+  key-value heads of grouped queries that costs less than the queries themselves, and unlike a ring it is one collective
+  that every kernel can follow. Under a causal mask the first queries have few keys and the last have all, so the
+  devices trade halves first: of 2n chunks device i computes i and 2n - 1 - i (Llama 3, Grattafiori et al. 2024, section
+  3.3.2). On TPU the kernel is splash attention, elsewhere `fmjax.layers.attention_blocks`.
+
+The order is undone before anything else sees it: batches, positions and modules know the natural order alone.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fmjax.errors import ConfigError
+from fmjax.layers import attention_blocks
+
+
+def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
+    """`kernel.run` on every device of the mesh in context, on its share; on the one at hand without a mesh.
+
+    Args:
+      kernel: a backend's module; the others as for `fmjax.layers.attention.reference`.
+
+    Raises ConfigError where the length does not divide over its shards.
+    """
+    options = dict(causal=causal, window=window, scale=scale)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return kernel.run(q, k, v, segment_ids=segment_ids, positions=positions, **options)
+    batch, length, heads = _mesh_axes(mesh, q)
+    head_shards, shards = _size(mesh, heads), _size(mesh, length)
+    if k.shape[2] % head_shards:  # fewer key-value heads than shards: give every query head its own copy
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    extra, extra_specs = None, None
+    if shards == 1:
+        attend = lambda _, q, k, v, ids: kernel.run(q, k, v, segment_ids=ids, positions=None, **options)
+    elif k.shape[2] // head_shards % shards == 0:
+        _check_length(q, k, mesh, length, shards)
+        attend = lambda _, *arrays: _by_heads(kernel, length, *arrays, options)
+    else:
+        balanced = causal and window is None
+        _check_length(q, k, mesh, length, 2 * shards if balanced else shards)
+        order = _order(q.shape[1], shards, balanced)
+        if hasattr(kernel, "make_kernel") and (causal or window is not None):
+            extra = kernel.make_kernel(order, q.shape[2] // head_shards, k.shape[1], causal, window)
+            extra_specs = extra.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, length)))
+        attend = lambda extra, *arrays: _by_queries(kernel, extra, order, length, balanced, *arrays, options)
+    whole, rows = PartitionSpec(batch, length, heads, None), PartitionSpec(batch, length)
+    # Splash's own outputs do not say over which axes they vary, hence check_vma=False.
+    specs = dict(in_specs=(extra_specs, whole, whole, whole, rows), out_specs=whole, check_vma=False)
+    return jax.shard_map(attend, mesh=mesh, **specs)(extra, q, k, v, segment_ids)
+
+
+def _mesh_axes(mesh, q):
+    """Mesh axes, a tuple or None each, of rows, length and heads. Rows or heads that do not divide stay whole."""
+    found = nn.logical_to_mesh_axes(("batch", "length", "act_heads"))
+    entries = []
+    for entry, size in zip(found, q.shape):
+        names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        names = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
+        entries.append(names or None)
+    batch, length, heads = entries
+    batch, heads = (
+        None if names and size % _size(mesh, names) else names
+        for names, size in ((batch, q.shape[0]), (heads, q.shape[2]))
+    )
+    return batch, length, heads
+
+
+def _size(mesh, names) -> int:
+    return math.prod(mesh.shape[name] for name in names or ())
+
+
+def _check_length(q, k, mesh, length, parts: int) -> None:
+    for what, size in (("queries", q.shape[1]), ("keys", k.shape[1])):
+        if size % parts:
+            sizes = " x ".join(f"mesh.{name} = {mesh.shape[name]}" for name in length)
+            raise ConfigError(
+                f"attention over {size} {what} with {sizes}: the length must be a multiple of {parts}; change the "
+                "sequence length, or set the mesh axis to 1"
+            )
+
+
+def _by_heads(kernel, axis, q, k, v, ids, options):
+    trade = lambda x, split, join: lax.all_to_all(x, axis, split_axis=split, concat_axis=join, tiled=True)
+    q, k, v = (trade(x, 2, 1) for x in (q, k, v))
+    if ids is not None:
+        ids = tuple(_gather(i, axis) for i in ids)
+    return trade(kernel.run(q, k, v, segment_ids=ids, positions=None, **options), 1, 2)
+
+
+def _by_queries(kernel, extra, order, axis, balanced, q, k, v, ids, options):
+    k, v = _gather(k, axis), _gather(v, axis)
+    index = jnp.asarray(order)[lax.axis_index(axis)]
+    if ids is not None:
+        ids = (jnp.take(_gather(ids[0], axis), index, axis=1), _gather(ids[1], axis))
+    q = _trade_halves(q, axis, len(order)) if balanced else q
+    if extra is not None:
+        out = kernel.apply(extra, q, k, v, ids, options["scale"])
+    elif hasattr(kernel, "make_kernel"):  # without a mask all queries are alike
+        out = kernel.run(q, k, v, segment_ids=ids, positions=None, **options)
+    else:
+        out = attention_blocks.attend(q, k, v, index, segment_ids=ids, **options)
+    return _trade_halves(out, axis, len(order), back=True) if balanced else out
+
+
+def _gather(x, axis):
+    return lax.all_gather(x, axis, axis=1, tiled=True)
+
+
+def _order(length: int, shards: int, balanced: bool) -> np.ndarray:
+    """int32 [shards, T / shards]: which queries each shard computes."""
+    index = np.arange(length, dtype=np.int32)
+    if not balanced:
+        return index.reshape(shards, -1)
+    chunks = index.reshape(2 * shards, -1)
+    return np.concatenate([chunks[:shards], chunks[::-1][:shards]], axis=1)
+
+
+def _trade_halves(x, axis, shards: int, back: bool = False):
+    """From consecutive chunks 2i, 2i + 1 on device i to chunks i, 2n - 1 - i, or back.
+
+    The first halves have even numbers, the second odd ones, and of i and 2n - 1 - i one is even: each half has one
+    destination, and each device gets one of either.
+    """
+    home = lambda chunk: min(chunk, 2 * shards - 1 - chunk)
+    to = [[(i, home(2 * i + parity)) for i in range(shards)] for parity in (0, 1)]
+    odd = lax.axis_index(axis) % 2 == 1  # where the device's first chunk, i, is an odd one
+    if back:
+        first, second = jnp.split(x, 2, axis=1)
+        halves = jnp.where(odd, second, first), jnp.where(odd, first, second)
+        moved = [lax.ppermute(half, axis, [(b, a) for a, b in way]) for half, way in zip(halves, to)]
+        return jnp.concatenate(moved, axis=1)
+    even, uneven = (lax.ppermute(half, axis, way) for half, way in zip(jnp.split(x, 2, axis=1), to))
+    return jnp.concatenate([jnp.where(odd, uneven, even), jnp.where(odd, even, uneven)], axis=1)
