@@ -17,9 +17,6 @@ have in the mesh in context. Rows and heads do not concern each other. The lengt
 The order is undone before anything else sees it: batches, positions and modules know the natural order alone.
 """
 
-import math
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax.errors import ConfigError
 from fmjax.layers import attention_blocks
+from fmjax.parallel.shards import mesh_axes, num_shards
 
 
 def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
@@ -42,8 +40,12 @@ def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return kernel.run(q, k, v, segment_ids=segment_ids, positions=positions, **options)
-    batch, length, heads = _mesh_axes(mesh, q)
-    head_shards, shards = _size(mesh, heads), _size(mesh, length)
+    batch, length, heads = mesh_axes(mesh, ("batch", "length", "act_heads"))
+    # Rows or heads that do not divide stay whole.
+    batch, heads = (
+        () if size % num_shards(mesh, names) else names for names, size in ((batch, q.shape[0]), (heads, q.shape[2]))
+    )
+    head_shards, shards = num_shards(mesh, heads), num_shards(mesh, length)
     if k.shape[2] % head_shards:  # fewer key-value heads than shards: give every query head its own copy
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     extra, extra_specs = None, None
@@ -60,30 +62,11 @@ def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
             extra = kernel.make_kernel(order, q.shape[2] // head_shards, k.shape[1], causal, window)
             extra_specs = extra.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, length)))
         attend = lambda extra, *arrays: _by_queries(kernel, extra, order, length, balanced, *arrays, options)
-    whole, rows = PartitionSpec(batch, length, heads, None), PartitionSpec(batch, length)
+    rows = PartitionSpec(batch or None, length or None)
+    whole = PartitionSpec(*rows, heads or None)
     # Splash's own outputs do not say over which axes they vary, hence check_vma=False.
     specs = dict(in_specs=(extra_specs, whole, whole, whole, rows), out_specs=whole, check_vma=False)
     return jax.shard_map(attend, mesh=mesh, **specs)(extra, q, k, v, segment_ids)
-
-
-def _mesh_axes(mesh, q):
-    """Mesh axes, a tuple or None each, of rows, length and heads. Rows or heads that do not divide stay whole."""
-    found = nn.logical_to_mesh_axes(("batch", "length", "act_heads"))
-    entries = []
-    for entry, size in zip(found, q.shape):
-        names = (entry,) if isinstance(entry, str) else tuple(entry or ())
-        names = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
-        entries.append(names or None)
-    batch, length, heads = entries
-    batch, heads = (
-        None if names and size % _size(mesh, names) else names
-        for names, size in ((batch, q.shape[0]), (heads, q.shape[2]))
-    )
-    return batch, length, heads
-
-
-def _size(mesh, names) -> int:
-    return math.prod(mesh.shape[name] for name in names or ())
 
 
 def _check_length(q, k, mesh, length, parts: int) -> None:

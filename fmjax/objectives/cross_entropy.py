@@ -3,6 +3,10 @@
 A chunk of positions at a time: logits, their log-sum-exp, and, when a gradient will be wanted, the gradients with
 respect to hidden states and head at once, while the logits are at hand. That takes three products with the head in
 all, where recomputing the logits in the backward pass would take four.
+
+On a mesh each device goes through its own rows and positions in chunks, for its part of the vocabulary (the logical axes
+`batch`, `length` and `act_vocab`). Of a chunk only what a position has one number of is added up over the vocabulary's
+parts; gradients are added up once, at the end.
 """
 
 import functools
@@ -11,9 +15,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from fmjax.layers.dense import weight_gradient
 from fmjax.layers.embed import output_logits
+from fmjax.parallel.shards import mesh_axes, num_shards
 
 
 def cross_entropy(
@@ -37,13 +43,13 @@ def cross_entropy(
       z_loss: adds z_loss * log(Z)**2 per position, Z the softmax's denominator (Chowdhery et al. 2022, section 5).
       label_smoothing: share of the target's probability that is spread evenly over all V classes, the target among
         them (Szegedy et al. 2016, section 7; `label_smoothing` of PyTorch's CrossEntropyLoss).
-      chunk_size: positions of each row that are processed at once.
+      chunk_size: positions of each row, of those on one device, that are processed at once.
       count_correct: whether to compare the largest logit with the target's.
 
     Returns: dict of float32 scalars, sums over positions times weights: "loss" (with z-loss and smoothing; the only
     one through which gradients flow), "cross_entropy" (without them), "z_loss", and "correct" if asked for.
     """
-    options = _Options(z_loss, label_smoothing, min(chunk_size, hidden.shape[1]), count_correct)
+    options = _Options(z_loss, label_smoothing, chunk_size, count_correct)
     return _cross_entropy(hidden, head, targets, weights, options)
 
 
@@ -56,11 +62,11 @@ class _Options(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cross_entropy(hidden, head, targets, weights, options):
-    return _over_chunks(hidden, head, targets, weights, options, gradients=False)[0]
+    return _on_mesh(hidden, head, targets, weights, options, gradients=False)[0]
 
 
 def _forward(hidden, head, targets, weights, options):
-    sums, d_hidden, d_head = _over_chunks(hidden, head, targets, weights, options, gradients=True)
+    sums, d_hidden, d_head = _on_mesh(hidden, head, targets, weights, options, gradients=True)
     return sums, (d_hidden, d_head)
 
 
@@ -72,12 +78,77 @@ def _backward(options, saved, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _over_chunks(hidden, head, targets, weights, options, gradients):
-    """(sums, gradient of "loss" to hidden, gradient to head); the gradients are None unless asked for."""
-    length, chunk_size = hidden.shape[1], options.chunk_size
-    tied = "embedding" in head
-    vocab_size = head["embedding"].shape[0] if tied else head["kernel"].shape[1]
-    chunk = functools.partial(_chunk, head=head, options=options, gradients=gradients)
+def _on_mesh(hidden, head, targets, weights, options, gradients):
+    """`_over_chunks` for each device's share of the mesh in context, and what it returns for all of them."""
+    dtypes = {name: value.dtype for name, value in head.items()}
+    # Cast before parameters that are split over devices are gathered.
+    head = {name: value if name == "bias" else value.astype(hidden.dtype) for name, value in head.items()}
+    mesh = jax.sharding.get_abstract_mesh()
+    batch, length, vocab = mesh_axes(mesh, ("batch", "length", "act_vocab"))
+    if head_size(head) % num_shards(mesh, vocab):
+        vocab = ()
+    if batch + length + vocab:
+        args = (hidden, head, targets, weights, options, gradients)
+        sums, d_hidden, d_head = _mapped(mesh, batch, length, vocab, *args)
+    else:
+        sums, d_hidden, d_head = _over_chunks(hidden, head, targets, weights, (), options, gradients)
+    return sums, d_hidden, {name: x.astype(dtypes[name]) for name, x in d_head.items()} if gradients else None
+
+
+def _mapped(mesh, batch, length, vocab, hidden, head, targets, weights, options, gradients):
+    rows, positions = hidden.shape[:2]
+    missing = (-rows % num_shards(mesh, batch), -positions % num_shards(mesh, length))
+    # What is added to make the shards even has no weight.
+    hidden, targets, weights = (_pad(x, missing) for x in (hidden, targets, weights))
+    # The gradient to the head is split as the parameter is, where its axes are among those it is summed over.
+    (embed,) = mesh_axes(mesh, ("embed",))
+    if not set(embed) <= set(batch + length) or hidden.shape[-1] % num_shards(mesh, embed):
+        embed = ()
+    others = tuple(axis for axis in batch + length if axis not in embed)
+
+    def add_up(name, x):
+        if embed and name != "bias":
+            x = lax.psum_scatter(x, embed, scatter_dimension=1 if name == "embedding" else 0, tiled=True)
+            return lax.psum(x, others) if others else x
+        return lax.psum(x, batch + length)
+
+    def share(hidden, head, targets, weights):
+        sums, d_hidden, d_head = _over_chunks(hidden, head, targets, weights, vocab, options, gradients)
+        sums = lax.psum(sums, batch + length)
+        if not gradients:
+            return sums, None, None
+        return sums, lax.psum(d_hidden, vocab), {name: add_up(name, x) for name, x in d_head.items()}
+
+    def head_specs(embed):
+        made = {"embedding": (vocab or None, embed or None), "kernel": (embed or None, vocab or None)}
+        return {name: PartitionSpec(*made.get(name, (vocab or None,))) for name in head}
+
+    place = PartitionSpec(batch or None, length or None)
+    specs = dict(in_specs=(place, head_specs(()), place, place))
+    specs["out_specs"] = (PartitionSpec(), place, head_specs(embed)) if gradients else (PartitionSpec(), None, None)
+    # The check cannot see that what was added up over the vocabulary's parts is the same on all of them.
+    sums, d_hidden, d_head = jax.shard_map(share, mesh=mesh, check_vma=False, **specs)(hidden, head, targets, weights)
+    return sums, d_hidden[:rows, :positions] if gradients else None, d_head
+
+
+def head_size(head: dict) -> int:
+    """V of an output head."""
+    return head["embedding"].shape[0] if "embedding" in head else head["kernel"].shape[1]
+
+
+def _pad(x, missing):
+    return jnp.pad(x, [(0, n) for n in missing] + [(0, 0)] * (x.ndim - 2)) if any(missing) else x
+
+
+def _over_chunks(hidden, head, targets, weights, vocab_axes, options, gradients):
+    """(sums, gradient of "loss" to hidden, gradient to head); the gradients are None unless asked for.
+
+    The head's classes are one part of those of all devices along the mesh axes `vocab_axes`. The sums are of all
+    classes; the gradient to hidden is of that part, and of the device's own rows all three.
+    """
+    length, chunk_size = hidden.shape[1], min(options.chunk_size, hidden.shape[1])
+    tied, vocab_size = "embedding" in head, head_size(head)
+    chunk = functools.partial(_chunk, head=head, vocab_axes=vocab_axes, options=options, gradients=gradients)
 
     def cut(start, size):
         return (lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (hidden, targets, weights))
@@ -108,27 +179,32 @@ def _over_chunks(hidden, head, targets, weights, options, gradients):
         # Summed as [D, V] and turned once: see `weight_gradient`.
         weight = d_head.pop("weight")
         d_head["embedding" if tied else "kernel"] = lax.optimization_barrier(weight).T if tied else weight
-        d_head = {name: d_head[name].astype(value.dtype) for name, value in head.items()}
     return sums, d_hidden, d_head
 
 
-def _chunk(hidden, targets, weights, *, head, options, gradients):
+def _chunk(hidden, targets, weights, *, head, vocab_axes, options, gradients):
     """Sums and gradients of one chunk [B, C, D]."""
     z_loss, smoothing = options.z_loss, options.label_smoothing
+    over_vocab = lambda x: lax.psum(x, vocab_axes) if vocab_axes else x
     logits = output_logits(hidden, head)
-    # A comparison with an iota, rather than a gather, keeps a sharded vocabulary where it is.
-    is_target = targets[..., None] == lax.broadcasted_iota(jnp.int32, logits.shape, 2)
+    part = logits.shape[-1]
+    classes = over_vocab(1) * part
+    first = lax.axis_index(vocab_axes) * part if vocab_axes else 0
+    # A comparison with an iota, rather than a gather, which is slow on TPUs and may be of another device's class.
+    is_target = (targets - first)[..., None] == lax.broadcasted_iota(jnp.int32, logits.shape, 2)
     top = jnp.max(logits, axis=-1, keepdims=True)
+    top = lax.pmax(top, vocab_axes) if vocab_axes else top
     exponentials = jnp.exp(logits - top)
-    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    total = over_vocab(jnp.sum(exponentials, axis=-1, keepdims=True))
     log_z = (jnp.log(total) + top)[..., 0]
-    target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    target_logit = over_vocab(jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1))
     entropy = jnp.sum((log_z - target_logit) * weights)
     z = z_loss * jnp.sum(log_z * log_z * weights)
     loss = entropy + z
     if smoothing:
         # The distribution aimed at is (1 - smoothing) one_hot + smoothing / V.
-        loss += smoothing * jnp.sum((target_logit - jnp.mean(logits, axis=-1)) * weights)
+        mean = over_vocab(jnp.sum(logits, axis=-1)) / classes
+        loss += smoothing * jnp.sum((target_logit - mean) * weights)
     sums = {"loss": loss, "cross_entropy": entropy, "z_loss": z}
     if options.count_correct:
         sums["correct"] = jnp.sum((target_logit >= top[..., 0]) * weights)
@@ -136,7 +212,7 @@ def _chunk(hidden, targets, weights, *, head, options, gradients):
         return sums, None, None
     # d loss / d logits = weight * ((1 + 2 z_loss log Z) softmax - (1 - smoothing) one_hot - smoothing / V)
     factor = weights * (1.0 + 2.0 * z_loss * log_z)
-    off_target = weights[..., None] * (smoothing / logits.shape[-1]) if smoothing else 0.0
+    off_target = weights[..., None] * (smoothing / classes) if smoothing else 0.0
     on_target = weights[..., None] * (1.0 - smoothing) + off_target
     d_logits = exponentials * (factor[..., None] / total) - jnp.where(is_target, on_target, off_target)
     d_bias = {"bias": jnp.sum(d_logits, axis=(0, 1))} if "bias" in head else {}

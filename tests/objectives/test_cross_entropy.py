@@ -1,28 +1,34 @@
 """The chunked cross-entropy against the plain one, and that it never holds all logits."""
 
+import re
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
 
 from fmjax.errors import ConfigError
 from fmjax.objectives.causal_lm import CausalLM
 from fmjax.objectives.cross_entropy import cross_entropy
+from fmjax.parallel.mesh import DEFAULT_RULES, MeshConfig, make_mesh
+from fmjax.parallel.sharding import partition_spec
 
 B, T, D, V = 3, 13, 8, 40
 
 
-def arrays(kind):
+def arrays(kind, rows=B, length=T, vocab_size=V):
     keys = jax.random.split(jax.random.key(0), 5)
-    hidden = jax.random.normal(keys[0], (B, T, D))
-    head = {"kernel": jax.random.normal(keys[1], (D, V))}
+    hidden = jax.random.normal(keys[0], (rows, length, D))
+    head = {"kernel": jax.random.normal(keys[1], (D, vocab_size))}
     if kind == "tied":
         head = {"embedding": head["kernel"].T}
     if kind == "bias":
-        head["bias"] = jax.random.normal(keys[2], (V,))
-    targets = jax.random.randint(keys[3], (B, T), 0, V)
-    weights = jax.random.uniform(keys[4], (B, T)).at[:, -3:].set(0.0)
+        head["bias"] = jax.random.normal(keys[2], (vocab_size,))
+    targets = jax.random.randint(keys[3], (rows, length), 0, vocab_size)
+    weights = jax.random.uniform(keys[4], (rows, length)).at[:, -3:].set(0.0)
     return hidden, head, targets, weights
 
 
@@ -133,6 +139,69 @@ def test_no_array_of_all_logits_occurs():
     for function in (lambda f: f, lambda f: jax.value_and_grad(f, argnums=(0, 1))):
         assert largest(T, function) == B * T * V  # the test sees it where it is
         assert largest(3, function) == max(B * 3 * V, D * V)
+
+
+def on_mesh(function, **sizes):
+    """A function compiled with the head and the hidden states in their shards over eight devices."""
+    config = MeshConfig(data=1, **sizes)
+    mesh = make_mesh(config, jax.devices()[: np.prod(list(sizes.values()))])
+    place = lambda x, *axes: NamedSharding(mesh, partition_spec(axes, config.table, "it"))
+    names = {"kernel": ("embed", "vocab"), "embedding": ("vocab", "embed"), "bias": ("vocab",)}
+
+    def run(hidden, head):
+        hidden = jax.device_put(hidden, place(hidden, "batch", "length", None))
+        head = {name: jax.device_put(x, place(x, *names[name])) for name, x in head.items()}
+        with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(config.table.items())):
+            compiled = jax.jit(function).lower(hidden, head).compile()
+            return jax.device_get(compiled(hidden, head)), compiled.as_text()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "kind, sizes",
+    [
+        ("bias", {"fsdp": 2, "tensor": 2, "sequence": 2}),
+        ("tied", {"fsdp": 2, "tensor": 4}),
+        ("untied", {"sequence": 8}),
+    ],
+    ids=["fsdp2-tensor2-sequence2", "fsdp2-tensor4", "sequence8"],
+)
+def test_over_a_mesh_it_is_the_same_and_no_device_holds_more_than_its_share(kind, sizes):
+    hidden, head, targets, weights = arrays(kind, rows=4, length=48, vocab_size=56)
+    chunk_size, shares = 3, {axis: sizes.get(axis, 1) for axis in ("fsdp", "tensor", "sequence")}
+
+    def loss_and_gradients(hidden, head, cross_entropy=cross_entropy):
+        def loss(hidden, head):
+            options = dict(z_loss=0.1, label_smoothing=0.2, chunk_size=chunk_size, count_correct=True)
+            sums = cross_entropy(hidden, head, targets, weights, **options)
+            return sums["loss"], sums
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, head)
+
+    found, text = on_mesh(loss_and_gradients, **sizes)(hidden, head)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+    jax.tree.map(close, found, jax.jit(loss_and_gradients)(hidden, head))
+
+    # Arrays that have the vocabulary, or a device's part of it, as an axis.
+    part, logits = 56 // shares["tensor"], (4 // shares["fsdp"]) * chunk_size * (56 // shares["tensor"])
+    shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"[fsu]\d+\[([\d,]+)\]", text)]
+    assert (4 // shares["fsdp"], chunk_size, part) in shapes
+    assert max(np.prod(shape) for shape in shapes if 56 in shape or part in shape) <= max(logits, D * part)
+    if shares["tensor"] > 1:
+        assert not any(56 in shape for shape in shapes)
+
+
+def test_rows_and_positions_that_do_not_divide_over_a_mesh():
+    hidden, head, targets, weights = arrays("tied")
+
+    def loss(hidden, head):
+        return cross_entropy(hidden, head, targets, weights, chunk_size=3)["loss"]
+
+    run = jax.value_and_grad(loss, argnums=(0, 1))
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, sequence=4))), nn.logical_axis_rules(tuple(DEFAULT_RULES.items())):
+        found = jax.device_get(jax.jit(run)(hidden, head))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, run(hidden, head))
 
 
 def test_objective_sums_and_names():
