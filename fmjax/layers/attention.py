@@ -59,8 +59,10 @@ def attention(
         count), int32 [B, T], or a pair ([B, T], [B, S]) as in cached decoding.
       causal, window: see above.
       scale: None is 1 / sqrt(D).
-      backend: one of BACKENDS. `auto` takes, by the platform of the mesh in context (`target_platform`), `cpu`, `splash`
-        on TPU or `cudnn` on GPU where it can do what is asked, else `reference`; each choice is logged once.
+      backend: one of BACKENDS. `auto` takes, by the platform the program is for (`target_platform`), `cpu`, `splash` on
+        TPU or `cudnn` on GPU where it can do what is asked, else `reference`; each choice is logged once. On a mesh a
+        kernel computes each device's share, also of a length that is split (`fmjax.layers.attention_mesh`); `reference`
+        is left to XLA.
       dropout_rate, dropout_key: dropout of the attention probabilities.
 
     Returns: [B, T, H, D] in q's dtype. Logits and softmax are float32.

@@ -1,7 +1,7 @@
 """cuDNN's fused attention on NVIDIA GPUs, through `jax.nn.dot_product_attention`.
 
 Causal masks and causal windows are the kernel's own. Packing and windows to both sides are handed over as an explicit
-mask of [B or 1, 1, T, S], which the kernel reads as a bias: exact, at the memory of one such array in the compute dtype.
+mask [B or 1, 1, T, S], which the kernel reads as a bias: exact, at the memory of one such array in the compute dtype.
 The kernel wants head dimensions in eights and, with a mask, even lengths; both are padded, exactly.
 """
 

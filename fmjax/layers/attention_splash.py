@@ -1,7 +1,7 @@
 """Splash attention, JAX's block-sparse flash attention kernel for TPUs.
 
-The kernel wants lengths in whole blocks and head dimensions in whole lanes. Both are padded, exactly: padded keys have a
-segment of their own, padded dimensions are zero.
+The kernel wants lengths in whole blocks and head dimensions in whole lanes. Both are padded, exactly: padded keys have
+a segment of their own, padded dimensions are zero.
 """
 
 import jax

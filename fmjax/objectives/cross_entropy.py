@@ -4,9 +4,9 @@ A chunk of positions at a time: logits, their log-sum-exp, and, when a gradient 
 respect to hidden states and head at once, while the logits are at hand. That takes three products with the head in
 all, where recomputing the logits in the backward pass would take four.
 
-On a mesh each device goes through its own rows and positions in chunks, for its part of the vocabulary (the logical axes
-`batch`, `length` and `act_vocab`). Of a chunk only what a position has one number of is added up over the vocabulary's
-parts; gradients are added up once, at the end.
+On a mesh each device goes through its own rows and positions in chunks, for its part of the vocabulary (the logical
+axes `batch`, `length` and `act_vocab`). Of a chunk only what a position has one number of is added up over the
+vocabulary's parts; gradients are added up once, at the end.
 """
 
 import functools

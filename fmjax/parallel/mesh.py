@@ -17,7 +17,7 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 DEFAULT_RULES: dict[str, tuple[str, ...]] = {
     # parameters
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "sequence"),  # what splits a batch may split the parameters too
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
@@ -41,11 +41,15 @@ class MeshConfig:
     data: int = -1  # replicas of the whole model
     fsdp: int = 1  # parameters, gradients and optimizer state split, batch split too
     tensor: int = 1  # every layer split
-    sequence: int = 1  # long sequences split
+    sequence: int = 1  # long sequences split, and with them parameters, gradients and optimizer state
+    extra: dict[str, int] = dataclasses.field(default_factory=dict)  # further axes, {"expert": 4}, for `rules` to use
     rules: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # added to or replacing DEFAULT_RULES
     replicate: tuple[str, ...] = ()  # parameters (regular expressions on names) that may stay whole on every device
 
     def __post_init__(self):
+        for axis in self.extra:
+            if axis in AXES:
+                raise ConfigError(f"mesh.extra names the axis {axis!r}, which every mesh has; set mesh.{axis}")
         for axis, size in self.sizes.items():
             if size < 1 and size != -1:
                 raise ConfigError(f"mesh.{axis} = {size} must be at least 1, or -1 for whatever is left")
@@ -53,8 +57,9 @@ class MeshConfig:
             raise ConfigError(f"only one mesh axis may be -1, got {self.sizes}; set the others, such as mesh.data=1")
         for logical, mesh_axes in self.rules.items():
             for axis in mesh_axes:
-                if axis not in AXES:
-                    raise ConfigError(f"mesh.rules.{logical} names the mesh axis {axis!r}; known: {', '.join(AXES)}")
+                if axis not in self.sizes:
+                    known = ", ".join(self.sizes)
+                    raise ConfigError(f"mesh.rules.{logical} names the mesh axis {axis!r}; known: {known}")
         for pattern in self.replicate:
             try:
                 re.compile(pattern)
@@ -63,7 +68,9 @@ class MeshConfig:
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {axis: getattr(self, axis) for axis in AXES}
+        """Of all mesh axes, in the order of the mesh: neighbouring devices differ in the last."""
+        first, *others = AXES
+        return {first: getattr(self, first)} | dict(self.extra) | {axis: getattr(self, axis) for axis in others}
 
     @property
     def table(self) -> dict[str, tuple[str, ...]]:
@@ -90,10 +97,11 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
             f"mesh {sizes} needs {math.prod(sizes.values())} devices, there are {len(devices)}; "
             "set one mesh axis to -1 to take whatever is there"
         )
-    shape = tuple(sizes.values())
+    shape, names = tuple(sizes.values()), tuple(sizes)
+    types = (AxisType.Auto,) * len(names)
     if devices and devices[0].platform == "cpu":
         grid = np.asarray(devices).reshape(shape)  # simulated devices have no topology to lay the mesh on
-        mesh = Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        mesh = Mesh(grid, names, axis_types=types)
         connect(mesh)
         return mesh
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return jax.make_mesh(shape, names, axis_types=types, devices=devices)

@@ -35,7 +35,8 @@ class Placement:
         for key in sizes:
             if key not in known:
                 raise ConfigError(f"mesh has no field {key!r}{nearest(key, known)} Known: {', '.join(known)}")
-        fills = {"data": 1} if -1 in [sizes.get(axis) for axis in AXES] else {}
+        given = [sizes.get(axis) for axis in AXES] + list(sizes.get("extra", {}).values())
+        fills = {"data": 1} if -1 in given else {}
         config = MeshConfig(**fills | dict(sizes))
         return cls(make_mesh(config), config)
 

@@ -44,7 +44,9 @@ def param_shardings(shapes, axes, mesh: Mesh, table: Mapping[str, tuple[str, ...
       ConfigError: a logical axis is not in the table, a dimension does not divide, or a large parameter would be
         whole on every device of a mesh that could split it. The message names the parameter.
     """
-    splittable = math.prod(mesh.shape[axis] for axis in ("fsdp", "tensor")) > 1
+    # Axes that split nothing are left out, so that messages name those that do.
+    table = {logical: tuple(a for a in axes if mesh.shape[a] > 1) for logical, axes in table.items()}
+    splittable = math.prod(size for axis, size in mesh.shape.items() if axis != "data") > 1
 
     def one(path, shape, names):
         name = path_name(path)

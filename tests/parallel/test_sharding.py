@@ -37,6 +37,31 @@ def test_the_config_extends_the_table():
     assert found["w"].spec == P("fsdp", "tensor")
 
 
+def test_further_axes_are_named_in_the_config_alone():
+    """Experts and pipeline stages need no change of the mesh or of the table."""
+    rules = {"experts": ("expert",), "layers": ("stage",), "batch": ("data", "fsdp", "expert")}
+    shapes = {"up": shape(4, 2, 8, 8), "w": shape(4, 8)}
+    axes = {"up": ("layers", "experts", "embed", "mlp"), "w": ("layers", "norm")}
+    sizes = {"expert": 2, "stage": 2}
+    found = shardings(shapes, axes, fsdp=2, tensor=1, extra=sizes, rules=rules)
+    assert found["up"].spec == P("stage", "expert", "fsdp", None) and found["w"].spec == P("stage", None)
+    assert found["up"].shard_shape((4, 2, 8, 8)) == (2, 1, 4, 8)
+    assert dict(found["up"].mesh.shape) == {"data": 1, "expert": 2, "stage": 2, "fsdp": 2, "tensor": 1, "sequence": 1}
+    one = shardings(shapes, axes, extra={"expert": 1, "stage": 1}, rules=rules)
+    assert one["up"].spec == P(None, None, "fsdp", "tensor")
+    with pytest.raises(ConfigError, match="mesh.extra names the axis 'fsdp'"):
+        MeshConfig(extra={"fsdp": 2})
+    with pytest.raises(ConfigError, match="mesh.expert = 0"):
+        MeshConfig(extra={"expert": 0})
+    with pytest.raises(ConfigError, match="mesh axis 'expert'; known: data, fsdp, tensor, sequence"):
+        MeshConfig(rules=rules)
+
+
+def test_a_split_length_splits_the_parameters_too():
+    found = shardings({"w": shape(8, 8)}, {"w": ("embed", "mlp")}, fsdp=2, tensor=1, sequence=4)
+    assert found["w"].shard_shape((8, 8)) == (1, 8)
+
+
 @pytest.mark.parametrize(
     "shapes, axes, message",
     [
