@@ -11,6 +11,7 @@ For a remat policy, what the backward pass reads of the forward pass (the output
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -131,31 +132,41 @@ def _pad(x, axis, multiple, value=0):
     return jnp.pad(x, widths, constant_values=value) if missing else x
 
 
+@functools.lru_cache(maxsize=8)
+def _constant(value: bool, *shape: int) -> np.ndarray:
+    return np.full(shape, value)
+
+
 class Band(splash.Mask):
-    """The mask of queries at any index in the row: key s is allowed to query t where s <= t and t - s < window, or
-    |t - s| < window where not causal.
+    """The mask of queries at any index in the row: query t is allowed key s where t - s is within two bounds.
 
     With `q_sequence` and `mask_function` the kernel computes the mask rather than reading it.
     """
 
     def __init__(self, q_sequence: np.ndarray, keys: int, causal: bool, window: int | None):
         self.q_sequence = q_sequence
-        self._keys, self._rule = keys, (causal, window)
+        self._columns = np.arange(keys, dtype=np.int32)
+        self._bounds = 0 if causal else 1 - window, None if window is None else window - 1
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self.q_sequence), self._keys
+        return len(self.q_sequence), len(self._columns)
 
     def mask_function(self, queries, keys):
-        causal, window = self._rule
-        allowed = [queries >= keys] if causal else [keys - window < queries]
-        if window is not None:
-            allowed.append(queries - window < keys)
-        return allowed[0] if len(allowed) == 1 else allowed[0] & allowed[1]
+        first, last = self._bounds
+        allowed = queries - first >= keys if first else queries >= keys
+        return allowed if last is None else allowed & (queries - last <= keys)
 
     def __getitem__(self, index) -> np.ndarray:
-        rows, columns = index
-        return self.mask_function(self.q_sequence[rows][:, None], np.arange(self._keys)[columns][None, :])
+        rows, columns = self.q_sequence[index[0]], self._columns[index[1]]
+        # The kernel is made by asking for every block: most of a long row's are all of one kind, which is quick to say.
+        first, last = self._bounds
+        low, high = rows.min() - columns[-1], rows.max() - columns[0]
+        if low >= first and (last is None or high <= last):
+            return _constant(True, len(rows), len(columns))
+        if high < first or (last is not None and low > last):
+            return _constant(False, len(rows), len(columns))
+        return self.mask_function(rows[:, None], columns[None, :])
 
     def __eq__(self, other):
         return isinstance(other, Band) and self._key == other._key
@@ -165,4 +176,4 @@ class Band(splash.Mask):
 
     @property
     def _key(self):
-        return self._keys, self._rule, self.q_sequence.tobytes()
+        return len(self._columns), self._bounds, self.q_sequence.tobytes()

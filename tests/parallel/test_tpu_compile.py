@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs that are not there, where libtpu is installed: the kernels lower, sharded as in training."""
+"""Programs compiled for TPUs that are not there, where libtpu is installed: kernels lower, sharded as in training."""
 
 import flax.linen as nn
 import jax
@@ -65,8 +65,10 @@ def test_a_sharded_train_step_compiles_with_the_kernel(topology):
         "data": {"sequence_length": 512, "tokenizer": "bytes"},
         "optimizer": {"name": "adamw", "learning_rate": 1e-3},
     })  # fmt: skip
-    names = {"tokens": "int32", "targets": "int32", "segment_ids": "int32", "positions": "int32", "loss_weights": "float32"}
-    example = {name: jax.ShapeDtypeStruct((512,), dtype) for name, dtype in names.items()}
+    example = {
+        name: jax.ShapeDtypeStruct((512,), "float32" if name == "loss_weights" else "int32")
+        for name in ("tokens", "targets", "segment_ids", "positions", "loss_weights")
+    }
     program = make_program(config, build_module(config, {}), example, list(topology("v5e:2x2")))
     compiled = program.compile_train_step()
     assert 'custom_call_target="tpu_custom_call"' in compiled.as_text()
