@@ -20,7 +20,7 @@ def get_config():
             "steps": 72_000, "batch_size": 2048, "accumulate_steps": 4, "log_every": 10, "eval_every": 1000,
             "eval_batches": 8, "checkpoint_every": 500, "keep_every": 10_000,
         },
-        "mesh": {"data": 1, "fsdp": -1, "tensor": 4},
+        "mesh": {"data": 1, "fsdp": -1, "tensor": 4, "replicate": ("norm",)},
         "model": {
             "name": "gpt", "num_layers": 96, "hidden_size": 12_288, "num_heads": 96, "head_dim": 128,
             "max_length": 2048, "window": 256, "layer_pattern": ("global", "local"),

@@ -19,7 +19,7 @@ def get_config():
             "steps": 1_200_000, "batch_size": 2048, "accumulate_steps": 8, "log_every": 10, "eval_every": 1000,
             "eval_batches": 8, "checkpoint_every": 500, "keep_every": 10_000,
         },
-        "mesh": {"data": 1, "fsdp": -1, "tensor": 8},
+        "mesh": {"data": 1, "fsdp": -1, "tensor": 8, "replicate": ("norm",)},
         "model": {
             "name": "llama", "num_layers": 126, "hidden_size": 16_384, "intermediate_size": 53_248, "num_heads": 128,
             "num_kv_heads": 8, "vocab_size": 128_256, "max_length": 8192, "norm_eps": 1e-5, "rope_theta": 500_000.0,
