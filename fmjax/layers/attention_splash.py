@@ -4,8 +4,9 @@ The kernel wants lengths in whole blocks and head dimensions in whole sublanes. 
 have a segment of their own, padded dimensions are zero.
 
 The backward pass is one kernel that computes the probabilities once, for all three gradients. It writes the queries'
-gradient once for every block of keys, to be summed: MAX_PARTS bounds that memory with larger blocks, and beyond the
-largest the two kernels that need no such memory take over, with seven products where the one has five.
+gradient once for every block of keys, to be summed; for long rows larger blocks bound that memory, up to what the
+chip's vector memory holds. Beyond MAX_PARTS of the largest, the two kernels that need no such memory take over, with
+seven products where the one has five.
 
 For a remat policy, what the backward pass reads of the forward pass (the output and its log-sums) is called RESIDUALS.
 """
@@ -22,8 +23,8 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 LANES = 128
 SUBLANES = 8
 BLOCKS = (512, 256, 128)
-BACKWARD_BLOCKS = (512, 1024, 2048, 4096)
-MAX_PARTS = 32
+BACKWARD_BLOCKS = (2048, 1024, 512)
+ENOUGH_PARTS, MAX_PARTS = 16, 64
 RESIDUALS = "attention_residuals"
 # Tests on a CPU set it to run the kernel in Pallas' interpreter.
 INTERPRET = False
@@ -60,8 +61,9 @@ def make_kernel(order: np.ndarray, heads: int, keys: int, causal: bool, window: 
     # A shard's queries may be two runs of consecutive ones: no block should have some of both.
     block_q = _block(rows // 2 if shards > 1 and rows % (2 * LANES) == 0 else order.shape[1])
     block_kv = _block(keys)
-    parts = [size for size in BACKWARD_BLOCKS if keys % size == 0 and keys // size <= MAX_PARTS]
-    backward = parts[0] if parts else block_kv
+    # Large blocks compute more of what a causal mask hides: a part in 2 x 16 of it is little.
+    long = (size for size in BACKWARD_BLOCKS if keys % size == 0 and keys // size >= ENOUGH_PARTS)
+    backward = next(long, block_kv)
     fused = keys // backward <= MAX_PARTS
     sizes = splash.BlockSizes(
         block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
