@@ -306,7 +306,8 @@ class Run:
         self.evaluated_step = self.step
         self._write(self.step, results)
         if self.main:
-            plot_loss(self.workdir)
+            if self.step < settings.steps:  # at the end it is drawn once, with or without an evaluation
+                plot_loss(self.workdir)
             log.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4g}" for k, v in results.items()))
 
     def _sample(self) -> None:
