@@ -146,8 +146,6 @@ class Watch:
             peer.send(hosts=self.hosts)
 
     def _admit(self, peer: _Peer, own: dict) -> None:
-        from fmjax.config import differing_keys  # which needs the mesh, which needs this module
-
         hello = peer.first(5)
         if hello is None or hello.keys() != own.keys():
             peer.socket.close()
@@ -158,8 +156,10 @@ class Watch:
             problem = f"was told of {hello['count']} processes, process 0 of {self.count}"
         elif process in self._peers or not 0 < process < self.count:
             problem = f"has a number that is taken, by host {self.hosts[process]}"
-        elif rows := differing_keys(own["same"], hello["same"]):
-            name, ours, theirs = rows[0]
+        elif own["same"] != hello["same"]:
+            from fmjax.config import differing_keys  # which needs the mesh, which needs this module
+
+            name, ours, theirs = differing_keys(own["same"], hello["same"])[0]
             problem = f"has {name} = {theirs!r}, process 0 {ours!r}"
         if problem:
             self._peers[-1] = peer
