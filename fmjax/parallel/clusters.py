@@ -6,6 +6,7 @@ that do not exist in a shell of one task inside a larger Slurm allocation.
 """
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import re
@@ -150,7 +151,7 @@ def _tpu(launcher: str, workers: list[str], worker: int, slices: Mapping[str, st
 
 def _kubernetes_tpu(environment) -> Cluster | None:
     """A pod with TPUs in Google's Kubernetes: the hosts of its slice are in the environment."""
-    names = environment.get("TPU_WORKER_HOSTNAMES") or ""
+    names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
     if not names or "TPU_WORKER_ID" not in environment or "KUBERNETES_SERVICE_HOST" not in environment:
         return None
     return _tpu("Cloud TPU in Kubernetes", names.split(","), int(environment["TPU_WORKER_ID"]), environment)
@@ -159,6 +160,7 @@ def _kubernetes_tpu(environment) -> Cluster | None:
 def _cloud_tpu(environment) -> Cluster | None:
     """A TPU virtual machine: the hosts of its slice are in Google's metadata."""
     has_chips = any(pathlib.Path("/dev").glob("accel[0-9]*")) or pathlib.Path("/dev/vfio/0").exists()
+    has_chips = has_chips and importlib.util.find_spec("libtpu") is not None
     if not has_chips or "TPU_SKIP_MDS_QUERY" in environment or "tpu" not in environment.get("JAX_PLATFORMS", "tpu"):
         return None
     return cloud_tpu_slice(environment)
@@ -166,8 +168,9 @@ def _cloud_tpu(environment) -> Cluster | None:
 
 def cloud_tpu_slice(environment) -> Cluster | None:
     """The slice that the metadata server describes; None where there is no such server or it knows of no TPU."""
-    number, hosts = _metadata(environment, "agent-worker-number"), _metadata(environment, "worker-network-endpoints")
-    if number is None or hosts is None:
+    number = _metadata(environment, "agent-worker-number")
+    hosts = None if number is None else _metadata(environment, "worker-network-endpoints")
+    if hosts is None:
         return None
     slices = dict(re.findall(r"^(MEGASCALE_\w+)\s*:\s*'?([^'\n]*)", _metadata(environment, "tpu-env") or "", re.M))
     slices |= {name: value for name, value in environment.items() if name.startswith("MEGASCALE_")}

@@ -83,7 +83,7 @@ class Watch:
       same: what must be equal in all processes: JSON-able, dicts of dicts.
       initialization_timeout: seconds that a process may come after the first one.
       heartbeat_timeout: seconds of silence after which a process counts as gone.
-      barrier_timeout: seconds that a process may come to a barrier after the first one.
+      barrier_timeout: seconds that a process may come to a barrier, or to a step, after the first one.
 
     Attributes:
       hosts: name of each process's host.
@@ -106,10 +106,16 @@ class Watch:
         self._heartbeat_timeout, self._barrier_timeout = heartbeat_timeout, barrier_timeout
         self._arrived: dict[int, tuple[str, float, set[int]]] = {}
         self._barriers = self._passed = 0
+        self._steps, self._moved = [0] * self.count, time.monotonic()
         self._changed = threading.Condition()
         self._ending = threading.Lock()
         host, _, port = cluster.coordinator.rpartition(":")
-        hello = {"process": self.process, "count": self.count, "host": socket.gethostname(), "same": json.loads(json.dumps(same))}
+        hello = {
+            "process": self.process,
+            "count": self.count,
+            "host": socket.gethostname(),
+            "same": json.loads(json.dumps(same)),
+        }
         self._peers: dict[int, _Peer] = {}
         deadline = time.monotonic() + initialization_timeout
         if self.process == 0:
@@ -133,7 +139,9 @@ class Watch:
                 ("", port), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=1024
             )
         except OSError as error:
-            raise InputError(f"process 0 cannot listen at port {port}: {error.strerror}; is another run there?") from None
+            raise InputError(
+                f"process 0 cannot listen at port {port}: {error.strerror}; is another run there?"
+            ) from None
         with listener:
             while len(self._peers) < self.count - 1:
                 listener.settimeout(max(deadline - time.monotonic(), 0.01))
@@ -225,7 +233,7 @@ class Watch:
             if now - beaten >= interval:
                 beaten = now
                 for peer in self._peers.values():
-                    peer.send(beat=1)
+                    peer.send(step=self._steps[self.process])
             self._check_times(now)
 
     def _take(self, process: int, message: dict) -> None:
@@ -235,6 +243,8 @@ class Watch:
             with self._changed:
                 self._passed = message["passed"]
                 self._changed.notify_all()
+        elif "step" in message:
+            self._note_step(process, message["step"])
         elif "failed" in message:
             self._end(f"{self.name(process)}: {message['failed']}", message["code"])
         elif "end" in message:
@@ -252,6 +262,17 @@ class Watch:
             if now - since > self._barrier_timeout:
                 missing = " and ".join(self.name(p) for p in range(self.count) if p not in arrived)
                 self._end(f"{missing} did not come to {name!r} within {self._barrier_timeout:g} s. {RESUME}")
+
+        behind = [p for p in range(self.count) if self._steps[p] < max(self._steps)]
+        if self.process == 0 and behind and now - self._moved > self._barrier_timeout:
+            missing = " and ".join(map(self.name, behind))
+            last = max(self._steps)
+            self._end(f"{missing} did not come to step {last} within {self._barrier_timeout:g} s. {RESUME}")
+
+    def _note_step(self, process: int, step: int) -> None:
+        if step > max(self._steps):
+            self._moved = time.monotonic()
+        self._steps[process] = step
 
     def _arrive(self, process: int, number: int, name: str) -> None:
         """In process 0: counts who has come to a barrier, and opens it."""
@@ -275,6 +296,10 @@ class Watch:
             self._peers[0].send(at=[self._barriers, name])
         with self._changed:
             self._changed.wait_for(lambda: self._passed >= self._barriers)
+
+    def at_step(self, step: int) -> None:
+        """Says that this process begins a step in which all compute together; the next heartbeat carries it."""
+        self._note_step(self.process, step)
 
     def fail(self, text: str, code: int, details: str = "") -> NoReturn:
         """Ends all processes for an error in this one, unless it turns out to be another one's end that caused it.
@@ -328,6 +353,12 @@ def barrier(name: str) -> None:
     """`Watch.barrier` of the processes that `fmjax.parallel.launch` brought together; nothing where there are none."""
     if _open is not None:
         _open.barrier(name)
+
+
+def at_step(step: int) -> None:
+    """`Watch.at_step`, likewise."""
+    if _open is not None:
+        _open.at_step(step)
 
 
 @contextlib.contextmanager

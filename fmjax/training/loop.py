@@ -16,9 +16,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fmjax.config import save_config
 from fmjax.data.loader import Loader
 from fmjax.errors import InputError, RunError
+from fmjax.parallel import watch
 from fmjax.parallel.hosts import check_shared
 from fmjax.parallel.sharding import local_rows
-from fmjax.parallel.watch import barrier
 from fmjax.training import final_tasks, resume
 from fmjax.training.checkpoint import Checkpointer, SaveError, last_good
 from fmjax.training.clock import Clock
@@ -192,7 +192,7 @@ class Run:
 
     def _steps(self, stop: threading.Event, last: int, bar) -> None:
         train_step = self.program.compile_train_step()
-        barrier("the first step")
+        watch.barrier("the first step")
         pending = None
         first = self.first = self.step
         estimated, estimate_from = False, 0.0
@@ -203,6 +203,7 @@ class Run:
         while self.step < last and not self._must_stop(stop):
             self._profile(self.step + 1)
             batch = to_global(next(self.loader), self.rows, self.program.batch_spec)
+            watch.at_step(self.step + 1)
             self.state, metrics = train_step(self.state, batch, self.program.key)
             self.step += 1
             # The device computes this step while the host reads the one before.

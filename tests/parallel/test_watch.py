@@ -32,6 +32,9 @@ def main(argv):
             os.kill(os.getpid(), signal.SIGSTOP)
         if does == "dawdles":
             time.sleep(60)
+        if does in ("goes on", "stays behind"):
+            watch.at_step(7 + (does == "goes on"))
+            time.sleep(60)
         if does == "fails":
             watch.fail("file X is not there", 2)
         for number in range(200):
@@ -76,16 +79,18 @@ def test_processes_that_all_come_leave_together():
         ("dies", "has ended without a word. What was saved stays, and the same command goes on from there"),
         ("falls silent", "has not been heard of for 2 s"),
         ("dawdles", "did not come to 'number 0' within 2 s"),
+        ("stays behind", "did not come to step 8 within 2 s"),
     ],
 )
 @pytest.mark.parametrize("process", [0, 2])
 def test_the_one_that_is_missing_is_named_by_all_others_which_end(does, message, process):
-    hosts = start(*(does if number == process else "waits" for number in range(3)))
+    rest = "goes on" if does == "stays behind" else "waits"
+    hosts = start(*(does if number == process else rest for number in range(3)))
     begin = time.monotonic()
     others = [host for number, host in enumerate(hosts) if number != process]
     try:
         printed = outputs(others, timeout=60)
-        if does == "dawdles":  # it is told as well
+        if does in ("dawdles", "stays behind"):  # it is told as well
             assert hosts[process].wait(timeout=10) == 1
     finally:
         hosts[process].kill()
