@@ -130,8 +130,10 @@ def test_what_else_connects_is_passed_over():
     hosts = start(None, "works", wait=30)
     address = hosts[0].args[3]
     time.sleep(0.5)
-    first = subprocess.Popen([*hosts[0].args[:4], "2", "0", *hosts[0].args[6:]], env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    first = subprocess.Popen(
+        [*hosts[0].args[:4], "2", "0", *hosts[0].args[6:]], env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
     host, port = address.split(":")
     for _ in range(50):
         try:

@@ -21,14 +21,14 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def start(command, workdir, num_processes, devices):
+def start(command, workdir, num_processes, devices, launcher=None):
     flags = [f"--config={command.folder}/config.py", f"--workdir={workdir}", *FLAGS]
-    return processes.start("fmjax.train", [flags] * num_processes, devices, command.folder / "cache")
+    return processes.start("fmjax.train", [flags] * num_processes, devices, command.folder / "cache", launcher)
 
 
-def run(command, workdir, num_processes, devices):
+def run(command, workdir, num_processes, devices, launcher=None):
     """What each process printed. Only the first says anything, but for Gloo."""
-    hosts = start(command, workdir, num_processes, devices)
+    hosts = start(command, workdir, num_processes, devices, launcher)
     printed = processes.outputs(hosts)
     assert [host.returncode for host in hosts] == [0] * num_processes, printed
     for other in printed[1:]:
@@ -72,13 +72,13 @@ def test_what_four_processes_saved_two_resume(command, one, four):
     workdir = command.folder / "two_processes"
     shutil.copytree(four, workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
-    assert f"resuming {workdir} at step 8 of {STEPS}" in run(command, workdir, 2, 4)
+    assert f"resuming {workdir} at step 8 of {STEPS}" in run(command, workdir, 2, 4, processes.slurm)
     assert_close(workdir, one)
 
 
 def test_one_killed_ends_the_others_and_the_same_command_resumes_bitwise(command, four):
     workdir = command.folder / "killed_process"
-    hosts = start(command, workdir, 4, 2)
+    hosts = start(command, workdir, 4, 2, processes.open_mpi)
     deadline = time.time() + 120
     while not (last_logged(workdir) >= 6 and 4 in complete_steps(workdir / "checkpoints")):
         assert time.time() < deadline and all(host.poll() is None for host in hosts), processes.outputs(hosts, 5)
@@ -91,7 +91,7 @@ def test_one_killed_ends_the_others_and_the_same_command_resumes_bitwise(command
     for number in (0, 1, 3):
         message = f"process 2 of 4 (host {socket.gethostname()}) has ended without a word"
         assert message in printed[number] and "Traceback" not in printed[number], printed[number]
-    assert "resuming" in run(command, workdir, 4, 2)
+    assert "resuming" in run(command, workdir, 4, 2, processes.open_mpi)
     assert losses(workdir) == losses(four)
     assert evaluations(workdir) == evaluations(four)
     for item in ("params", "train"):
