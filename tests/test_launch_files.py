@@ -41,11 +41,12 @@ def test_the_slice_script_runs_one_command_on_every_host(tmp_path):
     gcloud.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TPU": "mine", "ZONE": "here", "RUN": "run"}
     script = FOLDER / "tpu_vm.sh"
-    for verb, does in {"setup": "pip install", "train": "--workdir='/mnt/fmjax/runs/run'", "stop": "pkill -TERM"}.items():
+    verbs = {"setup": "pip install", "train": "--workdir='/mnt/fmjax/runs/run'", "stop": "pkill -TERM"}
+    before = "compute\ntpus\ntpu-vm\nssh\nmine\n--zone=here\n--worker=all\n--command="
+    for verb, does in verbs.items():
         shown = subprocess.run([script, verb], env=environment, capture_output=True, text=True, check=True).stdout
-        assert shown.startswith("compute\ntpus\ntpu-vm\nssh\nmine\n--zone=here\n--worker=all\n--command=") and does in shown
-        inner = shown.partition("--command=")[2]
-        subprocess.run(["bash", "-n", "-c", inner], check=True)
+        assert shown.startswith(before) and does in shown
+        subprocess.run(["bash", "-n", "-c", shown.removeprefix(before)], check=True)
     assert subprocess.run([script], env=environment, capture_output=True).returncode == 2
 
 

@@ -32,17 +32,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def together(flags, same: Mapping[str, Any] | None = None, saves_on_signal: bool = False) -> Iterator[None]:
-    """Joins the processes that run this command, where there are several; to be entered before JAX computes anything.
+    """Joins the processes that run this command, where there are several; to be entered before JAX computes.
 
-    Inside, `jax.devices()` are those of all processes, process 0 alone logs what is below a warning, and warnings of the
-    others begin with their number. What ends one process, an error or its death, ends all: each prints what it was and
-    where, and leaves with exit code 1, or 2 for an InputError.
+    Inside, `jax.devices()` are those of all processes, process 0 alone logs what is below a warning, and warnings of
+    the others begin with their number. What ends one process, an error or its death, ends all: each prints what it was
+    and where, and leaves with exit code 1, or 2 for an InputError.
 
     Args:
       flags: parsed flags, those of `add_flags` among them.
       same: what must be equal in all processes: JSON-able, dicts of dicts.
-      saves_on_signal: SIGTERM in one process is left to `multihost_utils.reached_preemption_sync_point`, which the command
-        must call; else it ends the processes.
+      saves_on_signal: SIGTERM in one process is left to `multihost_utils.reached_preemption_sync_point`, which the
+        command must call; else it ends the processes.
 
     Raises InputError as `clusters.find` does, and `watch.MissingProcess` where one does not come in time.
     """

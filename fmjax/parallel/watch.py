@@ -1,7 +1,7 @@
 """Processes that watch each other: who has come, who is still there, who keeps the others waiting.
 
-Before `jax.distributed` starts, every process connects to process 0, at the address where JAX's own service will be, and
-says its number and host. The connections stay. A process that dies closes its own, and the others end at once; one
+Before `jax.distributed` starts, every process connects to process 0, at the address where JAX's own service will be,
+and says its number and host. The connections stay. A process that dies closes its own, and the others end at once; one
 whose host has gone silent is missed after the time-out. JAX by itself aborts every process, naming no host, only after
 its own time-outs, or leaves them waiting in a collective.
 
