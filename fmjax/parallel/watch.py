@@ -311,17 +311,15 @@ class Watch:
         """
         if code == 1:
             time.sleep(GRACE)
-        if self.process == 0:
-            self._end(text, code, details=details, reason=f"{self.name(0)}: {text}")
-        self._peers[0].send(failed=text, code=code)
-        self._end(text, code, details=details)
+        told = {"end": f"{self.name(0)}: {text}"} if self.process == 0 else {"failed": text}
+        self._end(text, code, details, told)
 
-    def _end(self, text: str, code: int = 1, details: str = "", reason: str | None = None) -> NoReturn:
+    def _end(self, text: str, code: int = 1, details: str = "", told: dict | None = None) -> NoReturn:
         """Says why, tells the others, and ends this process where it stands: its main thread may wait for ever."""
         with self._ending:  # never released: whoever comes second waits for the end
-            for peer in self._peers.values():
-                if self.process == 0:
-                    peer.send(end=reason or text, code=code)
+            if self.process == 0 or told:
+                for peer in self._peers.values():
+                    peer.send(**told or {"end": text}, code=code)
             prefix = f"process {self.process}: " if self.process else ""
             print(f"{details}{prefix}{text}", file=sys.stderr, flush=True)
             sys.stdout.flush()
