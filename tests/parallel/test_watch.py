@@ -22,7 +22,7 @@ address, count, process, does, same = sys.argv[1:]
 
 def main(argv):
     watch = Watch(Cluster("test", address, int(count), int(process)), json.loads(same), initialization_timeout=WAIT,
-                  heartbeat_timeout=4, barrier_timeout=2)
+                  heartbeat_timeout=3, barrier_timeout=5)
     print("joined", *watch.hosts, flush=True)
     with watching(watch):
         barrier("first")
@@ -77,9 +77,9 @@ def test_processes_that_all_come_leave_together():
     "does, message",
     [
         ("dies", "has ended without a word. What was saved stays, and the same command goes on from there"),
-        ("falls silent", "has not been heard of for 4 s"),
-        ("dawdles", "did not come to 'number 0' within 2 s"),
-        ("stays behind", "did not come to step 8 within 2 s"),
+        ("falls silent", "has not been heard of for 3 s"),
+        ("dawdles", "did not come to 'number 0' within 5 s"),
+        ("stays behind", "did not come to step 8 within 5 s"),
     ],
 )
 @pytest.mark.parametrize("process", [0, 2])
