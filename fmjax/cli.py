@@ -6,7 +6,7 @@ A command is a function `main(argv) -> int | None` and ends with
         sys.exit(cli.run(main))
 
 Exit codes: 0 done; 2 bad usage, configuration or input (one message on stderr, no traceback);
-130 interrupted from the keyboard; a fault keeps its traceback and Python's exit code 1.
+130 interrupted from the keyboard; 1 what could not go on, with a message, or a fault, with its traceback.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from fmjax.errors import InputError
+from fmjax.errors import InputError, RunError
 from fmjax.registry import nearest
 
 
@@ -110,7 +110,8 @@ def log_to_stderr(level: int = logging.WARNING) -> None:
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs `main` on `argv` (`sys.argv[1:]` when None) and returns the exit code.
 
-    An InputError becomes its message alone on stderr and exit code 2; faults propagate with their traceback.
+    An InputError becomes its message alone on stderr and exit code 2, a RunError the same with code 1; faults propagate
+    with their traceback.
     """
     try:
         code = main(list(sys.argv[1:] if argv is None else argv))
@@ -119,6 +120,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -1,8 +1,11 @@
-"""Errors a user can mend. Commands print their message alone and exit with code 2."""
+"""Errors whose message says it all: commands print it alone, without a traceback."""
 
 
 class InputError(ValueError):
-    """Bad usage, configuration or input; the message says what was found, what was expected and what to do."""
+    """Bad usage, configuration or input; the message says what was found, what was expected and what to do.
+
+    Commands exit with code 2.
+    """
 
 
 class ConfigError(InputError):
@@ -19,3 +22,7 @@ class TokenizerError(InputError):
 
 class CheckpointError(InputError):
     """A saved state is missing, damaged or does not fit the run."""
+
+
+class RunError(RuntimeError):
+    """What was asked for could not go on, for a reason outside it or in its numbers. Commands exit with code 1."""

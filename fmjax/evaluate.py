@@ -14,6 +14,7 @@ from typing import Any
 from fmjax import cli
 from fmjax.errors import InputError
 from fmjax.layers.checks import COMPUTE_DTYPES
+from fmjax.parallel import launch
 
 
 def evaluate(
@@ -123,6 +124,7 @@ def parse(argv: list[str]):
     parser.add_argument("--dtype", default="float32", choices=COMPUTE_DTYPES, help="that is computed in")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two outputs: print their paired differences")
     parser.add_argument("--list", action="store_true", help="print the tasks, one a line, and stop")
+    launch.add_flags(parser)
     flags = parser.parse_args(argv)
     missing = [f"--{name}" for name in ("model", "tasks", "output") if not getattr(flags, name)]
     if missing and not (flags.list or flags.compare):
@@ -145,11 +147,17 @@ def main(argv: list[str]) -> None:
     from fmjax.caches import use_compilation_cache
 
     use_compilation_cache()
+    with launch.together(flags):
+        _evaluate(flags, first=jax.process_index() == 0)
+
+
+def _evaluate(flags, first: bool) -> None:
+    """Evaluates as the flags say; the first process shows progress and prints the results."""
     from fmjax.load import load
     from fmjax.tasks.report import cost_line, table
 
     report = evaluate(
-        load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=sys.stderr.isatty()),
+        load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=first and sys.stderr.isatty()),
         [name.strip() for name in flags.tasks.split(",") if name.strip()],
         limit=flags.limit,
         num_shots=flags.num_shots,
@@ -158,9 +166,9 @@ def main(argv: list[str]) -> None:
         output=flags.output,
         answers=flags.answers,
         seed=flags.seed,
-        progress=jax.process_index() == 0,
+        progress=first,
     )
-    if jax.process_index() == 0:
+    if first:
         print(table(report))
         print(cost_line(report))
 

@@ -7,13 +7,16 @@
 
 import argparse
 import collections
+import contextlib
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 
 from fmjax import cli
 from fmjax.errors import DataError, InputError
+from fmjax.parallel import launch
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
 BEAMS = ("num_beams", "length_penalty")
@@ -40,7 +43,7 @@ def parse(argv: list[str]):
         given = f"got {' and '.join(f'--{mode}' for mode in modes)}" if modes else "got none of them"
         raise InputError(f"give exactly one of --prompt, --prompt_file, --chat and --prompts; {given}")
     flags.mode = modes[0]
-    known = {"model", "dtype", "mesh", "mode", flags.mode, *READS[flags.mode]}
+    known = {"model", "dtype", "mesh", "mode", flags.mode, *READS[flags.mode], *launch.NAMES}
     unread = [name for name in vars(flags) if name not in known]
     if unread:
         raise InputError(f"--{unread[0]} has no meaning with --{flags.mode}; leave it out")
@@ -112,6 +115,7 @@ def _parser() -> cli.ArgumentParser:
     add("--batch_size", type=number(int, low=1), help="with --prompts: prompts continued at once (default: 16)")
     add("--with_tokens", action="store_true", help="with --prompts: write the drawn tokens' ids")
     add("--with_logprobs", action="store_true", help="with --prompts: write their log-probabilities")
+    launch.add_flags(parser)
     return parser
 
 
@@ -131,13 +135,29 @@ def main(argv: list[str]) -> None:
     from fmjax.caches import use_compilation_cache
 
     use_compilation_cache()
-    {"prompt": continue_prompt, "prompt_file": continue_prompt, "chat": chat, "prompts": complete_prompts}[flags.mode](
-        flags
-    )
+    modes = {"prompt": continue_prompt, "prompt_file": continue_prompt, "chat": chat, "prompts": complete_prompts}
+    with launch.together(flags), _first_process_prints(flags.mode):
+        modes[flags.mode](flags)
+
+
+@contextlib.contextmanager
+def _first_process_prints(mode: str) -> Iterator[None]:
+    """Of several processes that share a model. Raises InputError for what they cannot do together."""
+    import jax
+
+    if jax.process_count() > 1 and mode not in ("prompt", "prompt_file"):
+        raise InputError(f"--{mode} is for one process, here are {jax.process_count()}; give --coordinator=none to it")
+    if jax.process_index() == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def continue_prompt(flags) -> None:
     """--prompt: prints a text and its continuation as it comes, or one continuation after the other."""
+    import jax
+
     prompt = flags.prompt if flags.mode == "prompt" else _read_prompt(flags.prompt_file)
     model = _load(flags)
     is_translation = model.engine.start_id is not None
@@ -147,7 +167,9 @@ def continue_prompt(flags) -> None:
     if "num_beams" in flags:
         print(shown + model.beam_search(tokens, **options)[0][0].text)
         return
-    pieces = _in_turn(model.pieces(tokens, steps=1 if sys.stdout.isatty() else 8, **options))
+    # Several processes compute the same programs, whoever of them has a terminal.
+    steps = 1 if sys.stdout.isatty() and jax.process_count() == 1 else 8
+    pieces = _in_turn(model.pieces(tokens, steps=steps, **options))
     # What cannot be generated from is refused at the first piece, before anything is printed.
     turn, piece = next(pieces, (0, ""))
     print(shown + piece, end="", flush=True)

@@ -2,7 +2,9 @@
 
 The same command on the same workdir resumes. `--config.a.b=value` replaces a key of the config; every key is checked
 before anything slow begins. Exit codes: 0 done (or stopped by a signal after saving), 1 a loss that is not finite or a
-full disk, 2 wrong usage, config or input.
+full disk or another process that is missing, 2 wrong usage, config or input.
+
+Several processes, each with its own devices, train as one: see `fmjax.parallel.launch`.
 """
 
 import time
@@ -14,22 +16,24 @@ import pathlib  # noqa: E402
 import sys  # noqa: E402
 
 from fmjax import cli, cpu  # noqa: E402
+from fmjax.errors import RunError  # noqa: E402
+from fmjax.parallel import launch  # noqa: E402
 
 
-def parse(argv: list[str]) -> tuple[str, pathlib.Path, dict[str, str]]:
-    """(config file, workdir, overrides) of a command line. Raises InputError naming the flag that is wrong."""
+def parse(argv: list[str]):
+    """(flags, overrides of the config) of a command line. Raises InputError naming the flag that is wrong."""
     overrides, rest = cli.split_overrides(argv)
     parser = cli.ArgumentParser("python -m fmjax.train", __doc__.split("\n")[0])
     parser.add_argument(
         "--config", required=True, help="a Python file with get_config(); FILE:ARGUMENT calls get_config(ARGUMENT)"
     )
     parser.add_argument("--workdir", required=True, help="folder of the run: config, checkpoints, metrics, samples")
-    flags = parser.parse_args(rest)
-    return flags.config, pathlib.Path(flags.workdir), overrides
+    launch.add_flags(parser)
+    return parser.parse_args(rest), overrides
 
 
-def main(argv: list[str]) -> int:
-    config_file, workdir, overrides = parse(argv)
+def main(argv: list[str]) -> None:
+    flags, overrides = parse(argv)
     log = logging.getLogger("fmjax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler(sys.stderr))
@@ -40,20 +44,18 @@ def main(argv: list[str]) -> int:
     from fmjax import config as configs
     from fmjax.caches import cache_dir, use_compilation_cache
 
-    config = configs.resolve(configs.apply_overrides(configs.load_config_file(config_file), overrides))
+    config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
     use_compilation_cache()
 
-    from fmjax.training.checkpoint import SaveError
-    from fmjax.training.loop import NonFiniteError, train
+    with launch.together(flags, {"config": configs.json_copy(config.to_dict())}, saves_on_signal=True):
+        from fmjax.training.loop import train
 
-    try:
-        train(config, workdir, cache_dir=cache_dir(), started=STARTED)
-    except (NonFiniteError, SaveError) as error:
-        # Writes that a failed save abandons report themselves at exit, over and over, below the message.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        try:
+            train(config, pathlib.Path(flags.workdir), cache_dir=cache_dir(), started=STARTED)
+        except RunError:
+            # Writes that a failed save abandons report themselves at exit, over and over, below the message.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            raise
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ def test_every_command_parses(module, arguments, monkeypatch):
     monkeypatch.chdir(ROOT)
     argv = shlex.split(arguments)
     if module == "train":
-        file, _, overrides = train.parse(argv)
-        configs.resolve(configs.apply_overrides(configs.load_config_file(file), overrides))
+        flags, overrides = train.parse(argv)
+        configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
     elif module == "generate":
         generate.parse(argv)
     elif module == "plan":

@@ -1,12 +1,19 @@
 """Several processes as one: connections made before anything slow, and bytes that all of them see."""
 
 import itertools
+import pathlib
+import secrets
+import socket
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
+
+from fmjax.errors import ConfigError
+from fmjax.parallel.watch import barrier
 
 
 def connect(mesh: Mesh) -> None:
@@ -27,6 +34,7 @@ def connect(mesh: Mesh) -> None:
     def sums(x):
         return [jax.lax.psum(x + number, group) for number, group in enumerate(groups)]
 
+    barrier("the devices' connections")
     summed = jax.shard_map(sums, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec())
     jax.block_until_ready(jax.jit(summed)(jnp.zeros(())))
     multihost_utils.sync_global_devices("connect")
@@ -41,3 +49,30 @@ def from_first_process(data: bytes) -> bytes:
     padded = np.zeros(length, np.uint8)
     padded[: len(data)] = np.frombuffer(data, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+
+
+def check_shared(folder: pathlib.Path, patience: float = 20.0) -> None:
+    """Raises ConfigError in a process that does not see in `folder` what process 0 writes there.
+
+    All processes must call it; only process 0 needs the folder to exist. `patience` is how many seconds a network file
+    system may take to show a new file.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = secrets.token_hex(8).encode()
+    file = folder / ".shared"
+    if jax.process_index() == 0:
+        file.write_bytes(mark)
+    barrier(f"the folder {folder}")
+    mark = from_first_process(mark)
+    deadline = time.monotonic() + patience
+    while not (file.is_file() and file.read_bytes() == mark):
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"{str(folder)!r} on host {socket.gethostname()} is not the folder of that name on process 0's host; "
+                "give one on a file system that all hosts share"
+            )
+        time.sleep(0.1)
+    multihost_utils.sync_global_devices("shared")
+    if jax.process_index() == 0:
+        file.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from fmjax.errors import CheckpointError
+from fmjax.errors import CheckpointError, RunError
 from fmjax.training.disk import disk_full, first_line
 from fmjax.training.state import TrainState
 
@@ -25,7 +25,7 @@ log = logging.getLogger("fmjax")
 MANIFEST = "files.json"
 
 
-class SaveError(RuntimeError):
+class SaveError(RunError):
     """The disk is full: a checkpoint or another file of the run was not written. What was saved before stays."""
 
 

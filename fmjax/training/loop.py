@@ -15,7 +15,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fmjax.config import save_config
 from fmjax.data.loader import Loader
-from fmjax.errors import InputError
+from fmjax.errors import InputError, RunError
+from fmjax.parallel import watch
+from fmjax.parallel.hosts import check_shared
 from fmjax.parallel.sharding import local_rows
 from fmjax.training import final_tasks, resume
 from fmjax.training.checkpoint import Checkpointer, SaveError, last_good
@@ -29,7 +31,7 @@ from fmjax.training.setup import build_module, check_fit, check_outputs, complet
 log = logging.getLogger("fmjax")
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """The loss, a gradient or an update is not finite and the run was told to stop."""
 
 
@@ -58,6 +60,7 @@ def train(config, workdir, *, cache_dir, progress: bool = True, started: float |
         with contextlib.ExitStack() as stack:
             if jax.process_index() == 0:
                 stack.enter_context(resume.locked(workdir))
+            check_shared(workdir)
             stop = stack.enter_context(_stop_signals())
             with Run(config, workdir, pathlib.Path(cache_dir), progress, started) as run:
                 return run.steps(stop)
@@ -189,6 +192,7 @@ class Run:
 
     def _steps(self, stop: threading.Event, last: int, bar) -> None:
         train_step = self.program.compile_train_step()
+        watch.barrier("the first step")
         pending = None
         first = self.first = self.step
         estimated, estimate_from = False, 0.0
@@ -199,6 +203,7 @@ class Run:
         while self.step < last and not self._must_stop(stop):
             self._profile(self.step + 1)
             batch = to_global(next(self.loader), self.rows, self.program.batch_spec)
+            watch.at_step(self.step + 1)
             self.state, metrics = train_step(self.state, batch, self.program.key)
             self.step += 1
             # The device computes this step while the host reads the one before.
@@ -302,7 +307,8 @@ class Run:
         self.evaluated_step = self.step
         self._write(self.step, results)
         if self.main:
-            plot_loss(self.workdir)
+            if self.step < settings.steps:  # at the end it is drawn once, with or without an evaluation
+                plot_loss(self.workdir)
             log.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4g}" for k, v in results.items()))
 
     def _sample(self) -> None:
@@ -455,6 +461,8 @@ def _stop_signals():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         what = "finishing this step, then saving" if stop.training else "leaving before the first step"
         log.warning("%s: %s", signal.Signals(number).name, what)
+        if signal.SIGTERM not in numbers:
+            signal.raise_signal(signal.SIGTERM)
 
     numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
     before = {number: signal.signal(number, ask) for number in numbers}

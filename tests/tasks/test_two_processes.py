@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fmjax import cli, evaluate
-from tests import two_processes
+from tests import processes
 from tests.tasks.test_runner import MODEL
 
 TASKS = '''
@@ -80,7 +80,7 @@ def test_two_processes_evaluate_as_one(flags, tmp_path):
     (tmp_path / "first" / "answers").mkdir(parents=True)
     (tmp_path / "first" / "answers" / answers.name).write_text("".join(half))
     outputs = [tmp_path / "first", tmp_path / "second"]
-    printed = two_processes.run(
+    printed = processes.run(
         "fmjax.evaluate", [[*flags, f"--output={path}"] for path in outputs], devices=4, cache=tmp_path / "cache"
     )
     found = read(tmp_path / "first")

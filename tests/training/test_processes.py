@@ -1,18 +1,99 @@
-"""Two processes, as on two hosts: one run, each reading its own rows."""
+"""Several processes with two devices each, as on several hosts: one run, each reading its own rows."""
 
+import shutil
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
 import pytest
-from conftest import losses
+from conftest import evaluations, last_logged, losses
 
-from tests import two_processes
+from fmjax.training.checkpoint import complete_steps, read_item
+from tests import processes
+
+STEPS = 12
+FLAGS = [
+    f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=4", "--config.train.eval_every=6",
+    "--config.train.eval_batches=1", "--config.train.sample_every=0", "--config.objective.sample_prompts=()",
+    "--config.model.num_layers=1", "--config.optimizer.schedule.warmup_steps=2", "--config.mesh.fsdp=4",
+]  # fmt: skip
 
 
-def test_two_processes_train_as_one(command):
-    flags = ["--config.mesh.fsdp=2", "--config.train.steps=8", "--config.optimizer.schedule.warmup_steps=2"]
-    code, output = command.run(command.folder / "one_process", *flags, devices=4)
+def start(command, workdir, num_processes, devices, launcher=None):
+    flags = [f"--config={command.folder}/config.py", f"--workdir={workdir}", *FLAGS]
+    return processes.start("fmjax.train", [flags] * num_processes, devices, command.folder / "cache", launcher)
+
+
+def run(command, workdir, num_processes, devices, launcher=None):
+    """What each process printed. Only the first says anything, but for Gloo."""
+    hosts = start(command, workdir, num_processes, devices, launcher)
+    printed = processes.outputs(hosts)
+    assert [host.returncode for host in hosts] == [0] * num_processes, printed
+    for other in printed[1:]:
+        assert all("[Gloo]" in line or not line.strip() for line in other.splitlines()), other
+    return printed[0]
+
+
+@pytest.fixture(scope="module")
+def one(command):
+    """The workdir of one process with all eight devices."""
+    workdir = command.folder / "one_process"
+    code, output = command.run(workdir, *FLAGS, devices=8)
     assert code == 0, output
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def four(command):
+    """The workdir of four processes that nothing disturbed."""
+    workdir = command.folder / "four_processes"
+    assert f"step {STEPS}" in run(command, workdir, 4, 2)
+    return workdir
+
+
+def assert_close(workdir, expected):
+    found, wanted = losses(workdir), losses(expected)
+    assert sorted(found) == list(range(1, STEPS + 1))
+    assert found == pytest.approx(wanted, rel=1e-5)
+    evaluated = [row["eval/loss"] for row in evaluations(workdir)]
+    assert len(evaluated) == 2
+    assert evaluated == pytest.approx([row["eval/loss"] for row in evaluations(expected)], rel=1e-5)
+
+
+def test_four_processes_train_as_one(one, four):
+    assert_close(four, one)
+    assert complete_steps(four / "checkpoints") == [4, 8, 12]
+    assert not (four / ".shared").exists()
+
+
+def test_what_four_processes_saved_two_resume(command, one, four):
     workdir = command.folder / "two_processes"
-    flags = [f"--config={command.folder}/config.py", f"--workdir={workdir}", *flags]
-    two_processes.run("fmjax.train", [flags, flags], devices=2, cache=command.folder / "cache")
-    found, expected = losses(workdir), losses(command.folder / "one_process")
-    assert sorted(found) == list(range(1, 9))
-    assert found == pytest.approx(expected, rel=1e-5)
+    shutil.copytree(four, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    assert f"resuming {workdir} at step 8 of {STEPS}" in run(command, workdir, 2, 4, processes.slurm)
+    assert_close(workdir, one)
+
+
+def test_one_killed_ends_the_others_and_the_same_command_resumes_bitwise(command, four):
+    workdir = command.folder / "killed_process"
+    hosts = start(command, workdir, 4, 2, processes.open_mpi)
+    deadline = time.time() + 120
+    while not (last_logged(workdir) >= 6 and 4 in complete_steps(workdir / "checkpoints")):
+        assert time.time() < deadline and all(host.poll() is None for host in hosts), processes.outputs(hosts, 5)
+        time.sleep(0.005)
+    hosts[2].send_signal(signal.SIGKILL)
+    killed = time.time()
+    printed = processes.outputs(hosts, timeout=30)
+    assert time.time() - killed < 20
+    assert [host.returncode for host in hosts] == [1, 1, -signal.SIGKILL, 1], printed
+    for number in (0, 1, 3):
+        message = f"process 2 of 4 (host {socket.gethostname()}) has ended without a word"
+        assert message in printed[number] and "Traceback" not in printed[number], printed[number]
+    assert "resuming" in run(command, workdir, 4, 2, processes.open_mpi)
+    assert losses(workdir) == losses(four)
+    assert evaluations(workdir) == evaluations(four)
+    for item in ("params", "train"):
+        read = [read_item(folder / "checkpoints" / str(STEPS) / item) for folder in (workdir, four)]
+        jax.tree.map(np.testing.assert_array_equal, *read)
