@@ -3,8 +3,12 @@
     python -m fmjax.train --config=configs/gpt2_124m.py --workdir=runs/gpt2_124m \\
         --config.data.source='/data/openwebtext/*.parquet' --config.data.tokenizer=/data/gpt2/tokenizer.json
 
-Half a million tokens a step, 100,000 steps. Meant for eight chips or more; 124M parameters fit one chip whole, so the
-mesh only replicates. On fewer devices raise `train.accumulate_steps` until a part of the batch fits.
+    python -m fmjax.plan --config=configs/gpt2_124m.py --topology=v5e:2x2
+
+Half a million tokens a step, 100,000 steps. 124M parameters fit one chip whole, so the mesh only replicates. The batch
+is computed in parts that fit four chips of TPU v5e; with more chips or memory, lower `train.accumulate_steps`.
+
+PLAN
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +18,7 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 100_000, "batch_size": 512, "log_every": 20, "eval_every": 1000, "eval_batches": 20,
+            "steps": 100_000, "batch_size": 512, "accumulate_steps": 8, "log_every": 20, "eval_every": 1000, "eval_batches": 20,
             "sample_every": 5000, "checkpoint_every": 1000, "keep_every": 20_000,
         },
         "mesh": {"data": -1},

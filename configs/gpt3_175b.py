@@ -17,7 +17,7 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 72_000, "batch_size": 2048, "accumulate_steps": 4, "log_every": 10, "eval_every": 1000,
+            "steps": 72_000, "batch_size": 2048, "accumulate_steps": 2, "log_every": 10, "eval_every": 1000,
             "eval_batches": 8, "checkpoint_every": 500, "keep_every": 10_000,
         },
         "mesh": {"data": 1, "fsdp": -1, "tensor": 4, "replicate": ("norm",)},
@@ -29,7 +29,7 @@ def get_config():
             "dtype": "bfloat16",
             "remat": "save_named:q,k,v,attention_residuals,attention_heads,attention_out,mlp_up",
         },
-        "objective": {"name": "causal_lm"},
+        "objective": {"name": "causal_lm", "chunk_size": 256},
         "data": {"source": "builtin", "sequence_length": 2048, "tokenizer": "train:32768"},
         "optimizer": {
             "name": "adamw", "learning_rate": 0.6e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-08, "weight_decay": 0.1,

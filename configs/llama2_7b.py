@@ -1,10 +1,12 @@
-"""LLaMA 2 7B (Touvron et al. 2023), its published shape and optimizer, for 64 chips of TPU v5p or alike.
+"""LLaMA 2 7B (Touvron et al. 2023), its published shape and optimizer, for 64 chips of TPU v5p.
 
     python -m fmjax.train --config=configs/llama2_7b.py --workdir=runs/llama2_7b \\
         --config.data.source='/data/corpus/*.parquet' --config.data.tokenizer=/data/llama2/tokenizer.model
+    python -m fmjax.plan --config=configs/llama2_7b.py --topology=v5p:4x4x4
 
-4M tokens a step. Parameters, gradients and optimizer state are split over fsdp x tensor = 16 x 4 chips; the whole block
-is recomputed in the backward pass.
+4M tokens a step. Parameters, gradients and optimizer state are split over all chips.
+
+PLAN
 """
 
 from ml_collections import ConfigDict
@@ -14,8 +16,8 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 500_000, "batch_size": 1024, "accumulate_steps": 4, "log_every": 10, "eval_every": 1000, "eval_batches": 8,
-            "checkpoint_every": 500, "keep_every": 10_000,
+            "steps": 500_000, "batch_size": 1024, "accumulate_steps": 4, "log_every": 10, "eval_every": 1000,
+            "eval_batches": 8, "checkpoint_every": 500, "keep_every": 10_000,
         },
         "mesh": {"data": 1, "fsdp": -1},
         "model": {

@@ -26,7 +26,7 @@ def get_config():
             "dtype": "bfloat16",
             "remat": "save_named:q,k,v,attention_residuals,attention_heads,attention_out,mlp_gate,mlp_up",
         },
-        "objective": {"name": "causal_lm"},
+        "objective": {"name": "causal_lm", "chunk_size": 512},
         "data": {"source": "builtin", "sequence_length": 8192, "tokenizer": "train:32768"},
         "optimizer": {
             "name": "adamw", "learning_rate": 8e-5, "b1": 0.9, "b2": 0.95, "eps": 1e-05, "weight_decay": 0.1,

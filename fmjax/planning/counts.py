@@ -129,7 +129,7 @@ class _Counter:
             arrays = computation[operand].arrays if operand in computation else ()
             if len(arrays) != 1 or arrays[0].space or parameter in updated:
                 continue
-            total += _read_bytes(inside, parameter, arrays[0])
+            total += min(self.read_bytes(inside, parameter), arrays[0].num_bytes)
         roots = [inside[name] for name in inside.root.operands] if inside.root.opcode == "tuple" else [inside.root]
         for array, root in zip(one.arrays, roots):
             if array.space == 0:
@@ -138,6 +138,22 @@ class _Counter:
                     total += _first(inside, source.operands[1]).num_bytes
                 else:
                     total += array.num_bytes
+        return total
+
+    def read_bytes(self, inside: Computation, name: str | None) -> float:
+        """What a fused computation reads of a value: all of it, or only the slices it takes."""
+        total = 0.0
+        for user in inside.users.get(name, []):
+            if user.opcode == "bitcast":
+                total += self.read_bytes(inside, user.name)
+            elif user.opcode == "fusion":
+                nested = self.program.computations[user.called("calls")]
+                places = [place for place, operand in enumerate(user.operands) if operand == name]
+                total += sum(self.read_bytes(nested, nested.parameters.get(place)) for place in places)
+            elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+                total += user.arrays[0].num_bytes
+            else:
+                return math.inf
         return total
 
     def collective(self, found: Counts, computation: Computation, one: Instruction, kind: str) -> None:
@@ -284,8 +300,9 @@ def _kernel_flops(computation: Computation, one: Instruction) -> float | None:
     """
     products = next((number for name, number in KERNEL_PRODUCTS.items() if one.name.startswith(name)), None)
     tiles = re.search(r"tile_pairs_(\d+)_(\d+)_(fused|apart)", one.op_name)
-    arrays = [a for name in one.operands for a in computation[name].arrays if a.dtype not in ("s8", "s32")]
-    queries = next((a for a in arrays if len(a.shape) >= 3), None)
+    arrays = [a for name in one.operands for a in computation[name].arrays]
+    # The integers before them are the mask's.
+    queries = next((a for a in arrays if a.dtype.startswith(("f", "bf")) and len(a.shape) >= 3), None)
     if products is None or tiles is None or queries is None:
         return None
     *heads, _, features = queries.shape
@@ -331,17 +348,3 @@ def _updated_in_place(inside: Computation) -> set[str]:
             if target.opcode == "parameter":
                 found.add(target.name)
     return found
-
-
-def _read_bytes(inside: Computation, parameter: str | None, whole: Array) -> float:
-    """What a fusion reads of one operand: all of it, or only the slices it takes."""
-    total, waiting = 0.0, [parameter]
-    while waiting:
-        for user in inside.users.get(waiting.pop(), []):
-            if user.opcode == "bitcast":
-                waiting.append(user.name)
-            elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands:
-                total += user.arrays[0].num_bytes
-            else:
-                return float(whole.num_bytes)
-    return min(total, float(whole.num_bytes))
