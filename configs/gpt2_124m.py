@@ -2,7 +2,6 @@
 
     python -m fmjax.train --config=configs/gpt2_124m.py --workdir=runs/gpt2_124m \\
         --config.data.source='/data/openwebtext/*.parquet' --config.data.tokenizer=/data/gpt2/tokenizer.json
-
     python -m fmjax.plan --config=configs/gpt2_124m.py --topology=v5e:2x2
 
 Half a million tokens a step, 100,000 steps. 124M parameters fit one chip whole, so the mesh only replicates. The batch
@@ -18,8 +17,8 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 100_000, "batch_size": 512, "accumulate_steps": 8, "log_every": 20, "eval_every": 1000, "eval_batches": 20,
-            "sample_every": 5000, "checkpoint_every": 1000, "keep_every": 20_000,
+            "steps": 100_000, "batch_size": 512, "accumulate_steps": 8, "log_every": 20, "eval_every": 1000,
+            "eval_batches": 20, "sample_every": 5000, "checkpoint_every": 1000, "keep_every": 20_000,
         },
         "mesh": {"data": -1},
         "model": {
