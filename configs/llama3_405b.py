@@ -24,7 +24,7 @@ def get_config():
             "name": "llama", "num_layers": 126, "hidden_size": 16_384, "intermediate_size": 53_248, "num_heads": 128,
             "num_kv_heads": 8, "vocab_size": 128_256, "max_length": 8192, "norm_eps": 1e-5, "rope_theta": 500_000.0,
             "dtype": "bfloat16",
-            "remat": "save_named:q,k,v,attention_residuals,attention_heads,attention_out,mlp_gate,mlp_up",
+            "remat": "save_named:q,k,v,attention_residuals,attention_heads,mlp_gate,mlp_up",
         },
         "objective": {"name": "causal_lm", "chunk_size": 512},
         "data": {"source": "builtin", "sequence_length": 8192, "tokenizer": "train:32768"},

@@ -18,7 +18,7 @@ _BEGINNING = re.compile(r"\s*(ROOT\s+)?%?([\w.\-<>]+) = ")
 _COMPUTATION = re.compile(r"(ENTRY\s+)?%?([\w.\-<>]+) (\(.*)?->.*\{\s*$")
 _END = re.compile(r"\}(, execution_thread=.*)?\s*$")
 _SPACE = re.compile(r"S\((\d+)\)")
-_NAME = re.compile(r"%([\w.\-<>]+)")
+_NAME = re.compile(r"%([\w.\-<>]+(?:#\d+)*)")  # `%x#2` is element 2 of the tuple %x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction: `name = arrays opcode(operands), attributes`; a tuple has several arrays."""
+    """One instruction: `name = kind opcode(arguments), attributes`; `kind` is its type, a tuple's has several arrays."""
 
     name: str
+    kind: str
     arrays: tuple[Array, ...]
     opcode: str
     operands: tuple[str, ...]
@@ -173,6 +174,7 @@ def parse(text: str) -> Program:
                 current = computations[header[2]] = Computation()
                 entry = header[2] if header[1] else entry
         elif _END.match(line):
+            _add_elements(current)
             current = None
         else:
             one = _instruction(line)
@@ -210,6 +212,7 @@ def _instruction(line: str) -> Instruction:
     arguments = rest[opening + 1 : closing - 1]
     return Instruction(
         name=beginning[2],
+        kind=kind,
         arrays=_arrays(kind),
         opcode=rest[:opening],
         operands=tuple(_NAME.findall(arguments)),
@@ -217,6 +220,36 @@ def _instruction(line: str) -> Instruction:
         attributes=rest[closing:],
         is_root=beginning[1] is not None,
     )
+
+
+def _add_elements(computation: Computation) -> None:
+    """What newer compilers write as `%x#2` becomes an instruction of its own, as older ones have it."""
+    wanted = dict.fromkeys(name for one in computation.values() for name in one.operands if "#" in name)
+    for name in sorted(wanted, key=len):
+        source, _, index = name.rpartition("#")
+        if source not in computation:  # an element of an element that nobody else asks for
+            computation[source] = _element(computation, source)
+        computation[name] = _element(computation, name)
+
+
+def _element(computation: Computation, name: str) -> Instruction:
+    source, _, index = name.rpartition("#")
+    kind = _split(computation[source].kind)[int(index)]
+    return Instruction(
+        name=name, kind=kind, arrays=_arrays(kind), opcode="get-tuple-element", operands=(source,),
+        arguments=f"%{source}", attributes=f", index={index}", is_root=False,
+    )  # fmt: skip
+
+
+def _split(kind: str) -> list[str]:
+    """The types of a tuple's elements."""
+    parts, depth, start = [], 0, 1
+    for index, letter in enumerate(kind):
+        depth += (letter in "([{") - (letter in ")]}")
+        if (letter == "," and depth == 1) or (depth == 0 and index):
+            parts.append(kind[start:index].strip())
+            start = index + 1
+    return parts
 
 
 def _matching(text: str, start: int) -> int:
