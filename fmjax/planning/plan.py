@@ -1,5 +1,6 @@
 """The train step of a config compiled for devices that need not be there, and what it will take."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -179,7 +180,8 @@ def _compile(program: Program) -> _Compiled:
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": ".*"}
         try:
-            compiled = lowered.compile(compiler_options=options)
+            with _no_compilation_cache():  # a program from it is not written down
+                compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             if "CompileTimeHbmOom" not in str(error) and "Ran out of memory in memory space hbm" not in str(error):
                 raise
@@ -187,6 +189,16 @@ def _compile(program: Program) -> _Compiled:
             arguments = _shard_bytes(program.spec.shapes) + _shard_bytes(program.batch_spec)
             return _Compiled(text, arguments, _reported_temp(folder, error), 0, accepted=False)
         return _measured(compiled, _dumped(folder, ".after_optimizations.txt", None))
+
+
+@contextlib.contextmanager
+def _no_compilation_cache():
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def _measured(compiled, text: str) -> _Compiled:

@@ -87,7 +87,7 @@ def test_search_finds_what_fits(config_file, monkeypatch, tmp_path, capsys):
 
 
 def test_search_over_meshes_leaves_out_what_does_not_divide(config_file, tmp_path):
-    rows = list(search.search(resolved(config_file), jax.devices(), "cpu:8", cache_dir=tmp_path, tries=9))
+    rows = list(search.search(resolved(config_file), jax.devices(), "cpu:8", cache_dir=tmp_path, tries=3))
     tried = [what for what, _ in rows]
     assert tried[0] == "as given"
     assert "mesh.data=1 mesh.fsdp=4 mesh.tensor=2 mesh.sequence=1" in tried
@@ -194,8 +194,8 @@ def test_memory_against_a_real_run(config_file):
     "name, overrides",
     [
         ("gpt2_124m", dict(model__hidden_size="256", model__num_heads="4")),
-        ("llama2_7b", dict(model__hidden_size="256", model__num_heads="2", model__num_kv_heads="2",
-                           model__intermediate_size="512", mesh__fsdp="2", mesh__tensor="2")),
+        ("llama2_7b", dict(model__hidden_size="256", model__num_heads="4", model__num_kv_heads="1",
+                           model__intermediate_size="512", mesh__fsdp="2", mesh__sequence="2")),
     ],
 )  # fmt: skip
 def test_small_plans_for_tpus(name, overrides, tmp_path):
