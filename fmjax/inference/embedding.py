@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference.cached import bucket
-from fmjax.inference.scoring import pack_rows
+from fmjax.inference.packing import pack_rows
 from fmjax.layers.checks import check_choice
 from fmjax.parallel.placement import whole
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from fmjax.errors import InputError
 from fmjax.inference.checks import check_list
-from fmjax.inference.scoring import Segment, rolling_windows
+from fmjax.inference.packing import Segment
+from fmjax.inference.scoring import rolling_windows
 
 
 def continuation_segments(model, pairs: Sequence[tuple[str, str]]) -> tuple[list[Segment], list[bool]]:
@@ -27,7 +28,9 @@ def continuation_segments(model, pairs: Sequence[tuple[str, str]]) -> tuple[list
             raise InputError(f"pair {index} must be two texts, (context, continuation), got {pair!r}")
     pairs = [_move_spaces(context, continuation) for context, continuation in pairs]
     wholes = model.tokens([context + continuation for context, continuation in pairs])
-    contexts = model.tokens([context for context, _ in pairs])
+    different = list(dict.fromkeys(context for context, _ in pairs))  # options of one question have the same
+    tokens_of = dict(zip(different, model.tokens(different)))
+    contexts = [tokens_of[context] for context, _ in pairs]
     segments = []
     for (context, continuation), whole, before in zip(pairs, wholes, contexts):
         if continuation and len(whole) <= len(before):

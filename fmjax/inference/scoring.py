@@ -1,12 +1,12 @@
 """Log-likelihoods of tokens given those before them, many segments packed into rows of constant shape.
 
-Segments of one batch share rows (`segment_ids` keep them apart), segments with equal inputs share a forward pass, and
-only the positions that predict a wanted token go through the vocabulary projection: no [B, T, V] array exists.
+The context of a question is computed once for all its options (`fmjax.inference.packing`), and only the positions that
+predict a wanted token go through the vocabulary projection: no [B, T, V] array exists.
 """
 
-import bisect
 import dataclasses
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -17,29 +17,20 @@ import numpy as np
 from tqdm import tqdm
 
 from fmjax.errors import InputError
-from fmjax.inference.engine import bucket
+from fmjax.inference.packing import Batch, Segment, batches
+from fmjax.layers.attention import Forked
+from fmjax.layers.embed import output_logits
 from fmjax.parallel.placement import whole
 
 TRACES: dict[str, int] = defaultdict(int)
 """How often the program was traced; tests hold it to one compilation a row length."""
 
-SHORT = 256
-"""Longest row of the first length bucket; longer segments go to rows of the model's full context."""
-
-PROJECTED = 512
+PROJECTED = 256
 """Positions whose logits exist at the same time."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """Tokens to score: `tokens[start:]`, each given all before it; `start` is at least 1."""
-
-    tokens: Sequence[int]
-    start: int
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        return tuple(self.tokens[:-1])
+# Inputs of one forward pass. On a CPU what a layer computes is to stay in the processor's caches.
+TOKENS_PER_BATCH = {"cpu": 1024}
+DEFAULT_TOKENS_PER_BATCH = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,23 +43,18 @@ class Score:
 
 
 @functools.partial(jax.jit, static_argnames=("module",))
-def token_logprobs(module: nn.Module, params, tokens, segment_ids, positions, where, targets, count):
-    """Log-probabilities of chosen tokens at chosen places.
+def token_logprobs(module: nn.Module, params, tokens, segment_ids, positions, branches, where, targets, count):
+    """Log-probabilities of chosen tokens at chosen places; arguments as the fields of `fmjax.inference.packing.Batch`.
 
-    Args:
-      tokens, segment_ids, positions: int32 [B, T], packed rows.
-      where: int32 [K], places in the flattened [B * T] whose next token is scored; the first `count` are real.
-      targets: int32 [K], the tokens scored there.
-
-    Returns: log-probabilities float32 [K], and bool [K], whether the target is the largest logit.
+    Returns: log-probabilities float32 [B * T], and bool [B * T], whether the target has the largest logit.
     """
     TRACES["score"] += 1
+    if branches is not None:
+        segment_ids = Forked(segment_ids, branches, positions)
     inputs = dict(segment_ids=segment_ids, positions=positions)
     if hasattr(module, "features"):
-        from fmjax.layers.embed import output_logits
-
-        hidden, head = module.apply({"params": params}, tokens, **inputs, method="features")
-        rows, project = hidden, lambda x: output_logits(x, head)
+        rows, head = module.apply({"params": params}, tokens, **inputs, method="features")
+        project = functools.partial(output_logits, head=head)
     else:  # a module of a third party that only knows logits: the same numbers, at the price of [B, T, V]
         rows, project = module.apply({"params": params}, tokens, **inputs), lambda x: x
     rows = rows.reshape(-1, rows.shape[-1])
@@ -80,12 +66,18 @@ def token_logprobs(module: nn.Module, params, tokens, segment_ids, positions, wh
         target = jax.lax.dynamic_slice_in_dim(targets, i * size, size)
         logits = project(rows[index]).astype(jnp.float32)
         chosen = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
-        chosen = chosen - jax.nn.logsumexp(logits, axis=-1)
-        logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, chosen, i * size, 0)
-        return logprobs, jax.lax.dynamic_update_slice_in_dim(greedy, jnp.argmax(logits, -1) == target, i * size, 0)
+        top = jnp.max(logits, axis=-1)
+        found = chosen - top - jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
+        logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, found, i * size, 0)
+        return logprobs, jax.lax.dynamic_update_slice_in_dim(greedy, chosen == top, i * size, 0)
 
     empty = jnp.zeros(where.shape, jnp.float32), jnp.zeros(where.shape, bool)
     return whole(jax.lax.fori_loop(0, (count + size - 1) // size, score_chunk, empty))
+
+
+def _call(module, params, batch: Batch):
+    arrays = (batch.tokens, batch.segment_ids, batch.positions, batch.branches, batch.where, batch.targets)
+    return token_logprobs(module, params, *arrays, np.int32(batch.count))
 
 
 def score_segments(module: nn.Module, params, segments: Sequence[Segment], **options) -> list[Score]:
@@ -100,17 +92,20 @@ def iter_scores(
     segments: Sequence[Segment],
     *,
     context_length: int | None = None,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int | None = None,
     num_shards: int = 1,
     progress: str | None = None,
 ) -> Iterator[tuple[int, Score]]:
-    """Scores segments, giving (index, score) as batches are done: long segments first within a length bucket.
+    """Scores segments, giving (index, score) as batches are done, long ones first.
+
+    Segments that begin alike share that beginning where the module `can_fork` (`fmjax.models.decoder.Decoder`);
+    otherwise those share a pass whose inputs are the same.
 
     Args:
       module, params: a decoder language model.
       segments: each with at most `context_length` inputs.
       context_length: longest row; None is `module.max_length`.
-      tokens_per_batch: inputs of one forward pass on one shard, padding included.
+      tokens_per_batch: inputs of one forward pass on one shard, padding included; None goes by the platform.
       num_shards: into how many parts the rows of a batch are split over the mesh
         (`fmjax.parallel.placement.scoring_context`).
       progress: label of a progress bar over the segments; None shows none.
@@ -120,17 +115,21 @@ def iter_scores(
     """
     context_length = context_length or getattr(module, "max_length", None)
     _check(module, segments, context_length)
-    return _iter_scores(module, params, segments, context_length, (tokens_per_batch, num_shards), progress)
+    if tokens_per_batch is None:
+        tokens_per_batch = TOKENS_PER_BATCH.get(jax.default_backend(), DEFAULT_TOKENS_PER_BATCH)
+    options = dict(context_length=context_length, tokens_per_batch=tokens_per_batch, num_shards=num_shards)
+    return _iter_scores(module, params, segments, options, progress)
 
 
-def _iter_scores(module, params, segments, context_length, size, progress):
+def _iter_scores(module, params, segments, options, progress):
     is_open = [segment.start < len(segment.tokens) for segment in segments]
     yield from ((index, Score(0.0, True, 0)) for index, wanted in enumerate(is_open) if not wanted)
     indices = [index for index, wanted in enumerate(is_open) if wanted]
     waiting = None
     with tqdm(total=len(indices), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
-        for batch in (*_batches(segments, indices, context_length, *size), None):
-            results = None if batch is None else token_logprobs(module, params, *batch.arrays)
+        found = batches(segments, indices, can_fork=getattr(module, "can_fork", False), **options)
+        for batch in itertools.chain(found, [None]):
+            results = None if batch is None else _call(module, params, batch)
             # Read a batch when the next is on its way, so that the device does not wait for the host.
             if waiting is not None:
                 yield from _read(*waiting)
@@ -159,106 +158,6 @@ def _check(module, segments, context_length) -> None:
             )
         if vocab_size and len(segment.tokens) and not 0 <= min(segment.tokens) <= max(segment.tokens) < vocab_size:
             raise InputError(f"segment {index} has a token outside the model's vocabulary 0..{vocab_size - 1}")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """Segments with the same inputs: one pass for all, such as the one-token answers to one question."""
-
-    inputs: tuple[int, ...]
-    members: list[int]
-    num_targets: int
-
-    @property
-    def size(self) -> int:
-        """Room it takes in a row, which holds as many inputs and as many targets as it is long."""
-        return max(len(self.inputs), self.num_targets)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    """One call of `token_logprobs`; owners: (segment, start, stop) of its targets."""
-
-    arrays: tuple
-    owners: list[tuple[int, int, int]]
-
-
-def _batches(segments, indices, context_length, tokens_per_batch, num_shards) -> Iterator[_Batch]:
-    for length, groups in _length_buckets(segments, indices, context_length):
-        rows = pack_rows([group.size for group in groups], length)
-        # A shard's share is a power of two, or as many rows as its tokens allow.
-        share = bucket(-(-len(rows) // num_shards), low=1)
-        height = num_shards * min(share, max(1, tokens_per_batch // length))
-        for start in range(0, len(rows), height):
-            part = [[groups[i] for i in row] for row in rows[start : start + height]]
-            yield _fill(part, segments, (height, length))
-
-
-def _length_buckets(segments, indices, context_length):
-    """At most two (row length, groups), short and long, the lengths powers of two or the context's own."""
-    members = defaultdict(list)
-    for index in indices:
-        members[segments[index].inputs].append(index)
-    short, long = [], []
-    for inputs, same in members.items():
-        for group in _split(inputs, same, segments):
-            (short if group.size <= SHORT else long).append(group)
-    for groups in (short, long):
-        if groups:
-            longest = max(group.size for group in groups)
-            limit = None if context_length is None else max(context_length, longest)
-            yield bucket(longest, low=32, high=limit), groups
-
-
-def _split(inputs, same, segments) -> Iterator[_Group]:
-    """Groups of at most as many targets as inputs, or SHORT if that is more, so that a row can hold any of them."""
-    limit = max(len(inputs), SHORT)
-    members, targets = [], 0
-    for index in same:
-        count = len(segments[index].tokens) - segments[index].start
-        if members and targets + count > limit:
-            yield _Group(inputs, members, targets)
-            members, targets = [], 0
-        members.append(index)
-        targets += count
-    yield _Group(inputs, members, targets)
-
-
-def pack_rows(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Indices of `sizes` gathered into rows of at most `length`: largest first, each into the fullest row it fits."""
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (what is left, row), sorted
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        place = bisect.bisect_left(room, (sizes[index], -1))
-        if place == len(room):
-            left, row = length, len(rows)
-            rows.append([])
-        else:
-            left, row = room.pop(place)
-        rows[row].append(index)
-        bisect.insort(room, (left - sizes[index], row))
-    return rows
-
-
-def _fill(rows, segments, shape) -> _Batch:
-    tokens, segment_ids, positions = np.zeros((3, *shape), np.int32)
-    where, targets = np.zeros((2, shape[0] * shape[1]), np.int32)
-    owners, count = [], 0
-    for r, groups in enumerate(rows):
-        at = 0
-        for number, group in enumerate(groups, start=1):
-            span = slice(at, at + len(group.inputs))
-            tokens[r, span], segment_ids[r, span] = group.inputs, number
-            positions[r, span] = np.arange(len(group.inputs))
-            for index in group.members:
-                wanted = segments[index].tokens[segments[index].start :]
-                first = r * shape[1] + at + segments[index].start - 1
-                where[count : count + len(wanted)] = np.arange(first, first + len(wanted))
-                targets[count : count + len(wanted)] = wanted
-                owners.append((index, count, count + len(wanted)))
-                count += len(wanted)
-            at += len(group.inputs)
-    return _Batch((tokens, segment_ids, positions, where, targets, np.int32(count)), owners)
 
 
 def rolling_windows(tokens: Sequence[int], first: int, context_length: int) -> list[Segment]:

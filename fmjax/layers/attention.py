@@ -7,6 +7,7 @@
 import functools
 import importlib
 import logging
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,22 @@ _MODULES = {
 }
 # Finite, so that a row with nothing to attend gives numbers rather than NaN.
 MASKED = -1e30
+# Backends that attend forked segments.
+FORKING = ("auto", "reference", "cpu")
+
+
+class Forked(NamedTuple):
+    """Segments of packed rows that fork: a beginning, and branches that attend it and themselves, not each other.
+
+    Attributes:
+      segment_ids: int32 [B, T], 0 = padding.
+      branches: int32 [B, T]; 0 is the segment's beginning, which stands before its branches 1, 2, ...
+      positions: int32 [B, T], in which every branch continues its beginning.
+    """
+
+    segment_ids: jax.Array
+    branches: jax.Array
+    positions: jax.Array
 
 
 def attention(
@@ -70,6 +87,10 @@ def attention(
     """
     check_choice("attention backend", backend, BACKENDS)
     _check_shapes(q, k, v)
+    if isinstance(segment_ids, Forked):
+        _check_forked(segment_ids, backend, positions=positions, causal=causal, dropout_rate=dropout_rate)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return _attend_forked(q, k, v, segment_ids, window=window, scale=scale, backend=backend)
     t, s = q.shape[1], k.shape[1]
     segment_ids = _pair("segment_ids", segment_ids, t, s)
     positions = _pair("positions", positions, t, s)
@@ -93,6 +114,28 @@ def attention(
     # Imported here since every backend imports this module.
     attention_mesh = importlib.import_module("fmjax.layers.attention_mesh")
     return attention_mesh.run(importlib.import_module(_MODULES[backend]), q, k, v, scale=scale, **asked)
+
+
+def _check_forked(forked: Forked, backend, *, positions, causal, dropout_rate) -> None:
+    if backend not in FORKING:
+        raise ConfigError(
+            f"attention backend {backend!r} has no masks of segments that fork. Use one of {', '.join(FORKING)}."
+        )
+    if positions is not None or not causal or dropout_rate > 0.0:
+        raise ConfigError(
+            "attention of segments that fork is causal, has no dropout and takes its positions from `Forked`; got "
+            f"causal={causal}, dropout_rate={dropout_rate}, positions {'given' if positions is not None else 'None'}."
+        )
+
+
+def _attend_forked(q, k, v, forked: Forked, *, window, scale, backend):
+    if backend == "reference":
+        ids, branches, positions = ((x, x) for x in forked)
+        masks = dict(segment_ids=ids, branches=branches, positions=positions, causal=True, window=window)
+        return reference(q, k, v, scale=scale, **masks)
+    return importlib.import_module("fmjax.layers.attention_forked").forked_attention(
+        q, k, v, forked, window=window, scale=scale
+    )
 
 
 def _choose(q, k, **asked) -> str:
@@ -132,11 +175,16 @@ def _pair(what: str, value, t: int, s: int):
     return pair
 
 
-def attention_mask(t: int, s: int, *, segment_ids, positions, causal: bool, window: int | None) -> jax.Array | None:
-    """Which keys each query may attend: bool [B or 1, T, S], or None for all."""
+def attention_mask(
+    t: int, s: int, *, segment_ids, positions, causal: bool, window: int | None, branches=None
+) -> jax.Array | None:
+    """Which keys each query may attend: bool [B or 1, T, S], or None for all. `branches`: a pair as the others."""
     allowed = []
     if segment_ids is not None:
         allowed.append(segment_ids[0][:, :, None] == segment_ids[1][:, None, :])
+    if branches is not None:
+        query, key = branches[0][:, :, None], branches[1][:, None, :]
+        allowed.append((key == 0) | (key == query))
     if causal or window is not None:
         if positions is None:
             query, key = lax.iota(jnp.int32, t)[None, :, None], lax.iota(jnp.int32, s)[None, None, :]
@@ -151,13 +199,16 @@ def attention_mask(t: int, s: int, *, segment_ids, positions, causal: bool, wind
     return functools.reduce(jnp.logical_and, allowed) if allowed else None
 
 
-def reference(q, k, v, *, segment_ids, positions, causal, window, scale, dropout_rate=0.0, dropout_key=None):
+def reference(
+    q, k, v, *, segment_ids, positions, causal, window, scale, dropout_rate=0.0, dropout_key=None, branches=None
+):
     """The definition, with the whole [B, K, G, T, S] array of logits. Arguments as `attention`, pairs resolved."""
     b, t, h, d = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(b, t, kv_heads, h // kv_heads, d)
     logits = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
-    mask = attention_mask(t, k.shape[1], segment_ids=segment_ids, positions=positions, causal=causal, window=window)
+    masks = dict(segment_ids=segment_ids, branches=branches, positions=positions, causal=causal, window=window)
+    mask = attention_mask(t, k.shape[1], **masks)
     if mask is not None:
         logits = jnp.where(mask[:, None, None], logits, MASKED)
     probabilities = jax.nn.softmax(logits, axis=-1)

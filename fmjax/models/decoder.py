@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
+from fmjax.layers.attention import FORKING
 from fmjax.layers.cache import begin, init_cache
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops
@@ -49,7 +50,10 @@ class Decoder(nn.Module):
         return logits if cache is None else (logits, out[2])
 
     def features(self, tokens, segment_ids=None, positions=None, train=False, cache=None, slots=None):
-        """(hidden [B, T, D], head), and the cache where one is given: `output_logits(hidden, head)` are the logits."""
+        """(hidden [B, T, D], head), and the cache where one is given: `output_logits(hidden, head)` are the logits.
+
+        Arguments as `__call__`; where the module `can_fork`, segment_ids may be a `fmjax.layers.attention.Forked`.
+        """
         if tokens.ndim != 2:
             raise ConfigError(f"tokens must be [batch, length], got shape {tokens.shape}.")
         if self.vocab_size is None:
@@ -70,6 +74,11 @@ class Decoder(nn.Module):
     def hidden(self, tokens, segment_ids=None, positions=None, train=False):
         """The last layer's output, float [B, T, D]: what embeddings of texts are made of."""
         return self.features(tokens, segment_ids, positions, train)[0]
+
+    @property
+    def can_fork(self) -> bool:
+        """Whether `features` takes segments that fork (`fmjax.layers.attention.Forked`, with positions, no cache)."""
+        return self.transformer.causal and self.transformer.attention in FORKING
 
     @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int) -> dict:
