@@ -20,6 +20,9 @@ SHORT = 256
 MIN_SHARED = 8
 """Tokens that segments have in common at least where they share them: less is not worth tying them to one row."""
 
+WORTH = 0.1
+"""Part of all inputs that sharing saves at least; for less, the attention of plain rows serves, a platform's kernel."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -73,9 +76,13 @@ class _Tree:
     num_targets: int
 
     @property
+    def num_inputs(self) -> int:
+        return len(self.trunk) + sum(map(len, self.branches))
+
+    @property
     def size(self) -> int:
         """Room it takes in a row, which holds as many inputs and as many targets as it is long."""
-        return max(len(self.trunk) + sum(map(len, self.branches)), self.num_targets)
+        return max(self.num_inputs, self.num_targets)
 
 
 def batches(
@@ -94,8 +101,12 @@ def batches(
       tokens_per_batch, num_shards: see `fmjax.inference.scoring.iter_scores`.
       can_fork: whether segments may share a beginning, rather than nothing but all their inputs.
     """
-    trees = list(_trees(segments, indices, context_length, can_fork))
-    forks = any(tree.branches for tree in trees)
+    alike = list(_same_inputs(segments, indices))
+    trees = list(_grow(alike, context_length)) if can_fork else []
+    total = sum(len(one.inputs) for one in alike)
+    forks = can_fork and sum(tree.num_inputs for tree in trees) < (1 - WORTH) * total
+    if not forks:
+        trees = [_tree([one], len(one.inputs)) for one in alike]
     for length, rows in _length_buckets(trees, context_length):
         # A shard's share is a power of two, or as many rows as its tokens allow.
         share = bucket(-(-len(rows) // num_shards), low=1)
@@ -104,14 +115,15 @@ def batches(
             yield _fill(rows[start : start + height], segments, (height, length), forks)
 
 
-def _trees(segments, indices, context_length, can_fork) -> Iterator[_Tree]:
+def _same_inputs(segments, indices) -> Iterator[_Inputs]:
     members = defaultdict(list)
     for index in indices:
         members[segments[index].inputs].append(index)
-    alike = [part for inputs, same in members.items() for part in _split(inputs, same, segments)]
-    if not can_fork:
-        yield from (_tree([one], len(one.inputs)) for one in alike)
-        return
+    for inputs, same in members.items():
+        yield from _split(inputs, same, segments)
+
+
+def _grow(alike: list[_Inputs], context_length: int | None) -> Iterator[_Tree]:
     # In the order of their tokens those that begin alike are neighbours.
     group, trunk = [], 0
     for one in sorted(alike, key=lambda one: one.inputs):

@@ -29,7 +29,8 @@ class Work:
       requests: different requests that the model answered.
       stored: different requests whose answers were already on disk.
       truncated: of the answered, those whose context or prompt lost its beginning because it was too long.
-      lengths: how many sequences of each length, in tokens, went through the model.
+      lengths: how many sequences of each length, in tokens, the model was asked about; a beginning that some of them
+        share counts with each, though it is computed once.
     """
 
     requests: int = 0
@@ -125,7 +126,7 @@ def _group(request: Request) -> tuple[Hashable, ...]:
 def _score(model, requests, seed, progress, work) -> Iterator[tuple[int, ScoreAnswer]]:
     segments, cut = scored_text.continuation_segments(model, [(r.context, r.continuation) for r in requests])
     work.truncated += sum(cut)
-    # Continuations of one token after one context share a pass.
+    # Continuations of one token after one context are one sequence.
     work.lengths.update(len(inputs) for inputs in {segment.inputs for segment in segments})
     for index, score in model.iter_scores(segments, progress):
         yield index, ScoreAnswer(*score)

@@ -97,6 +97,11 @@ def test_a_context_is_computed_once_for_all_its_endings():
     endings = sum(len(s.inputs) - s.start for s in segments)
     # Endings that begin alike share that too, where it is more than nothing: at most.
     assert shared <= sum(map(len, contexts)) + endings < 0.55 * alone
+    # Two among many that share a little do not take the others' attention from them.
+    rng = np.random.default_rng(1)
+    others = [Segment(rng.integers(0, 13, 40).tolist(), 20) for _ in range(30)]
+    pair = [Segment([*range(10), 3, 4], 10), Segment([*range(10), 5, 6], 10)]
+    assert packed(pair, True)[0].branches is not None and packed([*others, *pair], True)[0].branches is None
     # A tree too large for a row is several; nothing is lost or scored twice.
     long = [Segment([*range(12), *[i % 13] * 100, 1], 12) for i in range(13)]
     found = packed(long, True, context_length=200)
