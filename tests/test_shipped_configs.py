@@ -1,5 +1,6 @@
 """Every shipped config resolves; the large ones are traced: shapes, shardings and parameter counts, without arrays."""
 
+import json
 import pathlib
 import re
 
@@ -66,3 +67,18 @@ def test_large_models_have_their_published_size_and_trace_with_their_shardings(n
         out, metrics = jax.eval_shape(program.train_step, program.spec.shapes, program.batch_spec, program.key)
     assert jax.tree.map(lambda x: x.shape, out) == jax.tree.map(lambda x: x.shape, program.spec.shapes)
     assert metrics["loss"].shape == ()
+
+
+PLANS = json.loads((FOLDER.parent / "experiments/plans/results.json").read_text())["plans"]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plans_of_large_configs_are_those_recorded(name):
+    """Each fits, wastes little, and says in its docstring what experiments/plans found for the config as it is."""
+    plan, config = PLANS[name], configs.resolve(configs.load_config_file(str(FOLDER / f"{name}.py")))
+    assert plan["fits"] and plan["useful_flops"] >= 0.85
+    assert plan["tokens_per_step"] == config.train.batch_size * config.data.sequence_length
+    text = (FOLDER / f"{name}.py").read_text()
+    gib = [round(plan[key] / 2**30) for key in ("peak_bytes_per_device", "hbm_bytes_per_device")]
+    assert f"{gib[0]} of {gib[1]} GiB a chip, {plan['useful_flops']:.1%}" in text
+    assert f"Planned for {plan['topology']}" in text and f"{plan['step_seconds_bound']:.2f} s" in text
