@@ -153,3 +153,20 @@ def test_auto_logs_its_choice_once(caplog):
         for _ in range(3):
             attention(q, k, v)
     assert [r.message for r in caplog.records] == ["attention backend on cpu: cpu"]
+
+
+@pytest.mark.parametrize("causal, window", [(True, None), (True, 100), (True, 300), (False, 200)])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_tiles_that_splash_attention_computes(causal, window, shards):
+    """Those with any pair that the mask allows, against the whole mask."""
+    length = 1024
+    order = np.arange(length).reshape(4, -1)
+    order = order[[0, 3, 1, 2]].reshape(shards, -1) if shards == 2 else order.reshape(1, -1)
+    ahead = order.reshape(-1)[:, None] - np.arange(length)[None, :]
+    allowed = np.ones(ahead.shape, bool)
+    if causal:
+        allowed &= ahead >= 0
+    if window is not None:
+        allowed &= (ahead if causal else abs(ahead)) < window
+    tiles = allowed.reshape(length // 128, 128, length // 256, 256).any(axis=(1, 3)).sum() * 128 * 256
+    assert attention_splash.tile_pairs(order, length, causal, window, 128, 256) == tiles // shards

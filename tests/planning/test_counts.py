@@ -133,6 +133,12 @@ def test_slices_count_as_slices():
     assert found.memory_bytes < 4 * 2 * 64 * 256**2 * 4
 
 
+def test_what_a_fusion_reads_and_writes_counts_once():
+    x = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
+    found, _ = counted(lambda x, y: jnp.tanh(x + y) * 2.0, x, x)
+    assert found.memory_bytes == 3 * 512 * 1024 * 4
+
+
 UNROLLED = """HloModule unrolled, is_scheduled=true
 
 %fused (p: s32[]) -> s32[] {

@@ -212,5 +212,9 @@ def test_small_plans_for_tpus(name, overrides, tmp_path):
     assert 0.5 < found.useful_flops <= 1.0
     assert 0.0 < found.mfu_bound <= found.useful_flops
     assert found.limited_by in found.seconds
+    if name == "gpt2_124m":  # every product by hand: weights, and attention's two forward and five backward, one tile
+        tokens, weights = 8 * 256, 2 * 12 * 256**2 + 256 * 1024
+        by_hand = 6 * tokens * weights + 2 * 8 * 4 * (2 + 5) * 2 * 256**2 * 64
+        assert found.hardware_flops_per_step == pytest.approx(by_hand, rel=0.02)
     parts = found.parameter_bytes + found.optimizer_bytes + found.batch_bytes
     assert found.argument_bytes == pytest.approx(parts, rel=0.1)
