@@ -90,6 +90,7 @@ class BBH(BySubset, _Asked):
     name = "bbh"
     description = "27 tasks of BIG-Bench that are hard for models, answered directly; bbh_NAME for one"
     needs = "eval_bbh/bbh.zip (MIT)"
+    version = "2"
     num_shots = 3
     subsets = tuple(INSTRUCTIONS)
 

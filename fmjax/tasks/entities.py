@@ -102,6 +102,7 @@ class WNUT17(WNUT17Data):
     right where it occurs several times. One that is not there counts as predicted and wrong."""
 
     name = "wnut17"
+    version = "2"
     uses = ("generate",)
     num_shots = 3
     description = "entities of a sentence, generated: entity F1, seqeval default and strict"

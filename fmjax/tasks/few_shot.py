@@ -1,8 +1,8 @@
 """Solved examples in front of a prompt: which, and how they are written.
 
-The choice depends on the seed and the document's content alone, not on how many documents are evaluated, in
-which order or by how many hosts; a document is never among its own examples. Where a task's examples are fixed, they
-are its first ones.
+The choice depends on the seed, the document's content and the set of examples alone, not on how many documents are
+evaluated, in which order documents or examples come or by how many hosts. Neither a document nor another that asks the
+same (`Task.asks`) is among its examples. Where a task's examples are fixed, they are its first ones.
 """
 
 import dataclasses
@@ -21,6 +21,33 @@ class NoExamplesError(InputError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Pool:
+    """Documents that examples are taken from, no two of them equal.
+
+    Attributes:
+      documents: in the order of their keys; in the task's order where its examples are the first ones.
+      places: of those that ask the same (`Task.asks`) among them, ascending.
+    """
+
+    documents: Sequence[object]
+    places: Mapping[Hashable, Sequence[int]]
+
+    @classmethod
+    def make(cls, documents: Sequence[object], task: Task) -> "Pool":
+        places = defaultdict(list)
+        for place, document in enumerate(documents):
+            places[task.asks(document)].append(place)
+        return cls(documents, dict(places))
+
+
+def _skipping(number: int, places: Sequence[int]) -> int:
+    """The place of number `number` of those that are not among `places`, which ascend."""
+    for place in places:
+        number += place <= number
+    return number
+
+
+@dataclasses.dataclass(frozen=True)
 class FewShot:
     """What stands in front of a task's prompts.
 
@@ -28,13 +55,13 @@ class FewShot:
       task: the task.
       num_shots: examples in each prompt.
       seed: of their choice.
-      pools: documents that they are taken from, with their keys, by `Task.example_group`; no two have the same key.
+      pools: what they are taken from, by `Task.example_group`.
     """
 
     task: Task
     num_shots: int
     seed: int
-    pools: Mapping[Hashable, Sequence[tuple[str, object]]] = dataclasses.field(default_factory=dict)
+    pools: Mapping[Hashable, Pool] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def make(cls, task: Task, num_shots: int | None, seed: int, context: TaskContext) -> "FewShot":
@@ -48,30 +75,34 @@ class FewShot:
         examples = task.examples(context)
         if examples is None:
             raise NoExamplesError(f"task {task.name}: takes no examples in the prompt, got num_shots={num_shots}")
-        pools = defaultdict(dict)
+        groups = defaultdict(dict)
         for document in examples:
-            pools[task.example_group(document)].setdefault(task.key(document), document)
-        return cls(task, num_shots, seed, {group: list(pool.items()) for group, pool in pools.items()})
+            groups[task.example_group(document)].setdefault(task.key(document), document)
+        pools = {}
+        for group, found in groups.items():
+            keys = found if task.examples_in_order else sorted(found)
+            pools[group] = Pool.make([found[key] for key in keys], task)
+        return cls(task, num_shots, seed, pools)
 
     def examples(self, document) -> list:
         """The examples of a document. Raises InputError where there are too few others."""
         if not self.num_shots:
             return []
-        key, group = self.task.key(document), self.task.example_group(document)
-        pool = self.pools.get(group, ())
-        # Drawing takes one more than asked for: the document itself may be among them.
-        needed = self.num_shots + (not self.task.examples_in_order or any(one == key for one, _ in pool))
-        if len(pool) < needed:
+        task, group = self.task, self.task.example_group(document)
+        pool = self.pools.get(group, Pool([], {}))
+        same = pool.places.get(task.asks(document), [])
+        count = len(pool.documents) - len(same)
+        if count < self.num_shots:
             raise InputError(
-                f"task {self.task.name}: num_shots={self.num_shots} takes at least {needed} different documents to "
-                f"take examples from{'' if group is None else f' for {group!r}'}, and there are {len(pool)}"
+                f"task {task.name}: num_shots={self.num_shots} takes as many examples that ask something else than "
+                f"their document{'' if group is None else f', for {group!r}'}, and there are {count}"
             )
-        order = range(needed)
-        if not self.task.examples_in_order:
-            digest = hashlib.sha256(f"{self.seed} {key}".encode()).digest()
+        chosen = range(self.num_shots)
+        if not task.examples_in_order:
+            digest = hashlib.sha256(f"{self.seed} {task.key(document)}".encode()).digest()
             rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-            order = rng.choice(len(pool), needed, replace=False)
-        return [pool[i][1] for i in order if pool[i][0] != key][: self.num_shots]
+            chosen = rng.choice(count, self.num_shots, replace=False)
+        return [pool.documents[_skipping(int(number), same)] for number in chosen]
 
     def prefix(self, document) -> str:
         """Preamble and examples, each followed by the task's separator."""

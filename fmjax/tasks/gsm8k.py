@@ -19,6 +19,7 @@ class GSM8K(Task):
     description = "the final number of a school problem solved in words"
     needs = "eval_gsm8k/test.jsonl and train.jsonl, or TFDS gsm8k (MIT)"
     uses = ("generate",)
+    version = "2"
     num_shots = 5
 
     def documents(self, context):

@@ -101,6 +101,9 @@ class LetteredChoice(MultipleChoice):
         listed = "".join(f"{LETTERS[i]}. {option}\n" for i, option in enumerate(document.options))
         return f"{document.context}\n{listed}Answer:"
 
+    def asks(self, document: Choices):
+        return document.context  # with whatever options
+
     def example(self, document: Choices) -> str:
         return f"{self.question(document)} {LETTERS[document.gold]}"
 

@@ -126,6 +126,9 @@ class Perturbed(Task):
     def example(self, document):
         return self.task.example(document.plain)
 
+    def asks(self, document):
+        return self.task.asks(document.plain)
+
     def example_group(self, document):
         return self.task.example_group(document.plain)
 

@@ -155,7 +155,8 @@ class Task:
       preamble: text in front of the examples.
       separator: text after each example.
       subsets: what may stand behind the name, `NAME_SUBSET`, and is then given to the constructor.
-      examples_in_order: whether the examples are the first ones, in their order, instead of drawn for each document.
+      examples_in_order: whether the examples are the first ones, in their order, instead of drawn for each document,
+        whatever their order.
     """
 
     name: str
@@ -177,13 +178,23 @@ class Task:
     def examples(self, context: TaskContext) -> Sequence[Any] | None:
         """Documents that the examples in a prompt are drawn from; None where the task takes none.
 
-        They may be the documents themselves: a document is never among its own examples.
+        They may be the documents themselves: a document is never among its own examples, and neither is one that
+        `asks` the same.
         """
         return None
 
     def example(self, document: Any) -> str:
         """A solved document as it stands in a prompt."""
         raise NotImplementedError
+
+    def asks(self, document: Any) -> Hashable:
+        """What a document asks, by which it is told from its examples: one that asks the same may show the answer.
+
+        By default the context or prompt of its first request, and the document itself where that has none.
+        """
+        first = next(iter(self.requests(document)), None)
+        text = first.context if isinstance(first, Score) else first.prompt if isinstance(first, Generate) else ""
+        return text or self.key(document)
 
     def example_group(self, document: Any) -> Hashable:
         """A document's examples are those of the same group, such as a subject."""

@@ -1,6 +1,7 @@
 """Tasks that train on their training documents first, all of them or as many as the name says (`sst2_probe:64`)."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ class Trained(Task):
         a larger one, so that a learning curve grows. None is all.
     """
 
+    version = "2"
     uses = ("adapt",)
 
     def __init__(self, count: int | str | None = None):
@@ -31,17 +33,21 @@ class Trained(Task):
         raise NotImplementedError
 
     def chosen(self, context: TaskContext) -> list:
-        """The training documents to train on. Raises InputError where there are too few."""
-        found = self.training(context)
-        if self.count is None:
-            return list(found)
-        if self.count > len(found):
-            raise InputError(f"task {self.name}: there are only {len(found)} training documents")
+        """The training documents to train on, in an order that depends on the seed and not on that of the file.
 
-        def place(index: int) -> bytes:
-            return hashlib.sha256(f"{context.seed} {index} {self.key(found[index])}".encode()).digest()
-
-        return [found[i] for i in sorted(range(len(found)), key=place)[: self.count]]
+        Raises InputError where there are too few.
+        """
+        found, drawn = Counter(), []
+        for document in self.training(context):
+            key = self.key(document)
+            # Equal documents are told apart by how many came before, so that the order of the others does not matter.
+            place = hashlib.sha256(f"{context.seed} {found[key]} {key}".encode()).digest()
+            drawn.append((place, document))
+            found[key] += 1
+        drawn = [document for _, document in sorted(drawn, key=lambda one: one[0])]
+        if self.count is not None and self.count > len(drawn):
+            raise InputError(f"task {self.name}: there are only {len(drawn)} training documents")
+        return drawn[: self.count]
 
     def fit(self, model, documents: list, seed: int):
         """The model trained on documents."""

@@ -78,14 +78,14 @@ def test_examples_are_of_the_document_s_subset_and_may_keep_their_order():
     drawn = FewShot.make(task, 2, 0, context)
     assert sorted(drawn.examples(documents[0])) == [("a", 2), ("a", 6)]
     assert drawn.prefix(documents[0]).startswith("About a: a")
-    with pytest.raises(InputError, match="num_shots=2 takes at least 3 different .* for 'b', and there are 1"):
+    with pytest.raises(InputError, match="num_shots=2 takes .*, for 'b', and there are 0"):
         drawn.examples(documents[3])
     task.examples_in_order = True
     ordered = FewShot.make(task, 2, 0, context)
     assert ordered.examples(documents[0]) == [("a", 2), ("a", 6)]  # never itself
     assert ordered.examples(("a", 9)) == [("a", 1), ("a", 2)] == FewShot.make(task, 2, 5, context).examples(("a", 9))
     assert FewShot.make(task, 3, 0, context).examples(("a", 9)) == documents[:3]  # all there are
-    with pytest.raises(InputError, match="num_shots=3 takes at least 4"):
+    with pytest.raises(InputError, match="num_shots=3 takes .*, and there are 2"):
         FewShot.make(task, 3, 0, context).examples(documents[0])
 
 

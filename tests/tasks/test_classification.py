@@ -152,6 +152,13 @@ def test_probe_task_counts_its_training_documents(data):
     small, large = (get_task(f"sst2_probe:{count}").chosen(context) for count in (8, 16))
     assert large[:8] == small and small != get_task("sst2_probe:8").chosen(TaskContext(data, seed=4))
     assert len(SST2Probe().chosen(context)) == 32
+    # The order of the file does not matter, also where documents are equal.
+    task = get_task("sst2_probe:16")
+    found = [*task.training(context), *task.training(context)[:5]]
+    task.training = lambda context: found
+    chosen = task.chosen(context)
+    task.training = lambda context: found[::-1]
+    assert task.chosen(context) == chosen and SST2Probe().version == "2"
     result = run_tasks(MODEL, ["sst2_probe:16"], data_dir=data)["sst2_probe:16"]
     again = run_tasks(MODEL, ["sst2_probe:16"], data_dir=data, limit=5)["sst2_probe:16"]
     # Equal but for the rounding of sums, whose order is that of a batch of another shape.

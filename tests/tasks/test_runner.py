@@ -46,14 +46,15 @@ def questions(count=24, seed=0):
 class Quiz(MultipleChoice):
     name = "quiz"
 
-    def __init__(self, documents=None):
+    def __init__(self, documents=None, examples=None):
         self.given = questions() if documents is None else documents
+        self.shown = questions() if examples is None else examples
 
     def documents(self, context):
         return self.given
 
     def examples(self, context):
-        return questions()
+        return self.shown
 
 
 def test_scores_depend_on_model_task_and_seed_alone(monkeypatch):
@@ -71,7 +72,8 @@ def test_scores_depend_on_model_task_and_seed_alone(monkeypatch):
             )
         return result.metrics
 
-    assert same(run_tasks(MODEL, [Quiz(questions()[::-1])], num_shots=2, seed=3)["quiz"]) == want.metrics
+    turned = Quiz(questions()[::-1], questions()[::-1])
+    assert same(run_tasks(MODEL, [turned], num_shots=2, seed=3)["quiz"]) == want.metrics
     same(run_tasks(MODEL, [Quiz()], num_shots=2, seed=3, limit=7)["quiz"], 7)
     placement = Placement.make({"fsdp": 4, "tensor": 2})
     from fmjax.interop.loading import placed
@@ -99,8 +101,36 @@ def test_examples_depend_on_seed_and_document_and_never_hold_it():
     assert few.requests(document)[1] == Score(few.prefix(document) + document.context, f" {document.options[1]}")
     # A pool of copies of the document has no example to give.
     task.examples = lambda context: [document] * 5
-    with pytest.raises(InputError, match="there are 1"):
+    with pytest.raises(InputError, match="there are 0"):
         FewShot.make(task, 1, 0, context).examples(document)
+
+
+@pytest.mark.parametrize("kind", [MultipleChoice, LetteredChoice])
+def test_an_example_never_asks_what_its_document_asks(kind):
+    """Of the same question with other options, or with another right one, an example would show the answer."""
+
+    class Twins(kind):
+        name = "twins"
+
+        def documents(self, context):
+            return [Choices(f"Which {i // 3}", (f"{i}", "b"), i % 2) for i in range(9)]
+
+        def examples(self, context):
+            return self.documents(context)
+
+    task, context = Twins(), TaskContext()
+    for seed in range(5):
+        few = FewShot.make(task, 6, seed, context)
+        for document in task.documents(context):
+            shown = few.examples(document)
+            assert len({task.key(one) for one in shown}) == 6
+            assert document.context not in {one.context for one in shown}
+    with pytest.raises(InputError, match="num_shots=7 .*, and there are 6"):
+        FewShot.make(task, 7, 0, context).examples(task.documents(context)[0])
+    task.examples_in_order = True
+    few = FewShot.make(task, 2, 0, context)
+    assert [one.options[0] for one in few.examples(task.documents(context)[1])] == ["3", "4"]
+    assert [one.options[0] for one in few.examples(task.documents(context)[8])] == ["0", "1"]
 
 
 def test_choices_ties_and_lengths():
