@@ -29,7 +29,8 @@ class BBQ(Task):
     questions of negative polarity, another in the others. Where known answers are none of them biased the score is -1,
     as published; lm-evaluation-harness has 0 there.
 
-    All categories whose file is there; of each condition's likeliest options the first counts.
+    All categories whose file is there; of each condition's likeliest options the first counts. Standard errors resample
+    the templates that questions are made from.
     """
 
     name = "bbq"
@@ -42,7 +43,7 @@ class BBQ(Task):
         paths = [path for files in names.values() if (path := context.find("eval_bbq", *files))]
         if not paths:
             paths = [context.file("eval_bbq", *names["Age"])]
-        expected = "'context', 'question', 'ans0' to 'ans2', 'label', 'answer_info' and the like of BBQ"
+        expected = "'context', 'question', 'question_index', 'ans0' to 'ans2', 'label', 'answer_info' and so on, as BBQ"
         return [document for path in paths for document in read_jsonl(path, self._document, expected)]
 
     def _document(self, row):
@@ -52,12 +53,16 @@ class BBQ(Task):
             raise ValueError("not two people and an 'unknown', or an unknown category")
         return {
             "category": row["category"],
+            "question_index": str(row["question_index"]),
             "condition": {"ambig": "amb", "disambig": "disamb"}[row["context_condition"]],
             "context": f"{row['context']}\n\nQ: {row['question']}\nA:",
             "people": people,
             "biased": biased_answers(row),
             "right": None if answers[row["label"]] in UNKNOWN else answers[row["label"]],
         }
+
+    def cluster(self, document):
+        return f"{document['category']} {document['question_index']}"  # the template that it is made from
 
     def requests(self, document):
         return [Score(document["context"], f" {option}") for option in (*document["people"], *UNKNOWN)]

@@ -4,7 +4,10 @@ Prompts are lm-evaluation-harness's, from the published records (TFDS, HellaSwag
 in llm-foundry's schema (`eval_commonsense_mc`), which hold prompts that differ little.
 """
 
+import dataclasses
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 
 from fmjax.errors import DataError
 from fmjax.tasks.multiple_choice import Choices, MultipleChoice
@@ -59,7 +62,7 @@ class HellaSwag(_Commonsense):
     needs = "eval_hellaswag/hellaswag_val.jsonl or hellaswag_val_1000.jsonl, or TFDS hellaswag (MIT)"
     folder, files = "eval_hellaswag", ("hellaswag_val.jsonl", "hellaswag_val_1000.jsonl")
     tfds, tfds_examples = "hellaswag:validation", "hellaswag:train"
-    expected = "'activity_label', 'ctx_a', 'ctx_b', 'endings', 'label'"
+    expected = "'activity_label', 'ctx_a', 'ctx_b', 'endings', 'label', 'source_id'"
 
     def from_file(self, row):
         return self._choices(row, f"{row['ctx_a']} {row['ctx_b'].capitalize()}")
@@ -69,7 +72,8 @@ class HellaSwag(_Commonsense):
 
     def _choices(self, row, context: str) -> Choices:
         endings = tuple(clean_wikihow(ending) for ending in row["endings"])
-        return Choices(clean_wikihow(f"{row['activity_label']}: {context}"), endings, int(row["label"]))
+        text = clean_wikihow(f"{row['activity_label']}: {context}")
+        return Choices(text, endings, int(row["label"]), group=str(row["source_id"]))
 
 
 def clean_wikihow(text: str) -> str:
@@ -131,7 +135,8 @@ class ARCChallenge(ARCEasy):
 class WinoGrande(_Commonsense):
     """WinoGrande (Sakaguchi et al. 2019, https://arxiv.org/abs/1907.10641), by partial evaluation.
 
-    Each option fills the gap of the context, and the end of the sentence, the same for both, is scored.
+    Each option fills the gap of the context, and the end of the sentence, the same for both, is scored. Most sentences
+    have a twin, in which a word differs and the other option is right: a group of its own (`twins`).
     """
 
     name = "winogrande"
@@ -140,6 +145,13 @@ class WinoGrande(_Commonsense):
     needs = "eval_commonsense_mc/winogrande.jsonl, or TFDS winogrande (CC BY 4.0)"
     files, tfds, tfds_examples = ("winogrande.jsonl",), "winogrande:validation", "winogrande:train_xl"
     expected = "'context_options', 'continuation', 'gold'"
+
+    def _read(self, context, words):
+        found = super()._read(context, words)
+        return [dataclasses.replace(one, group=group) for one, group in zip(found, twins(found))]
+
+    def asks(self, document):
+        return document.group
 
     def from_file(self, row):
         return self._choices(row["context_options"], str(row["continuation"]), row["gold"])
@@ -152,6 +164,28 @@ class WinoGrande(_Commonsense):
 
     def _choices(self, contexts, ending: str, gold) -> Choices:
         return Choices("", (ending,) * len(contexts), int(gold), tuple(map(str, contexts)))
+
+
+def twins(documents: Sequence[Choices]) -> list[str]:
+    """For each sentence of WinoGrande, its text with the gap where an option was, or that of its twin.
+
+    Twins fill the gap from the same two options and share at least half of their words. (Of the validation set's pairs
+    with equal options, twins share more than 0.5 of them and others less than 0.35.)
+    """
+    sentences, others = [], defaultdict(list)
+    for document in documents:
+        words = [text.split() for text in document.contexts]
+        same = next((i for i, (a, b) in enumerate(zip(*words)) if a != b), min(map(len, words)))
+        sentence = " ".join([*words[0][:same], "_", document.options[0]])
+        alike = others[tuple(sorted(" ".join(one[same:]) for one in words))]
+        alike.append(sentence)
+        sentences.append((sentence, alike))
+    found = []
+    for sentence, alike in sentences:
+        words = {*sentence.lower().split()}
+        texts = [(one, {*one.lower().split()}) for one in alike]
+        found.append(min(one for one, its in texts if 2 * len(words & its) >= len(words | its)))
+    return found
 
 
 class BoolQ(_Commonsense):
@@ -170,6 +204,9 @@ class BoolQ(_Commonsense):
 
     def prompt(self, query):
         return f"{query.removeprefix('Passage: ')}\nAnswer:"
+
+    def cluster(self, document):
+        return document.context.rpartition("\nQuestion: ")[0]  # the passage
 
     def from_tfds(self, record):
         passage = f"{record['title']} -- {record['passage']}"

@@ -17,7 +17,8 @@ class InContext(Task):
     """Base of the family. A member draws a function's examples, its question and the options.
 
     `acc_K`: accuracy after K examples, the first of equally likely options counting as the likeliest; `gain`: accuracy
-    after most examples less that after none. Chance is 1 / number of options throughout.
+    after most examples less that after none. Chance is 1 / number of options, whatever a model that does not read the
+    examples goes by.
 
     Args:
       count: number of functions.
@@ -81,21 +82,28 @@ class Mapping(InContext):
 
 
 class Linear(InContext):
-    """y = a * x + b with a from 1 to 5, b and x from 0 to 9. The options are what the five slopes give at x through
-    the first example, so that one example does not decide and two different ones do."""
+    """y = a * x + b with a from 1 to 5, b and x from 0 to 9. The options are the answers of five functions drawn so, all
+    different, and which of these functions is shown is drawn last: without examples no option is likelier than another
+    by its size, length or neighbours. One example leaves some of them, two different ones decide."""
 
     name = "icl_linear"
+    version = "2"
     description = "linear functions drawn at random, learnt from K examples in the prompt: accuracy by K"
 
     def draw(self, rng):
-        slope, offset = int(rng.integers(1, 6)), int(rng.integers(0, 10))
         asked = int(rng.integers(0, 10))
+        functions: dict[int, tuple[int, int]] = {}  # by their answers
+        while len(functions) < 5:
+            slope, offset = int(rng.integers(1, 6)), int(rng.integers(0, 10))
+            functions.setdefault(slope * asked + offset, (slope, offset))
+        answers = list(functions)
+        gold = int(rng.integers(len(answers)))
+        slope, offset = functions[answers[gold]]
         others = [x for x in range(10) if x != asked]
         shown = [others[i] for i in rng.integers(0, len(others), SHOTS[-1])]
-        first = slope * shown[0] + offset
         return {
             "examples": [f"f({x}) = {slope * x + offset}" for x in shown],
             "question": f"f({asked}) =",
-            "options": [str(first + a * (asked - shown[0])) for a in range(1, 6)],
-            "gold": slope - 1,
+            "options": [str(answer) for answer in answers],
+            "gold": gold,
         }

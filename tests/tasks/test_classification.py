@@ -251,6 +251,30 @@ def looks_up(context):
     return str(y + slope * (int(question.removeprefix("f(").removesuffix(") =")) - x))
 
 
+# What may be likely without examples: a number's size, its length, its place among the options, a digit.
+PRIORS = {
+    "nearest to the mean function": lambda x, option: abs(int(option) - (3 * x + 4.5)),
+    "shortest": lambda x, option: len(option),
+    "smallest": lambda x, option: int(option),
+    "largest": lambda x, option: -int(option),
+    "first": lambda x, option: 0,
+    "even": lambda x, option: int(option) % 2,
+    "a multiple": lambda x, option: int(option) % max(x, 1),
+}
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_no_prior_answers_linear_functions_without_their_examples(prior):
+    count = 4000
+    right = 0
+    for document in Linear(count=count).documents(TaskContext()):
+        x = int(document["question"].removeprefix("f(").removesuffix(") ="))
+        scores = [PRIORS[prior](x, option) for option in document["options"]]
+        right += int(np.argmin(scores)) == document["gold"]
+        assert len(set(document["options"])) == 5
+    assert right / count == pytest.approx(1 / 5, abs=4 * (0.2 * 0.8 / count) ** 0.5)
+
+
 @pytest.mark.parametrize("kind, chance", [(Mapping, 1 / 8), (Linear, 1 / 5)])
 def test_in_context_learning_rises_for_a_model_that_can_and_stays_at_chance_for_one_that_cannot(kind, chance):
     task = kind(count=1000)

@@ -65,7 +65,8 @@ RECORDS = {
     "copa": ({"premise": "It rained. ", "question": "effect", "choice1": "We left.", "choice2": "X", "label": 0},
              "It rained therefore|  we left."),
     "winogrande": ({"sentence": "So _ left.", "option1": "Ann", "option2": "Eve", "label": 1}, "So Eve| left."),
-    "hellaswag": ({"activity_label": "Judo", "context": "A man bows. he", "endings": ["a", "b [step] c"], "label": 1},
+    "hellaswag": ({"activity_label": "Judo", "context": "A man bows. he", "endings": ["a", "b [step] c"], "label": 1,
+                   "source_id": "activitynet~v_1"},
                   "Judo: A man bows. he| b c"),
 }  # fmt: skip
 
@@ -87,13 +88,58 @@ def test_hellaswag_joins_and_cleans_its_contexts(tmp_path):
         "ctx_b": "then YOU",
         "endings": [" [step] Peel  it.", "Eat [substeps] it."],
         "label": "1",
+        "source_id": "wikihow~7",
     }
     context = written(tmp_path, "eval_hellaswag/hellaswag_val_1000.jsonl", row)
     (document,) = get_task("hellaswag").documents(context)
     # lm-evaluation-harness's own result for this row, the odd space in front of an ending included.
-    assert document == Choices("Cooking: How to cook. Wash. Then you", (" Peel it.", "Eat it."), 1)
+    assert document == Choices("Cooking: How to cook. Wash. Then you", (" Peel it.", "Eat it."), 1, group="wikihow~7")
     more = written(tmp_path, "eval_hellaswag/hellaswag_val.jsonl", row, row)
     assert len(get_task("hellaswag").documents(more)) == 2  # all of it, where it is there
+
+
+def clusters(task, documents):
+    return [[task.cluster(one) for one in documents].index(task.cluster(two)) for two in documents]
+
+
+def test_twins_of_winogrande_are_one_cluster_and_no_examples_of_each_other(tmp_path):
+    def row(before, first, second, after, gold=0):
+        return {"context_options": [f"{before} {first}", f"{before} {second}"], "continuation": after, "gold": gold}
+
+    rows = [
+        row("The cup fell off the shelf because the", "cup", "shelf", "was round."),
+        row("Ann ran faster than Eve because", "Ann", "Eve", "had slept well."),
+        row("The cup fell off the shelf because the", "shelf", "cup", "was crooked."),  # another ending
+        row("Ann ran slower than Eve because", "Ann", "Eve", "had slept well.", 1),  # another word before the gap
+        row("Eve sold the red car that she had from Ann, so", "Ann", "Eve", "was without one."),  # the names alone
+        row("Bob lost", "it", "her", "."),
+    ]
+    context = written(tmp_path, "eval_commonsense_mc/winogrande.jsonl", *rows)
+    task = get_task("winogrande")
+    documents = task.documents(context)
+    assert clusters(task, documents) == [0, 1, 0, 1, 4, 5]
+    for order in (documents, documents[::-1]):
+        groups = {one.contexts: one.group for one in order}
+        assert groups == {one.contexts: one.group for one in documents}
+    few = FewShot.make(task, 4, 0, context)
+    for document in documents[:4]:
+        assert task.cluster(document) not in {task.cluster(one) for one in few.examples(document)}
+
+
+def test_questions_about_one_passage_and_endings_of_one_video_are_one_cluster(tmp_path):
+    queries = ["Passage: P.\nQuestion: is it?", "Passage: Q.\nQuestion: is it?", "Passage: P.\nQuestion: was it?"]
+    rows = [{"query": query, "choices": ["no", "yes"], "gold": 0} for query in queries]
+    context = written(tmp_path, "eval_commonsense_mc/boolq.jsonl", *rows)
+    task = get_task("boolq")
+    assert clusters(task, task.documents(context)) == [0, 1, 0]
+    record = {"title": "T", "passage": "P.", "answer": True}
+    documents = [task.from_tfds(record | {"question": question}) for question in ("is it", "was it")]
+    assert clusters(task, documents) == [0, 0]
+    row = {"activity_label": "Judo", "ctx_a": "He bows.", "ctx_b": "he", "endings": ["a", "b"], "label": 1}
+    rows = [row | {"source_id": source} for source in ("v_1", "v_2", "v_1")]
+    task = get_task("hellaswag")
+    found = task.documents(written(tmp_path, "eval_hellaswag/hellaswag_val.jsonl", *rows))
+    assert clusters(task, found) == [0, 1, 0]
 
 
 def test_piqa_has_its_labels_in_a_file_of_their_own(tmp_path):
