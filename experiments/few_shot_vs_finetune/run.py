@@ -21,7 +21,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import runs  # noqa: E402
 
-TASKS = {"sst2": ("SST-2", 1 / 2), "ag_news": ("AG News", 1 / 4)}
+TASKS = {"sst2": ("SST-2", 1 / 2), "ag_news": ("AG News", 1 / 4), "ag_news_half": ("AG News", 1 / 4)}
 
 
 def measure(model, data_dir, task: str, shots, counts, limit: int, seed: int) -> dict[str, list]:

@@ -137,28 +137,27 @@ class SST2FineTune(SST2Data, FineTuned):
 class AGNewsData(Classification):
     """AG News (Zhang et al. 2015, https://arxiv.org/abs/1509.01626): the topic of a news item, one of four.
 
-    Of local files, where there is no train.csv the first half of test.csv is the test set and its second half the
-    training set. In the texts a backslash stands for a line's end and becomes a space.
+    In the texts a backslash stands for a line's end and becomes a space.
     """
 
     dataset, about = "ag_news", "topic of a news item"
     classes = ("World", "Sports", "Business", "Sci/Tech")
-    needs = "eval_ag_news/test.csv, train.csv if there, or TFDS ag_news_subset (non-commercial research)"
+    needs = "eval_ag_news/test.csv, train.csv for training, or TFDS ag_news_subset (non-commercial research)"
 
     def documents(self, context):
-        if context.find("eval_ag_news", "train.csv"):
-            return self._read(context.file("eval_ag_news", "test.csv"))
-        return self._halves(context)[0] or self._tfds(context, "test")
+        if path := context.find("eval_ag_news", "test.csv"):
+            return self._read(path)
+        return self._tfds(context, "test")
 
     def training(self, context):
         if path := context.find("eval_ag_news", "train.csv"):
             return self._read(path)
-        return self._halves(context)[1] or self._tfds(context, "train")
-
-    def _halves(self, context):
-        path = context.find("eval_ag_news", "test.csv")
-        rows = self._read(path) if path else []
-        return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        if context.find("eval_ag_news", "test.csv"):
+            raise DataError(
+                "needs eval_ag_news/train.csv beside test.csv for its training documents; put it there, or evaluate "
+                f"ag_news_half{self.suffix}, which trains on one half of test.csv and tests on the other"
+            )
+        return self._tfds(context, "train")
 
     def _tfds(self, context, split):
         rows = context.tfds(f"ag_news_subset:{split}", "eval_ag_news/test.csv")
@@ -181,6 +180,8 @@ class AGNewsData(Classification):
 class AGNews(AGNewsData, Prompted):
     """AG News with a prompt in the manner of lm-evaluation-harness's SST-2, which has no AG News of its own."""
 
+    version = "2"
+
     def prompt(self, document):
         return f"{document['text']}\nQuestion: Is this article about World, Sports, Business or Sci/Tech?\nAnswer:"
 
@@ -192,3 +193,36 @@ class AGNewsProbe(AGNewsData, Probed):
 class AGNewsFineTune(AGNewsData, FineTuned):
     """AG News with all weights trained."""
 
+
+
+class AGNewsHalfData(AGNewsData):
+    """Where AG News's training set is missing: half of its test set, and the other half for training.
+
+    Items are halved in the order of their digests, so that the order of the file does not matter.
+    """
+
+    dataset, about = "ag_news_half", "topic of a news item, on half of the test set"
+    needs = "eval_ag_news/test.csv (non-commercial research)"
+
+    def documents(self, context):
+        rows = self._sorted(context)
+        return rows[: len(rows) // 2]
+
+    def training(self, context):
+        rows = self._sorted(context)
+        return rows[len(rows) // 2 :]
+
+    def _sorted(self, context):
+        return sorted(self._read(context.file("eval_ag_news", "test.csv")), key=self.key)
+
+
+class AGNewsHalf(AGNewsHalfData, AGNews):
+    """`ag_news` on half of its test set, with examples of the other half."""
+
+
+class AGNewsHalfProbe(AGNewsHalfData, Probed):
+    """AG News by a linear probe of half of its test set."""
+
+
+class AGNewsHalfFineTune(AGNewsHalfData, FineTuned):
+    """AG News with all weights trained on half of its test set."""

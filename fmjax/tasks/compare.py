@@ -86,8 +86,7 @@ def notes(first: str | pathlib.Path, second: str | pathlib.Path) -> list[str]:
         shots, details = ([r.get(field, {}).get(name) for r in (one, other)] for field in ("num_shots", "details"))
         if shots[0] != shots[1]:
             found.append(f"task {name}: {shots[0]} examples in the prompts of the first, {shots[1]} of the second")
-        if details[0] != details[1]:
-            found.append(f"task {name}: the first with {details[0]}, the second with {details[1]}")
+        found += [f"task {name}: {line}" for line in _differences(*(details or {} for details in details))]
     found.sort()
     if one.get("seed") != other.get("seed"):
         found.append(
@@ -97,6 +96,23 @@ def notes(first: str | pathlib.Path, second: str | pathlib.Path) -> list[str]:
     if one.get("limit") != other.get("limit"):
         limits = ["all documents" if report.get("limit") is None else report["limit"] for report in (one, other)]
         found.append(f"limit: {limits[0]} of the first, {limits[1]} of the second; compared is what both have")
+    return found
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """What two evaluations say under "details" that is not the same, a line each."""
+    found = []
+    for name in sorted(first.keys() | second.keys()):
+        one, other = first.get(name), second.get(name)
+        if name == "read":
+            one, other = one or {}, other or {}
+            for file in sorted(one.keys() | other.keys()):
+                if file not in one or file not in other:
+                    found.append(f"only the {'first' if file in one else 'second'} read {file}")
+                elif one[file] != other[file]:
+                    found.append(f"{file} held something else for the second than for the first")
+        elif one != other:
+            found.append(f"{name}: {one} of the first, {other} of the second")
     return found
 
 

@@ -12,6 +12,7 @@ import math
 import pathlib
 import re
 
+from fmjax.errors import DataError
 from fmjax.tasks.protocol import Rolling, Task, exp
 from fmjax.tasks.reading import read_text
 
@@ -102,26 +103,45 @@ class TextFile(CompressionTask):
         self.title = self.path.name
 
     def documents(self, context):
+        context.note(str(self.path), self.path)
         return [read_text(self.path)]
 
 
 class WikiText(RollingTask):
-    """WikiText-2's test articles (Merity et al. 2016, https://arxiv.org/abs/1609.07843), scored detokenised.
+    """WikiText-2's test articles (Merity et al. 2016, https://arxiv.org/abs/1609.07843), the raw text, detokenised.
 
-    Reads the raw text where it is present; the tokenised text, with <unk> for rare words, gives lower perplexities
-    that do not compare with published ones on the raw text. TFDS has no WikiText.
+    TFDS has no WikiText.
     """
 
     name = "wikitext"
+    version = "2"
     metrics = ("word_perplexity", "byte_perplexity", "bits_per_byte")
     description = "perplexities of WikiText-2's test articles, detokenised"
-    needs = "text_wikitext2/wiki.test.raw or test.txt (CC BY-SA)"
+    needs = "text_wikitext2/wiki.test.raw (CC BY-SA)"
+    files = ("wiki.test.raw",)
 
     def documents(self, context):
-        return split_articles(read_text(context.file("text_wikitext2", "wiki.test.raw", "test.txt")))
+        found = context.find("text_wikitext2", *self.files)
+        if found is None and (other := context.find("text_wikitext2", *WikiTextTokenized.files)):
+            raise DataError(
+                f"needs the raw text, text_wikitext2/{self.files[0]}; {str(other)!r} is the tokenised one, whose "
+                "perplexities do not compare: put the raw text beside it, or evaluate wikitext_tokenized"
+            )
+        return split_articles(read_text(found or context.file("text_wikitext2", *self.files)))
 
     def scored(self, document):
         return detokenize_wikitext(document)
+
+
+class WikiTextTokenized(WikiText):
+    """The same articles from the text whose rare words are <unk>, which is easier: lower perplexities, which do not
+    compare with those of the raw text."""
+
+    name = "wikitext_tokenized"
+    version = "1"
+    description = "perplexities of WikiText-2's test articles with <unk> for rare words, detokenised"
+    needs = "text_wikitext2/wiki.test.tokens or test.txt (CC BY-SA)"
+    files = ("wiki.test.tokens", "test.txt")
 
 
 def split_articles(text: str) -> list[str]:

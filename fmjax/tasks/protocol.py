@@ -103,18 +103,34 @@ class TaskContext:
       data_dir: folder with the tasks' files (`--data_dir`), or None.
       open_data: gives the `OpenData` of the model's own run.
       seed: of everything random that a task does, such as training a probe.
+      read: what was found so far, files by "folder/name" and TFDS splits by "tfds:NAME:SPLIT", each with the digest of
+        its contents: what the same name may stand for elsewhere is not the same data. `results.json` states it.
     """
 
     data_dir: pathlib.Path | None = None
     open_data: Any = None
     seed: int = 0
+    read: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict, compare=False)
 
     def find(self, folder: str, *names: str) -> pathlib.Path | None:
         """The first of `data_dir/folder/name` that exists, None where none does: a task then looks elsewhere."""
         if self.data_dir is None:
             return None
-        paths = (self.data_dir / folder / name for name in names)
-        return next((path for path in paths if path.is_file()), None)
+        for name in names:
+            path = self.data_dir / folder / name
+            if path.is_file():
+                self.note(f"{folder}/{name}", path)
+                return path
+        return None
+
+    def note(self, name: str, path: pathlib.Path) -> None:
+        """Puts a file under `name` among what is read. One that cannot be read is left to its reader to refuse."""
+        if name not in self.read:
+            try:
+                data = path.read_bytes()
+            except OSError:
+                return
+            self.read[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     def file(self, folder: str, *names: str) -> pathlib.Path:
         """The first of `data_dir/folder/name` that exists. Raises DataError saying what is missing and what to set."""
@@ -137,7 +153,10 @@ class TaskContext:
         """
         from fmjax.tasks.reading import read_tfds
 
-        return read_tfds(words, instead, self.data_dir)
+        records = read_tfds(words, instead, self.data_dir)
+        content = json.dumps(records, sort_keys=True, default=str).encode()
+        self.read[f"tfds:{words}"] = {"records": len(records), "sha256": hashlib.sha256(content).hexdigest()}
+        return records
 
 
 class Task:

@@ -54,9 +54,11 @@ class TaskResult:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """A task with everything that is known before the model computes."""
+    """A task with everything that is known before the model computes; its own context knows what it read."""
 
     task: Task
+    context: TaskContext
+    num_documents: int
     documents: list
     requests: list[list[Request]]
     num_shots: int
@@ -106,7 +108,7 @@ def run_tasks(
     context = TaskContext(pathlib.Path(data_dir) if data_dir else None, lambda: data or _open_data(model), seed)
     prepared = prepare_all(list(found.values()), context, limit, num_shots)
     check_capabilities(model, prepared)
-    return {one.task.name: _run(one, model, context, answers_dir, progress) for one in prepared}
+    return {one.task.name: _run(one, model, answers_dir, progress) for one in prepared}
 
 
 def _open_data(model):
@@ -154,6 +156,7 @@ def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shot
 
     Raises InputError where its files are missing, there are no documents, or it has too few examples.
     """
+    context = dataclasses.replace(context, read={})
     try:
         few_shot = FewShot.make(task, num_shots, context.seed, context)
         documents = task.documents(context)
@@ -164,7 +167,7 @@ def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shot
         raise type(error)(message if message.startswith("task ") else f"task {task.name}: {message}") from None
     if not chosen:
         raise InputError(f"task {task.name}: there are no documents")
-    return _Prepared(task, chosen, requests, few_shot.num_shots)
+    return _Prepared(task, context, len(documents), chosen, requests, few_shot.num_shots)
 
 
 def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
@@ -183,8 +186,8 @@ def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
         )
 
 
-def _run(one: _Prepared, model, context: TaskContext, answers_dir, progress: bool) -> TaskResult:
-    task, begin, meter, work = one.task, time.perf_counter(), EnergyMeter(), Work()
+def _run(one: _Prepared, model, answers_dir, progress: bool) -> TaskResult:
+    context, task, begin, meter, work = one.context, one.task, time.perf_counter(), EnergyMeter(), Work()
     model = task.adapt(model, context)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(AnswerStore(answers_dir, model)) if answers_dir is not None else None
@@ -221,8 +224,13 @@ def _run(one: _Prepared, model, context: TaskContext, answers_dir, progress: boo
         work=work,
         flops=work.flops(model),
         energy=meter.read(),
-        details=task.details() | chat_details(model, flat),
+        details=task.details() | chat_details(model, flat) | _data(one),
     )
+
+
+def _data(one: _Prepared) -> dict[str, Any]:
+    """What the task's documents were read from, and how many there are without a limit; nothing where it read nothing."""
+    return {"read": one.context.read, "documents": one.num_documents} if one.context.read else {}
 
 
 def reduced(task: Task, samples: Sequence[Mapping], seed: int) -> tuple[dict, dict]:

@@ -171,10 +171,22 @@ def test_probe_task_counts_its_training_documents(data):
         get_task("sst2_probe:many")
 
 
-def test_ag_news_halves_the_test_file_unless_there_is_a_training_file(data):
+def test_ag_news_says_where_its_training_set_is_missing_and_halves_under_another_name(data):
     task, context = AGNews(), TaskContext(data)
-    assert [len(task.documents(context)), len(task.training(context))] == [3, 4]
+    assert len(task.documents(context)) == 7
     assert task.documents(context)[1] == {"text": 'Title 1\na b, "c" 1', "label": 1}
+    for name in ("ag_news", "ag_news_probe"):
+        with pytest.raises(DataError, match=f"train.csv beside test.csv .* evaluate {name.replace('news', 'news_half')},"):
+            get_task(name).training(context)
+    half, probe = get_task("ag_news_half"), get_task("ag_news_half_probe:2")
+    tests, training = half.documents(context), half.training(context)
+    assert [len(tests), len(training)] == [3, 4] and probe.training(context) == training
+    assert {one["text"] for one in [*tests, *training]} == {one["text"] for one in task.documents(context)}
+    file = data / "eval_ag_news" / "test.csv"
+    lines = file.read_text()
+    file.write_text("".join(lines.splitlines(keepends=True)[::-1]))
+    assert half.documents(context) == tests
+    file.write_text(lines)
     (data / "eval_ag_news" / "train.csv").write_text('"4","t","x"\n')
     assert [len(task.documents(context)), len(task.training(context))] == [7, 1]
     (data / "eval_ag_news" / "train.csv").write_text('"5","t","x"\n')

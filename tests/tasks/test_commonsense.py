@@ -185,5 +185,7 @@ def test_without_a_file_a_task_reads_tfds(tmp_path):
     ]
     assert sorted(document.gold for document in documents) == [0, 0, 1]
     assert FewShot.make(task, 1, 0, context).prefix(documents[0]).startswith("Question: train")
+    assert [context.read[f"tfds:piqa:{split}"]["records"] for split in ("validation", "train")] == [3, 3]
+    assert len({one["sha256"] for one in context.read.values()}) == 2
     with pytest.raises(DataError, match="needs eval_commonsense_mc/winogrande.jsonl .* TFDS dataset"):
         get_task("winogrande").documents(context)

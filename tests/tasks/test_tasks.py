@@ -160,12 +160,21 @@ def test_wikitext_articles_and_detokenisation():
 
 def test_wikitext_scores_the_detokenised_text_and_counts_the_original(tmp_path):
     (tmp_path / "text_wikitext2").mkdir()
-    (tmp_path / "text_wikitext2" / "test.txt").write_text(WIKITEXT)
+    (tmp_path / "text_wikitext2" / "wiki.test.raw").write_text(WIKITEXT)
     result = run_tasks(make(0), ["wikitext"], data_dir=tmp_path)["wikitext"]
+    digest = hashlib.sha256(WIKITEXT.encode()).hexdigest()
+    read = {"text_wikitext2/wiki.test.raw": {"bytes": len(WIKITEXT.encode()), "sha256": digest}}
+    assert result.details == {"read": read, "documents": 2}
     articles = split_articles(WIKITEXT)
     bits = sum(len(detokenize_wikitext(a).encode()) for a in articles) * math.log2(258)
     assert result.metrics["bits_per_byte"] == pytest.approx(bits / sum(len(a.encode()) for a in articles), rel=1e-5)
     assert result.metrics["bits_per_byte"] < math.log2(258)
+    # The text with <unk> is another task.
+    (tmp_path / "text_wikitext2" / "wiki.test.raw").rename(tmp_path / "text_wikitext2" / "test.txt")
+    with pytest.raises(InputError, match="task wikitext: needs the raw text.* or evaluate wikitext_tokenized"):
+        run_tasks(make(0), ["wikitext"], data_dir=tmp_path)
+    other = run_tasks(make(0), ["wikitext_tokenized"], data_dir=tmp_path)["wikitext_tokenized"]
+    assert other.metrics == result.metrics and list(other.details["read"]) == ["text_wikitext2/test.txt"]
 
 
 @pytest.mark.parametrize(
