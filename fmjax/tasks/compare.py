@@ -4,12 +4,14 @@ import dataclasses
 import json
 import math
 import pathlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fmjax.errors import DataError, InputError
+from fmjax.small_files import read_json
 from fmjax.tasks import statistics
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.report import aligned
@@ -71,7 +73,7 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=
                 "compare; evaluate one of them again"
             )
         samples = [read_samples(folder, name) for folder in (first, second)]
-        found += _compare_task(get_task(name, task_path), samples, seed)
+        found += _compare_task(name, get_task(reports[0]["tasks"][name], task_path), samples, seed)
     return found
 
 
@@ -116,10 +118,10 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
     return found
 
 
-def _compare_task(task, samples, seed: int) -> list[Difference]:
+def _compare_task(name: str, task, samples, seed: int) -> list[Difference]:
     keys = sorted(samples[0].keys() & samples[1].keys())
     if not keys:
-        raise InputError(f"task {task.name}: the two evaluations have no document in common")
+        raise InputError(f"task {name}: the two evaluations have no document in common")
     columns = {}
     for number, side in enumerate(samples):
         rows = [side[key]["statistics"] for key in keys]
@@ -130,39 +132,53 @@ def _compare_task(task, samples, seed: int) -> list[Difference]:
             task.reduce_documents({name[2:]: column for name, column in table.items() if name.startswith(f"{number}/")})
             for number in (0, 1)
         ]
-        return {f"0/{k}": v for k, v in sides[0].items()} | {k: sides[1][k] - v for k, v in sides[0].items()}
+        # A metric that the documents say nothing about is left out, and may be so on one side alone.
+        shared = [metric for metric in sides[0] if metric in sides[1]]
+        return {f"0/{k}": sides[0][k] for k in shared} | {k: sides[1][k] - sides[0][k] for k in shared}
 
-    clusters = [samples[0][key].get("cluster") for key in keys]
+    clusters = [_hashable(samples[0][key].get("cluster")) for key in keys]
     values = reduce(columns)
     errors = statistics.bootstrap(columns, reduce, seed, clusters, summable=task.is_summable)
+    found = [metric for metric in values if not metric.startswith("0/")]
+    first = [metric for metric in task.metrics if metric in found]
     return [
-        Difference(task.name, name, values[f"0/{name}"], values[f"0/{name}"] + values[name], errors[name], len(keys))
-        for name in task.metrics
-        if name in values
+        Difference(name, k, values[f"0/{k}"], values[f"0/{k}"] + values[k], errors.get(k), len(keys))
+        for k in (*first, *sorted({*found} - {*first}))  # those of subsets last
     ]
 
 
+def _hashable(value: Any) -> Any:
+    """A cluster as JSON gives it back: tuples have become lists."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
 def read_report(folder: str | pathlib.Path) -> dict[str, Any]:
-    """What `results.json` holds. Raises InputError where there is none."""
+    """What `results.json` holds. Raises InputError where there is none, or it is another file."""
     path = pathlib.Path(folder) / "results.json"
-    try:
-        report = json.loads(path.read_text())
-        report["results"], report["task_versions"], report["num_shots"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{str(folder)!r} is not the output of an evaluation: it has no readable results.json"
-        ) from None
-    return report
+    if not path.is_file():
+        raise InputError(f"{str(folder)!r} is not the output of an evaluation: it has no results.json")
+    report = read_json(path, dict, InputError)
+    missing = [name for name in ("results", "task_versions", "num_shots") if name not in report]
+    if missing:
+        raise InputError(f"{str(path)!r} is not of an evaluation: it has no {missing[0]!r}; evaluate again")
+    return {"tasks": {name: name for name in report["results"]}} | report
 
 
-def read_samples(folder: str | pathlib.Path, task: str) -> dict[str, dict]:
-    """The sample log of a task by document. Raises DataError where it is missing or damaged."""
+def read_samples(folder: str | pathlib.Path, task: str) -> dict[tuple[str, int], dict]:
+    """The sample log of a task by document, of equal ones the first, second, ... apart.
+
+    Raises DataError where it is missing or damaged.
+    """
     from fmjax.tasks.runner import samples_file
 
     path = pathlib.Path(folder) / "samples" / samples_file(task)
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        return {row["key"]: row for row in rows}
+        seen, found = Counter(), {}
+        for row in rows:
+            found[row["key"], seen[row["key"]]] = row
+            seen[row["key"]] += 1
+        return found
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{str(path)!r} cannot be read as a sample log ({error}); evaluate again") from None
 

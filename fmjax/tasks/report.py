@@ -22,6 +22,7 @@ def make_report(model, found: Mapping[str, Any], *, limit: int | None, seed: int
     """
     return {
         "results": {name: result.metrics for name, result in found.items()},
+        "tasks": {name: result.given for name, result in found.items()},
         "task_versions": {name: result.version for name, result in found.items()},
         "num_documents": {name: result.num_documents for name, result in found.items()},
         "num_shots": {name: result.num_shots for name, result in found.items()},

@@ -26,6 +26,7 @@ class TaskResult:
     """What a task gave.
 
     Attributes:
+      given: the name that the task was asked for by: with its argument, and its import path where it has one.
       metrics: name to value, and name + "_stderr" to its standard error (None where there is none).
       headline: one line for the terminal.
       version: the task's.
@@ -39,6 +40,7 @@ class TaskResult:
       details: what the metrics' names leave open (`Task.details`).
     """
 
+    given: str
     metrics: dict[str, float | None]
     headline: str
     version: str
@@ -101,14 +103,16 @@ def run_tasks(
     if data_dir and not pathlib.Path(data_dir).is_dir():
         raise InputError(f"data_dir {str(data_dir)!r} is not a folder; give the one with the tasks' files")
     found: dict[str, Task] = {}
-    for task in [get_task(t, task_path) if isinstance(t, str) else t for t in tasks]:
+    given = {}
+    for one in tasks:
+        task = get_task(one, task_path) if isinstance(one, str) else one
         if task.name in found:
             raise InputError(f"task {task.name!r} is given twice")
-        found[task.name] = task
+        found[task.name], given[task.name] = task, one if isinstance(one, str) else task.name
     context = TaskContext(pathlib.Path(data_dir) if data_dir else None, lambda: data or _open_data(model), seed)
     prepared = prepare_all(list(found.values()), context, limit, num_shots)
     check_capabilities(model, prepared)
-    return {one.task.name: _run(one, model, answers_dir, progress) for one in prepared}
+    return {one.task.name: _run(one, given[one.task.name], model, answers_dir, progress) for one in prepared}
 
 
 def _open_data(model):
@@ -186,7 +190,7 @@ def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
         )
 
 
-def _run(one: _Prepared, model, answers_dir, progress: bool) -> TaskResult:
+def _run(one: _Prepared, given: str, model, answers_dir, progress: bool) -> TaskResult:
     context, task, begin, meter, work = one.context, one.task, time.perf_counter(), EnergyMeter(), Work()
     model = task.adapt(model, context)
     with contextlib.ExitStack() as stack:
@@ -214,6 +218,7 @@ def _run(one: _Prepared, model, answers_dir, progress: bool) -> TaskResult:
     for name, value in metrics.items():
         shown |= {name: value, f"{name}_stderr": errors[name]}
     return TaskResult(
+        given=given,
         metrics=shown,
         headline=task.headline(metrics),
         version=task.version,

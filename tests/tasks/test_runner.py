@@ -424,3 +424,70 @@ def test_two_evaluations_are_compared_document_by_document(tmp_path, capsys):
     assert all(d.difference == 0 and d.stderr == 0 for d in same)
     assert cli.run(evaluate.main, ["--compare", str(tmp_path / "a"), str(tmp_path)]) == 2
     assert "is not the output of an evaluation" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text('{"results": {}}')
+    with pytest.raises(InputError, match="is not of an evaluation: it has no 'task_versions'"):
+        compare(tmp_path / "a", tmp_path)
+
+
+class Partly(Task):
+    """Five documents, two of them equal; how well they are answered stands in a file."""
+
+    metrics = ("acc",)
+    uses = ()
+
+    def __init__(self, wanted="no"):
+        self.name = f"partly_{wanted}"
+        self.wanted = wanted
+
+    def documents(self, context):
+        self.values = json.loads(context.file("partly", "values.json").read_text())
+        return [{"text": text} for text in ("a", "a", "b", "c", "d")]
+
+    def requests(self, document):
+        return []
+
+    def cluster(self, document):
+        return ("page", document["text"])
+
+    def statistics(self, document, answers):
+        return {f"acc/{document['text']}": self.values.pop(0), "count": 1.0}
+
+    def reduce(self, totals):
+        kinds = {name[4:]: value for name, value in totals.items() if name.startswith("acc/")}
+        return {"acc": sum(kinds.values()) / totals["count"]} | {f"acc_{k}": v for k, v in kinds.items() if v}
+
+
+def test_a_comparison_finds_tasks_documents_and_metrics_as_they_were(tmp_path):
+    """An argument, an import path, equal documents, clusters that JSON turns into lists, metrics of one side alone."""
+    from fmjax.tasks.compare import compare, notes
+
+    name = "tests.tasks.test_runner:Partly"
+    (tmp_path / "partly.py").write_text(
+        "from tests.tasks.test_runner import Partly as Base\n\n\nclass Partly(Base):\n    name = 'partly'\n"
+    )
+    options = dict(task_path=[tmp_path / "partly.py"])
+    for folder, values in (("one", [1.0, 0.0, 1.0, 0.0, 1.0]), ("two", [1.0, 1.0, 0.0, 0.0, 1.0])):
+        (tmp_path / "partly").mkdir(exist_ok=True)
+        (tmp_path / "partly" / "values.json").write_text(json.dumps(values))
+        fmjax.evaluate(MODEL, ["partly:yes"], output=tmp_path / folder, data_dir=tmp_path, **options)
+        fmjax.evaluate(MODEL, [name], output=tmp_path / f"path_{folder}", data_dir=tmp_path)
+    report = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert report["tasks"] == {"partly_yes": "partly:yes"}
+    found = {d.metric: d for d in compare(tmp_path / "one", tmp_path / "two", **options)}
+    # b is none of the second's, c of neither's.
+    assert list(found) == ["acc", "acc_a", "acc_d"] and found["acc"].task == "partly_yes"
+    assert found["acc"].num_documents == 5 and found["acc"].difference == 0
+    assert (found["acc_a"].first, found["acc_a"].second) == (1.0, 2.0)
+    again = compare(tmp_path / "path_one", tmp_path / "path_two")
+    assert [dataclasses.replace(d, task="partly_yes") for d in again] == list(found.values())
+    # What was read is stated, and a comparison says where it was not the same.
+    changed = "partly/values.json held something else for the second than for the first"
+    assert notes(tmp_path / "one", tmp_path / "two") == [f"task partly_yes: {changed}"]
+    for folder, read in (("one", {"x": {"sha256": "1"}, "y": {}}), ("two", {"x": {"sha256": "2"}})):
+        details = {"partly_yes": {"read": read, "judge": folder}}
+        (tmp_path / folder / "results.json").write_text(json.dumps(report | {"details": details}))
+    assert notes(tmp_path / "one", tmp_path / "two") == [
+        "task partly_yes: judge: one of the first, two of the second",
+        "task partly_yes: only the first read y",
+        "task partly_yes: x held something else for the second than for the first",
+    ]
