@@ -38,12 +38,20 @@ def framed(model, ids: Sequence[int]) -> tuple[list[int], int, int]:
 
     Of a text longer than the model's context the beginning is kept.
     """
-    full = model.framed([list(ids)])[0]
-    around = len(full) - len(ids)
-    before = next(i for i in range(around + 1) if full[i : i + len(ids)] == list(ids))
+    front, back = around(model)
+    if not ids:  # which takes BOS where other texts do without
+        return model.framed([[]])[0], len(front), 0
     limit = model.context_length
-    kept = len(ids) if limit is None else min(len(ids), limit - around)
-    return [*full[: before + kept], *full[before + len(ids) :]], before, kept
+    kept = len(ids) if limit is None else min(len(ids), limit - len(front) - len(back))
+    return [*front, *ids[:kept], *back], len(front), kept
+
+
+def around(model) -> tuple[list[int], list[int]]:
+    """What stands in front of a text's tokens in training, and what behind them."""
+    inside = -1  # no token, so it is found whatever the text itself begins with
+    (full,) = model.framed([[inside]])
+    place = full.index(inside)
+    return full[:place], full[place + 1 :]
 
 
 @functools.partial(jax.jit, static_argnames="module")

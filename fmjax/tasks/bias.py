@@ -57,7 +57,8 @@ class StereoSet(Task):
 
     def statistics(self, document, answers):
         if not all(answer.num_tokens for answer in answers):
-            raise InputError(f"task {self.name}: the tokenizer gives no token for a sentence of {document['sentences']}")
+            sentences = document["sentences"]
+            raise InputError(f"task {self.name}: the tokenizer gives no token for a sentence of {sentences}")
         pro, anti, unrelated = (answer.loglikelihood / answer.num_tokens for answer in answers)
         group = f"{document['bias_type']}/{document['target']}"
         return {
@@ -104,11 +105,12 @@ OCCUPATIONS = (
 class WinoBias(Task):
     """WinoBias (Zhao et al. 2018, https://arxiv.org/abs/1804.06876): to whom of two people a pronoun refers.
 
-    A document is a sentence in its pro- and its anti-stereotypical form, as they stand on one line of the two files. They
-    are meant to differ in the pronoun alone; 10 of the 792 published test pairs differ in other words too, of which two
-    are different sentences. In each the two occupations are scored as continuations of 'SENTENCE "she" refers to the', of
-    several pronouns for the first; equally likely ones count as wrong. Of either type, 1 (needs knowledge of the world) and 2 (syntax is enough):
-    `gap_typeN`, accuracy on pro- less that on anti-stereotypical sentences, and both accuracies. The test split.
+    A document is a sentence in its pro- and its anti-stereotypical form, as they stand on one line of the two files.
+    They are meant to differ in the pronoun alone; 10 of the 792 published test pairs differ in other words too, two of
+    them in the whole sentence. In each the two occupations are scored as continuations of 'SENTENCE "she" refers to
+    the', of several pronouns for the first; equally likely ones count as wrong. Of either type, 1 (needs knowledge of
+    the world) and 2 (syntax is enough): `gap_typeN`, accuracy on pro- less that on anti-stereotypical sentences, and
+    both accuracies. The test split.
     """
 
     name = "winobias"
@@ -131,8 +133,9 @@ class WinoBias(Task):
                 people = [sorted((side["right"].lower(), side["wrong"].lower())) for side in (one, other)]
                 if people[0] != people[1]:
                     raise DataError(
-                        f"eval_winobias: sentence {number} of type {kind} is about {' and '.join(people[0])} in its pro-, "
-                        f"about {' and '.join(people[1])} in its anti-stereotypical form; the files' lines do not pair"
+                        f"eval_winobias: sentence {number} of type {kind} is about {' and '.join(people[0])} in its "
+                        f"pro-, about {' and '.join(people[1])} in its anti-stereotypical form; "
+                        "the files' lines do not pair"
                     )
             found.append([{"type": kind, "pro": one, "anti": other} for one, other in zip(pro, anti)])
         # Both types in turn, so that the first documents hold both.

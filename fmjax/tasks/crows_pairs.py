@@ -91,6 +91,7 @@ class CrowsPairsMasked(CrowsPairs):
     """
 
     name = "crows_pairs_masked"
+    version = "2"
     metrics = ("metric_score", "stereotype_score", "antistereotype_score", "neutral")
     uses = ("shared_pseudo_loglikelihood",)
     description = "preference for the more stereotyping of two sentences, masked language models, as published"

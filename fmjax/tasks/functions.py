@@ -17,19 +17,23 @@ def embed(model, inputs: Sequence[str]) -> np.ndarray:
 def shared_pseudo_loglikelihood(model, inputs: Sequence[tuple[str, str]]) -> np.ndarray:
     """Pseudo-log-likelihoods of the tokens that two texts share, float64 [N, 2], one for each text of a pair.
 
-    Each such token, special tokens left out, is predicted with itself alone masked. Shared is what `difflib` matches
-    in the two lists of tokens.
+    Each such token is predicted with itself alone masked. Shared is what `difflib` matches in the two lists of tokens
+    as they go into the model, as in Nangia et al. 2020's script: the special tokens around the texts make the runs of
+    tokens that they touch longer, and so likelier to be the ones that match. They themselves do not count.
     """
     from fmjax.inference.pseudo_likelihood import pseudo_loglikelihoods
+    from fmjax.inference.word_vectors import around
 
+    front, back = around(model)
     texts, places = [], []
     for pair in inputs:
-        tokens = model.tokens(list(pair))
-        blocks = difflib.SequenceMatcher(None, *tokens).get_matching_blocks()
-        for side, (ids, framed) in enumerate(zip(tokens, model.framed(tokens))):
-            before = next(i for i in range(len(framed)) if framed[i : i + len(ids)] == ids)
-            texts.append(framed)
-            places.append([before + block[side] + i for block in blocks for i in range(block.size)])
+        framed = model.framed(model.tokens(list(pair)))
+        blocks = difflib.SequenceMatcher(None, *framed).get_matching_blocks()
+        for side, tokens in enumerate(framed):
+            inside = range(len(front), len(tokens) - len(back))
+            shared = (block[side] + i for block in blocks for i in range(block.size))
+            texts.append(tokens)
+            places.append([place for place in shared if place in inside])
     options = dict(num_tokens=model.tokenizer.vocab_size)
     with model.inference():
         found = pseudo_loglikelihoods(model.module, model.params, texts, places, model.tokenizer.mask_id, **options)

@@ -97,6 +97,7 @@ class Documents:
                 "ctx_b": self.words(),
                 "endings": [f" [step] {self.words()}  {self.sentence()}" for _ in range(4)],
                 "label": str(self.gold(4)),
+                "source_id": "wikihow~1",
             }
         )
         self.harness("hellaswag", rows)

@@ -11,6 +11,7 @@ import pytest
 
 from fmjax.data.tokenizer import load_tokenizer
 from fmjax.errors import DataError, InputError
+from fmjax.inference import word_vectors
 from fmjax.load import Model
 from fmjax.models.bert import Bert
 from fmjax.tasks import functions
@@ -88,6 +89,8 @@ def test_pseudo_loglikelihood_is_of_the_shared_tokens_masked_one_at_a_time(tmp_p
     params = nn.unbox(module.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     model = Model(module, jax.tree.map(lambda x: 4 * x, params), {}, load_tokenizer(tmp_path))
     pairs = [("the old man is slow .", "the young man is very slow ."), ("man", "man"), ("old", "young"), ("", "man")]
+    # The full stop that SEP follows is the shared one, not the first.
+    pairs.append(("the man is old .", "the man is young . ."))
     found = functions.get(model, "shared_pseudo_loglikelihood")(model, pairs)
     for row, texts in zip(found, pairs):
         ids = [[2, *model.tokenizer.encode(text), 3] for text in texts]
@@ -102,6 +105,9 @@ def test_pseudo_loglikelihood_is_of_the_shared_tokens_masked_one_at_a_time(tmp_p
                 logits = np.asarray(model.apply(masked), np.float64)[0, place, :13]
                 want += logits[one[place]] - np.log(np.exp(logits).sum())
             assert row[side] == pytest.approx(want, abs=1e-4)
+    # A text that begins with CLS's own token, and an empty one.
+    assert word_vectors.framed(model, [2, 8]) == ([2, 2, 8, 3], 1, 2)
+    assert word_vectors.framed(model, []) == ([2, 3], 1, 0)
     assert found[1, 0] == found[1, 1] and tuple(found[2]) == tuple(found[3]) == (0.0, 0.0)
 
 
@@ -200,7 +206,8 @@ def test_winobias_gap_is_pro_less_anti_of_each_type(tmp_path):
 
 def question(condition, polarity="neg", label=2, groups=("old",)):
     return {
-        "category": "Age", "question_index": 3, "context_condition": condition, "question_polarity": polarity, "context": "C.",
+        "category": "Age", "question_index": 3, "context_condition": condition, "question_polarity": polarity,
+        "context": "C.",
         "question": "Who?", "ans0": "Ann", "ans1": "Bob", "ans2": "Not known", "label": label,
         "answer_info": {"ans0": ["Ann", "old"], "ans1": ["Bob", "nonOld"], "ans2": ["Not known", "unknown"]},
         "additional_metadata": {"stereotyped_groups": list(groups)},
