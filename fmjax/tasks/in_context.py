@@ -82,9 +82,9 @@ class Mapping(InContext):
 
 
 class Linear(InContext):
-    """y = a * x + b with a from 1 to 5, b and x from 0 to 9. The options are the answers of five functions drawn so, all
-    different, and which of these functions is shown is drawn last: without examples no option is likelier than another
-    by its size, length or neighbours. One example leaves some of them, two different ones decide."""
+    """y = a * x + b with a from 1 to 5, b and x from 0 to 9. The options are the answers of five functions drawn so,
+    all different, and which of these functions is shown is drawn last: without examples no option is likelier than
+    another by its size, length or neighbours. One example leaves some of them, two different ones decide."""
 
     name = "icl_linear"
     version = "2"

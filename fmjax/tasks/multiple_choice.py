@@ -75,15 +75,6 @@ class MultipleChoice(Task):
     def cluster(self, document: Choices):
         return document.group or None
 
-    def reorder(self, document: Choices, order: list[int]) -> Choices:
-        """The same question with its options in another order, for `+options`."""
-        return dataclasses.replace(
-            document,
-            options=tuple(document.options[i] for i in order),
-            contexts=tuple(document.contexts[i] for i in order) if document.contexts else (),
-            gold=order.index(document.gold),
-        )
-
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -110,3 +101,8 @@ class LetteredChoice(MultipleChoice):
     def statistics(self, document: Choices, answers):
         likelihoods = [answer.loglikelihood for answer in answers]
         return {"acc": float(np.argmax(likelihoods) == document.gold)}
+
+    def reorder(self, document: Choices, order: list[int]) -> Choices:
+        """The same question with its options in another order, for `+options`."""
+        options = tuple(document.options[i] for i in order)
+        return dataclasses.replace(document, options=options, gold=order.index(document.gold))

@@ -5,7 +5,9 @@ the pairing makes small. What is changed depends on the seed in the task's name 
 """
 
 import dataclasses
+import functools
 import hashlib
+import math
 import re
 from collections.abc import Callable
 
@@ -82,8 +84,14 @@ PERTURBATIONS: dict[str, Callable | None] = {
 class _Both:
     """A document as it is and perturbed; the second is the same where only texts of requests change."""
 
+    task: "Perturbed"
     plain: object
     perturbed: object
+
+    @functools.cached_property
+    def requests(self) -> tuple[list[Request], list[Request]]:
+        """Those of either, made once: the statistics ask whether they differ."""
+        return self.task.sides(self)
 
 
 class Perturbed(Task):
@@ -96,13 +104,20 @@ class Perturbed(Task):
       task: the task.
       perturbation: a name of `PERTURBATIONS`.
 
-    Metrics: for each metric of the task, itself, NAME_perturbed, and NAME_drop, the first less the second; and `changed`,
-    the part of the documents that the perturbation changed at all.
+    Metrics: for each metric of the task, itself, NAME_perturbed, and NAME_drop, the first less the second; and
+    `changed`, the part of the documents that the perturbation changed at all.
+
+    Raises InputError for a task that the perturbation cannot change.
     """
 
     def __init__(self, task: Task, perturbation: str):
+        if isinstance(task, Perturbed):
+            raise InputError(f"task {task.name}+{perturbation}: perturbations do not stack; give one of them")
         if perturbation == "options" and not hasattr(task, "reorder"):
-            raise InputError(f"task {task.name}+options: {task.name} has no options to reorder")
+            raise InputError(
+                f"task {task.name}+options: {task.name} has no options in its prompt, so there is no order to change "
+                "(options that are scored one by one have none); mmlu lists its options"
+            )
         if "adapt" in task.uses:
             raise InputError(
                 f"task {task.name}+{perturbation}: {task.name} trains on its texts; perturb a prompted task"
@@ -121,7 +136,7 @@ class Perturbed(Task):
 
     def examples(self, context):
         found = self.task.examples(context)
-        return None if found is None else [_Both(document, document) for document in found]
+        return None if found is None else [_Both(self, document, document) for document in found]
 
     def example(self, document):
         return self.task.example(document.plain)
@@ -140,19 +155,24 @@ class Perturbed(Task):
 
     def _both(self, document) -> _Both:
         if self.perturbation != "options":
-            return _Both(document, document)
+            return _Both(self, document, document)
         count = len(self.task.requests(document))
         order = [int(i) for i in self._rng(document).permutation(count)]
         if order == sorted(order):  # a document that stays as it was would hide a part of the drop
             order = [*order[1:], order[0]]
-        return _Both(document, self.task.reorder(document, order))
+        return _Both(self, document, self.task.reorder(document, order))
 
     def requests(self, document):
+        plain, perturbed = document.requests
+        return [*plain, *perturbed]
+
+    def sides(self, document: _Both) -> tuple[list[Request], list[Request]]:
+        """The requests of the document as it is, and perturbed."""
         plain, perturbed = self.task.requests(document.plain), self.task.requests(document.perturbed)
         change = PERTURBATIONS[self.perturbation]
         if change is not None:
             perturbed = [self._change(request, document, change) for request in perturbed]
-        return [*plain, *perturbed]
+        return plain, perturbed
 
     def _change(self, request: Request, document, change: Callable) -> Request:
         # The same random numbers for all requests of a document: its options keep one and the same context.
@@ -170,12 +190,16 @@ class Perturbed(Task):
         half = len(answers) // 2
         plain = self.task.statistics(document.plain, answers[:half])
         perturbed = self.task.statistics(document.perturbed, answers[half:])
-        requests = self.requests(document)
+        before, after = document.requests
         sides = {f"plain/{k}": v for k, v in plain.items()} | {f"perturbed/{k}": v for k, v in perturbed.items()}
-        return sides | {"changed": float(requests[:half] != requests[half:])}
+        return sides | {"changed": float(before != after)}
+
+    @property
+    def is_summable(self):
+        return self.task.is_summable
 
     def reduce_documents(self, statistics):
-        metrics = {"changed": float(np.mean(statistics["changed"]))}
+        metrics = {"changed": math.fsum(statistics["changed"]) / math.fsum(statistics["documents"])}
         sides = [
             self.task.reduce_documents(
                 {k.removeprefix(side): v for k, v in statistics.items() if k.startswith(side)}

@@ -234,7 +234,7 @@ def _run(one: _Prepared, given: str, model, answers_dir, progress: bool) -> Task
 
 
 def _data(one: _Prepared) -> dict[str, Any]:
-    """What the task's documents were read from, and how many there are without a limit; nothing where it read nothing."""
+    """What the documents were read from, and how many there are without a limit; nothing where nothing was read."""
     return {"read": one.context.read, "documents": one.num_documents} if one.context.read else {}
 
 

@@ -44,7 +44,7 @@ def test_prompts_begin_with_the_subject_s_preamble_and_first_examples(tmp_path):
     assert [request.continuation for request in few.requests(document)] == [" A", " B", " C", " D"]
     assert FewShot.make(task, 2, 7, context).requests(document) == few.requests(document)  # nothing is drawn
     assert len(FewShot.make(task, 3, 0, context).examples(document)) == 3
-    with pytest.raises(InputError, match="num_shots=4 takes at least 4 .* for 'anatomy', and there are 3"):
+    with pytest.raises(InputError, match="num_shots=4 takes .*, for 'anatomy', and there are 3"):
         FewShot.make(task, 4, 0, context).examples(document)
     zero = FewShot.make(task, None, 0, context).requests(document)
     assert zero[0].context.startswith("The following are") and "dev" not in zero[0].context

@@ -48,7 +48,7 @@ def flags(tmp_path):
     dataclasses.replace(MODEL, config=config).save(tmp_path / "model")
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "story.txt").write_text("once upon a time " * 10)
-    tasks = f"--tasks=quiz,text:{tmp_path / 'story.txt'},continued,quiz+options"
+    tasks = f"--tasks=quiz,text:{tmp_path / 'story.txt'},continued,quiz+typos"
     return [f"--model={tmp_path / 'model'}", tasks, f"--task_path={tmp_path / 'tasks.py'}", "--mesh=fsdp:2,tensor:2"]
 
 
