@@ -162,7 +162,8 @@ class ClozeMaxMin(MultipleChoice):
 
     A description and a function, in which one `max` or `min` is hidden. The paper asks masked LMs (CodeBERT); here a
     decoder scores what follows the gap under either filling: the word and the next `AFTER` tokens of the code.
-    The answers are a file of their own, lines of "maxmin-1<CODESPLIT>max", as published.
+    The answers are a file of their own, lines of "maxmin-1<CODESPLIT>max", as published. The variant of all words
+    (ClozeTest-all, 930 of them) is not here.
     """
 
     name = "codexglue_cloze_maxmin"
@@ -175,7 +176,15 @@ class ClozeMaxMin(MultipleChoice):
 
     def documents(self, context):
         path = context.file("code_codexglue", "cloze_maxmin_python.json", "clozeTest.json")
-        answers = _answers(context.file("code_codexglue", "cloze_maxmin_python_answers.txt", "answers.txt"))
+        names = ("cloze_maxmin_python_answers.txt", "answers.txt")
+        path_of_answers = context.find("code_codexglue", *names)
+        if path_of_answers is None:
+            raise DataError(
+                f"needs the answers, code_codexglue/{names[0]}, which are not among the questions: take answers.txt of "
+                "Python from Code-Code/ClozeTesting-maxmin/evaluator/answers of github.com/microsoft/CodeXGLUE, or "
+                f"evaluate {VisibleMaxMin.name}, whose answers stand in the questions"
+            )
+        answers = _answers(path_of_answers)
         found = []
         for row in _cloze_rows(path):
             if answers.get(row["idx"]) not in self.WORDS:

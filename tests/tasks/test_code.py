@@ -144,7 +144,7 @@ def test_cloze_asks_for_the_word_and_what_follows(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "cloze_maxmin_python.json").write_text(json.dumps(rows))
     context = TaskContext(tmp_path)
-    with pytest.raises(DataError, match="cloze_maxmin_python_answers.txt"):
+    with pytest.raises(DataError, match="take answers.txt .*maxmin/evaluator/answers .* or evaluate .*_visible"):
         ClozeMaxMin().documents(context)
     answers = folder / "cloze_maxmin_python_answers.txt"
     answers.write_text("maxmin-1<CODESPLIT>max\n")
