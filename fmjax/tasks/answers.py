@@ -29,6 +29,8 @@ class Work:
       requests: different requests that the model answered.
       stored: different requests whose answers were already on disk.
       truncated: of the answered, those whose context or prompt lost its beginning because it was too long.
+      unfinished: of the answered, those whose continuation ended where the model's context was full, before it had the
+        tokens asked for.
       lengths: how many sequences of each length, in tokens, the model was asked about; a beginning that some of them
         share counts with each, though it is computed once.
     """
@@ -36,6 +38,7 @@ class Work:
     requests: int = 0
     stored: int = 0
     truncated: int = 0
+    unfinished: int = 0
     lengths: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     @property
@@ -186,6 +189,7 @@ def _generate(model, requests, seed, progress, work) -> Iterator[tuple[int, str]
     for piece in model.pieces(prompts, seed=seed, copies=copies, progress=progress, **options):
         if piece.whole is not None:
             work.lengths[len(prompts[piece.index]) + len(piece.whole.tokens)] += 1
+            work.unfinished += piece.whole.finish == "context"
             yield piece.index, piece.whole.text
 
 

@@ -77,6 +77,8 @@ def cost_line(report: dict[str, Any]) -> str:
         parts.append(f"{stored:,} answers were on disk already")
     if truncated := sum(cost["truncated_requests"] for cost in costs):
         parts.append(f"{truncated:,} prompts lost their beginning, too long for the model")
+    if unfinished := sum(cost["unfinished_answers"] for cost in costs):
+        parts.append(f"{unfinished:,} answers ended early, where the model's context was full")
     return " | ".join(parts)
 
 
@@ -91,6 +93,7 @@ def _cost(result) -> dict[str, Any]:
         "requests": work.requests,
         "stored_requests": work.stored,
         "truncated_requests": work.truncated,
+        "unfinished_answers": work.unfinished,
         "tokens": work.num_tokens,
         "flops": result.flops,
         "joules": result.energy.joules,

@@ -25,6 +25,7 @@ from fmjax.tasks.few_shot import FewShot
 from fmjax.tasks.multiple_choice import Choices, LetteredChoice, MultipleChoice
 from fmjax.tasks.perturbation import Perturbed
 from fmjax.tasks.protocol import Apply, Generate, Rolling, Rollout, Score, ScoreAnswer, Task, TaskContext
+from fmjax.tasks.report import cost_line, make_report
 from fmjax.tasks.runner import run_tasks
 from fmjax.tasks.store import AnswerStore
 
@@ -59,6 +60,16 @@ class Quiz(MultipleChoice):
         return self.shown
 
 
+def on_eight_devices():
+    """`MODEL` with its parameters spread and its batches split."""
+    from fmjax.interop.loading import placed
+
+    placement = Placement.make({"fsdp": 4, "tensor": 2})
+    assert placement.num_row_shards == 4
+    spread = jax.device_put(PARAMS, placed(MODULE, placement)[1])
+    return dataclasses.replace(MODEL, params=spread, placement=placement)
+
+
 def test_scores_depend_on_model_task_and_seed_alone(monkeypatch):
     """Batch size, devices, order, limit: same per-document log-likelihoods (1e-4), same accuracies."""
     want = run_tasks(MODEL, [Quiz()], num_shots=2, seed=3)["quiz"]
@@ -77,13 +88,7 @@ def test_scores_depend_on_model_task_and_seed_alone(monkeypatch):
     turned = Quiz(questions()[::-1], questions()[::-1])
     assert same(run_tasks(MODEL, [turned], num_shots=2, seed=3)["quiz"]) == want.metrics
     same(run_tasks(MODEL, [Quiz()], num_shots=2, seed=3, limit=7)["quiz"], 7)
-    placement = Placement.make({"fsdp": 4, "tensor": 2})
-    from fmjax.interop.loading import placed
-
-    spread = jax.device_put(PARAMS, placed(MODULE, placement)[1])
-    assert placement.num_row_shards == 4
-    split = dataclasses.replace(MODEL, params=spread, placement=placement)
-    assert same(run_tasks(split, [Quiz()], num_shots=2, seed=3)["quiz"]) == want.metrics
+    assert same(run_tasks(on_eight_devices(), [Quiz()], num_shots=2, seed=3)["quiz"]) == want.metrics
     original = scoring.iter_scores
     monkeypatch.setattr(scoring, "iter_scores", lambda *a, **k: original(*a, tokens_per_batch=200, **k))
     assert same(run_tasks(MODEL, [Quiz()], num_shots=2, seed=3)["quiz"]) == want.metrics
@@ -265,23 +270,70 @@ def test_a_chat_prompt_goes_through_the_template_where_there_is_one(tmp_path):
 def test_long_prompts_keep_their_end():
     work = Work()
     (text,) = answer([Generate("x" * 500 + "ab", 8)], MODEL, work=work)
-    assert work.truncated == 1
+    assert work.truncated == 1 and work.unfinished == 0
     assert text == MODEL.generate([MODEL.encode("x" * 500 + "ab")[-120:]], max_new_tokens=8, temperature=0)[0]
 
 
-def test_functions_are_applied_and_a_missing_one_is_said_before_anything_is_computed():
-    class Vectors(Task):
-        name, metrics, uses = "vectors", ("norm",), ("embed",)
+def test_answers_that_the_context_cuts_short_are_counted(tmp_path):
+    """Of a context of 128, half is kept for a prompt; 64 more tokens are read, and what the last of them says is 65."""
 
-        def documents(self, context):
-            return ["ab", "cd"]
-
+    class Long(Asked):
         def requests(self, document):
-            return [Apply("embed", document)]
+            return [Generate("x" * 90, 100), Generate("x" * 20, 100), Generate("x" * 90, 50)]
 
-        def statistics(self, document, answers):
-            return {"norm": float(np.linalg.norm(answers[0]))}
+    result = run_tasks(MODEL, [Long()], answers_dir=tmp_path)["asked"]
+    assert [len(text) for text in result.samples[0]["answers"]] == [65, 100, 50]
+    assert (result.work.truncated, result.work.unfinished) == (2, 1)
+    report = make_report(MODEL, {"asked": result}, limit=None, seed=0)
+    assert report["cost"]["asked"]["unfinished_answers"] == 1
+    assert "1 answers ended early, where the model's context was full" in cost_line(report)
 
+
+class Vectors(Task):
+    name, metrics, uses = "vectors", ("norm",), ("embed",)
+    given = ("ab", "cd")
+
+    def documents(self, context):
+        return self.given
+
+    def requests(self, document):
+        return [Apply("embed", document)]
+
+    def statistics(self, document, answers):
+        return {"norm": float(np.linalg.norm(answers[0]))}
+
+
+TEXTS = ["".join("abcdefgh"[(i * k) % 8] for k in range(1 + 5 * i % 23)) for i in range(20)]
+
+
+def test_vectors_depend_on_neither_batch_nor_devices(monkeypatch):
+    monkeypatch.setattr(Vectors, "given", TEXTS)
+    want = run_tasks(MODEL, [Vectors()])["vectors"]
+    vectors = np.asarray([sample["answers"][0] for sample in want.samples])
+    spread = run_tasks(on_eight_devices(), [Vectors()])["vectors"]
+    np.testing.assert_allclose([sample["answers"][0] for sample in spread.samples], vectors, atol=1e-5)
+    assert spread.metrics["norm"] == pytest.approx(want.metrics["norm"], abs=1e-5)
+    requests = [Apply("embed", text) for text in TEXTS]
+    alone = [answer([request], MODEL)[0] for request in requests[::5]]
+    np.testing.assert_allclose(alone, vectors[::5], atol=1e-5)
+    np.testing.assert_allclose(answer(requests[::-1], MODEL)[::-1], vectors, atol=1e-5)
+    assert np.abs(vectors[0] - vectors[7]).max() > 0.1
+
+
+def test_continuations_depend_on_neither_batch_nor_devices():
+    """Greedy ones and, of the same seed, drawn ones: alone, in another order, and on eight devices."""
+    texts = [text[:6] for text in TEXTS]
+    requests = [Generate(text, 6) for text in texts] + [
+        Generate(text, 6, temperature=1.0, sample=i) for text in texts[:3] for i in range(2)
+    ]
+    want = answer(requests, MODEL, seed=1)
+    assert len(set(want)) > 5
+    assert [answer([request], MODEL, seed=1)[0] for request in requests[::4]] == want[::4]
+    assert answer(requests[::-1], MODEL, seed=1)[::-1] == want
+    assert answer(requests, on_eight_devices(), seed=1) == want
+
+
+def test_functions_are_applied_and_a_missing_one_is_said_before_anything_is_computed():
     assert run_tasks(MODEL, [Vectors()])["vectors"].metrics["norm"] == pytest.approx(1, abs=1e-5)
     silent = dataclasses.replace(MODEL, tokenizer=None)
     with pytest.raises(InputError, match="vectors needs embed; quiz needs score .it has no tokenizer"):
