@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fmjax.errors import InputError
 from fmjax.tasks.protocol import Task
 
 NUM_BINS = 15  # Guo et al. 2017
@@ -19,7 +20,11 @@ def expected_calibration_error(confidences, correct, *, equal_mass: bool = False
         first, so that the result does not depend on the order given; the first bins hold one more where N does not
         divide). Otherwise bins are equally wide and hold their upper edge, the first one its lower edge too.
       num_bins: of either kind.
+
+    Raises: InputError where there are no predictions.
     """
+    if not len(confidences):
+        raise InputError("a calibration error is of predictions, and there are none")
     confidences, correct = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)
     order = np.lexsort((correct, confidences))
     confidences, correct = confidences[order], correct[order]
@@ -33,8 +38,10 @@ def expected_calibration_error(confidences, correct, *, equal_mass: bool = False
 
 
 def softmax(logits: Sequence[float]) -> np.ndarray:
-    """Probabilities, float64."""
-    shifted = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    """Probabilities, float64. Where all logits are -inf they are equal: nothing tells the options apart."""
+    logits = np.asarray(logits, np.float64)
+    highest = logits.max()
+    shifted = np.exp(logits - highest) if highest > -np.inf else np.ones_like(logits)
     return shifted / shifted.sum()
 
 

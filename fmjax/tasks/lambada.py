@@ -1,7 +1,7 @@
 """LAMBADA (Paperno et al. 2016, https://arxiv.org/abs/1606.06031): the last word of a passage."""
 
 from fmjax.tasks.protocol import Score, Task, exp
-from fmjax.tasks.reading import convert_records, read_jsonl, read_text
+from fmjax.tasks.reading import convert_records, read_jsonl, read_records, read_text
 
 
 class LambadaOpenAI(Task):
@@ -39,12 +39,19 @@ class LambadaStandard(LambadaOpenAI):
     needs = "eval_lambada/lambada_test_plain_text.txt, or TFDS lambada (CC BY 4.0)"
 
     def documents(self, context):
-        name = "lambada_test_plain_text.txt"
-        if path := context.find("eval_lambada", name):
-            passages = [{"passage": line} for line in read_text(path).split("\n") if line.strip()]
-        else:
-            path, passages = "TFDS lambada", context.tfds("lambada:test", f"eval_lambada/{name}")
-        return convert_records(passages, lambda row: {"text": row["passage"].strip()}, "'passage'", path)
+        def convert(row):
+            return {"text": row["passage"].strip()}
+
+        names = ("lambada_test_plain_text.txt",)
+        return read_records(
+            context, "eval_lambada", names, "'passage'", convert, "lambada:test", convert, _read_passages
+        )
+
+
+def _read_passages(path, convert, expected: str) -> list:
+    """Documents of a text's lines, as `fmjax.tasks.reading.read_jsonl`."""
+    rows = [{"passage": line} for line in read_text(path).split("\n") if line.strip()]
+    return convert_records(rows, convert, expected, path)
 
 
 class Lambada(LambadaOpenAI):

@@ -66,20 +66,28 @@ def read_jsonl(path: pathlib.Path, convert: Callable[[dict], Any], expected: str
 
 
 def read_records(
-    context, folder: str, names: Sequence[str], expected: str, from_file: Callable, words: str, from_tfds: Callable
-):
-    """Documents of the JSON lines of the first of `folder/name` that exists, else of a TFDS split.
+    context,
+    folder: str,
+    names: Sequence[str],
+    expected: str,
+    from_file: Callable,
+    words: str,
+    from_tfds: Callable,
+    read: Callable[[pathlib.Path, Callable, str], list] = read_jsonl,
+) -> list:
+    """Documents of the first of `folder/name` that exists, else of a TFDS split.
 
     Args:
       context: the task's `TaskContext`.
       words: the split, "NAME[/CONFIG]:SPLIT".
       expected: what a record must hold, for messages.
       from_file, from_tfds: a document from a record of each, as `convert` of `read_jsonl`.
+      read: reads the file, where it is not JSON lines: called as `read_jsonl`.
 
     Raises: DataError where there is neither, or naming the record that is not as expected.
     """
     if path := context.find(folder, *names):
-        return read_jsonl(path, from_file, expected)
+        return read(path, from_file, expected)
     return convert_records(context.tfds(words, f"{folder}/{names[0]}"), from_tfds, expected, f"TFDS {words}")
 
 

@@ -7,7 +7,7 @@ from fmjax.errors import DataError
 from fmjax.small_files import read_json
 from fmjax.tasks.metrics import squad
 from fmjax.tasks.protocol import Generate, Task
-from fmjax.tasks.reading import convert_records
+from fmjax.tasks.reading import convert_records, read_records
 
 # What stands before passage, question and answer, by language.
 _WORDS = {
@@ -34,10 +34,8 @@ class Squad(Task):
 
     def documents(self, context):
         folder, name, words = self.place
-        if path := context.find(folder, name):
-            return read_squad(path)
         expected = "'context', 'question', 'answers'"
-        return convert_records(context.tfds(words, f"{folder}/{name}"), _from_tfds, expected, f"TFDS {words}")
+        return read_records(context, folder, (name,), expected, _from_file, words, _from_tfds, read_squad)
 
     def examples(self, context):
         return self.documents(context)
@@ -82,29 +80,30 @@ class XQuAD(Squad):
         self.place = "eval_xquad", f"xquad.{self.language}.json", f"xquad/{self.language}:validation"
 
 
-def read_squad(path) -> list[dict]:
-    """The questions of a file in the format of SQuAD 1.1: context, question, answers. Raises DataError."""
+def read_squad(path, convert, expected: str) -> list:
+    """Documents of the questions of a file in the format of SQuAD 1.1, as `fmjax.tasks.reading.read_jsonl`."""
     value = read_json(path, dict | list, DataError)
     try:
         passages = [passage for article in value["data"] for passage in article["paragraphs"]]
-        return [
-            {
-                "context": str(passage["context"]),
-                "question": str(asked["question"]),
-                "answers": [str(answer["text"]) for answer in asked["answers"]],
-            }
-            for passage in passages
-            for asked in passage["qas"]
-        ]
+        rows = [asked | {"context": passage["context"]} for passage in passages for asked in passage["qas"]]
     except (KeyError, TypeError):
         raise DataError(
             f"{str(path)!r}: expected 'data' with 'paragraphs' of 'context' and 'qas', as SQuAD 1.1"
         ) from None
+    return convert_records(rows, convert, expected, path)
+
+
+def _from_file(record) -> dict:
+    return _document(record, [answer["text"] for answer in record["answers"]])
 
 
 def _from_tfds(record) -> dict:
+    return _document(record, record["answers"]["text"])
+
+
+def _document(record, answers) -> dict:
     return {
-        "context": record["context"],
-        "question": record["question"],
-        "answers": list(record["answers"]["text"]),
+        "context": str(record["context"]),
+        "question": str(record["question"]),
+        "answers": list(map(str, answers)),
     }

@@ -110,6 +110,9 @@ def test_calibration_errors_are_the_arithmetic_of_their_bins():
     assert expected_calibration_error([0.5, 0.9], [1, 0], num_bins=2) == pytest.approx((abs(1 - 0.5) + 0.9) / 2)
     found = expected_calibration_error([0.5, 0.5, 0.9], [1, 0, 1], equal_mass=True, num_bins=2)
     assert found == pytest.approx((abs(1 - 1.0) + abs(1 - 0.9)) / 3)
+    for equal_mass in (False, True):
+        with pytest.raises(InputError, match="there are none"):
+            expected_calibration_error([], [], equal_mass=equal_mass)
     assert expected_calibration_error([1.0], [1], num_bins=15) == 0.0 == expected_calibration_error([0.0], [0])
 
 

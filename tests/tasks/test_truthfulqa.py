@@ -46,6 +46,9 @@ def test_mc2_is_the_true_answers_part_of_the_probability(context):
     assert task.statistics(document, answers(*scores))["acc"] == pytest.approx(0.75)
     # Far below what a float's exponential can hold, where exp gives 0 / 0.
     assert task.statistics(document, answers(*(x - 2000 for x in scores)))["acc"] == pytest.approx(0.75)
+    # Where none is possible, none is likelier.
+    assert task.statistics(document, answers(*[-math.inf] * 3))["acc"] == pytest.approx(2 / 3)
+    assert task.statistics(document, answers(-math.inf, -1.0, -math.inf))["acc"] in (0.0, 1.0)
     path = context.data_dir / "eval_truthfulqa" / "mc_task.json"
     path.write_text(json.dumps([{"question": "Is it?", "mc2_targets": {"No.": 0}}]))
     with pytest.raises(DataError, match="record 1: expected 'question'"):
