@@ -10,7 +10,8 @@ class BySubset(Task):
     """Mixed in before a task whose metrics are means: `METRIC/SUBSET` for each subset that has documents.
 
     The metric itself is the mean over all documents, in which a large subset weighs more, as in
-    lm-evaluation-harness's groups.
+    lm-evaluation-harness's groups. A subset of a few documents has no standard error (null): a resample of all
+    documents may hold none of it.
     """
 
     def subset_of(self, document: Any) -> str:
@@ -31,6 +32,5 @@ class BySubset(Task):
             return found
         for subset in subsets:
             count = totals[f"documents/{subset}"]
-            # A resample of the documents may hold none of a small subset: it then has no standard error.
             found |= {f"{n}/{subset}": totals[f"{n}/{subset}"] / count if count else math.nan for n in self.metrics}
         return found

@@ -30,6 +30,9 @@ class _Commonsense(MultipleChoice):
     tfds_examples: str
     expected = "'query', 'choices', 'gold'"
 
+    def cluster(self, document):
+        return document.group or document.context  # some questions are asked twice, with other options
+
     def documents(self, context):
         return self._read(context, self.tfds)
 

@@ -22,10 +22,11 @@ class NoExamplesError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Documents that examples are taken from, no two of them equal.
+    """Documents that examples are taken from.
 
     Attributes:
-      documents: in the order of their keys; in the task's order where its examples are the first ones.
+      documents: in the order of their keys, no two of them equal; where a task's examples are its first ones, all of
+        them in its order (of MMLU's published examples two are equal).
       places: of those that ask the same (`Task.asks`) among them, ascending.
     """
 
@@ -75,14 +76,13 @@ class FewShot:
         examples = task.examples(context)
         if examples is None:
             raise NoExamplesError(f"task {task.name}: takes no examples in the prompt, got num_shots={num_shots}")
-        groups = defaultdict(dict)
+        groups = defaultdict(list)
         for document in examples:
-            groups[task.example_group(document)].setdefault(task.key(document), document)
-        pools = {}
-        for group, found in groups.items():
-            keys = found if task.examples_in_order else sorted(found)
-            pools[group] = Pool.make([found[key] for key in keys], task)
-        return cls(task, num_shots, seed, pools)
+            groups[task.example_group(document)].append(document)
+        if not task.examples_in_order:
+            unique = {group: {task.key(document): document for document in found} for group, found in groups.items()}
+            groups = {group: [found[key] for key in sorted(found)] for group, found in unique.items()}
+        return cls(task, num_shots, seed, {group: Pool.make(found, task) for group, found in groups.items()})
 
     def examples(self, document) -> list:
         """The examples of a document. Raises InputError where there are too few others."""

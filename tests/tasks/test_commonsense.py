@@ -126,7 +126,7 @@ def test_twins_of_winogrande_are_one_cluster_and_no_examples_of_each_other(tmp_p
         assert task.cluster(document) not in {task.cluster(one) for one in few.examples(document)}
 
 
-def test_questions_about_one_passage_and_endings_of_one_video_are_one_cluster(tmp_path):
+def test_questions_about_one_passage_goal_or_video_are_one_cluster(tmp_path):
     queries = ["Passage: P.\nQuestion: is it?", "Passage: Q.\nQuestion: is it?", "Passage: P.\nQuestion: was it?"]
     rows = [{"query": query, "choices": ["no", "yes"], "gold": 0} for query in queries]
     context = written(tmp_path, "eval_commonsense_mc/boolq.jsonl", *rows)
@@ -136,6 +136,8 @@ def test_questions_about_one_passage_and_endings_of_one_video_are_one_cluster(tm
     documents = [task.from_tfds(record | {"question": question}) for question in ("is it", "was it")]
     assert clusters(task, documents) == [0, 0]
     row = {"activity_label": "Judo", "ctx_a": "He bows.", "ctx_b": "he", "endings": ["a", "b"], "label": 1}
+    goals = [{"goal": goal, "sol1": f"{i}", "sol2": "x", "label": 0} for i, goal in enumerate(("a", "b", "a"))]
+    assert clusters(get_task("piqa"), [get_task("piqa").from_tfds(one) for one in goals]) == [0, 1, 0]
     rows = [row | {"source_id": source} for source in ("v_1", "v_2", "v_1")]
     task = get_task("hellaswag")
     found = task.documents(written(tmp_path, "eval_hellaswag/hellaswag_val.jsonl", *rows))

@@ -135,9 +135,12 @@ def test_an_example_never_asks_what_its_document_asks(kind):
     with pytest.raises(InputError, match="num_shots=7 .*, and there are 6"):
         FewShot.make(task, 7, 0, context).examples(task.documents(context)[0])
     task.examples_in_order = True
+    repeated = [task.documents(context)[8]] * 2
     few = FewShot.make(task, 2, 0, context)
     assert [one.options[0] for one in few.examples(task.documents(context)[1])] == ["3", "4"]
     assert [one.options[0] for one in few.examples(task.documents(context)[8])] == ["0", "1"]
+    task.examples = lambda context: repeated  # fixed examples are shown as they are
+    assert FewShot.make(task, 2, 0, context).examples(task.documents(context)[0]) == repeated
 
 
 def test_choices_ties_and_lengths():
