@@ -171,15 +171,16 @@ class Perturbed(Task):
         plain, perturbed = self.task.requests(document.plain), self.task.requests(document.perturbed)
         change = PERTURBATIONS[self.perturbation]
         if change is not None:
-            perturbed = [self._change(request, document, change) for request in perturbed]
+            # Once for each text, with the same random numbers: a document's options keep one and the same context.
+            changed = functools.cache(lambda text: change(text, self._rng(document.plain)))
+            perturbed = [self._change(request, changed) for request in perturbed]
         return plain, perturbed
 
-    def _change(self, request: Request, document, change: Callable) -> Request:
-        # The same random numbers for all requests of a document: its options keep one and the same context.
+    def _change(self, request: Request, change: Callable[[str], str]) -> Request:
         if isinstance(request, Score):
-            return dataclasses.replace(request, context=change(request.context, self._rng(document.plain)))
+            return dataclasses.replace(request, context=change(request.context))
         if isinstance(request, Generate):
-            return dataclasses.replace(request, prompt=change(request.prompt, self._rng(document.plain)))
+            return dataclasses.replace(request, prompt=change(request.prompt))
         raise InputError(f"task {self.name}: only what is scored or generated after a text can be perturbed")
 
     def _rng(self, document) -> np.random.Generator:
