@@ -19,6 +19,7 @@ from fmjax.tasks.cost import Energy, EnergyMeter
 from fmjax.tasks.few_shot import FewShot, NoExamplesError
 from fmjax.tasks.protocol import Request, Rolling, Task, TaskContext
 from fmjax.tasks.store import AnswerStore
+from fmjax.tasks.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +159,8 @@ def prepare_all(tasks: Sequence[Task], context: TaskContext, limit: int | None, 
 def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shots: int | None = None) -> _Prepared:
     """The task's documents and requests, with their examples.
 
-    Raises InputError where its files are missing, there are no documents, or it has too few examples.
+    Raises InputError where its files are missing, there are no documents, or it has too few examples or training
+    documents.
     """
     context = dataclasses.replace(context, read={})
     try:
@@ -166,6 +168,8 @@ def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shot
         documents = task.documents(context)
         chosen = [documents[i] for i in range(min(limit or len(documents), len(documents)))]
         requests = [few_shot.requests(document) for document in chosen]
+        if isinstance(task, Trained):
+            task.chosen(context)  # whose absence is an error here, before another task computes
     except InputError as error:
         message = str(error)
         raise type(error)(message if message.startswith("task ") else f"task {task.name}: {message}") from None

@@ -169,7 +169,7 @@ def test_probe_task_counts_its_training_documents(data):
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert result.metrics["acc"] == np.mean([s["statistics"]["acc"] for s in result.samples])
     with pytest.raises(InputError, match="only 32 training documents"):
-        run_tasks(MODEL, ["sst2_probe:33"], data_dir=data)
+        run_tasks(None, ["sst2_probe:33"], data_dir=data)  # before a model is asked anything
     with pytest.raises(InputError, match="expected a number of training documents, got 'many'"):
         get_task("sst2_probe:many")
 
