@@ -57,14 +57,21 @@ class TaskResult:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """A task with everything that is known before the model computes; its own context knows what it read."""
+    """A task with everything that is known before the model computes.
+
+    Attributes:
+      documents: those that are evaluated, of `num_documents` in all.
+      read: what the documents were read from (`TaskContext.read`).
+      given: the name that the task was asked for by.
+    """
 
     task: Task
-    context: TaskContext
-    num_documents: int
     documents: list
     requests: list[list[Request]]
     num_shots: int
+    num_documents: int
+    read: dict[str, dict[str, Any]]
+    given: str | None = None
 
 
 def run_tasks(
@@ -112,8 +119,9 @@ def run_tasks(
         found[task.name], given[task.name] = task, one if isinstance(one, str) else task.name
     context = TaskContext(pathlib.Path(data_dir) if data_dir else None, lambda: data or _open_data(model), seed)
     prepared = prepare_all(list(found.values()), context, limit, num_shots)
+    prepared = [dataclasses.replace(one, given=given[one.task.name]) for one in prepared]
     check_capabilities(model, prepared)
-    return {one.task.name: _run(one, given[one.task.name], model, answers_dir, progress) for one in prepared}
+    return {one.task.name: _run(one, model, context, answers_dir, progress) for one in prepared}
 
 
 def _open_data(model):
@@ -175,7 +183,7 @@ def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shot
         raise type(error)(message if message.startswith("task ") else f"task {task.name}: {message}") from None
     if not chosen:
         raise InputError(f"task {task.name}: there are no documents")
-    return _Prepared(task, context, len(documents), chosen, requests, few_shot.num_shots)
+    return _Prepared(task, chosen, requests, few_shot.num_shots, len(documents), context.read)
 
 
 def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
@@ -194,8 +202,8 @@ def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
         )
 
 
-def _run(one: _Prepared, given: str, model, answers_dir, progress: bool) -> TaskResult:
-    context, task, begin, meter, work = one.context, one.task, time.perf_counter(), EnergyMeter(), Work()
+def _run(one: _Prepared, model, context: TaskContext, answers_dir, progress: bool) -> TaskResult:
+    task, begin, meter, work = one.task, time.perf_counter(), EnergyMeter(), Work()
     model = task.adapt(model, context)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(AnswerStore(answers_dir, model)) if answers_dir is not None else None
@@ -222,7 +230,7 @@ def _run(one: _Prepared, given: str, model, answers_dir, progress: bool) -> Task
     for name, value in metrics.items():
         shown |= {name: value, f"{name}_stderr": errors[name]}
     return TaskResult(
-        given=given,
+        given=one.given or task.name,
         metrics=shown,
         headline=task.headline(metrics),
         version=task.version,
@@ -239,7 +247,7 @@ def _run(one: _Prepared, given: str, model, answers_dir, progress: bool) -> Task
 
 def _data(one: _Prepared) -> dict[str, Any]:
     """What the documents were read from, and how many there are without a limit; nothing where nothing was read."""
-    return {"read": one.context.read, "documents": one.num_documents} if one.context.read else {}
+    return {"read": one.read, "documents": one.num_documents} if one.read else {}
 
 
 def reduced(task: Task, samples: Sequence[Mapping], seed: int) -> tuple[dict, dict]:
