@@ -370,6 +370,8 @@ def test_bootstrap_of_clusters_is_the_closed_form():
     assert together == pytest.approx(statistics.bootstrap(columns, mean, 0, clusters, summable=False)["mean"], rel=1e-6)
     assert statistics.bootstrap(columns, mean, 0)["mean"] == pytest.approx(together / math.sqrt(10), rel=0.1)
     assert statistics.bootstrap(columns, mean, 0, [0] * 3000) == {"mean": None}
+    once = iter([{"rare": 1.0}])
+    assert statistics.bootstrap(columns, lambda table: mean(table) | next(once, {}), 0, clusters)["rare"] is None
 
 
 def test_episodes_of_a_policy_and_of_a_language_model():
