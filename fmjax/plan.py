@@ -10,6 +10,7 @@ import pathlib
 import sys
 
 from fmjax import cli
+from fmjax.errors import InputError
 from fmjax.small_files import write_whole
 
 
@@ -21,6 +22,8 @@ def main(argv: list[str]) -> int:
     from fmjax.caches import cache_dir
     from fmjax.planning import plan, report, search, topology
 
+    if flags.json and not pathlib.Path(flags.json).absolute().parent.is_dir():
+        raise InputError(f"--json={flags.json}: its folder is not there; make it first")
     config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
     devices = topology.devices_of(flags.topology)
     if not flags.search:

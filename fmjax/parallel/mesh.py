@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -73,6 +74,23 @@ class MeshConfig:
         first, *others = AXES
         return {first: getattr(self, first)} | dict(self.extra) | {axis: getattr(self, axis) for axis in others}
 
+    def filled(self, num_devices: int) -> dict[str, int]:
+        """`sizes` with -1 filled in. Raises ConfigError when they do not multiply to the number of devices."""
+        sizes = self.sizes
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if -1 in sizes.values():
+            if num_devices % fixed:
+                raise ConfigError(
+                    f"mesh {sizes}: {num_devices} devices are not divisible by the fixed sizes' product {fixed}"
+                )
+            sizes = {axis: num_devices // fixed if size == -1 else size for axis, size in sizes.items()}
+        if math.prod(sizes.values()) != num_devices:
+            raise ConfigError(
+                f"mesh {sizes} needs {math.prod(sizes.values())} devices, there are {num_devices}; "
+                "set one mesh axis to -1 to take whatever is there"
+            )
+        return sizes
+
     @property
     def table(self) -> dict[str, tuple[str, ...]]:
         """The full table, logical axis to mesh axes."""
@@ -85,19 +103,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     Raises ConfigError when the sizes do not multiply to them.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dict(config.sizes)
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if -1 in sizes.values():
-        if len(devices) % fixed:
-            raise ConfigError(
-                f"mesh {sizes}: {len(devices)} devices are not divisible by the fixed sizes' product {fixed}"
-            )
-        sizes = {axis: len(devices) // fixed if size == -1 else size for axis, size in sizes.items()}
-    if math.prod(sizes.values()) != len(devices):
-        raise ConfigError(
-            f"mesh {sizes} needs {math.prod(sizes.values())} devices, there are {len(devices)}; "
-            "set one mesh axis to -1 to take whatever is there"
-        )
+    sizes = config.filled(len(devices))
     shape, names = tuple(sizes.values()), tuple(sizes)
     types = (AxisType.Auto,) * len(names)
     if devices and devices[0].platform == "cpu":
@@ -105,6 +111,22 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         mesh = Mesh(grid, names, axis_types=types)
         connect(mesh)
         return mesh
-    # An axis may take a part of a dimension of the torus, where whole dimensions do not give the sizes.
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(grid, names, axis_types=types)
+    return Mesh(_laid_out(sizes, devices), names, axis_types=types)
+
+
+def _laid_out(sizes: Mapping[str, int], devices) -> np.ndarray:
+    """The devices such that neighbours along an axis are near each other; `data` goes from slice to slice."""
+    shape = tuple(sizes.values())
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices == 1:
+        # An axis may take a part of a dimension of the torus, where whole dimensions do not give the sizes.
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    first = AXES[0]
+    if sizes[first] % num_slices:
+        raise ConfigError(
+            f"mesh.{first} = {sizes[first]} does not divide over {num_slices} slices, which hold replicas of the model; "
+            f"make mesh.{first} a multiple of {num_slices}, or -1"
+        )
+    within = tuple(size // num_slices if axis == first else size for axis, size in sizes.items())
+    between = tuple(num_slices if axis == first else 1 for axis in sizes)
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)

@@ -20,8 +20,11 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 # What neither reads nor writes memory, or whose operands and results are counted elsewhere.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-    "optimization-barrier", "iota", "while", "conditional", "call", "async-update",
+    "optimization-barrier", "while", "conditional", "call", "async-update",
 }  # fmt: skip
+
+# Beginnings of what custom calls that compute are called; others allocate, or say something to the compiler.
+_COMPUTING = ("tpu_custom_call", "__cu", "__onednn", "mosaic", "triton", "__gpu", "cudnn", "xla.gpu")
 
 # Products of a [queries, keys] tile with a head's dimensions, by the beginning of the name of a kernel.
 KERNEL_PRODUCTS = {
@@ -38,9 +41,10 @@ class Counts:
     Attributes:
       flops: of matrix products and convolutions, 2 for a multiplication and an addition.
       memory_bytes: read from and written to the device's main memory by instructions outside of fusions.
-      link_bytes: what the device sends, by mesh axes joined by "+": of a ring algorithm.
+      link_bytes: what the device sends, by mesh axes joined by "+", as rings of all devices along them do it: what an
+        all-to-all sends counts once for every link it passes on its way, a quarter of the ring on average.
       collectives: how many of each kind run.
-      uncounted: kernels whose FLOPs are not known, by name.
+      uncounted: what the sums lack: kernels whose FLOPs are not known, loops that count once though they may run often.
     """
 
     flops: float = 0.0
@@ -64,7 +68,7 @@ def count(program: Program, mesh_shape: Mapping[str, int]) -> Counts:
     Args:
       mesh_shape: sizes of the mesh's axes in order; the program's partition i is device i of the flattened mesh.
 
-    Raises: InputError for a loop, group or shape in the program that cannot be read.
+    Raises: InputError for a group or shape in the program that cannot be read.
     """
     return _Counter(program, mesh_shape).computation(program.entry)
 
@@ -85,7 +89,10 @@ class _Counter:
 
     def instruction(self, found: Counts, computation: Computation, one: Instruction) -> None:
         if one.opcode == "while":
-            found.add(self.computation(one.called("body")), self.program.trip_count(computation, one))
+            times = self.program.trip_count(computation, one)
+            if times is None:
+                found.uncounted["loop whose length depends on data"] += 1
+            found.add(self.computation(one.called("body")), 1 if times is None else times)
         elif one.opcode == "conditional":
             branches = [self.computation(name) for name in _branches(one)]
             found.add(max(branches, key=lambda b: (b.flops, b.memory_bytes)), 1)
@@ -93,7 +100,7 @@ class _Counter:
             inside = self.computation(one.called("calls") or one.called("to_apply"))
             found.add(inside, 1)
         elif one.opcode == "fusion":
-            found.flops += self.fused_flops(one.called("calls"))
+            self.fused(found, one.called("calls"))
             found.memory_bytes += self.fusion_bytes(computation, one)
         else:
             found.flops += self.flops(found, computation, one)
@@ -102,23 +109,30 @@ class _Counter:
                 self.collective(found, computation, one, kind)
             found.memory_bytes += _bytes(computation, one)
 
-    def fused_flops(self, name: str) -> float:
-        """FLOPs of a fused computation: its bytes stay inside."""
-        total, computation = 0.0, self.program.computations[name]
+    def fused(self, found: Counts, name: str) -> None:
+        """FLOPs and collectives of a fused computation: the bytes it moves in memory stay inside."""
+        computation = self.program.computations[name]
         for one in computation.values():
             if one.opcode in ("fusion", "call"):
-                total += self.fused_flops(one.called("calls") or one.called("to_apply"))
-            else:
-                total += _product_flops(computation, one)
-        return total
+                self.fused(found, one.called("calls") or one.called("to_apply"))
+                continue
+            found.flops += self.flops(found, computation, one)
+            kind = one.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                # TPUs scatter what they have reduced within one fusion: an all-reduce, and a slice of it.
+                users = computation.users.get(one.name, [])
+                scattered = kind == "all-reduce" and users and all(user.opcode == "dynamic-slice" for user in users)
+                self.collective(found, computation, one, "reduce-scatter" if scattered else kind)
 
     def flops(self, found: Counts, computation: Computation, one: Instruction) -> float:
-        if one.opcode == "custom-call" and one.attribute("custom_call_target") == '"tpu_custom_call"':
-            flops = _kernel_flops(computation, one)
-            if flops is None:
-                found.uncounted[re.sub(r"[.\d]+$", "", one.name)] += 1
-            return flops or 0.0
-        return _product_flops(computation, one)
+        if one.opcode != "custom-call":
+            return _product_flops(computation, one)
+        target = (one.attribute("custom_call_target") or "").strip('"')
+        flops = _kernel_flops(computation, one) if target == "tpu_custom_call" else _library_flops(computation, one)
+        if flops is None and target.startswith(_COMPUTING):
+            name = one.name if target == "tpu_custom_call" else target
+            found.uncounted[re.sub(r"[.\d]+$", "", name)] += 1
+        return flops or 0.0
 
     def fusion_bytes(self, computation: Computation, one: Instruction) -> float:
         inside = self.program.computations[one.called("calls")]
@@ -167,7 +181,7 @@ class _Counter:
             "all-reduce": 2 * share * size,
             "all-gather": (members - 1) * size,
             "reduce-scatter": share * size,
-            "all-to-all": share * size,
+            "all-to-all": share * size * max(1.0, members / 4),
             "collective-permute": size,
             "collective-broadcast": size,
         }[kind]
@@ -313,6 +327,21 @@ def _kernel_flops(computation: Computation, one: Instruction) -> float | None:
     return 2.0 * products * pairs * features * math.prod(heads)
 
 
+def _library_flops(computation: Computation, one: Instruction) -> float | None:
+    """FLOPs of a matrix product that a library computes (cuBLAS, oneDNN); None for anything else.
+
+    Both operands and the result hold batch x rows x columns, so the contracted size follows from their sizes.
+    """
+    if not re.search(r"gemm|matmul", one.attribute("custom_call_target") or ""):
+        return None
+    left, right = (_first(computation, name) for name in one.operands[:2])
+    batch = re.search(r'lhs_batch_dimensions"?:\s*\[([^\]]*)\]', one.attributes)
+    places = [int(d) for d in re.findall(r"\d+", batch[1])] if batch else []
+    batches = math.prod(left.shape[place] for place in places)
+    rows_columns = one.arrays[0].size / batches
+    return 2.0 * batches * math.sqrt(left.size / batches * (right.size / batches) * rows_columns)
+
+
 def _bytes(computation: Computation, one: Instruction) -> float:
     """Main memory that an instruction outside of fusions reads and writes."""
     if one.opcode in _FREE or one.opcode.endswith("-done"):
@@ -323,6 +352,8 @@ def _bytes(computation: Computation, one: Instruction) -> float:
     if one.opcode == "dynamic-update-slice":
         update = _first(computation, one.operands[1])
         return 2.0 * update.num_bytes
+    if one.opcode == "copy-start":  # its result is what it writes, what it reads, and a handle
+        return float(sum(array.num_bytes for array in one.arrays[:2] if array.space == 0))
     if one.opcode.endswith("-start"):
         # Its result repeats its operands, beside what it makes.
         made = one.arrays[len(one.operands) :]

@@ -43,7 +43,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction: `name = kind opcode(arguments), attributes`; `kind` is its type, a tuple's has several arrays."""
+    """One instruction: `name = kind opcode(arguments), attributes`; `kind` is its type, of several arrays in a tuple."""
 
     name: str
     kind: str
@@ -98,11 +98,11 @@ class Program:
     computations: dict[str, Computation]
     entry: str
 
-    def trip_count(self, caller: Computation, loop: Instruction) -> int:
+    def trip_count(self, caller: Computation, loop: Instruction) -> int | None:
         """How often a `while` of `caller` runs its body.
 
-        XLA writes it down, or else the loop counts one number of its state up to a constant, as `lax.scan` does.
-        Raises InputError for a loop of another kind.
+        XLA writes it down, or else the loop counts one number of its state up to a constant, as `lax.scan` does. None
+        for a loop of another kind.
         """
         known = re.search(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)', loop.attributes)
         if known:
@@ -110,22 +110,35 @@ class Program:
         condition = self.computations[loop.called("condition")]
         bound = [int(one.arguments) for one in condition.values() if _is_whole_constant(one)]
         counter = [one for one in condition.values() if one.opcode == "get-tuple-element"]
-        unknown = InputError(f"loop {loop.name!r} of the compiled program does not say how often it runs")
-        if len(bound) != 1 or len(counter) != 1:
-            raise unknown
+        if len(bound) != 1 or len(counter) != 1 or self._direction(condition) != "LT":
+            return None
         index = int(counter[0].attribute("index") or 0)
         step = self._step(self.computations[loop.called("body")], index)
-        if not step:
-            raise unknown
-        return max(0, -(-(bound[0] - self._initial(caller, loop, index)) // step))
+        start = self._initial(caller, loop, index)
+        if not step or step < 0 or start is None:
+            return None
+        return max(0, -(-(bound[0] - start) // step))
 
-    def _initial(self, caller: Computation, loop: Instruction, index: int) -> int:
+    def _direction(self, condition: Computation) -> str | None:
+        """How the counter, on the left, is compared with its bound."""
+        compare, place = condition.root, condition
+        if compare.opcode == "fusion":  # of the comparison alone
+            place = self.computations[compare.called("calls")]
+            compare = place.root
+        if compare.opcode != "compare":
+            return None
+        left = place[compare.operands[0]]
+        if left.opcode == "parameter" and place is not condition:
+            left = condition[condition.root.operands[int(left.arguments)]]
+        return None if _is_whole_constant(left) else compare.attribute("direction")
+
+    def _initial(self, caller: Computation, loop: Instruction, index: int) -> int | None:
         """What the counter starts from."""
         state = caller.get(loop.operands[0])
         value = caller.get(state.operands[index]) if state is not None and state.opcode == "tuple" else None
         while value is not None and value.opcode in _SAME:
             value = caller.get(value.operands[0])
-        return int(value.arguments) if value is not None and _is_whole_constant(value) else 0
+        return int(value.arguments) if value is not None and _is_whole_constant(value) else None
 
     def _step(self, body: Computation, index: int) -> int | None:
         """What one run of the body adds to the counter (a compiler may unroll), None where that is not seen."""

@@ -41,7 +41,7 @@ class Plan:
       mfu_bound: model FLOPs over peak FLOPs in that time; None where the chip's rates are not known.
       limited_by: that resource.
       collectives: how many of each kind run.
-      uncounted_kernels: kernels whose FLOPs are in neither sum.
+      uncounted: what is missing in the sums above, by name; with any of it there is no quotient and no bound.
       compile_seconds: of tracing and compiling.
     """
 
@@ -68,7 +68,7 @@ class Plan:
     mfu_bound: float | None
     limited_by: str | None
     collectives: dict[str, int]
-    uncounted_kernels: dict[str, int]
+    uncounted: dict[str, int]
     compile_seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def plan_program(program: Program, example: Mapping[str, Any], name: str) -> Pla
         fits=None if memory is None else compiled.accepted and peak <= memory,
         model_flops_per_step=model_flops,
         hardware_flops_per_step=hardware_flops,
-        useful_flops=model_flops / hardware_flops if model_flops and hardware_flops else None,
+        useful_flops=model_flops / hardware_flops if model_flops and hardware_flops and not counted.uncounted else None,
         tokens_per_step=tokens and batch_size * tokens,
         memory_traffic_bytes=counted.memory_bytes,
         link_bytes=dict(counted.link_bytes),
@@ -150,7 +150,7 @@ def plan_program(program: Program, example: Mapping[str, Any], name: str) -> Pla
         mfu_bound=model_flops / (bound * known.peak_flops * mesh.size) if bound and model_flops else None,
         limited_by=limited_by,
         collectives=dict(counted.collectives),
-        uncounted_kernels=dict(counted.uncounted),
+        uncounted=dict(counted.uncounted),
         compile_seconds=elapsed,
     )
 
@@ -193,12 +193,16 @@ def _compile(program: Program) -> _Compiled:
 
 @contextlib.contextmanager
 def _no_compilation_cache():
+    from jax.experimental.compilation_cache import compilation_cache
+
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # whether there is one is asked once
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _measured(compiled, text: str) -> _Compiled:
@@ -243,16 +247,16 @@ def _model_flops(module, example, batch_size: int) -> float | None:
 
 
 def _roofline(mesh, counted: counts.Counts) -> tuple[dict[str, float], float | None, str | None]:
-    """(seconds of each resource alone, the slowest's, its name), empty and None where the chip is not known."""
+    """(seconds of each resource alone, the slowest's, its name), empty and None where nothing can be said."""
     known = chip(mesh.devices.flat[0])
-    if known is None:
+    if known is None or counted.uncounted:
         return {}, None, None
     seconds = {"compute": counted.flops / known.peak_flops}
     if known.memory_bandwidth:
         seconds["memory"] = counted.memory_bytes / known.memory_bandwidth
     bandwidths = topology.axis_bandwidths(mesh)
     for axes, sent in counted.link_bytes.items():
-        if bandwidths is not None and axes:
-            seconds[f"links {axes}"] = sent / topology.joined_bandwidth(axes, bandwidths)
+        if (bandwidth := topology.joined_bandwidth(axes, bandwidths)) is not None:
+            seconds[f"links {axes}"] = sent / bandwidth
     limited_by = max(seconds, key=seconds.get)
     return seconds, seconds[limited_by], limited_by

@@ -26,15 +26,18 @@ def describe(plan: Plan) -> str:
     if plan.model_flops_per_step is not None:
         share = f"   {plan.useful_flops:.1%} of the hardware's" if plan.useful_flops else ""
         lines.append(f"  model                {plan.model_flops_per_step:12.4g}{share}")
-    for kernel, number in plan.uncounted_kernels.items():
-        lines.append(f"  not counted          {number} calls of kernel {kernel}, whose FLOPs are not known")
+    for what, number in plan.uncounted.items():
+        lines.append(f"  not counted          {number} x {what}")
     lines += ["", "moved by one device in one step"]
     lines.append(f"  main memory          {size(plan.memory_traffic_bytes):>12}{_seconds(plan, 'memory')}")
     for axes, sent in sorted(plan.link_bytes.items()):
-        lines.append(f"  links, {axes:<13} {size(sent):>12}{_seconds(plan, f'links {axes}')}")
+        seconds = _seconds(plan, f"links {axes}") or "   (speed not known: not in the bound)"
+        lines.append(f"  links, {axes:<13} {size(sent):>12}{seconds}")
     lines.append("")
     if plan.step_seconds_bound is None:
-        lines.append(f"no bound on speed: the rates of {plan.device_kind!r} are not known")
+        unknown = f"the rates of {plan.device_kind!r} are not known"
+        reason = "not all of its work is counted" if plan.uncounted else unknown
+        lines.append(f"no bound on speed: {reason}")
     else:
         lines.append(f"compute                {plan.seconds['compute']:10.4g} s")
         bound = f"step at least          {plan.step_seconds_bound:10.4g} s, limited by {plan.limited_by}"

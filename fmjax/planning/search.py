@@ -1,5 +1,7 @@
 """Other ways to run a config on the same devices: remat policies, mesh axes, parts of the batch."""
 
+import logging
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +9,10 @@ import jax
 
 from fmjax.config import resolve
 from fmjax.errors import ConfigError
+from fmjax.parallel.mesh import MeshConfig
 from fmjax.planning.plan import Plan, plan_program, planned_program
+
+log = logging.getLogger(__name__)
 
 # From what keeps most to what computes most again.
 POLICIES = (
@@ -19,6 +24,8 @@ POLICIES = (
     "full",
 )
 TENSOR_SIZES = (1, 2, 4, 8)
+SEQUENCE_SIZES = (2, 4, 8)
+LONG = 32_768
 
 
 def search(
@@ -37,44 +44,45 @@ def search(
             if tries == 0:
                 return
             changed = mesh | changes
+            what = " ".join(f"{key}={value}" for key, value in changed.items()) or "as given"
             try:
                 program, example = planned_program(_with(config, changed), devices, cache_dir)
-            except ConfigError:  # does not divide over this mesh
+            except ConfigError as error:
+                if not changed:
+                    raise
+                log.warning("left out, %s: %s", what, error)
                 break
             tries -= 1
             found = plan_program(program, example, name)
-            yield " ".join(f"{key}={value}" for key, value in changed.items()) or "as given", found
-            if found.fits:
+            yield what, found
+            if found.fits is not False:
                 break
 
 
 def best(rows: Sequence[tuple[str, Plan]]) -> tuple[str, Plan] | None:
-    """Of those that fit, the one with the lowest bound on a step's time; where no rates are known, the fewest FLOPs."""
-    fitting = [row for row in rows if row[1].fits]
+    """Of those that fit, or may, the one with the lowest bound on a step's time; without bounds, the fewest FLOPs."""
+    fitting = [row for row in rows if row[1].fits is not False]
     cost = lambda row: (row[1].step_seconds_bound or 0.0, row[1].hardware_flops_per_step)
     return min(fitting, key=cost, default=None)
 
 
 def _meshes(config, num_devices: int) -> Iterator[dict]:
-    """The mesh as given (no change), then all over `fsdp` with more and more of `tensor`."""
+    """The mesh as given (no change), then all over `fsdp` with more and more of `tensor`, and of `sequence` where rows
+    are long or fewer than the devices."""
     yield {}
-    given = config["mesh"]
-    sequence = max(1, given["sequence"])
-    for tensor in TENSOR_SIZES:
-        rest = num_devices // (tensor * sequence)
-        sizes = {"data": 1, "fsdp": rest, "tensor": tensor, "sequence": sequence}
-        whole_heads = config["model"].get("num_heads", tensor) % tensor == 0
-        if not whole_heads or rest * tensor * sequence != num_devices or _sizes(given, num_devices) == sizes:
-            continue
-        yield {f"mesh.{axis}": size for axis, size in sizes.items()}
-
-
-def _sizes(mesh, num_devices: int) -> dict[str, int]:
-    sizes = {axis: mesh[axis] for axis in ("data", "fsdp", "tensor", "sequence")}
-    fixed = 1
-    for size in sizes.values():
-        fixed *= size if size != -1 else 1
-    return {axis: num_devices // fixed if size == -1 else size for axis, size in sizes.items()}
+    mesh = MeshConfig(**config["mesh"])
+    given, extra = mesh.filled(num_devices), math.prod(mesh.extra.values())
+    rows = config["train"]["batch_size"] // config["train"]["accumulate_steps"]
+    is_long = rows < num_devices or config["data"].get("sequence_length", 0) >= LONG
+    lengths = dict.fromkeys((max(1, mesh.sequence), *(SEQUENCE_SIZES if is_long else ())))
+    for sequence in lengths:
+        for tensor in TENSOR_SIZES:
+            rest = num_devices // (tensor * sequence * extra)
+            sizes = {"data": 1, "fsdp": rest, "tensor": tensor, "sequence": sequence}
+            whole_heads = config["model"].get("num_heads", tensor) % tensor == 0
+            divides = rest * tensor * sequence * extra == num_devices
+            if whole_heads and divides and sizes != {axis: given[axis] for axis in sizes}:
+                yield {f"mesh.{axis}": size for axis, size in sizes.items()}
 
 
 def _ladder(config) -> Iterator[dict]:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import math
 import os
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -35,6 +36,8 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
         raise InputError(f"topology {topology!r} is not known; expected something like {EXAMPLES}")
     if not all(part.isdecimal() and int(part) for part in shape.split("x")):
         raise InputError(f"topology {topology!r}: expected the slice's sides after the colon, like {EXAMPLES}")
+    if generation in ("v5e", "v6e") and shape.count("x") != 1:
+        raise InputError(f"topology {topology!r}: slices of {generation} have two sides, like {generation}:4x4")
     return _tpu_slice(topology)
 
 
@@ -58,7 +61,7 @@ def _tpu_slice(topology: str) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"topology {topology!r} needs the TPU compiler, which also runs on a machine without a TPU: "
-            "pip install 'jax[tpu]' (or pip install libtpu)"
+            "pip install 'jax[tpu]' (the extra [plan] of fmjax)"
         )
     from jax.experimental import topologies
 
@@ -103,43 +106,59 @@ def _quiet():
 
 def memory_bytes(devices: Sequence[jax.Device]) -> int | None:
     """Main memory that a program may use on one of the devices; simulated ones share the machine's."""
-    known = chip(devices[0])
-    if known is not None and known.memory_bytes is not None:
-        return known.memory_bytes
     if devices[0].platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
-    stats = devices[0].memory_stats()
-    return stats.get("bytes_limit") if stats else None
+        return _machine_memory() // len(devices)
+    try:
+        stats = devices[0].memory_stats()  # of a device that is there: what JAX has taken for itself
+    except jax.errors.JaxRuntimeError:
+        stats = None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    known = chip(devices[0])
+    return known and known.memory_bytes
 
 
-def axis_bandwidths(mesh: Mesh) -> Mapping[str, float] | None:
-    """Bytes per second that one device can send along each mesh axis of more than one device.
+def _machine_memory() -> int:
+    """Of the machine, or what a container may take of it."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = pathlib.Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(found, int(text)) if text.isdecimal() else found
 
-    An axis laid over whole dimensions of the torus uses both directions of each; over an open or a partial dimension,
-    one direction. None where the devices have no known links.
+
+def axis_bandwidths(mesh: Mesh) -> dict[str, float]:
+    """Bytes per second that one device can send along each mesh axis of more than one device, where that is known.
+
+    An axis laid over a dimension of the torus that is closed uses both directions; over an open dimension, or a part of
+    one, as much as the device at its end: one. Where neighbours along the axis are several links apart they share
+    those with the lines between. An axis from slice to slice is not known, nor are devices without known links.
     """
     devices = mesh.devices
     known = chip(devices.flat[0])
     if known is None or known.link_bandwidth is None or not hasattr(devices.flat[0], "coords"):
-        return None
+        return {}
     coordinates = np.array([device.coords for device in devices.flat]).reshape(*devices.shape, -1)
+    slices = np.array([getattr(device, "slice_index", 0) for device in devices.flat]).reshape(devices.shape)
     sides = coordinates.reshape(-1, coordinates.shape[-1]).max(axis=0) + 1
+    whole_torus = all(side % known.wraps_at == 0 for side in sides)
     found = {}
     for axis, (name, size) in enumerate(mesh.shape.items()):
-        if size == 1:
+        if size == 1 or len(np.unique(np.moveaxis(slices, axis, 0).reshape(size, -1)[:, 0])) > 1:
             continue
         line = np.moveaxis(coordinates, axis, 0).reshape(size, -1, coordinates.shape[-1])[:, 0]
         total = 0.0
         for dimension, side in enumerate(sides):
-            reached = len(set(line[:, dimension].tolist()))
-            if reached > 1:
-                closed = reached == side and side % known.wraps_at == 0
-                total += known.link_bandwidth * (2 if closed else 1)
+            places = np.unique(line[:, dimension])
+            if len(places) > 1:
+                rings = whole_torus if known.wraps_at == 4 else side % known.wraps_at == 0
+                directions = 2 if rings and len(places) == side else 1
+                total += known.link_bandwidth * directions / np.diff(places).min()
         # Devices of one chip (two cores) have no coordinates between them: count one link.
         found[name] = total or known.link_bandwidth
     return found
 
 
-def joined_bandwidth(axes: str, bandwidths: Mapping[str, float]) -> float:
-    """Of a collective along several axes ("fsdp+tensor"): the links of all of them."""
-    return math.fsum(bandwidths[name] for name in axes.split("+"))
+def joined_bandwidth(axes: str, bandwidths: Mapping[str, float]) -> float | None:
+    """Of a collective along several axes ("fsdp+tensor"): the links of all of them; None where one is not known."""
+    found = [bandwidths.get(name) for name in axes.split("+")]
+    return None if None in found else math.fsum(found)

@@ -102,6 +102,71 @@ def test_link_bytes_by_mesh_axis():
     assert sum(gathered.link_bytes.values()) == pytest.approx((8 - 1) * 2 * 16 * 64 * 4 / 16, rel=0.3)
 
 
+COLLECTIVE = """HloModule one
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%fused (p: f32[64]) -> f32[16] {
+  %p = f32[64]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %reduced = f32[64]{0} all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %part = f32[16]{0} dynamic-slice(%reduced, %zero), dynamic_slice_sizes={16}
+}
+
+ENTRY %main (x: f32[64]) -> f32[64] {
+  %x = f32[64]{0} parameter(0)
+  ROOT %out = RESULT OPERATION
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "result, operation, axes, sent",
+    [
+        ("f32[64]{0}", "all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add", "tensor", 2 * 3 / 4 * 256),
+        ("f32[256]{0}", "all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}", "tensor", 3 * 256),
+        ("f32[16]{0}", "reduce-scatter(%x), replica_groups=[2,4]<=[8], to_apply=%add", "tensor", 3 / 4 * 256),
+        ("f32[16]{0}", "fusion(%x), kind=kCustom, calls=%fused", "tensor", 3 / 4 * 256),
+        ("f32[64]{0}", "all-to-all(%x), replica_groups={{0,1,2,3,4,5,6,7}}", "data+tensor", 7 / 8 * 256 * 2),
+        ("f32[64]{0}", "collective-permute(%x), source_target_pairs={{0,4},{4,0},{1,5},{5,1}}", "data", 256),
+        ("f32[64]{0}", "all-reduce(%x), replica_groups={{0},{1}}, to_apply=%add", None, 0),
+    ],
+)
+def test_what_each_collective_sends(result, operation, axes, sent):
+    text = COLLECTIVE.replace("RESULT OPERATION", f"{result} {operation}")
+    found = counts.count(hlo.parse(text), {"data": 2, "tensor": 4})
+    assert dict(found.link_bytes) == ({axes: sent} if axes else {})
+
+
+@pytest.mark.parametrize(
+    "line, moved",
+    [
+        ("(f32[64]{0:S(1)}, f32[64]{0}, u32[]) copy-start(%x)", 256),  # from main memory
+        ("(f32[64]{0}, f32[64]{0:S(1)}, u32[]) copy-start(%x)", 256),  # to it
+        ("f32[64]{0} add(%x, %x)", 3 * 256),
+        ("f32[16]{0} dynamic-slice(%x, %x), dynamic_slice_sizes={16}", 2 * 64),
+    ],
+)
+def test_main_memory_that_is_moved(line, moved):
+    found = counts.count(hlo.parse(COLLECTIVE.replace("RESULT OPERATION", line)), {"data": 2, "tensor": 4})
+    assert found.memory_bytes == moved
+
+
+def test_products_of_libraries():
+    """What GPUs compute in cuBLAS counts; what nobody knows the FLOPs of is named."""
+    gemm = 'f32[8,8]{1,0} custom-call(%x, %x), custom_call_target="__cublas$gemm"'
+    text = COLLECTIVE.replace("f32[64]{0} parameter(0)\n  ROOT %out", "f32[8,8]{1,0} parameter(0)\n  ROOT %out")
+    found = counts.count(hlo.parse(text.replace("RESULT OPERATION", gemm)), ONE)
+    assert found.flops == 2 * 8**3 and not found.uncounted
+    attention = gemm.replace("__cublas$gemm", "__cudnn$fmhaSoftmax")
+    found = counts.count(hlo.parse(text.replace("RESULT OPERATION", attention)), ONE)
+    assert found.flops == 0 and dict(found.uncounted) == {"__cudnn$fmhaSoftmax": 1}
+
+
 @pytest.mark.parametrize(
     "text, groups",
     [
@@ -188,14 +253,20 @@ def test_a_loop_that_the_compiler_unrolled(newer):
 
 
 @pytest.mark.parametrize(
-    "what, replacement", [("direction=LT", "direction=LT"), ("constant(9)", "parameter(1)"), ("ENTRY ", "")]
-)
-def test_a_program_that_does_not_tell_is_refused(what, replacement):
-    text = UNROLLED.replace(what, replacement)
-    if what == replacement:
-        text = UNROLLED.replace("add(%p, %two)", "multiply(%p, %two)")
-    with pytest.raises(InputError, match="does not say how often|no entry"):
-        counts.count(hlo.parse(text), ONE)
+    "what, replacement",
+    [
+        ("add(%p, %two)", "multiply(%p, %two)"), ("constant(9)", "parameter(1)"), ("direction=LT", "direction=NE"),
+        ("%one = s32[] constant(1)", "%one = s32[] parameter(1)"), ("constant(2)", "constant(-2)"),
+    ],
+)  # fmt: skip
+def test_a_loop_of_unknown_length_is_named(what, replacement):
+    found = counts.count(hlo.parse(UNROLLED.replace(what, replacement)), ONE)
+    assert found.flops == 2 * 4 * 4 * 4 and dict(found.uncounted) == {"loop whose length depends on data": 1}
+
+
+def test_a_text_without_an_entry_is_refused():
+    with pytest.raises(InputError, match="no entry"):
+        hlo.parse(UNROLLED.replace("ENTRY ", ""))
 
 
 def test_a_type_of_unknown_size_is_named():
