@@ -124,7 +124,7 @@ def _laid_out(sizes: Mapping[str, int], devices) -> np.ndarray:
     first = AXES[0]
     if sizes[first] % num_slices:
         raise ConfigError(
-            f"mesh.{first} = {sizes[first]} does not divide over {num_slices} slices, which hold replicas of the model; "
+            f"mesh.{first} = {sizes[first]} does not divide over {num_slices} slices, which hold replicas; "
             f"make mesh.{first} a multiple of {num_slices}, or -1"
         )
     within = tuple(size // num_slices if axis == first else size for axis, size in sizes.items())

@@ -43,7 +43,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction: `name = kind opcode(arguments), attributes`; `kind` is its type, of several arrays in a tuple."""
+    """One instruction: `name = kind opcode(arguments), attributes`; `kind` is its type, maybe a tuple of arrays."""
 
     name: str
     kind: str
