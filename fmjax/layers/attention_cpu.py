@@ -1,7 +1,9 @@
-"""Attention for CPUs: blocks of queries against only the keys they can reach.
+"""Attention for CPUs: a few heads at a time, blocks of queries against only the keys they can reach.
 
 XLA's CPU backend does not skip masked work and is slow where matrix products have axes to be moved, so heads are moved
 to the front once, and each block of queries is multiplied with the slice of keys that a causal mask or window leaves.
+A loop takes as many heads at a time as have their logits in the caches of the cores: all heads at once would send every
+array of logits through main memory several times, which takes longer than the products.
 """
 
 import functools
@@ -14,6 +16,7 @@ from fmjax.layers.attention import MASKED
 
 MIN_BLOCK = 128
 MAX_BLOCKS = 16  # blocks are unrolled: bounds the size of the program for long sequences
+LOGITS_BYTES = 3 * 2**19  # of a block's logits, of all heads taken at a time
 
 
 def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -> str | None:
@@ -41,48 +44,86 @@ def blocks(t: int, s: int, causal: bool, window: int | None) -> list[tuple[int, 
 
 def run(q, k, v, *, segment_ids, positions, causal, window, scale):
     """Arguments as `fmjax.layers.attention.reference`, without positions."""
+    return _attend((q * scale).astype(q.dtype), k, v, segment_ids, causal, window)
+
+
+# Inside, q is [N, G, T, D] for the N = b K key-value heads of b rows with G = H / K query heads each, k and v are
+# [N, S, D], and segment ids [N, T] and [N, S]. In the products the G heads of a group are further rows of one matrix.
+
+
+def _queries_first(q, kv_heads: int):
+    """[b, T, H, D] to [N, G, T, D]."""
     b, t, h, d = q.shape
-    kv_heads = k.shape[2]
-    q = (q * scale).astype(q.dtype).reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    out = _attend(q, k, v, segment_ids, causal, window)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
+    q = q.reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
+    return q.reshape(b * kv_heads, h // kv_heads, t, d)
 
 
-# q is [B, K, G, T, D] for K key-value heads with G query heads each, k and v are [B, K, S, D]. In the products the G
-# heads of a group are further rows of one matrix.
-
-_BATCH = ((0, 1), (0, 1))
-
-
-def _rows_by_rows(x, y, dtype=None):
-    """[B, K, M, D], [B, K, N, D] to [B, K, M, N]."""
-    return lax.dot_general(x, y, (((3,), (3,)), _BATCH), preferred_element_type=dtype or x.dtype)
+def _keys_first(k):
+    """[b, S, K, D] to [N, S, D]."""
+    return k.swapaxes(1, 2).reshape(-1, k.shape[1], k.shape[3])
 
 
-def _weighted_rows(x, y):
-    """[B, K, M, N], [B, K, N, D] to [B, K, M, D]."""
-    return lax.dot_general(x, y, (((3,), (2,)), _BATCH), preferred_element_type=y.dtype)
+def _queries_back(q, b: int):
+    """[N, G, T, D] to [b, T, H, D]."""
+    n, groups, t, d = q.shape
+    return q.reshape(b, n // b, groups, t, d).transpose(0, 3, 1, 2, 4).reshape(b, t, n // b * groups, d)
 
 
-def _logits(q, k, segment_ids, start, first, causal, window):
-    """Masked logits, float32 [B, K, G, c, s], of a block of c queries from `start` and of s keys from `first`."""
-    b, kv_heads, groups, c, d = q.shape
-    s = k.shape[2]
-    logits = _rows_by_rows(q.reshape(b, kv_heads, groups * c, d), k, jnp.float32).reshape(b, kv_heads, groups, c, s)
-    ahead = lax.iota(jnp.int32, c)[:, None] + start - lax.iota(jnp.int32, s)[None, :] - first
+def _keys_back(k, b: int):
+    """[N, S, D] to [b, S, K, D]."""
+    return k.reshape(b, -1, *k.shape[1:]).swapaxes(1, 2)
+
+
+_BATCH = ((0,), (0,))
+
+
+def _rows_by_rows(x, y):
+    """float32 [N, A, B] from [N, A, D], [N, B, D]."""
+    return lax.dot_general(x, y, (((2,), (2,)), _BATCH), preferred_element_type=jnp.float32)
+
+
+def _weighted_rows(x, y, dtype=None):
+    """[N, A, D] from [N, A, B], [N, B, D]."""
+    return lax.dot_general(x, y, (((2,), (1,)), _BATCH), preferred_element_type=dtype or y.dtype)
+
+
+def _in_parts(function, arrays, causal: bool, window: int | None):
+    """function(*arrays), as many rows at a time as LOGITS_BYTES leaves; the first two arrays are queries and keys."""
+    q, k = arrays[:2]
+    b, t, h, _ = q.shape
+    pairs = max((end - start) * (last - first) for start, end, first, last in blocks(t, k.shape[1], causal, window))
+    wanted = min(b, max(1, LOGITS_BYTES // (4 * h * pairs)))
+    size = next(size for size in range(wanted, 0, -1) if b % size == 0)
+    if size == b:
+        return function(*arrays)
+    parts = jax.tree.map(lambda x: x.reshape(b // size, size, *x.shape[1:]), arrays)
+    found = lax.map(lambda part: function(*part), parts)
+    return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), found)
+
+
+def _ids_of_heads(segment_ids, kv_heads: int):
+    """[b, T], [b, S] to [N, T], [N, S]."""
+    return segment_ids and tuple(jnp.repeat(ids, kv_heads, axis=0) for ids in segment_ids)
+
+
+def _allowed(segment_ids, queries, keys, causal, window):
+    """Which keys of a block each query of a block may attend: bool [N or 1, c, s], or None for all.
+
+    Args:
+      segment_ids: None, or those of all queries and of all keys.
+      queries, keys: start and end of the block's queries, and of its keys.
+    """
+    query = lax.broadcasted_iota(jnp.int32, (1, queries[1] - queries[0], 1), 1) + queries[0]
+    ahead = query - lax.broadcasted_iota(jnp.int32, (1, 1, keys[1] - keys[0]), 2) - keys[0]
     allowed = []
     if causal:
         allowed.append(ahead >= 0)
     if window is not None:
         allowed.append((ahead if causal else abs(ahead)) < window)
     if segment_ids is not None:
-        queries, keys = segment_ids
-        same = queries[:, start : start + c, None] == keys[:, None, first : first + s]
-        allowed.append(same[:, None, None])
-    if not allowed:
-        return logits
-    return jnp.where(functools.reduce(jnp.logical_and, allowed), logits, MASKED)
+        own, other = (ids[:, slice(*part)] for ids, part in zip(segment_ids, (queries, keys)))
+        allowed.append(own[:, :, None] == other[:, None, :])
+    return functools.reduce(jnp.logical_and, allowed) if allowed else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -91,43 +132,73 @@ def _attend(q, k, v, segment_ids, causal, window):
 
 
 def _forward(q, k, v, segment_ids, causal, window):
-    b, kv_heads, groups, t, d = q.shape
-    outs, log_sums = [], []
-    for start, end, first, last in blocks(t, k.shape[2], causal, window):
-        logits = _logits(q[:, :, :, start:end], k[:, :, first:last], segment_ids, start, first, causal, window)
-        top = jnp.max(logits, axis=-1, keepdims=True)
-        exponentials = jnp.exp(logits - top)
-        total = jnp.sum(exponentials, axis=-1, keepdims=True)
-        flat = exponentials.astype(v.dtype).reshape(b, kv_heads, groups * (end - start), last - first)
-        out = _weighted_rows(flat, v[:, :, first:last]).reshape(b, kv_heads, groups, end - start, d)
-        outs.append((out / total).astype(q.dtype))
-        log_sums.append(top + jnp.log(total))
-    out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=3)
+    part = functools.partial(_forward_part, causal=causal, window=window)
+    out, log_sums = _in_parts(part, (q, k, v, segment_ids), causal, window)
     return out, (q, k, v, segment_ids, out, log_sums)
 
 
+def _forward_part(q, k, v, segment_ids, causal, window):
+    """(output [b, T, H, D], logarithms of the softmax's denominators [b, K, G, T]) of b rows."""
+    b, t, _, d = q.shape
+    s, kv_heads = k.shape[1:3]
+    q, k, v = _queries_first(q, kv_heads), _keys_first(k), _keys_first(v)
+    segment_ids = _ids_of_heads(segment_ids, kv_heads)
+    n, groups = q.shape[:2]
+    outs, log_sums = [], []
+    for start, end, first, last in blocks(t, s, causal, window):
+        query = q[:, :, start:end].reshape(n, -1, d)
+        logits = _rows_by_rows(query, k[:, first:last]).reshape(n, groups, end - start, last - first)
+        allowed = _allowed(segment_ids, (start, end), (first, last), causal, window)
+        if allowed is not None:
+            logits = jnp.where(allowed[:, None], logits, MASKED)
+        top = jnp.max(logits, axis=-1, keepdims=True)
+        exponentials = jnp.exp(logits - top)
+        total = jnp.sum(exponentials, axis=-1, keepdims=True)
+        flat = exponentials.astype(v.dtype).reshape(n, -1, last - first)
+        out = _weighted_rows(flat, v[:, first:last]).reshape(n, groups, end - start, d)
+        outs.append((out / total).astype(q.dtype))
+        log_sums.append((top + jnp.log(total))[..., 0])
+    log_sums = jnp.concatenate(log_sums, axis=2).reshape(b, kv_heads, groups, t)
+    return _queries_back(jnp.concatenate(outs, axis=2), b), log_sums
+
+
 def _backward(causal, window, saved, g):
-    """Probabilities are computed again from the saved log-sums (Dao et al. 2022, appendix B.4)."""
     q, k, v, segment_ids, out, log_sums = saved
-    b, kv_heads, groups, t, d = q.shape
-    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    part = functools.partial(_backward_part, causal=causal, window=window)
+    return *_in_parts(part, (q, k, v, segment_ids, out, log_sums, g), causal, window), None
+
+
+def _backward_part(q, k, v, segment_ids, out, log_sums, g, causal, window):
+    """Gradients to q, k and v; probabilities are computed again from the log-sums (Dao et al. 2022, appendix B.4).
+
+    Logits are turned here, a row a key and a column a query: then every product has its factors in the order in which
+    XLA multiplies them without a copy, the queries' gradient after one of the keys.
+    """
+    b, t, _, d = q.shape
+    s, kv_heads = k.shape[1:3]
+    q, g, out = (_queries_first(x, kv_heads) for x in (q, g, out))
+    k, v, segment_ids = _keys_first(k), _keys_first(v), _ids_of_heads(segment_ids, kv_heads)
+    n, groups = q.shape[:2]
+    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    log_sums = log_sums.reshape(delta.shape)
+    turned_k = k.swapaxes(1, 2)
     d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for (start, end, first, last), log_sum in zip(blocks(t, k.shape[2], causal, window), log_sums):
-        rows = (b, kv_heads, groups * (end - start))
-        query, keys, values = q[:, :, :, start:end], k[:, :, first:last], v[:, :, first:last]
-        g_block = g[:, :, :, start:end].reshape(*rows, d)
-        p = jnp.exp(_logits(query, keys, segment_ids, start, first, causal, window) - log_sum)
-        d_p = _rows_by_rows(g_block, values, jnp.float32).reshape(p.shape)
-        d_logits = (p * (d_p - delta[:, :, :, start:end])).astype(q.dtype).reshape(*rows, last - first)
-        p = p.astype(q.dtype).reshape(*rows, last - first)
-        d_q.append(_weighted_rows(d_logits, keys).reshape(query.shape))
-        columns = (((2,), (2,)), _BATCH)
-        new_k = lax.dot_general(d_logits, query.reshape(*rows, d), columns, preferred_element_type=jnp.float32)
-        new_v = lax.dot_general(p, g_block, columns, preferred_element_type=jnp.float32)
-        d_k = d_k.at[:, :, first:last].add(new_k)
-        d_v = d_v.at[:, :, first:last].add(new_v)
-    d_q = d_q[0] if len(d_q) == 1 else jnp.concatenate(d_q, axis=3)
-    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None
+    for start, end, first, last in blocks(t, s, causal, window):
+        query, g_block = (x[:, :, start:end].reshape(n, -1, d) for x in (q, g))
+        log_sum, delta_block = (x[:, None, :, start:end] for x in (log_sums, delta))
+        shape = (n, last - first, groups, end - start)
+        logits = _rows_by_rows(k[:, first:last], query).reshape(shape)
+        allowed = _allowed(segment_ids, (start, end), (first, last), causal, window)
+        if allowed is not None:
+            logits = jnp.where(allowed.swapaxes(1, 2)[:, :, None], logits, MASKED)
+        p = jnp.exp(logits - log_sum)
+        d_logits = p * (_rows_by_rows(v[:, first:last], g_block).reshape(shape) - delta_block)
+        p, d_logits = (x.astype(q.dtype).reshape(n, last - first, -1) for x in (p, d_logits))
+        d_q.append(_weighted_rows(turned_k[:, :, first:last], d_logits).reshape(n, d, groups, end - start))
+        d_k = d_k.at[:, first:last].add(_weighted_rows(d_logits, query, jnp.float32))
+        d_v = d_v.at[:, first:last].add(_weighted_rows(p, g_block, jnp.float32))
+    d_q = jnp.concatenate(d_q, axis=-1).transpose(0, 2, 3, 1)
+    return _queries_back(d_q, b), _keys_back(d_k.astype(k.dtype), b), _keys_back(d_v.astype(v.dtype), b)
 
 
 _attend.defvjp(_forward, _backward)

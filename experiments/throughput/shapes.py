@@ -1,0 +1,53 @@
+"""What is measured: model shapes by name, as `transformers` describes them, and the batch of a step."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One model and its batch.
+
+    Attributes:
+      kind: class of `transformers` that holds the fields.
+      fields: of that class; dropout is off.
+      batch, length: rows and tokens of a step.
+      dtype: of the products; parameters and optimizer are float32 everywhere.
+      remat: fmjax's `model.remat`; anything but "none" turns on gradient checkpointing of the other side too.
+    """
+
+    kind: str
+    fields: dict
+    batch: int
+    length: int
+    dtype: str = "float32"
+    remat: str = "none"
+
+
+def gpt2(layers: int, width: int, heads: int, vocabulary: int, length: int, **batch) -> Shape:
+    """A GPT-2, its embeddings tied."""
+    fields = dict(n_layer=layers, n_embd=width, n_head=heads, vocab_size=vocabulary, n_positions=length)
+    fields |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    return Shape("GPT2Config", fields, length=length, **batch)
+
+
+def llama(layers: int, width: int, inner: int, heads: int, vocabulary: int, length: int, **batch) -> Shape:
+    """A LLaMA with as many heads of keys and values as of queries."""
+    fields = dict(num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads)
+    fields |= dict(num_key_value_heads=heads, vocab_size=vocabulary, max_position_embeddings=length)
+    return Shape("LlamaConfig", fields, length=length, **batch)
+
+
+SHAPES = {
+    # Two cores. GPT-2's own vocabulary, where the head is more than half of the work, and a small one.
+    "gpt2-6x384": gpt2(6, 384, 6, 50257, 256, batch=16),
+    "gpt2-6x384-8k": gpt2(6, 384, 6, 8192, 256, batch=16),
+    "llama-6x384-8k": llama(6, 384, 1024, 6, 8192, 256, batch=16),
+    # One GPU of 80 GB. Vocabularies are padded to a multiple of 128, as both libraries are advised to.
+    "gpt2-124m": gpt2(12, 768, 12, 50304, 1024, batch=32, dtype="bfloat16"),
+    "llama-1.3b": llama(24, 2048, 5504, 16, 32000, 2048, batch=8, dtype="bfloat16", remat="dots"),
+    # For the tests of this study itself.
+    "gpt2-tiny": gpt2(2, 32, 2, 128, 32, batch=2),
+    "llama-tiny": llama(2, 32, 64, 2, 128, 32, batch=2),
+}
+CPU = ("gpt2-6x384", "gpt2-6x384-8k", "llama-6x384-8k")
+GPU = ("gpt2-124m", "llama-1.3b")

@@ -1,0 +1,173 @@
+"""The sides of the comparison: each trains or evaluates the same weights on the same tokens.
+
+AdamW with the same hyperparameters, gradients clipped to norm 1, no dropout, mean cross-entropy of the next token.
+"""
+
+import contextlib
+import os
+import pathlib
+import sys
+import time
+
+import numpy as np
+from shapes import SHAPES, Shape
+
+ROOT = pathlib.Path(__file__).parents[2]
+ADAMW = dict(learning_rate=3e-4, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+
+
+def tokens_of(shape: Shape, number: int) -> np.ndarray:
+    """Step `number`'s tokens, int32 [B, T + 1]: random, which costs a model what text does."""
+    draw = np.random.default_rng(number)
+    return draw.integers(0, shape.fields["vocab_size"], (shape.batch, shape.length + 1), np.int32)
+
+
+class Fmjax:
+    """`step(number)` runs one step and returns its loss, `wait()` returns when all of them are done."""
+
+    def __init__(self, shape: Shape, work: str, folder: str):
+        sys.path.insert(0, str(ROOT))
+        from fmjax import cpu
+
+        cpu.keep_freed_memory()
+        import jax
+
+        import fmjax
+        from fmjax.config import resolve
+        from fmjax.interop.loading import model_section
+        from fmjax.training.setup import build_module, make_program
+
+        section = model_section(folder) | {"dtype": shape.dtype, "remat": shape.remat} | __import__("json").loads(os.environ.get("THR", "{}"))
+        config = resolve({
+            "seed": 0,
+            "train": {"steps": 1000, "batch_size": shape.batch},
+            "mesh": {"data": 1},
+            "model": section,
+            "objective": {"name": "causal_lm"},
+            "data": {"source": "builtin", "sequence_length": shape.length, "tokenizer": "bytes"},
+            "optimizer": {"name": "adamw", "clip_norm": 1.0, **ADAMW},
+        })  # fmt: skip
+        row = jax.ShapeDtypeStruct((shape.length,), np.int32)
+        example = {"tokens": row, "targets": row, "loss_weights": jax.ShapeDtypeStruct(row.shape, np.float32)}
+        program = make_program(config, build_module(config, {}), example, jax.devices()[:1])
+        self.shape, self.key = shape, program.key
+        p = fmjax.load(folder).params
+        if os.environ.get("UNS"):
+            from fmjax.layers.transformer import unstack_layers
+            p = unstack_layers(p)
+        self.state = program.init(p)
+        start = time.perf_counter()
+        if work == "train":
+            self.run_step = program.compile_train_step()
+        else:
+            key = jax.random.key(0)
+            self.run_step = program.eval_step.lower(self.state.params, program.batch_spec, key).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.work, self.last = work, None
+        self.device = jax.devices()[0].device_kind
+        self.sharding = program.batch_sharding
+
+    def step(self, number: int):
+        import jax
+
+        tokens = tokens_of(self.shape, number)
+        weights = np.ones((self.shape.batch, self.shape.length), np.float32)
+        batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_weights": weights}
+        batch = jax.device_put(batch, self.sharding)
+        if self.work == "train":
+            self.state, metrics = self.run_step(self.state, batch, self.key)
+            self.last = metrics["loss"]
+        else:
+            total, weight = self.run_step(self.state.params, batch, self.key)["loss"]
+            self.last = total / weight
+        return self.last
+
+    def wait(self) -> float:
+        return float(self.last)
+
+    def peak_device_bytes(self) -> int | None:
+        import jax
+
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+class PyTorch:
+    """As `Fmjax`, by `transformers`' model, eagerly or with `torch.compile`."""
+
+    def __init__(self, shape: Shape, work: str, folder: str, compiled: bool):
+        import torch
+        import torch.nn.functional as F
+        import transformers
+
+        self.cuda = torch.cuda.is_available()
+        torch.manual_seed(0)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_float32_matmul_precision("high" if self.cuda else "highest")
+        self.device = torch.cuda.get_device_name() if self.cuda else "cpu"
+        self.place = "cuda" if self.cuda else "cpu"
+        # sdpa: PyTorch's fused attention, FlashAttention's kernels on a GPU.
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", use_cache=False
+        )
+        self.model = model.to(self.place).train(work == "train")
+        if work == "train" and shape.remat != "none":
+            self.model.gradient_checkpointing_enable(dict(use_reentrant=False))
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [dict(params=matrices, weight_decay=ADAMW["weight_decay"]), dict(params=others, weight_decay=0.0)]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=ADAMW["learning_rate"], betas=(ADAMW["b1"], ADAMW["b2"]), eps=ADAMW["eps"], fused=True
+        )
+
+        def loss(tokens):
+            logits = self.model(input_ids=tokens[:, :-1]).logits
+            return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+        self.loss = torch.compile(loss) if compiled else loss
+        self.shape, self.work, self.last = shape, work, None
+        self.context = contextlib.nullcontext
+        if shape.dtype == "bfloat16":
+            self.context = lambda: torch.autocast(self.place, torch.bfloat16)
+        self.compile_seconds = None
+
+    def step(self, number: int):
+        import torch
+
+        tokens = torch.from_numpy(tokens_of(self.shape, number).astype(np.int64)).to(self.place, non_blocking=True)
+        if self.work == "train":
+            with self.context():
+                loss = self.loss(tokens)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            with torch.inference_mode(), self.context():
+                loss = self.loss(tokens)
+        self.last = loss.detach()
+
+    def wait(self) -> float:
+        return self.last.item()
+
+    def peak_device_bytes(self) -> int | None:
+        import torch
+
+        return torch.cuda.max_memory_allocated() if self.cuda else None
+
+
+SIDES = {
+    "fmjax": Fmjax,
+    "PyTorch": lambda *args: PyTorch(*args, compiled=False),
+    "PyTorch, compiled": lambda *args: PyTorch(*args, compiled=True),
+}
+
+
+def make_weights(name: str, folder: pathlib.Path) -> None:
+    """A published folder of random weights of a shape."""
+    import torch
+    import transformers
+
+    shape = SHAPES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, shape.kind)(**shape.fields)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
