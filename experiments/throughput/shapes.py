@@ -13,6 +13,7 @@ class Shape:
       batch, length: rows and tokens of a step.
       dtype: of the products; parameters and optimizer are float32 everywhere.
       remat: fmjax's `model.remat`; anything but "none" turns on gradient checkpointing of the other side too.
+      unroll: fmjax's `model.unroll`, layers per iteration of its scan.
     """
 
     kind: str
@@ -21,6 +22,7 @@ class Shape:
     length: int
     dtype: str = "float32"
     remat: str = "none"
+    unroll: int = 1
 
 
 def gpt2(layers: int, width: int, heads: int, vocabulary: int, length: int, **batch) -> Shape:
@@ -39,15 +41,15 @@ def llama(layers: int, width: int, inner: int, heads: int, vocabulary: int, leng
 
 SHAPES = {
     # Two cores. GPT-2's own vocabulary, where the head is more than half of the work, and a small one.
-    "gpt2-6x384": gpt2(6, 384, 6, 50257, 256, batch=16),
-    "gpt2-6x384-8k": gpt2(6, 384, 6, 8192, 256, batch=16),
-    "llama-6x384-8k": llama(6, 384, 1024, 6, 8192, 256, batch=16),
+    "gpt2-6x384": gpt2(6, 384, 6, 50257, 256, batch=16, unroll=6),
+    "gpt2-6x384-8k": gpt2(6, 384, 6, 8192, 256, batch=16, unroll=6),
+    "llama-6x384-8k": llama(6, 384, 1024, 6, 8192, 256, batch=16, unroll=6),
     # One GPU of 80 GB. Vocabularies are padded to a multiple of 128, as both libraries are advised to.
     "gpt2-124m": gpt2(12, 768, 12, 50304, 1024, batch=32, dtype="bfloat16"),
     "llama-1.3b": llama(24, 2048, 5504, 16, 32000, 2048, batch=8, dtype="bfloat16", remat="dots"),
     # For the tests of this study itself.
-    "gpt2-tiny": gpt2(2, 32, 2, 128, 32, batch=2),
-    "llama-tiny": llama(2, 32, 64, 2, 128, 32, batch=2),
+    "gpt2-tiny": gpt2(2, 32, 2, 4096, 32, batch=2),
+    "llama-tiny": llama(2, 32, 64, 2, 4096, 32, batch=2),
 }
 CPU = ("gpt2-6x384", "gpt2-6x384-8k", "llama-6x384-8k")
 GPU = ("gpt2-124m", "llama-1.3b")

@@ -12,7 +12,7 @@ import time
 import numpy as np
 from shapes import SHAPES, Shape
 
-ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 ADAMW = dict(learning_rate=3e-4, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
 
 
@@ -22,50 +22,47 @@ def tokens_of(shape: Shape, number: int) -> np.ndarray:
     return draw.integers(0, shape.fields["vocab_size"], (shape.batch, shape.length + 1), np.int32)
 
 
+def train_config(shape: Shape, folder: str, **train) -> dict:
+    """The config of a training run of the weights in a published folder, of the Python standard library."""
+    from fmjax.interop.loading import model_section
+
+    return {
+        "seed": 0,
+        "train": {"steps": 1000, "batch_size": shape.batch, "init_from": folder, **train},
+        "mesh": {"data": 1},
+        "model": model_section(folder) | {"dtype": shape.dtype, "remat": shape.remat, "unroll": shape.unroll},
+        "objective": {"name": "causal_lm"},
+        "data": {"source": "builtin", "sequence_length": shape.length, "tokenizer": "train:4096"},
+        "optimizer": {"name": "adamw", "clip_norm": 1.0, **ADAMW},
+    }
+
+
 class Fmjax:
-    """`step(number)` runs one step and returns its loss, `wait()` returns when all of them are done."""
+    """`step(number)` starts one step, `wait()` returns its loss when all are done."""
 
     def __init__(self, shape: Shape, work: str, folder: str):
-        sys.path.insert(0, str(ROOT))
         from fmjax import cpu
 
-        cpu.keep_freed_memory()
+        cpu.keep_freed_memory()  # as `fmjax.train` does
         import jax
 
         import fmjax
         from fmjax.config import resolve
-        from fmjax.interop.loading import model_section
         from fmjax.training.setup import build_module, make_program
 
-        section = model_section(folder) | {"dtype": shape.dtype, "remat": shape.remat} | __import__("json").loads(os.environ.get("THR", "{}"))
-        config = resolve({
-            "seed": 0,
-            "train": {"steps": 1000, "batch_size": shape.batch},
-            "mesh": {"data": 1},
-            "model": section,
-            "objective": {"name": "causal_lm"},
-            "data": {"source": "builtin", "sequence_length": shape.length, "tokenizer": "bytes"},
-            "optimizer": {"name": "adamw", "clip_norm": 1.0, **ADAMW},
-        })  # fmt: skip
+        config = resolve(train_config(shape, folder))
         row = jax.ShapeDtypeStruct((shape.length,), np.int32)
         example = {"tokens": row, "targets": row, "loss_weights": jax.ShapeDtypeStruct(row.shape, np.float32)}
-        program = make_program(config, build_module(config, {}), example, jax.devices()[:1])
-        self.shape, self.key = shape, program.key
-        p = fmjax.load(folder).params
-        if os.environ.get("UNS"):
-            from fmjax.layers.transformer import unstack_layers
-            p = unstack_layers(p)
-        self.state = program.init(p)
+        self.program = program = make_program(config, build_module(config, {}), example, jax.devices()[:1])
+        self.shape, self.work, self.last = shape, work, None
+        self.device = jax.devices()[0].device_kind
+        self.state = program.init(fmjax.load(folder).params)
         start = time.perf_counter()
         if work == "train":
             self.run_step = program.compile_train_step()
         else:
-            key = jax.random.key(0)
-            self.run_step = program.eval_step.lower(self.state.params, program.batch_spec, key).compile()
+            self.run_step = program.eval_step.lower(self.state.params, program.batch_spec, program.key).compile()
         self.compile_seconds = time.perf_counter() - start
-        self.work, self.last = work, None
-        self.device = jax.devices()[0].device_kind
-        self.sharding = program.batch_sharding
 
     def step(self, number: int):
         import jax
@@ -73,17 +70,29 @@ class Fmjax:
         tokens = tokens_of(self.shape, number)
         weights = np.ones((self.shape.batch, self.shape.length), np.float32)
         batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_weights": weights}
-        batch = jax.device_put(batch, self.sharding)
+        batch = jax.device_put(batch, self.program.batch_sharding)
         if self.work == "train":
-            self.state, metrics = self.run_step(self.state, batch, self.key)
+            self.state, metrics = self.run_step(self.state, batch, self.program.key)
             self.last = metrics["loss"]
         else:
-            total, weight = self.run_step(self.state.params, batch, self.key)["loss"]
+            total, weight = self.run_step(self.state.params, batch, self.program.key)["loss"]
             self.last = total / weight
-        return self.last
 
     def wait(self) -> float:
         return float(self.last)
+
+    def flops(self) -> float:
+        """Of a training step's model (`fmjax.layers.flops`)."""
+        shapes = {name: spec.shape[1:] for name, spec in self.program.batch_spec.items()}
+        return self.shape.batch * self.program.module.flops_per_example(shapes)
+
+    def peak_flops(self) -> float | None:
+        """Of the device per second, where it is known."""
+        import jax
+
+        from fmjax.training.hardware import peak_flops
+
+        return peak_flops(jax.devices()[0])
 
     def peak_device_bytes(self) -> int | None:
         import jax

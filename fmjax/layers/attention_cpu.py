@@ -176,11 +176,11 @@ def _backward_part(q, k, v, segment_ids, out, log_sums, g, causal, window):
     """
     b, t, _, d = q.shape
     s, kv_heads = k.shape[1:3]
-    q, g, out = (_queries_first(x, kv_heads) for x in (q, g, out))
+    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    q, g, delta = (_queries_first(x, kv_heads) for x in (q, g, delta))
     k, v, segment_ids = _keys_first(k), _keys_first(v), _ids_of_heads(segment_ids, kv_heads)
     n, groups = q.shape[:2]
-    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    log_sums = log_sums.reshape(delta.shape)
+    delta, log_sums = delta[..., 0], log_sums.reshape(n, groups, t)
     turned_k = k.swapaxes(1, 2)
     d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for start, end, first, last in blocks(t, s, causal, window):
