@@ -1,12 +1,13 @@
-"""Attention for CPUs: a few heads at a time, blocks of queries against only the keys they can reach.
+"""Attention for CPUs: a few rows at a time, blocks of queries against only the keys they can reach.
 
 XLA's CPU backend does not skip masked work and is slow where matrix products have axes to be moved, so heads are moved
 to the front once, and each block of queries is multiplied with the slice of keys that a causal mask or window leaves.
-A loop takes as many heads at a time as have their logits in the caches of the cores: all heads at once would send every
+A loop takes as many rows at a time as have their logits in the caches of the cores: all rows at once would send every
 array of logits through main memory several times, which takes longer than the products.
 """
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from fmjax.layers.attention import MASKED
 
 MIN_BLOCK = 128
 MAX_BLOCKS = 16  # blocks are unrolled: bounds the size of the program for long sequences
-LOGITS_BYTES = 3 * 2**19  # of a block's logits, of all heads taken at a time
+LOGITS_BYTES = 3 * 2**19  # of a block's logits in one core's cache
+MAX_PARTS = 4  # of a turn of the loop: unrolled too
 
 
 def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -> str | None:
@@ -88,17 +90,37 @@ def _weighted_rows(x, y, dtype=None):
 
 
 def _in_parts(function, arrays, causal: bool, window: int | None):
-    """function(*arrays), as many rows at a time as LOGITS_BYTES leaves; the first two arrays are queries and keys."""
+    """function(*arrays), as many rows at a time as LOGITS_BYTES leaves; the first two arrays are queries and keys.
+
+    What is computed of so few rows is too little for XLA to divide among cores, so each turn of the loop has a part for
+    every core, none of which depends on another.
+    """
     q, k = arrays[:2]
     b, t, h, _ = q.shape
     pairs = max((end - start) * (last - first) for start, end, first, last in blocks(t, k.shape[1], causal, window))
-    wanted = min(b, max(1, LOGITS_BYTES // (4 * h * pairs)))
-    size = next(size for size in range(wanted, 0, -1) if b % size == 0)
-    if size == b:
-        return function(*arrays)
-    parts = jax.tree.map(lambda x: x.reshape(b // size, size, *x.shape[1:]), arrays)
-    found = lax.map(lambda part: function(*part), parts)
-    return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), found)
+    size = _divisor(b, LOGITS_BYTES // (4 * h * pairs))
+    at_once = _divisor(b // size, _num_cores())
+
+    def turn(rows):
+        parts = [jax.tree.map(lambda x: x[i * size : (i + 1) * size], rows) for i in range(at_once)]
+        found = [function(*part) for part in parts]
+        return found[0] if at_once == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *found)
+
+    if size * at_once == b:
+        return turn(arrays)
+    rows = jax.tree.map(lambda x: x.reshape(-1, size * at_once, *x.shape[1:]), arrays)
+    return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), lax.map(turn, rows))
+
+
+def _divisor(n: int, largest: int) -> int:
+    """The largest divisor of n that is at most `largest`, or 1."""
+    return next(size for size in range(max(1, min(n, largest)), 0, -1) if n % size == 0)
+
+
+def _num_cores() -> int:
+    """Cores that this process may use, as far as unrolled parts of a program for each are sensible."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_PARTS)
 
 
 def _ids_of_heads(segment_ids, kv_heads: int):

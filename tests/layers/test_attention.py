@@ -59,6 +59,17 @@ def test_backends_are_the_reference(name, backend, tolerance):
     assert_same(case.outputs_and_gradients(backend, *case.arrays()), expected_of(case), tolerance)
 
 
+@pytest.mark.parametrize("rows_at_once, cores", [(1, 1), (2, 1), (1, 2), (2, 3)])
+def test_cpu_backend_a_few_rows_at_a_time(rows_at_once, cores, monkeypatch):
+    """Rows that are computed together, and parts of a turn, both of a loop over 6 rows."""
+    case = Case(rows=6, kv_heads=2, packed=True)
+    monkeypatch.setattr(attention_cpu, "LOGITS_BYTES", rows_at_once * 4 * case.heads * 8 * case.length)
+    monkeypatch.setattr(attention_cpu, "_num_cores", lambda: cores)
+    loops = str(jax.make_jaxpr(functools.partial(case.run, "cpu"))(*case.arrays())).count("scan[")
+    assert loops == (rows_at_once * cores < case.rows)
+    assert_same(case.outputs_and_gradients("cpu", *case.arrays()), expected_of(case), 2e-5)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_cudnn_backend_is_the_reference(name, monkeypatch):
     """On a GPU the kernel; elsewhere what is handed to it, computed by the same function's plain implementation."""
