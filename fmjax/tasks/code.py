@@ -36,6 +36,7 @@ class Programs(Task):
       limits: of a program.
     """
 
+    version = "2"
     metrics = ("pass@1",)
     uses = ("generate",)
     max_new_tokens: int
