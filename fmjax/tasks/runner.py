@@ -12,13 +12,14 @@ from typing import Any
 import jax
 
 from fmjax.errors import DataError, InputError
+from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.tasks import statistics
 from fmjax.tasks.answers import Work, answer, capabilities, chat_details, needed
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.cost import Energy, EnergyMeter
 from fmjax.tasks.few_shot import FewShot, NoExamplesError
 from fmjax.tasks.protocol import Request, Rolling, Task, TaskContext
-from fmjax.tasks.store import AnswerStore
+from fmjax.tasks.store import AnswerStores
 from fmjax.tasks.trained import Trained
 
 
@@ -85,6 +86,7 @@ def run_tasks(
     task_path: Sequence[str | pathlib.Path] = (),
     seed: int = 0,
     answers_dir: pathlib.Path | None = None,
+    fingerprint: str | None = None,
     progress: bool = False,
 ) -> dict[str, TaskResult]:
     """Evaluates a model, freshly loaded or in the middle of its training.
@@ -99,6 +101,7 @@ def run_tasks(
       task_path: Python files with further tasks.
       seed: of the choice of examples, of continuations that are drawn, of adaptation and of the bootstrap.
       answers_dir: where answers are kept as they come, and those of an earlier run are found; None keeps none.
+      fingerprint: of the model, where it is known already (`model_fingerprint`).
       progress: show progress bars on stderr.
 
     Returns: results by task name, in the order of `tasks`.
@@ -121,7 +124,13 @@ def run_tasks(
     prepared = prepare_all(list(found.values()), context, limit, num_shots)
     prepared = [dataclasses.replace(one, given=given[one.task.name]) for one in prepared]
     check_capabilities(model, prepared)
-    return {one.task.name: _run(one, model, context, answers_dir, progress) for one in prepared}
+    found = {}
+    if answers_dir is not None and fingerprint is None:
+        fingerprint = model_fingerprint(model)
+    with AnswerStores(answers_dir) if answers_dir is not None else contextlib.nullcontext() as stores:
+        for one in prepared:
+            found[one.task.name] = _run(one, model, context, stores, fingerprint, progress)
+    return found
 
 
 def _open_data(model):
@@ -202,14 +211,13 @@ def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
         )
 
 
-def _run(one: _Prepared, model, context: TaskContext, answers_dir, progress: bool) -> TaskResult:
+def _run(one: _Prepared, base, context: TaskContext, stores, fingerprint: str | None, progress: bool) -> TaskResult:
     task, begin, meter, work = one.task, time.perf_counter(), EnergyMeter(), Work()
-    model = task.adapt(model, context)
-    with contextlib.ExitStack() as stack:
-        store = stack.enter_context(AnswerStore(answers_dir, model)) if answers_dir is not None else None
-        flat = [request for group in one.requests for request in group]
-        label = task.name if progress else None
-        answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
+    model = task.adapt(base, context)
+    store = None if stores is None else stores.of(model, fingerprint if model is base else None)
+    flat = [request for group in one.requests for request in group]
+    label = task.name if progress else None
+    answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
     samples, at = [], 0
     for index, (document, group) in enumerate(zip(one.documents, one.requests)):
         mine = answers[at : at + len(group)]
