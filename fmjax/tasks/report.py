@@ -96,6 +96,7 @@ def _cost(result) -> dict[str, Any]:
         "unfinished_answers": work.unfinished,
         "tokens": work.num_tokens,
         "flops": result.flops,
+        **({"flops_note": result.flops_note} if result.flops_note else {}),
         "joules": result.energy.joules,
         "energy_source": result.energy.source,
     }

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from fmjax.errors import DataError, InputError
+from fmjax.inference import counted
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.tasks import statistics
 from fmjax.tasks.answers import Work, answer, capabilities, chat_details, needed
@@ -37,7 +38,7 @@ class TaskResult:
       samples: one JSON-able object a document: index, key, document, requests, answers, statistics.
       seconds: wall time.
       work: what the answers took.
-      flops: of it, None where not known.
+      flops: of it, None where not known; `flops_note` says why.
       energy: of the task, adaptation included.
       details: what the metrics' names leave open (`Task.details`).
     """
@@ -52,6 +53,7 @@ class TaskResult:
     seconds: float
     work: Work
     flops: float | None
+    flops_note: str | None
     energy: Energy
     details: dict[str, Any]
 
@@ -129,7 +131,8 @@ def run_tasks(
         fingerprint = model_fingerprint(model)
     with AnswerStores(answers_dir) if answers_dir is not None else contextlib.nullcontext() as stores:
         for one in prepared:
-            found[one.task.name] = _run(one, model, context, stores, fingerprint, progress)
+            with EnergyMeter() as meter:
+                found[one.task.name] = _run(one, model, context, meter, stores, fingerprint, progress)
     return found
 
 
@@ -211,9 +214,12 @@ def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
         )
 
 
-def _run(one: _Prepared, base, context: TaskContext, stores, fingerprint: str | None, progress: bool) -> TaskResult:
-    task, begin, meter, work = one.task, time.perf_counter(), EnergyMeter(), Work()
-    model = task.adapt(base, context)
+def _run(one: _Prepared, base, context: TaskContext, meter, stores, fingerprint, progress: bool) -> TaskResult:
+    task, begin, work = one.task, time.perf_counter(), Work()
+    with counted.counting() as passes:
+        model = task.adapt(base, context)
+    if model is not base:
+        work.add(passes, f"{task.name}'s adapt")
     store = None if stores is None else stores.of(model, fingerprint if model is base else None)
     flat = [request for group in one.requests for request in group]
     label = task.name if progress else None
@@ -248,6 +254,7 @@ def _run(one: _Prepared, base, context: TaskContext, stores, fingerprint: str | 
         seconds=time.perf_counter() - begin,
         work=work,
         flops=work.flops(model),
+        flops_note=work.flops_note(model),
         energy=meter.read(),
         details=task.details() | chat_details(model, flat) | _data(one),
     )

@@ -68,7 +68,8 @@ def test_an_edited_function_does_not_find_the_answers_of_its_former_self(lab, tm
     task = Lengths()
     task.asks = lambda document: Apply("their_lab.judge:count", document)
     lab("their_lab.scale", "FACTOR = 1\ndef scale(x): return x * FACTOR\n")
-    lab("their_lab.judge", "from their_lab.scale import scale\ndef count(m, texts): return [scale(len(t)) for t in texts]")
+    judge = "from their_lab.scale import scale\ndef count(m, texts): return [{} * scale(len(t)) for t in texts]"
+    lab("their_lab.judge", judge.format(1))
 
     def runs():
         found = run_tasks(MODEL, [task], answers_dir=tmp_path / "answers")["lengths"]
@@ -76,8 +77,7 @@ def test_an_edited_function_does_not_find_the_answers_of_its_former_self(lab, tm
 
     assert [runs(), runs()] == [(1.5, 0), (1.5, 2)]
     # In the file that is named, and in one that it takes a name from.
-    text = "from their_lab.scale import scale\ndef count(m, texts): return [2 * scale(len(t)) for t in texts]"
-    lab("their_lab.judge", text)
+    lab("their_lab.judge", judge.format(2))
     assert [runs(), runs()] == [(3.0, 0), (3.0, 2)]
     lab("their_lab.scale", "FACTOR = 5\ndef scale(x): return x * FACTOR\n")
     assert [runs(), runs()] == [(15.0, 0), (15.0, 2)]
@@ -96,7 +96,7 @@ def test_an_edited_environment_does_not_find_its_former_episodes(lab, tmp_path):
 
 
 def test_code_outside_and_inside_fmjax_changes_the_fingerprint(lab, monkeypatch, tmp_path):
-    text = "import flax.linen as nn\nclass Theirs(nn.Module):\n    width: int = 3\n    def __call__(self, x): return {}\n"
+    text = "import flax.linen as nn\nclass Theirs(nn.Module):\n    def __call__(self, x): return {}\n"
     prints = []
     for body in ("x", "2 * x", "x"):
         lab("their_models", text.format(body))
