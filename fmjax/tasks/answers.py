@@ -12,6 +12,7 @@ from tqdm import tqdm
 from fmjax.data.tokenizer_base import digest
 from fmjax.errors import InputError
 from fmjax.inference import counted, scored_text
+from fmjax.registry import import_object
 from fmjax.tasks import environments, functions
 from fmjax.tasks.cost import flops
 from fmjax.tasks.protocol import Apply, Generate, Request, Rolling, RollingAnswer, Rollout, Score, ScoreAnswer
@@ -78,7 +79,7 @@ def capabilities(model) -> set[str]:
         found |= {"score", "rolling"}
     if has_text and (hasattr(model.module, "init_cache") or hasattr(model.module, "prefill")):
         found.add("generate")
-    if "generate" in found or hasattr(model, "act"):
+    if "score" in found or hasattr(model, "act"):  # a language model acts by the likelihood of each action's name
         found.add("rollout")
     if hasattr(model.module, "hidden") and has_text:
         found.add("adapt")
@@ -92,6 +93,19 @@ def needed(request: Request) -> str:
     if isinstance(request, Score | Rolling | Generate | Rollout):
         return type(request).__name__.lower()
     raise InputError(f"a task asked for {request!r}, which is none of Score, Rolling, Generate, Apply, Rollout")
+
+
+def resolve(request: Request) -> None:
+    """Looks up what a request names by an import path, or an environment. Raises InputError where it is not there."""
+    if isinstance(request, Apply) and ":" in request.function:
+        found = import_object(request.function, "function")
+    elif isinstance(request, Rollout):
+        found = environments.ENVIRONMENTS.get(request.environment)
+    else:
+        return
+    if not callable(found):
+        name = request.function if isinstance(request, Apply) else request.environment
+        raise InputError(f"{name!r} is {found!r}; expected a function, or the class of an environment")
 
 
 def answer(

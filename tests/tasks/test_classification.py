@@ -227,7 +227,8 @@ def test_what_adapting_takes_is_counted(data):
     words = run_tasks(MODEL, ["wnut17_probe"], data_dir=data)["wnut17_probe"].work
     assert sorted(words.lengths.elements()) == sorted(passes(6 * ["Ann Lee in Rome", "no"]))
     found = run_tasks(MODEL, ["multi30k_retrieval"], data_dir=data)["multi30k_retrieval"].work
-    assert sorted(found.lengths.elements()) == sorted(passes(["ab", "cde", "ab", "f", "ab", "cde", "f"]))  # equal queries once
+    # Equal queries are asked once.
+    assert sorted(found.lengths.elements()) == sorted(passes(["ab", "cde", "ab", "f", "ab", "cde", "f"]))
     # Fine-tuning: a forward and backward pass of each document of each batch.
     task = get_task("sst2_finetune:8")
     task.fit = lambda model, documents, seed: adaptation.fine_tune_texts(
