@@ -46,8 +46,8 @@ def _load(point) -> type[Task]:
 
 
 def _checked(found, what: str) -> type[Task]:
-    """Raises InputError for what is no class of a task."""
-    if inspect.isclass(found) and issubclass(found, Task) and isinstance(getattr(found, "name", None), str):
+    """Raises InputError for what is no class of a task. A name may be given to it when it is made."""
+    if inspect.isclass(found) and issubclass(found, Task) and found is not Task:
         return found
     raise InputError(f"{what} is {found!r}; expected a subclass of fmjax.tasks.protocol.Task with a name")
 
@@ -117,7 +117,14 @@ def _make(name: str, task: Callable, argument: str) -> Task:
     if argument and not parameters:
         raise InputError(f"task {name!r} takes no argument, got '{name}:{argument}'")
     if argument:
-        return task(argument)
+        return _named(task(argument), name)
     if any(parameter.default is parameter.empty for parameter in parameters):
         raise InputError(f"task {name!r} needs an argument: {task.description}")
-    return task()
+    return _named(task(), name)
+
+
+def _named(task: Task, name: str) -> Task:
+    """Raises InputError for a task that says no name."""
+    if not isinstance(getattr(task, "name", None), str):
+        raise InputError(f"task {name!r}: {type(task).__name__} has no name; give its class one: name = 'my_task'")
+    return task

@@ -127,6 +127,10 @@ def test_results_say_which_model_data_and_code(tmp_path, monkeypatch):
     assert report.commit.__wrapped__() is None
 
 
+class Nameless(Task):
+    pass
+
+
 class NeedsPackage(Words):
     def check(self):
         raise InputError("needs the package nosuch: pip install nosuch")
@@ -196,6 +200,7 @@ def test_tasks_say_first_which_package_they_lack(name, package, monkeypatch, tmp
         ("os:path", {}, "task 'os:path' is <module 'posixpath'"),
         ("json:JSONDecoder", {}, "expected a subclass of fmjax.tasks.protocol.Task with a name"),
         ("fmjax.tasks.protocol:Task", {}, "expected a subclass of fmjax.tasks.protocol.Task with a name"),
+        ("tests.tasks.test_evaluate:Nameless", {}, "Nameless has no name; give its class one"),
         ("sst2_prob:64", {}, "unknown task 'sst2_prob:64'; did you mean 'sst2_probe'?"),
     ],
 )
