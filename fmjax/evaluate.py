@@ -4,11 +4,12 @@ Writes `results.json` and `samples/TASK.jsonl` under the output folder and print
 task, its name first. This module is itself callable, as `fmjax.load` is and for the same reason.
 """
 
+import logging
 import os
 import pathlib
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmjax import cli
@@ -16,10 +17,12 @@ from fmjax.errors import InputError
 from fmjax.layers.checks import COMPUTE_DTYPES
 from fmjax.parallel import launch
 
+log = logging.getLogger("fmjax")
+
 
 def evaluate(
     model,
-    tasks: Sequence[str] | str,
+    tasks: Sequence[Any] | str,
     *,
     limit: int | None = None,
     num_shots: int | None = None,
@@ -34,12 +37,14 @@ def evaluate(
 
     Args:
       model: from `fmjax.load`, or what it takes.
-      tasks: names; `python -m fmjax.evaluate --list` shows them.
+      tasks: names (`python -m fmjax.evaluate --list` shows them) or Task objects; one text, names separated by commas;
+        or what `fmjax.tasks.runner.find_tasks` gave.
       limit: only the first `limit` documents of each task.
       num_shots: solved examples in each prompt; None is each task's own number.
       data_dir: folder with the tasks' files; None is the variable FMJAX_DATA.
       task_path: Python files with further tasks.
-      output: folder to write `results.json` and `samples/` to; None writes nothing.
+      output: folder to write `results.json` and `samples/` to, after each task; None writes nothing. What an earlier
+        evaluation wrote there is replaced, and a warning says so where it was of other tasks.
       answers: folder where answers are kept as they come, so that an interrupted evaluation goes on and a repeated one
         takes no time; None is `output/answers`, or none without an output.
       seed: of the choice of examples, of continuations that are drawn, of training a probe, of the bootstrap.
@@ -48,50 +53,115 @@ def evaluate(
     Returns: what `results.json` holds: {"results": {task: {metric: value, metric + "_stderr": value}}, ...}.
     Raises: InputError, before anything is computed, for an unknown task, missing files, an unusable model.
     """
-    import jax
-
+    from fmjax.inference.fingerprint import model_fingerprint
     from fmjax.load import Model, load
-    from fmjax.tasks.report import make_report, write_report
-    from fmjax.tasks.runner import run_tasks, write_samples
+    from fmjax.tasks.report import make_report
+    from fmjax.tasks.runner import find_tasks, run_tasks
 
+    tasks = find_tasks(tasks, task_path)
+    output, answers = make_folders(output, answers)
     if not isinstance(model, Model):
         model = load(model)
-    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-    data_dir = data_dir or os.environ.get("FMJAX_DATA")
-    if output is not None:
-        output = pathlib.Path(output)
-        if output.exists() and not output.is_dir():
-            raise InputError(f"--output={str(output)!r} is a file; give a folder")
-        answers = answers or output / "answers"
+    data_dir = data_dir or os.environ.get("FMJAX_DATA") or None
+    fingerprint = model_fingerprint(model)
+
+    def report(found) -> dict[str, Any]:
+        options = dict(limit=limit, seed=seed, data_dir=data_dir, is_complete=len(found) == len(tasks))
+        return make_report(model, found, fingerprint=fingerprint, **options)
+
     found = run_tasks(
         model,
         tasks,
         limit=limit,
         num_shots=num_shots,
         data_dir=data_dir,
-        task_path=task_path,
         seed=seed,
-        answers_dir=pathlib.Path(answers) if answers else None,
+        answers_dir=answers,
+        fingerprint=fingerprint,
+        after_task=None if output is None else lambda found: _write(report(found), found, tasks, output),
         progress=progress,
     )
-    report = make_report(model, found, limit=limit, seed=seed)
-    if output is not None and jax.process_index() == 0:
-        write_samples(found, output / "samples")
-        write_report(report, output)
-    return report
+    return report(found)
+
+
+def make_folders(output, answers) -> tuple[pathlib.Path | None, pathlib.Path | None]:
+    """The folders of results and answers, made by process 0 where they are missing.
+
+    Raises InputError where they cannot be made or written to.
+    """
+    import jax
+
+    paths = {"output": pathlib.Path(output) if output else None, "answers": pathlib.Path(answers) if answers else None}
+    if paths["answers"] is None and paths["output"] is not None:
+        paths["answers"] = paths["output"] / "answers"
+    for name, path in paths.items():
+        if path is None or jax.process_index():
+            continue
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = "it is a file" if path.is_file() else error.strerror
+            raise InputError(f"--{name}={str(path)!r} cannot be made a folder: {reason}; give another") from None
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise InputError(f"--{name}={str(path)!r} is not a folder that you may write to; give another")
+    return paths["output"], paths["answers"]
+
+
+def _write(report: dict[str, Any], found, tasks, output: pathlib.Path) -> None:
+    """Process 0 writes the results so far and the sample log of the last task; before the first, clears old ones."""
+    import jax
+
+    from fmjax.tasks.report import write_report
+    from fmjax.tasks.runner import write_samples
+
+    if jax.process_index():
+        return
+    if len(found) == 1:
+        _clear(output, tasks)
+    name = list(found)[-1]
+    write_samples({name: found[name]}, output / "samples")
+    write_report(report, output)
+
+
+def _clear(output: pathlib.Path, tasks: Mapping[str, Any]) -> None:
+    """Removes the sample logs of an earlier evaluation, as `results.json` will no longer know of them."""
+    from fmjax.small_files import read_json
+    from fmjax.tasks.runner import samples_file
+
+    if not (output / "results.json").is_file():
+        return
+    try:
+        before = read_json(output / "results.json", dict, InputError)
+    except InputError:
+        before = {}
+    asked = before.get("tasks", {})
+    for name in (names := list(before.get("results", {}))):
+        (output / "samples" / samples_file(name)).unlink(missing_ok=True)
+    now = {task.name for task in tasks.values()}
+    if lost := [asked.get(name, name) for name in names if name not in now]:
+        log.warning(
+            "%s held results of %s, which these replace; their answers are kept, so that evaluating all together "
+            "(--tasks=%s) computes none of them again",
+            output, ", ".join(lost), ",".join([*lost, *tasks]),
+        )  # fmt: skip
 
 
 def listing(task_path: Sequence[str] = ()) -> str:
     """One line a task, its name first."""
     from fmjax.tasks.catalogue import catalogue
 
-    tasks = {name: get() for name, get in sorted(catalogue(task_path).items())}
-    width = max(map(len, tasks))
-    return "\n".join(
-        f"{name.ljust(width)}  v{task.version}  {', '.join(task.metrics)}: {task.description}; "
-        f"reads {task.needs}; asks for {', '.join(task.uses)}"
-        for name, task in tasks.items()
-    )
+    known = sorted(catalogue(task_path).items())
+    width = max(len(name) for name, _ in known)
+    return "\n".join(f"{name.ljust(width)}  {_listed(get)}" for name, get in known)
+
+
+def _listed(get) -> str:
+    try:
+        task = get()
+    except InputError as error:  # a package's that cannot be loaded, which is no reason not to list the others
+        return f"not to be used: {' '.join(str(error).split())}"
+    about = f"v{task.version}  {', '.join(task.metrics)}: {task.description}; reads {task.needs}"
+    return f"{about}; asks for {', '.join(task.uses)}"
 
 
 def print_comparison(first: str, second: str, flags) -> None:
@@ -155,14 +225,17 @@ def _evaluate(flags, first: bool) -> None:
     """Evaluates as the flags say; the first process shows progress and prints the results."""
     from fmjax.load import load
     from fmjax.tasks.report import cost_line, table
+    from fmjax.tasks.runner import find_tasks
 
+    # Before the model is loaded, which may take long.
+    tasks = find_tasks(flags.tasks, flags.task_path)
+    make_folders(flags.output, flags.answers)
     report = evaluate(
         load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=first and sys.stderr.isatty()),
-        [name.strip() for name in flags.tasks.split(",") if name.strip()],
+        tasks,
         limit=flags.limit,
         num_shots=flags.num_shots,
         data_dir=flags.data_dir,
-        task_path=flags.task_path,
         output=flags.output,
         answers=flags.answers,
         seed=flags.seed,

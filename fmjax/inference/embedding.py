@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fmjax.errors import InputError
+from fmjax.inference import counted
 from fmjax.inference.cached import bucket
 from fmjax.inference.packing import pack_rows
 from fmjax.layers.checks import check_choice
@@ -69,6 +70,7 @@ def embed(
     check_choice("pooling", pooling, POOLINGS)
     context = getattr(module, "max_length", None)
     _check(module, texts, context)
+    counted.read(map(len, texts))
     found: np.ndarray | None = None
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     with tqdm(total=len(texts), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:

@@ -3,38 +3,55 @@
 import dataclasses
 import hashlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import fmjax
 from fmjax.parallel.placement import whole
+from fmjax.sources import code_digest, describe, own_digest
 
 LANES = 4
 
 
 def model_fingerprint(model) -> str:
-    """32 hexadecimal digits that change with any weight, option of the architecture, the tokenizer, its chat templates
-    or fmjax's version.
+    """32 hexadecimal digits that change with any weight, option of the architecture, the tokenizer, its chat templates,
+    the precision of matrix products, and the code: fmjax's own that computes answers, and that of modules and functions
+    from elsewhere.
 
     The weights are hashed where they lie, the same on one device as split over many.
 
     Args:
       model: a `fmjax.load.Model`.
     """
-    fields = {f.name: getattr(model.module, f.name) for f in dataclasses.fields(model.module)}
-    fields = {name: repr(value) for name, value in fields.items() if name not in ("parent", "name")}
+    functions = {name: getattr(f, "func", f) for name, f in sorted(model.functions.items())}
     parts = [
         fmjax.__version__,
-        f"{type(model.module).__module__}.{type(model.module).__qualname__}",
-        repr(sorted(fields.items())),
+        own_digest(),
+        code_digest([*_classes(model.module), *functions.values()]),
+        describe(model.module),
+        describe(functions),
         str(getattr(model.tokenizer, "fingerprint", None)),
         repr((model.add_bos, model.context_length, model.eos_ids)),
         *map(repr, sorted(getattr(model.tokenizer, "chat_templates", {}).items())),
+        repr((jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64)),
     ]
     with model.inference():
         parts += array_fingerprints((model.params, model.functions))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _classes(module) -> list:
+    """The classes of a module and of the modules among its fields, and the functions there."""
+    found = [type(module)]
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name, None)
+        if field.name != "parent" and isinstance(value, nn.Module):
+            found += _classes(value)
+        elif hasattr(value, "__qualname__") and isinstance(value.__module__, str):
+            found.append(value)
+    return found
 
 
 def array_fingerprints(tree) -> list[str]:
@@ -54,6 +71,7 @@ def _digest(x: jax.Array) -> jax.Array:
     size = x.dtype.itemsize
     if x.dtype == jnp.bool_:
         x, size = x.astype(jnp.uint8), 1
+    # Of eight bytes two numbers of four, along a further axis.
     bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size])
     bits = bits.astype(jnp.uint32)
     place = jnp.zeros(bits.shape, jnp.uint32)

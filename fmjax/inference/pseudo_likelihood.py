@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
+from fmjax.inference import counted
 from fmjax.inference.cached import bucket
 from fmjax.layers.embed import output_logits
 from fmjax.parallel.placement import whole
@@ -52,6 +53,7 @@ def pseudo_loglikelihoods(
                 f"text {index} has {len(text)} tokens, more than the model's context of {context}; shorten it"
             )
     work = [(i, place) for i, where in enumerate(places) for place in where]
+    counted.read(len(texts[i]) for i, _ in work)
     work.sort(key=lambda one: len(texts[one[0]]))
     found: list[dict[int, float]] = [{} for _ in texts]
     for start in range(0, len(work), batch_size):

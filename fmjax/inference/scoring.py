@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fmjax.errors import InputError
+from fmjax.inference import counted
 from fmjax.inference.packing import Batch, Segment, batches
 from fmjax.layers.attention import Forked
 from fmjax.layers.embed import output_logits
@@ -115,6 +116,8 @@ def iter_scores(
     """
     context_length = context_length or getattr(module, "max_length", None)
     _check(module, segments, context_length)
+    # Continuations of one token after one context share a pass.
+    counted.read(len(inputs) for inputs in {segment.inputs for segment in segments})
     if tokens_per_batch is None:
         tokens_per_batch = TOKENS_PER_BATCH.get(jax.default_backend(), DEFAULT_TOKENS_PER_BATCH)
     options = dict(context_length=context_length, tokens_per_batch=tokens_per_batch, num_shards=num_shards)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.inference import counted
 from fmjax.inference.cached import bucket
 from fmjax.parallel.placement import whole
 
@@ -70,6 +71,7 @@ def word_vectors(model, sentences: Sequence[Sequence[str]], *, batch_size: int =
       batch_size: sentences of one forward pass.
     """
     placed = [word_places(model, sentence) for sentence in sentences]
+    counted.read(len(tokens) for tokens, _ in placed)
     found: list = [None] * len(placed)
     order = sorted(range(len(placed)), key=lambda i: len(placed[i][0]))
     for start in range(0, len(order), batch_size):

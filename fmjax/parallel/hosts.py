@@ -15,6 +15,9 @@ from jax.sharding import Mesh, PartitionSpec
 from fmjax.errors import ConfigError
 from fmjax.parallel.watch import barrier
 
+PIECE = 2**26
+"""Bytes that processes send at a time: each copy of them lies on a device for the while."""
+
 
 def connect(mesh: Mesh) -> None:
     """Opens the connections between processes that collectives over the mesh's axes need on CPUs.
@@ -45,10 +48,14 @@ def from_first_process(data: bytes) -> bytes:
     if jax.process_count() == 1:
         return data
     data = data if jax.process_index() == 0 else b""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    padded = np.zeros(length, np.uint8)
-    padded[: len(data)] = np.frombuffer(data, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+
+    def broadcast(part: bytes) -> bytes:
+        return np.asarray(multihost_utils.broadcast_one_to_all(np.frombuffer(part, np.uint8))).tobytes()
+
+    # As bytes: a number of more than 32 bits would lose the others on the way.
+    length = int.from_bytes(broadcast(len(data).to_bytes(8, "little")), "little")
+    starts = range(0, length, PIECE)
+    return b"".join(broadcast(data[i : i + PIECE].ljust(min(PIECE, length - i), b"\0")) for i in starts)
 
 
 def check_shared(folder: pathlib.Path, patience: float = 20.0) -> None:

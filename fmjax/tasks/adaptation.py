@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference import embedding
+from fmjax.inference import counted, embedding
 from fmjax.inference.cached import bucket
 from fmjax.inference.word_vectors import framed, word_places, word_vectors
 from fmjax.layers.checks import check_choice, check_positive
@@ -275,6 +275,9 @@ def train(
     program = make_program(config, module, example, devices)
     state = program.init(None if model is None else _begin(program, model))
     order, losses = ShuffledIndices(count, seed), []
+    if "tokens" in arrays:
+        lengths = arrays["segment_ids"].sum(axis=1)
+        counted.trained(int(lengths[order[i]]) for i in range(steps * batch_size))
     with jax.set_mesh(program.mesh):
         for step in range(steps):
             rows = [order[step * batch_size + i] for i in range(batch_size)]

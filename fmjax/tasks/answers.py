@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from fmjax.data.tokenizer_base import digest
 from fmjax.errors import InputError
-from fmjax.inference import scored_text
+from fmjax.inference import counted, scored_text
+from fmjax.registry import import_object
 from fmjax.tasks import environments, functions
-from fmjax.tasks.cost import forward_flops
+from fmjax.tasks.cost import flops
 from fmjax.tasks.protocol import Apply, Generate, Request, Rolling, RollingAnswer, Rollout, Score, ScoreAnswer
 from fmjax.tasks.store import AnswerStore
 
@@ -23,7 +24,7 @@ CHAT_DATE = datetime.datetime(2025, 1, 1)
 
 @dataclasses.dataclass
 class Work:
-    """What answering took: requests of each origin, tokens through the model, and FLOPs (None: not known).
+    """What answering took, adapting the model to the task included: requests, tokens through the model, and FLOPs.
 
     Attributes:
       requests: different requests that the model answered.
@@ -33,6 +34,8 @@ class Work:
         tokens asked for.
       lengths: how many sequences of each length, in tokens, the model was asked about; a beginning that some of them
         share counts with each, though it is computed once.
+      trained: how many of each length it was trained on, every time that one came.
+      uncounted: what ran the model without saying what it read (`fmjax.inference.counted`): FLOPs are not known then.
     """
 
     requests: int = 0
@@ -40,14 +43,31 @@ class Work:
     truncated: int = 0
     unfinished: int = 0
     lengths: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    trained: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    uncounted: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def num_tokens(self) -> int:
-        return sum(length * count for length, count in self.lengths.items())
+        return sum(length * count for lengths in (self.lengths, self.trained) for length, count in lengths.items())
+
+    def add(self, passes: counted.Passes, what: str) -> None:
+        """Adds what `what` said that it read; where it said nothing, `what` goes to `uncounted`."""
+        self.lengths += passes.read
+        self.trained += passes.trained
+        if not passes.is_told:
+            self.uncounted.add(what)
 
     def flops(self, model) -> float | None:
-        """Of one forward pass over every sequence, by the convention of `fmjax.layers.flops`."""
-        return forward_flops(model.module, self.lengths)
+        """Of every sequence, by the convention of `fmjax.layers.flops`; None where not known (`flops_note`)."""
+        return None if self.uncounted else flops(model.module, self.lengths, self.trained)
+
+    def flops_note(self, model) -> str | None:
+        """Why FLOPs are not known."""
+        if self.uncounted:
+            return f"not known: {', '.join(sorted(self.uncounted))} did not say what the model read"
+        if self.flops(model) is None:
+            return f"not known: {type(model.module).__name__} has no flops_per_example of tokens alone"
+        return None
 
 
 def capabilities(model) -> set[str]:
@@ -59,7 +79,7 @@ def capabilities(model) -> set[str]:
         found |= {"score", "rolling"}
     if has_text and (hasattr(model.module, "init_cache") or hasattr(model.module, "prefill")):
         found.add("generate")
-    if "generate" in found or hasattr(model, "act"):
+    if "score" in found or hasattr(model, "act"):  # a language model acts by the likelihood of each action's name
         found.add("rollout")
     if hasattr(model.module, "hidden") and has_text:
         found.add("adapt")
@@ -73,6 +93,19 @@ def needed(request: Request) -> str:
     if isinstance(request, Score | Rolling | Generate | Rollout):
         return type(request).__name__.lower()
     raise InputError(f"a task asked for {request!r}, which is none of Score, Rolling, Generate, Apply, Rollout")
+
+
+def resolve(request: Request) -> None:
+    """Looks up what a request names by an import path, or an environment. Raises InputError where it is not there."""
+    if isinstance(request, Apply) and ":" in request.function:
+        found = import_object(request.function, "function")
+    elif isinstance(request, Rollout):
+        found = environments.ENVIRONMENTS.get(request.environment)
+    else:
+        return
+    if not callable(found):
+        name = request.function if isinstance(request, Apply) else request.environment
+        raise InputError(f"{name!r} is {found!r}; expected a function, or the class of an environment")
 
 
 def answer(
@@ -199,27 +232,20 @@ def _apply(model, requests, seed, progress, work) -> Iterator[tuple[int, Any]]:
     with tqdm(total=len(requests), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
         for start in range(0, len(requests), size):
             part = [request.inputs for request in requests[start : start + size]]
-            found = function(model, part)
+            with counted.counting() as passes:
+                found = function(model, part)
+            work.add(passes, f"the function {requests[0].function!r}")
             if len(found) != len(part):
                 raise InputError(
                     f"function {requests[0].function!r} gave {len(found)} answers to {len(part)} inputs; "
                     "expected one for each"
                 )
-            work.lengths.update(map(len, model.tokens([text for one in part for text in _strings(one)])))
             bar.update(len(part))
             yield from ((start + i, plain(one)) for i, one in enumerate(found))
 
 
 def _rollout(model, requests, seed, progress, work) -> Iterator[tuple[int, dict]]:
     yield from environments.run(model, requests, progress, work)
-
-
-def _strings(inputs) -> Iterator[str]:
-    if isinstance(inputs, str):
-        yield inputs
-    elif isinstance(inputs, tuple):
-        for one in inputs:
-            yield from _strings(one)
 
 
 def plain(value) -> Any:

@@ -14,7 +14,10 @@ from fmjax.tasks.protocol import Task
 
 
 def catalogue(task_path: Sequence[str | pathlib.Path] = ()) -> dict[str, Callable]:
-    """Every task by name: a function that gives its class. Raises InputError where two have one name."""
+    """Every task by name: a function that gives its class, and raises InputError where a package's cannot be loaded.
+
+    Raises InputError where two have one name.
+    """
     found: dict[str, Callable] = {name: lambda name=name: TASKS.get(name) for name in TASKS.table}
     owners = dict.fromkeys(found, "fmjax")
 
@@ -24,11 +27,29 @@ def catalogue(task_path: Sequence[str | pathlib.Path] = ()) -> dict[str, Callabl
         found[name], owners[name] = get, owner
 
     for point in importlib.metadata.entry_points(group="fmjax.tasks"):
-        add(point.name, point.load, f"the entry point {point.value}")
+        add(point.name, lambda point=point: _load(point), f"the entry point {point.value}")
     for path in task_path:
         for task in tasks_in_file(pathlib.Path(path)):
             add(task.name, lambda task=task: task, str(path))
     return found
+
+
+def _load(point) -> type[Task]:
+    try:
+        found = point.load()
+    except Exception as error:  # whatever another package does when it is imported
+        raise InputError(
+            f"task {point.name!r} of the entry point {point.value!r} cannot be loaded: {type(error).__name__}: "
+            f"{error}; mend or uninstall the package"
+        ) from error
+    return _checked(found, f"task {point.name!r} of the entry point {point.value!r}")
+
+
+def _checked(found, what: str) -> type[Task]:
+    """Raises InputError for what is no class of a task. A name may be given to it when it is made."""
+    if inspect.isclass(found) and issubclass(found, Task) and found is not Task:
+        return found
+    raise InputError(f"{what} is {found!r}; expected a subclass of fmjax.tasks.protocol.Task with a name")
 
 
 def tasks_in_file(path: pathlib.Path) -> list[type[Task]]:
@@ -71,16 +92,24 @@ def get_task(name: str, task_path: Sequence[str | pathlib.Path] = ()) -> Task:
     base, _, argument = name.partition(":")
     if base in known:
         return _make(base, known[base](), argument)
-    for base, get in known.items():
-        subset = name.removeprefix(f"{base}_")
-        if subset != name and subset in get().subsets:
+    for whole, get in known.items():
+        subset = name.removeprefix(f"{whole}_")
+        if subset != name and subset in _subsets(get):
             return get()(subset)
-    if argument:
-        return TASKS.get(name)()
+    if argument and ("." in base or (base and importlib.util.find_spec(base))):
+        return _make(name, _checked(TASKS.get(name), f"task {name!r}"), "")
+    close = nearest(base, known).removesuffix(".")
     raise InputError(
-        f"unknown task {name!r}{nearest(name, known) or '.'} Known: {', '.join(sorted(known))}; "
-        "a file's tasks are found with --task_path, others by import path 'package.module:Class'"
+        f"unknown task {name!r}{close or ';'} `python -m fmjax.evaluate --list` shows all; a file's tasks are found "
+        "with --task_path, others by import path 'package.module:Class'"
     )
+
+
+def _subsets(get: Callable) -> Sequence[str]:
+    try:
+        return get().subsets
+    except InputError:  # a package's that cannot be loaded, which may not be the one that is looked for
+        return ()
 
 
 def _make(name: str, task: Callable, argument: str) -> Task:
@@ -88,7 +117,14 @@ def _make(name: str, task: Callable, argument: str) -> Task:
     if argument and not parameters:
         raise InputError(f"task {name!r} takes no argument, got '{name}:{argument}'")
     if argument:
-        return task(argument)
+        return _named(task(argument), name)
     if any(parameter.default is parameter.empty for parameter in parameters):
         raise InputError(f"task {name!r} needs an argument: {task.description}")
-    return task()
+    return _named(task(), name)
+
+
+def _named(task: Task, name: str) -> Task:
+    """Raises InputError for a task that says no name."""
+    if not isinstance(getattr(task, "name", None), str):
+        raise InputError(f"task {name!r}: {type(task).__name__} has no name; give its class one: name = 'my_task'")
+    return task

@@ -36,14 +36,15 @@ class Programs(Task):
       limits: of a program.
     """
 
+    version = "2"
     metrics = ("pass@1",)
     uses = ("generate",)
     max_new_tokens: int
     stop: tuple[str, ...]
     limits = Limits(timeout=3.0)
 
-    def __init__(self, samples: str = "1"):
-        if not samples.isdecimal() or int(samples) < 1:
+    def __init__(self, samples: str | int = "1"):
+        if not str(samples).isdecimal() or int(samples) < 1:
             raise InputError(f"{self.name}:{samples}: expected a number of samples, such as {self.name}:20")
         self.samples = int(samples)
         if self.samples > 1:

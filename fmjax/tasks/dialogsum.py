@@ -21,6 +21,9 @@ class DialogSum(Task):
     needs = "eval_dialogsum/dialogsum.test.jsonl, examples from dialogsum.dev.jsonl (CC BY-NC-SA 4.0)"
     uses = ("generate",)
 
+    def check(self):
+        self.details()  # asks the library
+
     def documents(self, context):
         path = context.file("eval_dialogsum", "dialogsum.test.jsonl")
         return read_jsonl(path, _tested, "'dialogue', 'summary1', 'summary2', 'summary3'")

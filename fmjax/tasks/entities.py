@@ -76,6 +76,9 @@ class WNUT17Data(Tagging):
     needs = "eval_wnut17_ner/emerging.test.annotated, wnut17train.conll (CC BY 4.0); seqeval"
     tags = ("O", *(f"{begin}-{kind}" for kind in KINDS for begin in "BI"))
 
+    def check(self):
+        entity_counts([], [], strict=True)  # asks the library
+
     def documents(self, context):
         return self._read(context.file("eval_wnut17_ner", "emerging.test.annotated"))
 

@@ -30,6 +30,9 @@ class Multi30k(Task):
             self.name = f"multi30k_{subset}"
         self.languages = (subset or "en-de").split("-")
 
+    def check(self):
+        self.details()  # asks the library
+
     def documents(self, context):
         return self._read(context, "test_2016_flickr")
 

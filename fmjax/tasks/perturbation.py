@@ -131,6 +131,9 @@ class Perturbed(Task):
         for field in ("needs", "uses", "num_shots", "separator", "examples_in_order"):
             setattr(self, field, getattr(task, field))
 
+    def check(self):
+        self.task.check()
+
     def documents(self, context):
         return [self._both(document) for document in self.task.documents(context)]
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmjax.errors import DataError
+from fmjax.errors import DataError, InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +190,9 @@ class Task:
     subsets: tuple[str, ...] = ()
     examples_in_order: bool = False
 
+    def check(self) -> None:
+        """Raises InputError where something is missing that the task needs besides files, such as a package."""
+
     def documents(self, context: TaskContext) -> Sequence[Any]:
         """All documents, in a fixed order. Raises DataError where they cannot be read."""
         raise NotImplementedError
@@ -241,6 +244,11 @@ class Task:
         By default each metric is the mean of the statistic of its name. A metric that these documents say nothing
         about, such as that of a group without any, is left out.
         """
+        if missing := [name for name in self.metrics if name not in totals]:
+            raise InputError(
+                f"task {self.name}: no statistic is called {', '.join(map(repr, missing))}, whose mean is the metric "
+                f"of that name; statistics() gives {', '.join(map(repr, totals))}. Add it there, or override reduce()"
+            )
         return {name: totals[name] / totals["documents"] for name in self.metrics}
 
     # A metric that is no function of sums (such as a calibration error over bins of equal mass) overrides this one.

@@ -1,9 +1,11 @@
 """What an evaluation reports: the contents of `results.json`, and the tables of the terminal."""
 
+import functools
 import json
 import math
 import pathlib
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +14,24 @@ import jax
 from fmjax.small_files import write_whole
 
 
-def make_report(model, found: Mapping[str, Any], *, limit: int | None, seed: int) -> dict[str, Any]:
+def make_report(
+    model,
+    found: Mapping[str, Any],
+    *,
+    limit: int | None,
+    seed: int,
+    fingerprint: str,
+    data_dir: str | pathlib.Path | None = None,
+    is_complete: bool = True,
+) -> dict[str, Any]:
     """What `results.json` holds: {"results": {task: {metric: value, metric + "_stderr": value}}, ...}.
 
     Args:
       model: the `fmjax.load.Model` that was evaluated.
       found: `fmjax.tasks.runner.TaskResult` by task.
-      limit, seed: as given to `fmjax.evaluate`.
+      limit, seed, data_dir: as given to `fmjax.evaluate`.
+      fingerprint: of the model's content (`model_fingerprint`).
+      is_complete: whether these are all of the tasks.
     """
     return {
         "results": {name: result.metrics for name, result in found.items()},
@@ -29,9 +42,11 @@ def make_report(model, found: Mapping[str, Any], *, limit: int | None, seed: int
         "seconds": {name: round(result.seconds, 3) for name, result in found.items()},
         "details": {name: result.details for name, result in found.items() if result.details},
         "cost": {name: _cost(result) for name, result in found.items()},
+        "complete": is_complete,
         "limit": limit or None,
         "seed": seed,
-        "model": _describe(model),
+        "data_dir": None if data_dir is None else str(data_dir),
+        "model": _describe(model) | {"fingerprint": fingerprint},
         "config": model.config,
         "versions": _versions(),
     }
@@ -96,6 +111,7 @@ def _cost(result) -> dict[str, Any]:
         "unfinished_answers": work.unfinished,
         "tokens": work.num_tokens,
         "flops": result.flops,
+        **({"flops_note": result.flops_note} if result.flops_note else {}),
         "joules": result.energy.joules,
         "energy_source": result.energy.source,
     }
@@ -114,7 +130,7 @@ def _describe(model) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def _versions() -> dict[str, str | None]:
     import flax
     import jax
     import numpy
@@ -122,4 +138,23 @@ def _versions() -> dict[str, str]:
     import fmjax
 
     modules = {"fmjax": fmjax, "jax": jax, "flax": flax, "numpy": numpy}
-    return {name: module.__version__ for name, module in modules.items()} | {"python": platform.python_version()}
+    versions = {name: module.__version__ for name, module in modules.items()}
+    return versions | {"fmjax_commit": commit(), "python": platform.python_version()}
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the git checkout that fmjax runs from, "+" behind it where files have changed since; else None."""
+    root = pathlib.Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        # Not that of a checkout that merely holds the place where fmjax is installed.
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "fmjax") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

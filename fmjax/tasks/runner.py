@@ -3,22 +3,27 @@
 import contextlib
 import dataclasses
 import json
+import operator
 import pathlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from fmjax.data.tokenizer_base import digest
 from fmjax.errors import DataError, InputError
+from fmjax.inference import counted
+from fmjax.inference.fingerprint import model_fingerprint
+from fmjax.small_files import write_whole
 from fmjax.tasks import statistics
-from fmjax.tasks.answers import Work, answer, capabilities, chat_details, needed
+from fmjax.tasks.answers import Work, answer, capabilities, chat_details, needed, resolve
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.cost import Energy, EnergyMeter
 from fmjax.tasks.few_shot import FewShot, NoExamplesError
 from fmjax.tasks.protocol import Request, Rolling, Task, TaskContext
-from fmjax.tasks.store import AnswerStore
+from fmjax.tasks.store import AnswerStores
 from fmjax.tasks.trained import Trained
 
 
@@ -36,7 +41,7 @@ class TaskResult:
       samples: one JSON-able object a document: index, key, document, requests, answers, statistics.
       seconds: wall time.
       work: what the answers took.
-      flops: of it, None where not known.
+      flops: of it, None where not known; `flops_note` says why.
       energy: of the task, adaptation included.
       details: what the metrics' names leave open (`Task.details`).
     """
@@ -51,6 +56,7 @@ class TaskResult:
     seconds: float
     work: Work
     flops: float | None
+    flops_note: str | None
     energy: Energy
     details: dict[str, Any]
 
@@ -76,7 +82,7 @@ class _Prepared:
 
 def run_tasks(
     model,
-    tasks: Sequence[str | Task],
+    tasks: Sequence[str | Task] | Mapping[str, Task] | str,
     *,
     data=None,
     limit: int | None = None,
@@ -85,13 +91,16 @@ def run_tasks(
     task_path: Sequence[str | pathlib.Path] = (),
     seed: int = 0,
     answers_dir: pathlib.Path | None = None,
+    fingerprint: str | None = None,
+    after_task: Callable[[dict[str, TaskResult]], None] | None = None,
     progress: bool = False,
 ) -> dict[str, TaskResult]:
     """Evaluates a model, freshly loaded or in the middle of its training.
 
     Args:
       model: a `fmjax.load.Model`.
-      tasks: names as in `--list`, `text:PATH`, import paths, or Task objects.
+      tasks: names as in `--list`, `text:PATH`, import paths, or Task objects; one text, names separated by commas;
+        or what `find_tasks` gave.
       data: the `OpenData` of the run, if it is at hand; otherwise opened from the model's config when a task asks.
       limit: only the first `limit` documents of each task; None or 0 is all.
       num_shots: examples in each prompt; None is each task's own number.
@@ -99,29 +108,68 @@ def run_tasks(
       task_path: Python files with further tasks.
       seed: of the choice of examples, of continuations that are drawn, of adaptation and of the bootstrap.
       answers_dir: where answers are kept as they come, and those of an earlier run are found; None keeps none.
+      fingerprint: of the model, where it is known already (`model_fingerprint`).
+      after_task: called after each task with the results so far.
       progress: show progress bars on stderr.
 
     Returns: results by task name, in the order of `tasks`.
     Raises: InputError (unknown task, missing data, a model that cannot answer) before anything is computed.
     """
-    if limit is not None and limit < 0:
-        raise InputError(f"limit must be at least 1 document, or 0 for all, got {limit}")
-    if num_shots is not None and num_shots < 0:
-        raise InputError(f"num_shots must be at least 0, got {num_shots}")
+    limit = _whole_number("limit", limit, "the number of documents of each task, 0 for all")
+    num_shots = _whole_number("num_shots", num_shots, "the number of examples in each prompt")
+    seed = _whole_number("seed", seed, "at least 0")
     if data_dir and not pathlib.Path(data_dir).is_dir():
         raise InputError(f"data_dir {str(data_dir)!r} is not a folder; give the one with the tasks' files")
-    found: dict[str, Task] = {}
-    given = {}
-    for one in tasks:
-        task = get_task(one, task_path) if isinstance(one, str) else one
-        if task.name in found:
-            raise InputError(f"task {task.name!r} is given twice")
-        found[task.name], given[task.name] = task, one if isinstance(one, str) else task.name
+    given = find_tasks(tasks, task_path)
     context = TaskContext(pathlib.Path(data_dir) if data_dir else None, lambda: data or _open_data(model), seed)
-    prepared = prepare_all(list(found.values()), context, limit, num_shots)
-    prepared = [dataclasses.replace(one, given=given[one.task.name]) for one in prepared]
+    prepared = prepare_all(list(given.values()), context, limit, num_shots)
+    prepared = [dataclasses.replace(one, given=name) for name, one in zip(given, prepared)]
     check_capabilities(model, prepared)
-    return {one.task.name: _run(one, model, context, answers_dir, progress) for one in prepared}
+    found = {}
+    if answers_dir is not None and fingerprint is None:
+        fingerprint = model_fingerprint(model)
+    with AnswerStores(answers_dir) if answers_dir is not None else contextlib.nullcontext() as stores:
+        for one in prepared:
+            with EnergyMeter() as meter:
+                found[one.task.name] = _run(one, model, context, meter, stores, fingerprint, progress)
+            if after_task is not None:
+                after_task(found)
+    return found
+
+
+def find_tasks(
+    tasks: Sequence[str | Task] | Mapping[str, Task] | str, task_path: Sequence[str | pathlib.Path] = ()
+) -> dict[str, Task]:
+    """Tasks by the names that they are asked for by.
+
+    tasks: names, several of them separated by commas where it is one text; Task objects, by their own names; or what
+      this function gave.
+
+    Raises InputError for none, an unknown one, or one that is given twice.
+    """
+    if isinstance(tasks, Mapping):
+        return dict(tasks)
+    tasks = [name.strip() for name in tasks.split(",") if name.strip()] if isinstance(tasks, str) else list(tasks)
+    task_path = [task_path] if isinstance(task_path, str | pathlib.Path) else task_path
+    found: dict[str, Task] = {}
+    for given in tasks:
+        task = get_task(given, task_path) if isinstance(given, str) else given
+        if not isinstance(task, Task):
+            raise InputError(f"a task is given as {given!r}; expected its name, or an instance of a subclass of Task")
+        if task.name in {one.name for one in found.values()}:
+            raise InputError(f"task {task.name!r} is given twice")
+        found[given if isinstance(given, str) else task.name] = task
+    if not found:
+        raise InputError("no task is given; `python -m fmjax.evaluate --list` shows them")
+    return found
+
+
+def _whole_number(name: str, value, meaning: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
+        raise InputError(f"{name} = {value!r}: expected an integer of at least 0 ({meaning})")
+    return operator.index(value)
 
 
 def _open_data(model):
@@ -167,29 +215,43 @@ def prepare_all(tasks: Sequence[Task], context: TaskContext, limit: int | None, 
 def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shots: int | None = None) -> _Prepared:
     """The task's documents and requests, with their examples.
 
-    Raises InputError where its files are missing, there are no documents, or it has too few examples or training
-    documents.
+    Raises InputError where its files or packages are missing, there are no documents, or it has too few examples or
+    training documents.
     """
     context = dataclasses.replace(context, read={})
-    try:
+    with _naming(task):
+        task.check()
         few_shot = FewShot.make(task, num_shots, context.seed, context)
         documents = task.documents(context)
         chosen = [documents[i] for i in range(min(limit or len(documents), len(documents)))]
         requests = [few_shot.requests(document) for document in chosen]
         if isinstance(task, Trained):
             task.chosen(context)  # whose absence is an error here, before another task computes
-    except InputError as error:
-        message = str(error)
-        raise type(error)(message if message.startswith("task ") else f"task {task.name}: {message}") from None
     if not chosen:
         raise InputError(f"task {task.name}: there are no documents")
     return _Prepared(task, chosen, requests, few_shot.num_shots, len(documents), context.read)
 
 
+@contextlib.contextmanager
+def _naming(task: Task) -> Iterator[None]:
+    """Puts the task's name in front of an InputError's message that does not begin with one."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        raise type(error)(message if message.startswith("task ") else f"task {task.name}: {message}") from None
+
+
 def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
-    """Raises InputError naming every task whose requests the model cannot answer, and what it lacks."""
+    """Raises InputError naming every task whose requests the model cannot answer, and what it lacks.
+
+    Also where a request names a function or an environment that is not there.
+    """
     has, problems = capabilities(model), []
     for one in prepared:
+        with _naming(one.task):
+            for request in _different([request for group in one.requests for request in group]):
+                resolve(request)
         asked = {needed(request) for group in one.requests for request in group} - {""}
         # A function that the task's own adaptation adds is not there yet.
         wanted = set(one.task.uses) if "adapt" in one.task.uses else asked | set(one.task.uses)
@@ -202,14 +264,21 @@ def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
         )
 
 
-def _run(one: _Prepared, model, context: TaskContext, answers_dir, progress: bool) -> TaskResult:
-    task, begin, meter, work = one.task, time.perf_counter(), EnergyMeter(), Work()
-    model = task.adapt(model, context)
-    with contextlib.ExitStack() as stack:
-        store = stack.enter_context(AnswerStore(answers_dir, model)) if answers_dir is not None else None
-        flat = [request for group in one.requests for request in group]
-        label = task.name if progress else None
-        answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
+def _different(requests: Sequence[Request]) -> list[Request]:
+    """One of the requests for each function and environment."""
+    return list({getattr(r, "function", getattr(r, "environment", None)): r for r in requests}.values())
+
+
+def _run(one: _Prepared, base, context: TaskContext, meter, stores, fingerprint, progress: bool) -> TaskResult:
+    task, begin, work = one.task, time.perf_counter(), Work()
+    with counted.counting() as passes:
+        model = task.adapt(base, context)
+    if model is not base:
+        work.add(passes, f"{task.name}'s adapt")
+    store = None if stores is None else stores.of(model, fingerprint if model is base else None)
+    flat = [request for group in one.requests for request in group]
+    label = task.name if progress else None
+    answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
     samples, at = [], 0
     for index, (document, group) in enumerate(zip(one.documents, one.requests)):
         mine = answers[at : at + len(group)]
@@ -240,6 +309,7 @@ def _run(one: _Prepared, model, context: TaskContext, answers_dir, progress: boo
         seconds=time.perf_counter() - begin,
         work=work,
         flops=work.flops(model),
+        flops_note=work.flops_note(model),
         energy=meter.read(),
         details=task.details() | chat_details(model, flat) | _data(one),
     )
@@ -255,7 +325,15 @@ def reduced(task: Task, samples: Sequence[Mapping], seed: int) -> tuple[dict, di
     order = sorted(range(len(samples)), key=lambda i: samples[i]["key"])
     columns = statistics.table([samples[i]["statistics"] for i in order])
     clusters = [samples[i]["cluster"] for i in order]
-    metrics = task.reduce_documents(columns)
+    try:
+        metrics = task.reduce_documents(columns)
+    except KeyError as error:
+        if error.args and error.args[0] in columns:
+            raise
+        raise InputError(
+            f"task {task.name}: its metrics take a statistic {error} that its statistics() does not give; it gives "
+            f"{', '.join(map(repr, columns))}"
+        ) from error
     return metrics, statistics.bootstrap(columns, task.reduce_documents, seed, clusters, summable=task.is_summable)
 
 
@@ -271,11 +349,14 @@ def write_samples(results: Mapping[str, TaskResult], folder: pathlib.Path) -> No
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name, result in results.items():
-        with (folder / samples_file(name)).open("w", encoding="utf-8") as file:
-            for sample in result.samples:
-                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in result.samples]
+        write_whole(folder / samples_file(name), "".join(lines))
 
 
 def samples_file(task: str) -> str:
-    """The name of a task's sample log; signs that file names cannot hold become "_"."""
-    return f"{re.sub(r'[^A-Za-z0-9._+-]+', '_', task)}.jsonl"
+    """The name of a task's sample log.
+
+    Signs that file names cannot hold become "_", and a digest then tells tasks apart whose names differ in them alone.
+    """
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", task)[:150]
+    return f"{name}.jsonl" if name == task else f"{name}-{digest(task.encode())[:8]}.jsonl"

@@ -2,7 +2,12 @@
 
 A program gets namespaces of its own (Linux 5.14 or newer): no network, none of the machine's processes, no files but
 interpreter and libraries, read-only, and an empty folder in memory, which vanishes with it. Its time, memory, output,
-files and processes are limited, and whatever it leaves running is killed. `sandbox_inside` is the other side.
+files and processes are limited, and whatever it leaves running is killed. Memory shared without a file is refused
+(`mmap.mmap(-1, n)`); `multiprocessing` shares through small files. `sandbox_inside` is the other side.
+
+What is not excluded: a program shares its interpreter with the tests at its end. One that means to can make these pass
+without doing what they ask: replace the functions that they call, or walk the interpreter's frames to the word that
+says it ran to its end and write that to every descriptor. A score is honest where programs do not look for it.
 """
 
 import contextlib
@@ -30,12 +35,13 @@ class Limits:
     """What a program may use.
 
     Attributes:
-      timeout: seconds of wall time.
+      timeout: seconds of processor time, of all its processes together: the same on an idle machine as on a busy one.
       memory_mb: MiB of memory, of each process's address space as of all processes together.
-      disk_mb: MiB in its folder.
+      disk_mb: MiB in its folder, and as many in /dev/shm.
       output: bytes on stdout and stderr together.
       processes: processes and threads at a time.
       open_files: of each process.
+      wall_timeout: seconds from its start to its end, for programs that wait; None is ten times `timeout`.
     """
 
     timeout: float = 3.0
@@ -44,6 +50,11 @@ class Limits:
     output: int = 100_000
     processes: int = 16
     open_files: int = 64
+    wall_timeout: float | None = None
+
+    @property
+    def wall_seconds(self) -> float:
+        return 10 * self.timeout if self.wall_timeout is None else self.wall_timeout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +98,23 @@ def run(program: str, limits: Limits = Limits(), *, unsafe: bool = False) -> Out
 
 
 def run_many(programs: Sequence[str], limits: Limits = Limits(), *, unsafe: bool = False) -> list[Outcome]:
-    """Outcomes of programs in their order, as many at a time as there are processors; equal programs run once."""
+    """Outcomes of programs in their order; equal programs run once.
+
+    As many at a time as this process may use processors. One that ran out of time runs once more, alone.
+    """
     different = list(dict.fromkeys(programs))
-    with ThreadPoolExecutor(max(1, min(len(different), os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(max(1, min(len(different), _num_processors()))) as pool:
         found = dict(zip(different, pool.map(lambda one: run(one, limits, unsafe=unsafe), different)))
+    for program, outcome in found.items():
+        if outcome.reason == "timed out" and len(different) > 1:
+            found[program] = run(program, limits, unsafe=unsafe)
     return [found[program] for program in programs]
+
+
+def _num_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def unsafe_allowed() -> bool:
@@ -105,7 +128,9 @@ def choose_unsafe() -> bool:
     Raises InputError where it does not and nothing allows to go without: before a model has computed anything.
     """
     try:
-        run("pass", Limits(timeout=GRACE))
+        found = run("pass", Limits(timeout=GRACE))
+        if not found.passed:
+            raise InputError(_no_sandbox(f"an empty program {found.reason} in it: {found.detail}"))
     except InputError:
         if not unsafe_allowed():
             raise
@@ -117,6 +142,7 @@ def _run(program: str, limits: Limits, folder: str | None) -> Outcome:
     if sys.platform != "linux":
         raise InputError(_no_sandbox(f"it takes Linux, and this is {sys.platform}"))
     settings = dataclasses.asdict(limits) | {"isolated": folder is None, "folder": folder}
+    settings["wall_timeout"] = limits.wall_seconds
     # The interpreter itself, not a virtual environment's link to it: packages are not for the program.
     python = os.path.realpath(sys.executable)
     settings["readable"] = [sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.path.dirname(python))]
@@ -146,16 +172,18 @@ def _run(program: str, limits: Limits, folder: str | None) -> Outcome:
     stdout, stderr = (part.decode(errors="replace") for part in (out, err))
     if stopped:
         return Outcome(stopped, "", None, stdout, stderr)
-    found = json.loads(said) if said else {"setup": stderr.strip() or "it ended without an answer"}
-    if "setup" in found:
-        raise InputError(_no_sandbox(found["setup"]))
+    found = {}
+    for line in said.splitlines():
+        found |= json.loads(line)
+    if "setup" in found or not found:
+        raise InputError(_no_sandbox(found.get("setup") or stderr.strip() or "it ended without an answer"))
     return _outcome(found, stdout, stderr)
 
 
 def _talk(process, status, given: bytes, limits: Limits) -> tuple[str, bytes, bytes, bytes]:
     """Gives the settings and reads to the end: (why it was stopped or "", stdout, stderr, what the watcher said)."""
     found = {status: b"", process.stdout: b"", process.stderr: b""}
-    end = time.monotonic() + limits.timeout + GRACE
+    end = time.monotonic() + limits.wall_seconds + GRACE
     with contextlib.suppress(BrokenPipeError):  # it says on stderr why it ended
         process.stdin.write(given)
         process.stdin.close()
@@ -180,6 +208,8 @@ def _outcome(found: dict, stdout: str, stderr: str) -> Outcome:
     lines = stderr.strip().splitlines() or [""]
     if reason := found.get("reason"):
         return Outcome(reason, "", None, stdout, stderr)
+    if "code" not in found:
+        return Outcome("failed", "what watched it was killed", None, stdout, stderr)
     code = found["code"]
     if code == 0 and found["done"]:
         return Outcome("passed", "", 0, stdout, stderr)

@@ -4,12 +4,15 @@ Three processes. This one makes the namespaces. Its child is the first process i
 system, gives up its rights, and waits for the program's end, its time or its memory. The grandchild is limited and
 becomes the program. When the watcher ends, the kernel kills everything that is left in its process namespace.
 
-Usage: script STATUS_FD, with the settings as JSON on stdin; the outcome goes to STATUS_FD as JSON.
+Usage: script STATUS_FD, with the settings as JSON on stdin. To STATUS_FD go lines of JSON: {"setup": why} where there
+is no sandbox; otherwise {"started": true} before the program begins, and its outcome.
 """
 
 import contextlib
 import ctypes
+import fcntl
 import json
+import math
 import os
 import platform
 import resource
@@ -25,8 +28,8 @@ SET_PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS = 1, 4, 22, 38
 NOBODY, INSIDE_ID = 65534, 1000
 
 LIBRARIES = ("/usr", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-PROGRAM, FOLDER = "/program.py", "/sandbox"
+DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")  # not zero: mapped, it is what MMAP refuses
+PROGRAM, FOLDER, SHARED = "/program.py", "/sandbox", "/dev/shm"
 
 # System calls that a program is refused, by their numbers on x86_64 and aarch64: sockets, which reach beyond a network
 # namespace (vsock); memory that no limit of a process counts; what only attacks on the kernel or other processes need.
@@ -37,16 +40,25 @@ REFUSED = {
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "perf_event_open": (298, 241),
     "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
 }  # fmt: skip
+# And memory shared without a file, which stays in use after it is unmapped in part, where no process shows it.
+MMAP, SHARED_ANONYMOUS = (9, 222), 0x21
 # Of a machine: column of REFUSED, audit number of the architecture, number of pivot_root.
 MACHINES = {"x86_64": (0, 0xC000003E, 155), "aarch64": (1, 0xC00000B7, 41)}
 
-# The last line tells an end of the program from `exit()` halfway.
+# The word at the end tells an end of the program from `exit()` halfway. It and the descriptor that it goes to come on
+# stdin, are others in every run, and are nowhere in the program's own names.
 RUNNER = """
-import os
-with open({path!r}, encoding="utf-8") as file:
-    source = file.read()
-exec(compile(source, {path!r}, "exec"), {{"__name__": "__main__"}})
-os.write({done}, b"done")
+def run(path):
+    from os import close, dup2, open as open_file, read, write
+    done, word = read(0, 100).split()
+    null = open_file("/dev/null", 0)
+    dup2(null, 0)
+    close(null)
+    with open(path, encoding="utf-8") as file:
+        source = file.read()
+    exec(compile(source, path, "exec"), {{"__name__": "__main__"}})
+    write(int(done), word)
+run({path!r})
 """
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -58,7 +70,7 @@ def main() -> None:
     settings = json.load(sys.stdin)
     call("prctl", SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if not settings["isolated"]:
-        answer(status, watch(settings, settings["folder"], None))
+        answer(status, watch(settings, settings["folder"], None, status))
         return
     ids = os.getuid(), os.getgid()
     try:
@@ -73,9 +85,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os.kill(watcher, signal.SIGKILL))
     watcher = os.fork()
     if watcher == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # The first process of a namespace gets from within it only the signals that it has a handler for: none.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
         try:
-            answer(status, isolated(settings, is_root=not ids[0]))
+            answer(status, isolated(settings, not ids[0], status))
         except OSError as error:
             answer(status, {"setup": str(error)})
         os._exit(0)
@@ -93,10 +107,10 @@ def call(name: str, *arguments) -> int:
 
 
 def answer(status: int, found: dict) -> None:
-    os.write(status, json.dumps(found).encode())
+    os.write(status, json.dumps(found).encode() + b"\n")
 
 
-def isolated(settings: dict, is_root: bool) -> dict:
+def isolated(settings: dict, is_root: bool, status: int) -> dict:
     """The watcher's work, from the first process of the new namespaces on."""
     call("prctl", SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     proc = make_file_system(settings)
@@ -113,7 +127,7 @@ def isolated(settings: dict, is_root: bool) -> dict:
     write_at(proc, "sys/user/max_user_namespaces", "0")
     call("prctl", SET_DUMPABLE, 0, 0, 0, 0)
     os.chdir(FOLDER)
-    return watch(settings, FOLDER, proc)
+    return watch(settings, FOLDER, proc, status)
 
 
 def map_ids(proc: int, user: int, group: int) -> None:
@@ -130,7 +144,8 @@ def write_at(folder: int, name: str, text: str) -> None:
 
 
 def make_file_system(settings: dict) -> int:
-    """Nothing but interpreter, libraries and program to read, and one small folder in memory to write.
+    """Nothing but interpreter, libraries and program to read, and two small folders in memory to write: the program's
+    own, and that of the C library's semaphores.
 
     Returns: an open /proc of the new namespace, which the program itself does not see.
     """
@@ -147,11 +162,13 @@ def make_file_system(settings: dict) -> int:
         bind(path)
     with open(PROGRAM, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(settings["program"])
-    for folder in ("/proc", FOLDER):
+    for folder in ("/proc", FOLDER, SHARED):
         os.mkdir(folder)
     if not os.path.exists("/tmp"):  # an interpreter may lie there
         os.symlink(FOLDER, "/tmp")
-    call("mount", "tmpfs", FOLDER, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=777,size={settings['disk_mb']}m,nr_inodes=1k")
+    for folder in (FOLDER, SHARED):
+        size = f"mode=777,size={settings['disk_mb']}m,nr_inodes=1k"
+        call("mount", "tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, size)
     # Before the old one is gone: a user namespace may mount /proc only where it sees one already.
     call("mount", "proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
     proc = os.open("/proc", os.O_RDONLY)
@@ -177,32 +194,40 @@ def set_mount(path: str, attributes: int, flags: int) -> None:
     call("syscall", MOUNT_SETATTR, AT_FDCWD, path, flags, block, ctypes.c_size_t(32))
 
 
-def watch(settings: dict, folder: str, proc) -> dict:
+def watch(settings: dict, folder: str, proc, status: int) -> dict:
     """Starts the program and waits until it ends or has used up its time or memory, then kills what is left."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    word = os.urandom(16).hex().encode()
     read, done = os.pipe()
+    # Anywhere among the descriptors that the program may have.
+    place = 3 + int.from_bytes(os.urandom(4), "big") % max(1, settings["open_files"] - 3)
+    told, tell = os.pipe()
+    answer(status, {"started": True})
     program = os.fork()
     if program == 0:
-        become_program(settings, folder, done, isolated=proc is not None)
-    os.close(done)
+        done = fcntl.fcntl(done, fcntl.F_DUPFD, place)
+        os.write(tell, b"%d %s" % (done, word))
+        become_program(settings, folder, told, isolated=proc is not None)
+    for fd in (done, told, tell):
+        os.close(fd)
     os.set_blocking(read, False)
     found = wait(program, settings, proc)
     if proc is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(program, signal.SIGKILL)
     if found.get("code") == 0:
-        found["done"] = reads(read) == b"done"
+        found["done"] = reads(read) == word
     return found
 
 
 def wait(program: int, settings: dict, proc) -> dict:
-    end = time.monotonic() + settings["timeout"]
+    end = time.monotonic() + settings["wall_timeout"]
     while True:
         # Children that lost their parent come here too.
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             if ended[0] == program:
                 return {"code": os.waitstatus_to_exitcode(ended[1])}
-        if time.monotonic() > end:
+        if time.monotonic() > end or processor_time(proc) > settings["timeout"]:
             return {"reason": "timed out"}
         if proc is not None and memory_in_use(proc) > settings["memory_mb"] * 2**20:
             return {"reason": "out of memory"}
@@ -211,40 +236,61 @@ def wait(program: int, settings: dict, proc) -> dict:
 
 def reads(fd: int) -> bytes:
     try:
-        return os.read(fd, 16)
+        return os.read(fd, 100)
     except BlockingIOError:
         return b""
 
 
+def processor_time(proc) -> float:
+    """Seconds of processor time of all processes but the watcher, ended ones included; without a namespace of their
+    own only of the ended, and `RLIMIT_CPU` stops the others."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ticks = 0
+    for text in others(proc, "stat"):
+        # Behind the name in parentheses, which may hold anything: its own and its waited-for children's times.
+        ticks += sum(map(int, text.rpartition(b")")[2].split()[11:15]))
+    return ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def memory_in_use(proc: int) -> int:
-    """Bytes that all processes but the watcher have in memory for themselves."""
+    """Bytes that all processes but the watcher have in memory, or swapped out, for themselves or shared among them."""
+    kinds = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")
+    # Without the right to read the first, a shared page counts once for each process.
+    instead = (b"RssAnon:", b"RssShmem:", b"VmSwap:")
     total = 0
-    for name in os.listdir(proc):
-        if name.isdigit() and name != "1":
+    for text in others(proc, "smaps_rollup", "status"):
+        rows = [line.split() for line in text.splitlines()]
+        total += sum(int(row[1]) for row in rows if row and row[0] in (*kinds, *instead))
+    return total * 1024
+
+
+def others(proc, *names: str):
+    """The contents of the first readable of these files of each process but the watcher."""
+    for process in os.listdir(proc) if proc is not None else ():
+        for name in names if process.isdigit() and process != "1" else ():
             try:
-                fd = os.open(f"{name}/statm", os.O_RDONLY, dir_fd=proc)
+                fd = os.open(f"{process}/{name}", os.O_RDONLY, dir_fd=proc)
             except OSError:
-                continue  # it has ended
+                continue  # it has ended, or is not for the watcher
             try:
-                _, resident, shared, *_ = os.read(fd, 256).split() or (0, 0, 0)
-                total += (int(resident) - int(shared)) * resource.getpagesize()
-            except ProcessLookupError:
-                pass
+                text = os.read(fd, 65536)
+            except OSError:
+                continue
             finally:
                 os.close(fd)
-    return total
+            if text:
+                yield text
+                break
 
 
-def become_program(settings: dict, folder: str, done: int, isolated: bool) -> None:
+def become_program(settings: dict, folder: str, told: int, isolated: bool) -> None:
     """Replaces this process by an interpreter that runs the program within its limits."""
     try:
         os.setsid()
-        null = os.open("/dev/null", os.O_RDONLY)
-        os.dup2(null, 0)
-        os.dup2(done, 3)
-        os.set_inheritable(3, True)
-        memory, seconds = settings["memory_mb"] * 2**20, int(settings["timeout"]) + 2
-        limits = {"AS": memory, "CPU": seconds, "FSIZE": settings["disk_mb"] * 2**20, "CORE": 0, "MSGQUEUE": 0}
+        os.dup2(told, 0)
+        memory, seconds = settings["memory_mb"] * 2**20, math.ceil(settings["timeout"]) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # first the signal that says why
+        limits = {"AS": memory, "FSIZE": settings["disk_mb"] * 2**20, "CORE": 0, "MSGQUEUE": 0}
         limits["NOFILE"] = settings["open_files"]
         if isolated:
             limits["NPROC"] = settings["processes"] + 2  # the two outside the program
@@ -254,7 +300,7 @@ def become_program(settings: dict, folder: str, done: int, isolated: bool) -> No
         call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if isolated:
             refuse_system_calls()
-        code = RUNNER.format(path=PROGRAM if isolated else os.path.join(folder, "program.py"), done=3)
+        code = RUNNER.format(path=PROGRAM if isolated else os.path.join(folder, "program.py"))
         # Strings hash alike in every run, so that a program that depends on the order of a set always does the same.
         environment = {
             "PATH": "/usr/bin:/bin",
@@ -272,13 +318,15 @@ def become_program(settings: dict, folder: str, done: int, isolated: bool) -> No
 def refuse_system_calls() -> None:
     """A seccomp filter: EPERM for what is in REFUSED, the end for calls of another architecture."""
     column, architecture, _ = MACHINES[platform.machine()]
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    load, equal, at_least, mask, give = 0x20, 0x15, 0x35, 0x54, 0x06
     allowed, refused, killed = 0x7FFF0000, 0x00050001, 0x80000000
     lines = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, killed), (load, 0, 0, 0)]
     lines += [(at_least, 0, 1, 0x40000000), (give, 0, 0, killed)]  # x32, the other calls of x86_64
     for numbers in REFUSED.values():
         lines += [(equal, 0, 1, numbers[column]), (give, 0, 0, refused)]
-    lines.append((give, 0, 0, allowed))
+    # The flags are the fourth argument, of which the lower half comes first.
+    lines += [(equal, 0, 4, MMAP[column]), (load, 0, 0, 40), (mask, 0, 0, SHARED_ANONYMOUS)]
+    lines += [(equal, 0, 1, SHARED_ANONYMOUS), (give, 0, 0, refused), (give, 0, 0, allowed)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
     block = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(lines), ctypes.addressof(code)))
     call("prctl", SET_SECCOMP, 2, block, 0, 0)

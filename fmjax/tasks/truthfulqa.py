@@ -98,6 +98,9 @@ class TruthfulQAGen(Task):
     uses = ("generate",)
     preamble = PREAMBLE
 
+    def check(self):
+        self.details()  # asks the libraries
+
     def documents(self, context):
         path = context.file("eval_truthfulqa", "TruthfulQA.csv")
         rows = read_csv(read_text(path), path, ("Question", "Correct Answers", "Incorrect Answers"))

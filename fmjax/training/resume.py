@@ -1,19 +1,12 @@
 """What may change between a run and its resumption, and the lock that keeps two runs out of one folder."""
 
 import contextlib
-import logging
 import os
 import pathlib
 
-try:
-    import fcntl
-except ImportError:  # a system without it, such as Windows
-    fcntl = None
-
+from fmjax import file_lock
 from fmjax.config import differing_keys, load_workdir_config, resume_free, with_defaults
 from fmjax.errors import ConfigError, DataError
-
-log = logging.getLogger("fmjax")
 
 # Keys that say how long, how often and on what, not what is learnt. Plugins add theirs as `RESUME_FREE`.
 FREE = (
@@ -69,20 +62,12 @@ def locked(workdir: pathlib.Path):
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         reason = f"{error.strerror}: {error.filename!r}"
         raise ConfigError(f"--workdir={workdir} cannot be made a folder: {reason}") from None
-    if fcntl is None:
-        log.warning("this system has no file locks: nothing keeps a second run out of %s", workdir)
-        yield
-        return
     # Unbuffered: on a full disk who holds the lock remains unsaid, and closing the file does not fail either.
     with (workdir / ".lock").open("ab+", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not file_lock.take(file, workdir):
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "unknown process"
-            raise ConfigError(f"{str(workdir)!r} is in use by another run ({holder})") from None
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): nothing keeps a second run out of it", workdir, error.strerror)
+            raise ConfigError(f"{str(workdir)!r} is in use by another run ({holder})")
         with contextlib.suppress(OSError):
             file.truncate(0)
             file.write(f"process {os.getpid()}".encode())

@@ -21,7 +21,9 @@ def main(argv):
     cli.log_to_stderr(logging.INFO)
     with launch.together(flags):
         import jax
+        from fmjax.parallel import hosts
         from fmjax.parallel.hosts import check_shared, from_first_process
+        hosts.PIECE = 3  # several pieces
         mine = f"of {jax.process_index()}".encode()
         assert jax.device_count() == 4 and from_first_process(mine) == b"of 0"
         if does == "logs":

@@ -1,5 +1,6 @@
 """Bias and harm: hand-made cases by the arithmetic of the published scripts, ties and empties among them."""
 
+import collections
 import difflib
 import json
 
@@ -15,12 +16,13 @@ from fmjax.inference import word_vectors
 from fmjax.load import Model
 from fmjax.models.bert import Bert
 from fmjax.tasks import functions
+from fmjax.tasks.answers import Work, answer
 from fmjax.tasks.bbq import BBQ, UNKNOWN, bias_score, biased_answers
 from fmjax.tasks.bias import StereoSet, WinoBias, icat
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.crows_pairs import CrowsPairsEnglish, CrowsPairsMasked
 from fmjax.tasks.harm import AdvBench, MaxToxicity
-from fmjax.tasks.protocol import Generate, ScoreAnswer, TaskContext
+from fmjax.tasks.protocol import Apply, Generate, ScoreAnswer, TaskContext
 from fmjax.tasks.runner import run_tasks
 from fmjax.tasks.statistics import bootstrap, table
 
@@ -92,6 +94,7 @@ def test_pseudo_loglikelihood_is_of_the_shared_tokens_masked_one_at_a_time(tmp_p
     # The full stop that SEP follows is the shared one, not the first.
     pairs.append(("the man is old .", "the man is young . ."))
     found = functions.get(model, "shared_pseudo_loglikelihood")(model, pairs)
+    passes = collections.Counter()
     for row, texts in zip(found, pairs):
         ids = [[2, *model.tokenizer.encode(text), 3] for text in texts]
         blocks = difflib.SequenceMatcher(None, *[list(map(str, one)) for one in ids]).get_opcodes()
@@ -99,6 +102,7 @@ def test_pseudo_loglikelihood_is_of_the_shared_tokens_masked_one_at_a_time(tmp_p
         for side, one in enumerate(ids):
             shared = [i for op in spans for i in range(op[1 + 2 * side], op[2 + 2 * side])][1:-1]
             want = 0.0
+            passes[len(one)] += len(shared)
             for place in shared:
                 masked = np.array([one])
                 masked[0, place] = 4
@@ -108,6 +112,13 @@ def test_pseudo_loglikelihood_is_of_the_shared_tokens_masked_one_at_a_time(tmp_p
     # A text that begins with CLS's own token, and an empty one.
     assert word_vectors.framed(model, [2, 8]) == ([2, 2, 8, 3], 1, 2)
     assert word_vectors.framed(model, []) == ([2, 3], 1, 0)
+    # Every masked copy of a text is a pass of its own.
+    work = Work()
+    answer([Apply("shared_pseudo_loglikelihood", pair) for pair in pairs], model, work=work)
+    assert +work.lengths == +passes and work.num_tokens > sum(map(len, model.tokens([t for p in pairs for t in p])))
+    assert work.flops(model) == pytest.approx(
+        sum(count * module.flops_per_example({"tokens": (n,)}) / 3 for n, count in passes.items())
+    )
     assert found[1, 0] == found[1, 1] and tuple(found[2]) == tuple(found[3]) == (0.0, 0.0)
 
 

@@ -21,7 +21,7 @@ from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.classification import SST2, AGNews, SST2Probe
 from fmjax.tasks.entities import WNUT17, WNUT17Probe, entity_counts, read_entities, written
 from fmjax.tasks.in_context import SHOTS, Linear, Mapping
-from fmjax.tasks.protocol import ScoreAnswer, TaskContext
+from fmjax.tasks.protocol import Apply, ScoreAnswer, Task, TaskContext
 from fmjax.tasks.retrieval import best_rank
 from fmjax.tasks.runner import run_tasks
 
@@ -214,6 +214,67 @@ def test_entity_f1_is_seqevals_by_either_scheme():
     assert metrics["f1_strict"] == pytest.approx(f1_score(GOLD, FOUND, mode="strict", scheme=IOB2)) != metrics["f1"]
     assert task.reduce(task.counted({"tags": ["O"]}, ["O"]))["f1"] == 0.0  # nothing there, nothing found: as seqeval
     assert entity_counts([], [], strict=True) == {"correct": 0, "predicted": 0, "gold": 0}
+
+
+def test_what_adapting_takes_is_counted(data):
+    def passes(texts):
+        return [1 + len(text.encode()) for text in texts]  # BOS and bytes
+
+    probe = run_tasks(MODEL, ["sst2_probe:16"], data_dir=data, limit=3)["sst2_probe:16"].work
+    task = get_task("sst2_probe:16")
+    texts = [d["text"] for d in [*task.chosen(TaskContext(data)), *task.documents(TaskContext(data))[:3]]]
+    assert sorted(probe.lengths.elements()) == sorted(passes(texts)) and not probe.trained
+    words = run_tasks(MODEL, ["wnut17_probe"], data_dir=data)["wnut17_probe"].work
+    assert sorted(words.lengths.elements()) == sorted(passes(6 * ["Ann Lee in Rome", "no"]))
+    found = run_tasks(MODEL, ["multi30k_retrieval"], data_dir=data)["multi30k_retrieval"].work
+    # Equal queries are asked once.
+    assert sorted(found.lengths.elements()) == sorted(passes(["ab", "cde", "ab", "f", "ab", "cde", "f"]))
+    # Fine-tuning: a forward and backward pass of each document of each batch.
+    task = get_task("sst2_finetune:8")
+    task.fit = lambda model, documents, seed: adaptation.fine_tune_texts(
+        model, [d["text"] for d in documents], [d["label"] for d in documents], 2, seed, SHORT
+    )
+    tuned = run_tasks(MODEL, [task], data_dir=data, limit=3)["sst2_finetune:8"]
+    chosen = [d["text"] for d in task.chosen(TaskContext(data))]
+    assert sorted(tuned.work.trained.elements()) == sorted(passes(30 * chosen))
+    flops = sum(MODULE.flops_per_example({"tokens": (n,)}) for n in passes(30 * chosen))
+    assert flops < tuned.flops < 1.1 * flops and tuned.flops_note is None
+
+
+def uncounted(model, inputs):
+    return [0.0 for _ in inputs]
+
+
+def counted_by_score(model, inputs):
+    return [loglikelihood for loglikelihood, *_ in model.score([("a", text) for text in inputs])]
+
+
+def test_flops_are_not_known_where_something_does_not_say_what_it_read():
+    class Custom(Task):
+        name, uses = "custom", ()
+
+        def __init__(self, function, adapted=False):
+            self.function, self.adapted, self.metrics = function, adapted, ("value",)
+
+        def documents(self, context):
+            return [{"text": "ab"}]
+
+        def adapt(self, model, context):
+            return dataclasses.replace(model, source="elsewhere") if self.adapted else model
+
+        def requests(self, document):
+            return [Apply(f"{__name__}:{self.function}", document["text"])]
+
+        def statistics(self, document, answers):
+            return {"value": answers[0]}
+
+    def run(*options):
+        return run_tasks(MODEL, [Custom(*options)])["custom"]
+
+    silent, adapted, said = run("uncounted"), run("counted_by_score", True), run("counted_by_score")
+    assert silent.flops is None and "'uncounted' did not say" in silent.flops_note.replace(f"{__name__}:", "")
+    assert adapted.flops is None and "custom's adapt did not say" in adapted.flops_note
+    assert said.flops == pytest.approx(MODULE.flops_per_example({"tokens": (3,)}) / 3) and said.flops_note is None
 
 
 def test_wnut17_files_prompt_and_generated_entities(data):

@@ -287,7 +287,7 @@ def test_answers_that_the_context_cuts_short_are_counted(tmp_path):
     result = run_tasks(MODEL, [Long()], answers_dir=tmp_path)["asked"]
     assert [len(text) for text in result.samples[0]["answers"]] == [65, 100, 50]
     assert (result.work.truncated, result.work.unfinished) == (2, 1)
-    report = make_report(MODEL, {"asked": result}, limit=None, seed=0)
+    report = make_report(MODEL, {"asked": result}, limit=None, seed=0, fingerprint="")
     assert report["cost"]["asked"]["unfinished_answers"] == 1
     assert "1 answers ended early, where the model's context was full" in cost_line(report)
 

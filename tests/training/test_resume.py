@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fmjax import config as configs
+from fmjax import file_lock
 from fmjax.errors import CheckpointError, ConfigError
 from fmjax.training import checkpoint, resume
 from fmjax.training.disk import disk_full
@@ -30,7 +31,7 @@ def test_a_file_system_without_locks_is_logged_and_used(tmp_path, monkeypatch, c
 
 
 def test_a_system_without_file_locks_trains_all_the_same(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(resume, "fcntl", None)
+    monkeypatch.setattr(file_lock, "fcntl", None)
     with caplog.at_level(logging.WARNING), resume.locked(tmp_path / "run"):
         assert (tmp_path / "run").is_dir() and "no file locks" in caplog.text
 
