@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fmjax.layers.attention import MASKED
+from fmjax.layers.padding import pad
 
 BLOCK = 256
 
@@ -32,15 +33,10 @@ def attend(q, k, v, index, *, segment_ids, causal, window, scale):
     q = (q * scale).astype(q.dtype).reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     mask = _Mask(causal, window, s, rows, columns)
-    index, query_ids = _pad(index, 0, rows, "edge"), _pad(ids[0], 1, rows)
-    k, v, key_ids = _pad(k, 2, columns), _pad(v, 2, columns), _pad(ids[1], 1, columns)
-    out = _attend(_pad(q, 3, rows), k, v, index, query_ids, key_ids, mask)[:, :, :, :t]
+    index, query_ids = pad(index, 0, rows, mode="edge"), pad(ids[0], 1, rows)
+    k, v, key_ids = pad(k, 2, columns), pad(v, 2, columns), pad(ids[1], 1, columns)
+    out = _attend(pad(q, 3, rows), k, v, index, query_ids, key_ids, mask)[:, :, :, :t]
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
-
-
-def _pad(x, axis, multiple, mode="constant"):
-    missing = -x.shape[axis] % multiple
-    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)], mode=mode) if missing else x
 
 
 class _Mask:

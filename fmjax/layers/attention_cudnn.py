@@ -6,9 +6,9 @@ The kernel wants head dimensions in eights and, with a mask, even lengths; both 
 """
 
 import jax
-import jax.numpy as jnp
 
 from fmjax.layers.attention import attention_mask
+from fmjax.layers.padding import pad
 from fmjax.parallel.platform import target_platform
 
 MAX_HEAD_DIM = 128
@@ -39,8 +39,8 @@ def run(q, k, v, *, segment_ids, positions, causal, window, scale):
     mask = attention_mask(t, s, segment_ids=segment_ids, positions=None, causal=False, window=banded)
     lengths = 1
     if mask is not None:
-        mask, lengths = jnp.pad(mask, ((0, 0), (0, t % 2), (0, s % 2)))[:, None], 2
-    q, k, v = (_pad(_pad(x, 1, lengths), 3, 8) for x in (q, k, v))
+        mask, lengths = pad(pad(mask, 1, 2), 2, 2)[:, None], 2
+    q, k, v = (pad(pad(x, 1, lengths), 3, 8) for x in (q, k, v))
     out = jax.nn.dot_product_attention(
         q, k, v,
         mask=mask,
@@ -50,8 +50,3 @@ def run(q, k, v, *, segment_ids, positions, causal, window, scale):
         implementation=IMPLEMENTATION,
     )  # fmt: skip
     return out[:, :t, :, :head_dim]
-
-
-def _pad(x, axis, multiple):
-    missing = -x.shape[axis] % multiple
-    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)]) if missing else x

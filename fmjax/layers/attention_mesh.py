@@ -14,7 +14,8 @@ have in the mesh in context. Rows and heads do not concern each other. The lengt
   devices trade halves first: of 2n chunks device i computes i and 2n - 1 - i (Llama 3, Grattafiori et al. 2024, section
   3.3.2). On TPU the kernel is splash attention, elsewhere `fmjax.layers.attention_blocks`.
 
-The order is undone before anything else sees it: batches, positions and modules know the natural order alone.
+A length that does not divide is padded. Padding and order are undone before anything else sees them: batches, positions
+and modules know the natural length and order alone.
 """
 
 import jax
@@ -23,8 +24,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fmjax.errors import ConfigError
 from fmjax.layers import attention_blocks
+from fmjax.layers.padding import pad
 from fmjax.parallel.shards import mesh_axes, num_shards
 
 
@@ -33,8 +34,6 @@ def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
 
     Args:
       kernel: a backend's module; the others as for `fmjax.layers.attention.reference`.
-
-    Raises ConfigError where the length does not divide over its shards.
     """
     options = dict(causal=causal, window=window, scale=scale)
     mesh = jax.sharding.get_abstract_mesh()
@@ -48,15 +47,15 @@ def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
     head_shards, shards = num_shards(mesh, heads), num_shards(mesh, length)
     if k.shape[2] % head_shards:  # fewer key-value heads than shards: give every query head its own copy
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-    extra, extra_specs = None, None
+    extra, extra_specs, queries = None, None, q.shape[1]
     if shards == 1:
         attend = lambda _, q, k, v, ids: kernel.run(q, k, v, segment_ids=ids, positions=None, **options)
     elif k.shape[2] // head_shards % shards == 0:
-        _check_length(q, k, mesh, length, shards)
+        q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, shards, causal)
         attend = lambda _, *arrays: _by_heads(kernel, length, *arrays, options)
     else:
         balanced = causal and window is None
-        _check_length(q, k, mesh, length, 2 * shards if balanced else shards)
+        q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, 2 * shards if balanced else shards, causal)
         order = _order(q.shape[1], shards, balanced)
         if hasattr(kernel, "make_kernel") and (causal or window is not None):
             extra = kernel.make_kernel(order, q.shape[2] // head_shards, k.shape[1], causal, window)
@@ -66,17 +65,16 @@ def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
     whole = PartitionSpec(*rows, heads or None)
     # Splash's own outputs do not say over which axes they vary, hence check_vma=False.
     specs = dict(in_specs=(extra_specs, whole, whole, whole, rows), out_specs=whole, check_vma=False)
-    return jax.shard_map(attend, mesh=mesh, **specs)(extra, q, k, v, segment_ids)
+    return jax.shard_map(attend, mesh=mesh, **specs)(extra, q, k, v, segment_ids)[:, :queries]
 
 
-def _check_length(q, k, mesh, length, parts: int) -> None:
-    for what, size in (("queries", q.shape[1]), ("keys", k.shape[1])):
-        if size % parts:
-            sizes = " x ".join(f"mesh.{name} = {mesh.shape[name]}" for name in length)
-            raise ConfigError(
-                f"attention over {size} {what} with {sizes}: the length must be a multiple of {parts}; change the "
-                "sequence length, or set the mesh axis to 1"
-            )
+def _pad_length(q, k, v, ids, multiple: int, causal: bool):
+    """Lengths in multiples that divide over the shards; what is added has a segment of its own."""
+    if ids is None and k.shape[1] % multiple and not causal:  # a causal mask hides keys after the last query by itself
+        ids = tuple(jnp.ones(x.shape[:2], jnp.int32) for x in (q, k))
+    if ids is not None:
+        ids = tuple(pad(i, 1, multiple, constant_values=-1) for i in ids)
+    return *(pad(x, 1, multiple) for x in (q, k, v)), ids
 
 
 def _by_heads(kernel, axis, q, k, v, ids, options):

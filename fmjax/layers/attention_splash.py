@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+from fmjax.layers.padding import pad
+
 LANES = 128
 SUBLANES = 8
 BLOCKS = (512, 256, 128)
@@ -119,19 +121,13 @@ def apply(kernel, q, k, v, segment_ids, scale):
     if segment_ids is None:
         segment_ids = tuple(jnp.ones(x.shape[:2], jnp.int32) for x in (q, k))
     q = (q * scale).astype(q.dtype)
-    q, k, v = (_pad(_pad(x, 1, LANES), 3, SUBLANES).transpose(0, 2, 1, 3) for x in (q, k, v))
-    ids = splash.SegmentIds(*(_pad(i.astype(jnp.int32), 1, LANES, -1) for i in segment_ids))
+    q, k, v = (pad(pad(x, 1, LANES), 3, SUBLANES).transpose(0, 2, 1, 3) for x in (q, k, v))
+    ids = splash.SegmentIds(*(pad(i.astype(jnp.int32), 1, LANES, constant_values=-1) for i in segment_ids))
     forward, backward, fused = kernel.tiles
     # What XLA cannot see, `fmjax.plan` reads from the scope.
     with jax.named_scope(f"tile_pairs_{forward}_{backward}_{'fused' if fused else 'apart'}"):
         out = jax.vmap(kernel.attend)(q, k, v, ids)
     return out.transpose(0, 2, 1, 3)[:, :length, :, :head_dim]
-
-
-def _pad(x, axis, multiple, value=0):
-    missing = -x.shape[axis] % multiple
-    widths = [(0, missing if i == axis else 0) for i in range(x.ndim)]
-    return jnp.pad(x, widths, constant_values=value) if missing else x
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,9 +9,7 @@ import pytest
 from attention_cases import CASES, Case, assert_same
 from jax.sharding import AxisType
 
-from fmjax.errors import ConfigError
 from fmjax.layers import attention_blocks, attention_mesh, attention_splash
-from fmjax.layers.attention import attention
 from fmjax.parallel.mesh import AXES, DEFAULT_RULES
 
 
@@ -128,9 +126,27 @@ def test_causal_work_is_shared_evenly():
     assert len(set(work(True))) == 1 and work(False).max() > 10 * work(False).min()
 
 
-def test_a_length_that_does_not_divide_is_refused():
-    q, k, v, _ = Case(length=24, kv_heads=2).arrays()
-    with pytest.raises(ConfigError, match="24 queries with mesh.sequence = 8: .*multiple of 16"):
-        on_mesh(lambda: attention(q, k, v, backend="cpu"), sequence=8)
-    with pytest.raises(ConfigError, match="19 keys with mesh.sequence = 8: .*multiple of 8"):
-        on_mesh(lambda: attention(q, k[:, :19], v[:, :19], causal=False, backend="cpu"), sequence=8)
+UNEVEN = {
+    "by_heads": Case(length=37),
+    "by_heads_packed": Case(length=37, packed=True),
+    "by_heads_bidirectional": Case(length=37, causal=False),
+    "by_heads_cross": Case(length=37, keys=51, causal=False, packed=True),
+    "by_queries": Case(length=37, kv_heads=2),
+    "by_queries_packed": Case(length=37, kv_heads=2, packed=True),
+    "by_queries_banded": Case(length=37, kv_heads=1, window=6, causal=False),
+    "by_queries_cross": Case(length=24, keys=37, kv_heads=2, causal=False),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_a_length_that_does_not_divide(name):
+    case = UNEVEN[name]
+    found = on_mesh(lambda: case.outputs_and_gradients("auto", *case.arrays()), sequence=4)
+    assert_same(found, on_one(case), 2e-5)
+
+
+@pytest.mark.parametrize("name", ["by_heads_cross", "by_queries_packed"])
+def test_splash_on_a_length_that_does_not_divide(name):
+    case = UNEVEN[name]
+    found = on_mesh(lambda: case.outputs_and_gradients("splash", *case.arrays()), sequence=4)
+    assert_same(found, on_one(case), 2e-4)
