@@ -70,6 +70,29 @@ def test_cpu_backend_a_few_rows_at_a_time(rows_at_once, cores, monkeypatch):
     assert_same(case.outputs_and_gradients("cpu", *case.arrays()), expected_of(case), 2e-5)
 
 
+# Several blocks of queries and of keys: three of 256 keys in the backward pass, or four of 128 (bidirectional).
+SEVERAL_BLOCKS = {
+    "causal": Case(length=768, heads=2, kv_heads=1, packed=True, rows=1),
+    "bidirectional": Case(length=500, heads=1, kv_heads=1, causal=False, packed=True, rows=1),
+    "window": Case(length=768, heads=1, kv_heads=1, window=200, rows=1),
+    "cross": Case(length=384, keys=768, heads=1, kv_heads=1, causal=False, rows=1),
+}
+
+
+@pytest.mark.parametrize("max_parts", [64, 1])
+@pytest.mark.parametrize("name", SEVERAL_BLOCKS)
+def test_splash_over_several_blocks(name, max_parts, monkeypatch):
+    """Beyond `max_parts` two kernels compute the gradients instead of one."""
+    sizes = {"BLOCKS": (128,), "BACKWARD_BLOCKS": (256,), "ENOUGH_PARTS": 3, "MAX_PARTS": max_parts}
+    for size, value in sizes.items():
+        monkeypatch.setattr(attention_splash, size, value)
+    case = SEVERAL_BLOCKS[name]
+    kernel = attention_splash.make_kernel(np.arange(768)[None], 1, 768, True, None)
+    pairs = 128 * 128 * 6 * 7 // 2, 128 * 256 * (2 * 1 + 2 * 2 + 2 * 3)
+    assert kernel.tiles == (*pairs, max_parts == 64)
+    assert_same(case.outputs_and_gradients("splash", *case.arrays()), expected_of(case), 2e-4)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_cudnn_backend_is_the_reference(name, monkeypatch):
     """On a GPU the kernel; elsewhere what is handed to it, computed by the same function's plain implementation."""

@@ -58,6 +58,14 @@ def test_splash_on_a_split_length(name):
     assert_same(found, on_one(case), 2e-4)
 
 
+def test_splash_on_a_split_length_of_several_blocks(monkeypatch):
+    """Each device has two runs of queries, of one block each, over four blocks of keys."""
+    monkeypatch.setattr(attention_splash, "BLOCKS", (128,))
+    case = Case(length=512, heads=1, kv_heads=1, rows=1, packed=True)
+    found = on_mesh(lambda: case.outputs_and_gradients("splash", *case.arrays()), sequence=2)
+    assert_same(found, on_one(case), 2e-4)
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_rows_heads_and_length_split_together(kv_heads):
     """Four key-value heads: two on a device, by heads; two: one on a device, by queries."""
