@@ -70,7 +70,7 @@ def check_shared(folder: pathlib.Path, patience: float = 20.0) -> None:
     file = folder / ".shared"
     if jax.process_index() == 0:
         file.write_bytes(mark)
-    barrier(f"the folder {folder}")
+    barrier("the shared folder")
     mark = from_first_process(mark)
     deadline = time.monotonic() + patience
     while not (file.is_file() and file.read_bytes() == mark):

@@ -44,7 +44,7 @@ def together(flags, same: Mapping[str, Any] | None = None, saves_on_signal: bool
       saves_on_signal: SIGTERM in one process is left to `multihost_utils.reached_preemption_sync_point`, which the
         command must call; else it ends the processes.
 
-    Raises InputError as `clusters.find` does, and `watch.MissingProcess` where one does not come in time.
+    Raises InputError as `clusters.find` does, and `roll_call.MissingProcess` where one does not come in time.
     """
     cluster = find(flags)
     if cluster is None:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from fmjax.errors import CheckpointError, RunError
+from fmjax.parallel import watch
 from fmjax.training.disk import disk_full, first_line
 from fmjax.training.state import TrainState
 
@@ -64,6 +65,7 @@ class Checkpointer:
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         self._started = step
+        watch.at(f"the checkpoint of step {step}")
         with self._explained():
             self.manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -140,6 +142,7 @@ class Checkpointer:
         }
         if shapes.ema is not None:
             items["ema"] = ocp.args.StandardRestore(shapes.ema)
+        watch.at(f"the restoring of step {step}")
         found = self.manager.restore(step, args=ocp.args.Composite(**items))
         train = found["train"]
         ema = found["ema"] if shapes.ema is not None else None

@@ -9,6 +9,7 @@ import numpy as np
 
 from fmjax.data.loader import Loader
 from fmjax.errors import ConfigError
+from fmjax.parallel import watch
 from fmjax.parallel.sharding import local_rows
 from fmjax.training.step import metric_terms
 
@@ -75,6 +76,7 @@ def evaluate_loss(
             for number in range(min(count, max_batches) if max_batches else count):
                 before_batch()
                 batch = to_global(next(loader), rows, program.batch_spec)
+                watch.at(f"batch {number + 1} of the evaluation set {name!r}")
                 sums = program.eval_step(params, batch, jax.random.fold_in(program.key, number))
                 total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         totals[name] = jax.device_get(total)

@@ -203,7 +203,7 @@ class Run:
         while self.step < last and not self._must_stop(stop):
             self._profile(self.step + 1)
             batch = to_global(next(self.loader), self.rows, self.program.batch_spec)
-            watch.at_step(self.step + 1)
+            watch.at(f"step {self.step + 1}")
             self.state, metrics = train_step(self.state, batch, self.program.key)
             self.step += 1
             # The device computes this step while the host reads the one before.
@@ -316,6 +316,7 @@ class Run:
             return
         self._leave_if_stopped()
         key = jax.random.fold_in(self.program.key, self.step)
+        watch.at(f"the samples of step {self.step}")
         with self.program.inference():
             texts = self.program.objective.sample(self.program.module, self.eval_params, self.data, key)
         self.sampled_step = self.step
@@ -357,6 +358,7 @@ class Run:
             self.step,
             str(self.workdir),
         )
+        watch.at(f"the tasks of step {self.step}")
         with self.program.inference():
             results = final_tasks.run(
                 settings.final_tasks,

@@ -1,5 +1,6 @@
 """Real processes that come, stay away, die, fall silent, dawdle or disagree."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,9 +9,11 @@ import time
 
 import pytest
 
+from fmjax.parallel.peer import Peer
 from tests.processes import REPOSITORY, free_port, outputs
 
 HOST = socket.gethostname()
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 
 PROCESS = """
 import json, os, signal, sys, time
@@ -33,8 +36,19 @@ def main(argv):
         if does == "dawdles":
             time.sleep(60)
         if does in ("goes on", "stays behind"):
-            watch.at_step(7 + (does == "goes on"))
+            watch.at("step 7")
+            if does == "goes on":
+                watch.at("step 8")
             time.sleep(60)
+        if does == "babbles":
+            for peer in watch._peers.values():
+                peer.socket.sendall(b'{"place": [1\\n')
+            time.sleep(60)
+        if does == "watches no longer":
+            watch._take = None
+            time.sleep(60)
+        if does == "goes elsewhere":
+            barrier("the end")
         if does == "fails":
             watch.fail("file X is not there", 2)
         for number in range(200):
@@ -51,12 +65,11 @@ sys.exit(cli.run(main))
 def start(*does, count=None, same=None, wait=60):
     """A process for each of what they do; None is one that does not come."""
     address = f"127.0.0.1:{free_port()}"
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS.replace("WAIT", str(wait)), address, str(count or len(does)), str(number),
              what, same[number] if same else "{}"],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for number, what in enumerate(does) if what is not None
     ]  # fmt: skip
@@ -80,6 +93,7 @@ def test_processes_that_all_come_leave_together():
         ("falls silent", "has not been heard of for 3 s"),
         ("dawdles", "did not come to 'number 0' within 5 s"),
         ("stays behind", "did not come to step 8 within 5 s"),
+        ("babbles", "has sent what is no message"),
     ],
 )
 @pytest.mark.parametrize("process", [0, 2])
@@ -90,7 +104,7 @@ def test_the_one_that_is_missing_is_named_by_all_others_which_end(does, message,
     others = [host for number, host in enumerate(hosts) if number != process]
     try:
         printed = outputs(others, timeout=60)
-        if does in ("dawdles", "stays behind"):  # it is told as well
+        if does in ("dawdles", "stays behind", "babbles"):  # it is told as well
             assert hosts[process].wait(timeout=10) == 1
     finally:
         hosts[process].kill()
@@ -119,6 +133,56 @@ def test_an_error_of_one_is_told_by_all():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_watch_that_breaks_ends_all(process):
+    codes, printed = ends(start(*("watches no longer" if number == process else "waits" for number in range(3))))
+    assert codes == [1, 1, 1]
+    assert "Traceback" in printed[process]
+    failed = "the watch of the other processes failed: TypeError: "
+    for number, host in enumerate(printed):
+        assert (failed if number == process else f"process {process} of 3 (host {HOST}): {failed}") in host
+
+
+@pytest.mark.parametrize("process", [0, 2])
+def test_different_barriers_do_not_open_each_other(process):
+    codes, printed = ends(start(*("goes elsewhere" if number == process else "waits" for number in range(3))))
+    assert codes == [1, 1, 1]
+    for host in printed:
+        assert f"process {process} of 3 (host {HOST}) " in host and "'number 0'" in host and "'the end'" in host
+
+
+def test_those_who_come_after_a_refusal_are_told():
+    """Process 3 is seconds late, and hears what was wrong with process 1."""
+    same = ['{"a": {"b": 1}}', '{"a": {"b": 2}}', '{"a": {"b": 1}}', '{"a": {"b": 1}}']
+    hosts = start("works", "works", "works", None, same=same)
+    time.sleep(2)
+    arguments = list(hosts[0].args)
+    arguments[5:7] = ["3", "works"]
+    late = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    begin = time.monotonic()
+    codes, printed = ends([*hosts, late])
+    assert codes == [2] * 4 and printed == [f"process 1 (host {HOST}) has a.b = 2, process 0 1\n"] * 4
+    assert time.monotonic() - begin < 15
+
+
+def test_nothing_follows_a_message_that_was_sent_in_part():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = Peer(socket.create_connection(listener.getsockname()))
+        other, _ = listener.accept()
+    peer.socket.settimeout(0.1)
+    text = "x" * 20_000_000  # more than the system keeps for a process that does not read
+    peer.send(text=text)
+    assert peer.problem == "has taken nothing of what it was sent for 0.1 s"
+    came = b""
+    with other:
+        while data := other.recv(1 << 20):
+            came += data
+            peer.send(text="more")
+    assert came and json.dumps({"text": text}).encode().startswith(came)
+    assert peer.read() is None
+    peer.socket.close()
+
+
 def test_processes_that_disagree_are_refused():
     codes, printed = ends(start("works", "works", same=['{"a": {"b": 1, "c": 2}}', '{"a": {"b": 1, "c": 3}}']))
     assert codes == [2, 2]
@@ -131,7 +195,7 @@ def test_what_else_connects_is_passed_over():
     address = hosts[0].args[3]
     time.sleep(0.5)
     first = subprocess.Popen(
-        [*hosts[0].args[:4], "2", "0", *hosts[0].args[6:]], env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        [*hosts[0].args[:4], "2", "0", *hosts[0].args[6:]], env=ENVIRONMENT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     host, port = address.split(":")
