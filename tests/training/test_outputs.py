@@ -16,6 +16,7 @@ import fmjax
 from fmjax import config as configs
 from fmjax.errors import InputError
 from fmjax.objectives.causal_lm import CausalLM
+from fmjax.parallel import watch
 from fmjax.tasks.runner import run_tasks
 from fmjax.training import final_tasks, loop
 from fmjax.training.checkpoint import complete_steps
@@ -153,8 +154,11 @@ def test_a_finished_run_started_again_writes_nothing_twice(finished):
     assert end["eval/loss"] == rows_with(workdir, "eval/loss")[-1][1]
 
 
-def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resumes(finished):
+def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resumes(finished, monkeypatch):
+    """And before all that the processes of a run compute together they tell each other where they are."""
     folder, _ = finished
+    places = []
+    monkeypatch.setattr(watch, "at", places.append)
     workdir = folder / "run"
     expected = rows_with(workdir, "eval/loss"), read_samples(workdir / "samples.txt")
     # As if killed at step 2, between the save and the evaluation.
@@ -166,6 +170,13 @@ def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resum
     (folder / "cut" / "samples.txt").write_text("===== step 2 =====\ntorn")
     loop.train(config(folder), folder / "cut", cache_dir=folder, progress=False)
     assert (rows_with(folder / "cut", "eval/loss"), read_samples(folder / "cut" / "samples.txt")) == expected
+    batches = [place for place in places if place.startswith("batch")]
+    each = len(batches) // 2
+    assert batches == [f"batch {n} of the evaluation set 'heldout'" for n in range(1, each + 1)] * 2 and each > 1
+    assert places == [
+        "the restoring of step 2", *batches[:each], "the samples of step 2", "the tasks of step 2", "step 3", "step 4",
+        "the checkpoint of step 4", *batches[:each], "the samples of step 4", "the tasks of step 4",
+    ]  # fmt: skip
 
 
 @pytest.fixture
