@@ -48,7 +48,7 @@ def find(flags, environment: Mapping[str, str] = os.environ) -> Cluster | None:
     `--coordinator=none`.
 
     Raises InputError for flags that are incomplete or contradict each other, and for a launcher of several processes
-    that does not tell all that is needed.
+    that does not tell all that is needed or whose variables are not what they should be.
     """
     given = {name: getattr(flags, name) for name in FLAGS if getattr(flags, name, None) is not None}
     if given.get("coordinator") == "none":
@@ -59,7 +59,8 @@ def find(flags, environment: Mapping[str, str] = os.environ) -> Cluster | None:
     if found is None and not given:
         return None
     cluster = dataclasses.replace(found or Cluster("the command line", None, None, None), **given)
-    if (cluster.num_processes or 2) == 1 and cluster.process_id in (None, 0):
+    _check_number(cluster)
+    if cluster.num_processes == 1 and cluster.process_id in (None, 0):
         return None
     missing = [f"--{name}" for name in FLAGS if getattr(cluster, name) is None]
     if missing:
@@ -68,19 +69,35 @@ def find(flags, environment: Mapping[str, str] = os.environ) -> Cluster | None:
             "--coordinator=HOST:PORT (where process 0 runs, and a free port there), --num_processes=N and "
             "--process_id=I, or --coordinator=none for processes that have nothing to do with each other"
         )
-    return _checked(cluster)
-
-
-def _checked(cluster: Cluster) -> Cluster:
-    if not 0 <= cluster.process_id < cluster.num_processes:
-        raise InputError(
-            f"--process_id={cluster.process_id} must be one of 0 .. {cluster.num_processes - 1}, as "
-            f"--num_processes={cluster.num_processes}"
-        )
-    host, _, port = cluster.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InputError(f"--coordinator={cluster.coordinator} must be HOST:PORT, such as 10.0.0.1:1234, or none")
+    _check_address(cluster.coordinator)
     return cluster
+
+
+def _check_number(cluster: Cluster) -> None:
+    number, count = cluster.process_id, cluster.num_processes
+    if number is not None and count is not None and not 0 <= number < count:
+        raise InputError(f"--process_id={number} must be one of 0 .. {count - 1}, as --num_processes={count}")
+
+
+def _check_address(coordinator: str) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not _is_whole(port) or not 0 < int(port) < 65536:
+        raise InputError(f"--coordinator={coordinator} must be HOST:PORT, such as 10.0.0.1:1234, or none")
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A launcher's variable. Raises InputError where it is no whole number, or not set and without default."""
+    text = environment.get(name, "").strip() or ("" if default is None else str(default))
+    if not _is_whole(text):
+        raise InputError(
+            f"{name}={text!r} in the environment: the launcher that set the variables beside it should set a whole number "
+            "there; use it to start the processes, or give --coordinator=none for a process that is alone"
+        )
+    return int(text)
 
 
 def detect(environment: Mapping[str, str], count_known: bool = False) -> Cluster | None:
@@ -96,11 +113,11 @@ def _slurm(environment) -> Cluster | None:
     """A step that `srun` started. A batch script's own shell and an interactive one are steps of one task or none."""
     if any(name not in environment for name in SLURM):
         return None
-    count = int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or 1)
-    number = int(environment["SLURM_JOB_ID"]) * 31 + int(environment.get("SLURM_STEP_ID") or 0)
+    count = _number(environment, "SLURM_STEP_NUM_TASKS", _number(environment, "SLURM_NTASKS", 1))
+    number = _number(environment, "SLURM_JOB_ID") * 31 + _number(environment, "SLURM_STEP_ID", 0)
     coordinator = f"{first_node(environment['SLURM_STEP_NODELIST'])}:{FIRST_PORT + number % NUM_PORTS}"
-    local = _one_each(environment, _tasks_here(environment), int(environment["SLURM_LOCALID"]))
-    return Cluster("Slurm", coordinator, count, int(environment["SLURM_PROCID"]), local)
+    local = _one_each(environment, _tasks_here(environment), _number(environment, "SLURM_LOCALID"))
+    return Cluster("Slurm", coordinator, count, _number(environment, "SLURM_PROCID"), local)
 
 
 def first_node(nodes: str) -> str:
@@ -115,7 +132,7 @@ def _tasks_here(environment) -> int:
     for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
         tasks, _, times = part.partition("(x")
         counts += [int(tasks)] * int(times.rstrip(")") or 1)
-    return counts[min(int(environment.get("SLURM_NODEID") or 0), len(counts) - 1)]
+    return counts[min(_number(environment, "SLURM_NODEID", 0), len(counts) - 1)]
 
 
 def _one_each(environment, processes_here: int, local_id: int) -> tuple[int, ...] | None:
@@ -136,15 +153,15 @@ def _open_mpi(environment) -> Cluster | None:
         host = re.match(r"[^,\]]+", match.string[match.end(2) :])[0] if match[2] else match[3]
         port = FIRST_PORT + int(match[1]) // 4096 % NUM_PORTS  # Open MPI's job numbers are multiples of 4096
         coordinator = f"[{host}]:{port}" if match[2] else f"{host}:{port}"
-    here = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or 1)
-    local = _one_each(environment, here, int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK") or 0))
-    count, process = int(environment["OMPI_COMM_WORLD_SIZE"]), int(environment["OMPI_COMM_WORLD_RANK"])
+    here = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE", 1)
+    local = _one_each(environment, here, _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", 0))
+    count, process = _number(environment, "OMPI_COMM_WORLD_SIZE"), _number(environment, "OMPI_COMM_WORLD_RANK")
     return Cluster("Open MPI", coordinator, count, process, local)
 
 
 def _tpu(launcher: str, workers: list[str], worker: int, slices: Mapping[str, str]) -> Cluster:
     """One or several slices of TPU hosts, each process a host, counted through slice by slice."""
-    num_slices, own = int(slices.get("MEGASCALE_NUM_SLICES") or 1), int(slices.get("MEGASCALE_SLICE_ID") or 0)
+    num_slices, own = _number(slices, "MEGASCALE_NUM_SLICES", 1), _number(slices, "MEGASCALE_SLICE_ID", 0)
     first = (slices.get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]).split(":")[0]
     return Cluster(launcher, f"{first}:{TPU_PORT}", len(workers) * num_slices, own * len(workers) + worker)
 
@@ -154,7 +171,7 @@ def _kubernetes_tpu(environment) -> Cluster | None:
     names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
     if not names or "TPU_WORKER_ID" not in environment or "KUBERNETES_SERVICE_HOST" not in environment:
         return None
-    return _tpu("Cloud TPU in Kubernetes", names.split(","), int(environment["TPU_WORKER_ID"]), environment)
+    return _tpu("Cloud TPU in Kubernetes", names.split(","), _number(environment, "TPU_WORKER_ID"), environment)
 
 
 def _cloud_tpu(environment) -> Cluster | None:
@@ -193,7 +210,7 @@ def _kubernetes(environment, count_known: bool) -> Cluster | None:
     """A pod of an Indexed Job or a JobSet: its name is JOB-INDEX, and that of process 0 JOB-0, in the same domain."""
     if "KUBERNETES_SERVICE_HOST" not in environment or "JOB_COMPLETION_INDEX" not in environment:
         return None
-    index = int(environment["JOB_COMPLETION_INDEX"])
+    index = _number(environment, "JOB_COMPLETION_INDEX")
     name, _, domain = socket.getfqdn().partition(".")
     job = name.removesuffix(f"-{index}")
     count = None if count_known else _parallelism(job)

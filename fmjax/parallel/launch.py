@@ -14,6 +14,8 @@ from fmjax.parallel.clusters import FLAGS, Cluster, find
 TIMEOUTS = ("initialization_timeout", "heartbeat_timeout", "barrier_timeout")
 NAMES = (*FLAGS, *TIMEOUTS)
 """Of the flags that `add_flags` adds."""
+MAX_TIMEOUT = 7 * 24 * 3600
+"""Sockets wait for no more than 24 days."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several processes", "Slurm, Open MPI, Cloud TPU and Kubernetes are found by themselves; for anything else:"
     )
-    add, seconds = group.add_argument, cli.number(float, low=0, exclude_low=True)
+    add, seconds = group.add_argument, cli.number(float, low=0, high=MAX_TIMEOUT, exclude_low=True)
     add("--coordinator", default=None, help="HOST:PORT of process 0, any free port; none: this process is alone")
     add("--num_processes", type=cli.number(int, low=1), default=None, help="how many run this command")
     add("--process_id", type=cli.number(int, low=0), default=None, help="which of them this is, from 0")

@@ -90,6 +90,8 @@ def test_flags_come_before_what_is_found():
         (["--num_processes=2"], "does not tell --coordinator and --process_id"),
         (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], r"--process_id=2 must be one of 0 \.\. 1"),
         (["--coordinator=a", "--num_processes=2", "--process_id=1"], "--coordinator=a must be HOST:PORT"),
+        (["--num_processes=1", "--process_id=3"], r"--process_id=3 must be one of 0 \.\. 0"),
+        (["--coordinator=a:٣٤", "--num_processes=2", "--process_id=1"], "--coordinator=a:٣٤ must be HOST:PORT"),
         (["--coordinator=a:0", "--num_processes=2", "--process_id=1"], "--coordinator=a:0 must be HOST:PORT"),
         (["--coordinator=none", "--process_id=1"], "leave out --process_id"),
     ],
@@ -97,6 +99,27 @@ def test_flags_come_before_what_is_found():
 def test_flags_that_do_not_tell_all_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         find(flags(*arguments), {})
+
+
+@pytest.mark.parametrize("flag", launch.TIMEOUTS)
+@pytest.mark.parametrize("value", ["inf", "nan", "1e7", "0"])
+def test_times_that_cannot_be_waited_for_are_refused(flag, value):
+    with pytest.raises(InputError, match=f"--{flag}: expected a number above 0 and at most 604800, got '{value}'"):
+        flags(f"--{flag}={value}")
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_RANK=''"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "many"}, "OMPI_COMM_WORLD_SIZE='many'"),
+        (SLURM | {"SLURM_PROCID": ""}, "SLURM_PROCID=''"),
+        (TPU_POD | {"TPU_WORKER_ID": "x"}, "TPU_WORKER_ID='x'"),
+    ],
+)
+def test_a_launchers_variables_that_are_incomplete_are_refused(environment, message):
+    with pytest.raises(InputError, match=f"{message} in the environment: .* should set a whole number"):
+        find(flags(), environment)
 
 
 @pytest.fixture
