@@ -94,8 +94,8 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
     text = environment.get(name, "").strip() or ("" if default is None else str(default))
     if not _is_whole(text):
         raise InputError(
-            f"{name}={text!r} in the environment: the launcher that set the variables beside it should set a whole number "
-            "there; use it to start the processes, or give --coordinator=none for a process that is alone"
+            f"{name}={text!r} in the environment: the launcher that set the variables beside it should set a whole "
+            "number there; use it to start the processes, or give --coordinator=none for a process that is alone"
         )
     return int(text)
 
