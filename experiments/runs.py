@@ -6,6 +6,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -40,6 +41,8 @@ def setting() -> dict:
     packages = ("jax", "flax", "optax")
     return {
         "machine": f"{platform.machine()}, {len_cores()} cores",
+        "processor": processor(),
+        "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
@@ -49,6 +52,25 @@ def len_cores() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def processor() -> str:
+    """Its name as Linux knows it."""
+    file = pathlib.Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def memory(field: str) -> int:
+    """Bytes: "VmRSS" now, "VmHWM" at most since `reset_peak`; pages mapped from files are included."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status has no {field}")
+
+
+def reset_peak() -> None:
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def save(folder: pathlib.Path, results: Mapping) -> None:

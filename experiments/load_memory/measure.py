@@ -13,6 +13,9 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from runs import memory, reset_peak  # noqa: E402
+
 CASES = {
     # name: (simulated devices, mesh, dtype in the file, dtype asked for)
     "one device, float32": (1, None, "float32", "float32"),
@@ -57,18 +60,6 @@ def make(folder: pathlib.Path, megabytes: int, dtype: str) -> None:
     folder.mkdir()
     write_folder(folder, tensors, 150_000_000)
     (folder / "config.json").write_text(json.dumps(config))
-
-
-def memory(field: str) -> int:
-    """Bytes: "VmRSS" now, "VmHWM" at most since `reset_peak`; pages mapped from files are included."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {field}")
-
-
-def reset_peak() -> None:
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def child(folder: str, mesh, dtype: str) -> dict:

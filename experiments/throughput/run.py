@@ -21,19 +21,14 @@ import tempfile
 import time
 
 HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
+from runs import memory, processor  # noqa: E402
 from shapes import CPU, GPU, SHAPES  # noqa: E402
 from sides import SIDES, make_weights  # noqa: E402
 from whole_run import whole_run  # noqa: E402
 
 WORKS = ("train", "forward")
-
-
-def peak_memory() -> float:
-    """Of this process so far, in MB. (`ru_maxrss` would begin with the parent's.)"""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def work(case: dict) -> None:
@@ -66,7 +61,7 @@ def work(case: dict) -> None:
             number += 1
         side.wait()
         seconds = (time.perf_counter() - start) / count
-        say(dict(seconds=seconds, peak_mb=peak_memory(), peak_device_bytes=side.peak_device_bytes()))
+        say(dict(seconds=seconds, peak_mb=memory("VmHWM") / 2**20, peak_device_bytes=side.peak_device_bytes()))
 
 
 class Worker:
@@ -151,8 +146,8 @@ def best(row: dict) -> tuple[str, dict]:
     return name, found.get(name, {})
 
 
-def memory(result: dict) -> str:
-    """GB at peak: of the device, or of the process where that is the same."""
+def gigabytes(result: dict) -> str:
+    """At peak: of the device, or of the process where that is the same."""
     size = result.get("peak_device_bytes") or result["peak_mb"] * 2**20
     return f"{size / 1e9:.1f}"
 
@@ -175,7 +170,7 @@ def report(rows: list[dict]) -> str:
         lines.append(
             f"| {row['shape']} | {row['work']} | {ours['tokens_per_second']:,.0f} | {theirs['tokens_per_second']:,.0f} "
             f"| {'compiled' if 'compiled' in name else 'eager'} | **{theirs['times_slower']:.2f}** | {mfu} "
-            f"| {memory(ours)} | {memory(theirs)} | {abs(ours['loss'] - theirs['loss']):.0e} |"
+            f"| {gigabytes(ours)} | {gigabytes(theirs)} | {abs(ours['loss'] - theirs['loss']):.0e} |"
         )
     return "\n".join(lines)
 
@@ -270,13 +265,6 @@ def main() -> None:
         plot(rows, flags.output / f"throughput{'_gpu' if gpu else ''}.png")
     if wholes:
         print(report_whole(wholes, rows))
-
-
-def processor() -> str:
-    """Its name as Linux knows it."""
-    file = pathlib.Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":
