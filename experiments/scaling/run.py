@@ -3,7 +3,7 @@
     python experiments/scaling/run.py [--help]
 
 Each point is planned, compiled and run in a process of its own, on CPUs. Writes results.json and scaling.png, and
-prints the tables of the page. `--points=tiny` is a check in a minute that this works and writes only where --output says.
+prints the tables of the page. `--points=tiny` is a check of this in a minute; it writes only where --output says.
 """
 
 import argparse
