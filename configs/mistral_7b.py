@@ -6,7 +6,7 @@
 
 4M tokens a step in rows of 8,192. `configs/mistral.py` is the same model for fewer chips.
 
-Planned for v6e:16x16 (2026-11-26, JAX 0.10.2, libtpu 0.0.52): 29 of 32 GiB a chip, 96.9% of the compiled FLOPs
+Planned for v6e:16x16 (2026-11-26, JAX 0.10.2, libtpu 0.0.52): 29 of 31 GiB a chip, 96.9% of the compiled FLOPs
 useful, a step of at least 0.87 s, limited by compute; not run on such a slice yet.
 """
 
