@@ -22,6 +22,7 @@ from fmjax.inference.packing import Batch, Segment, batches
 from fmjax.layers.attention import Forked
 from fmjax.layers.embed import output_logits
 from fmjax.parallel.placement import whole
+from fmjax.parallel.platform import target_platform
 
 TRACES: dict[str, int] = defaultdict(int)
 """How often the program was traced; tests hold it to one compilation a row length."""
@@ -119,7 +120,7 @@ def iter_scores(
     # Continuations of one token after one context share a pass.
     counted.read(len(inputs) for inputs in {segment.inputs for segment in segments})
     if tokens_per_batch is None:
-        tokens_per_batch = TOKENS_PER_BATCH.get(jax.default_backend(), DEFAULT_TOKENS_PER_BATCH)
+        tokens_per_batch = TOKENS_PER_BATCH.get(target_platform(), DEFAULT_TOKENS_PER_BATCH)
     options = dict(context_length=context_length, tokens_per_batch=tokens_per_batch, num_shards=num_shards)
     return _iter_scores(module, params, segments, options, progress)
 

@@ -200,7 +200,9 @@ def test_older_names_buffers_and_repeated_tensors(tmp_path):
 def test_rotary_buffers_are_passed_over(llama, tmp_path):
     weights, config = llama
     buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32) for i in range(3)}
-    fmjax.load(folders.write(tmp_path, weights | buffers, config))
+    loaded = fmjax.load(folders.write(tmp_path / "with", weights | buffers, config))
+    plain = fmjax.load(folders.write(tmp_path / "without", weights, config))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, plain.params)
 
 
 def test_a_tied_head_in_the_file_must_be_the_embedding(tmp_path):
