@@ -257,6 +257,21 @@ def test_a_program_too_large_for_a_tpu(tmp_path):
     assert "does not fit" in report.verdict(found)
 
 
+@pytest.mark.parametrize(
+    "message, expected",
+    [
+        ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: it used 168.30G of 15.75G", True),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 168.30G of 15.75G hbm.", True),
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries", True),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20M of 16M vmem.", False),
+        ("INTERNAL: Mosaic failed to compile TPU kernel: hbm", False),
+    ],
+)  # fmt: skip
+def test_which_refusals_mean_that_the_memory_is_too_small(message, expected):
+    """Only main memory's; a kernel that needs too much of another memory is a fault to be raised."""
+    assert plan._says_hbm_is_too_small(message) is expected
+
+
 @has_compiler
 @pytest.mark.parametrize(
     "name, overrides",
