@@ -8,6 +8,7 @@ Prints a table and writes results.json beside this file; those that are not in `
 """
 
 import argparse
+import importlib.metadata
 import json
 import pathlib
 import subprocess
@@ -63,7 +64,8 @@ def main() -> None:
     plans = json.loads(path.read_text())["plans"] if path.exists() else {}
     for name in names:
         plans[name] = plan(name)
-        path.write_text(json.dumps({"plans": plans, "setting": runs.setting()}, indent=1) + "\n")
+        setting = runs.setting() | {"libtpu": importlib.metadata.version("libtpu")}
+        path.write_text(json.dumps({"plans": plans, "setting": setting}, indent=1) + "\n")
     header = "config topology mesh tokens/step GiB/chip fits useful step-bound,s MFU-bound limited compiled,s".split()
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for name in PLANS:
