@@ -15,7 +15,7 @@ TIMEOUTS = ("initialization_timeout", "heartbeat_timeout", "barrier_timeout")
 NAMES = (*FLAGS, *TIMEOUTS)
 """Of the flags that `add_flags` adds."""
 MAX_TIMEOUT = 7 * 24 * 3600
-"""Sockets wait for no more than 24 days."""
+"""Seconds: a week, well under the 24 days that a socket can be told to wait."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -27,8 +27,7 @@ def write(path: pathlib.Path, content: bytes) -> pathlib.Path:
 
 def parquet(path, columns):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    pytest.importorskip("pyarrow.parquet")
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path
 
