@@ -63,9 +63,9 @@ def main() -> None:
     path = HERE / "results.json"
     plans = json.loads(path.read_text())["plans"] if path.exists() else {}
     for name in names:
-        plans[name] = plan(name)
         setting = runs.setting() | {"libtpu": importlib.metadata.version("libtpu")}
-        path.write_text(json.dumps({"plans": plans, "setting": setting}, indent=1) + "\n")
+        plans[name] = plan(name) | {"setting": setting}
+        path.write_text(json.dumps({"plans": plans}, indent=1) + "\n")
     header = "config topology mesh tokens/step GiB/chip fits useful step-bound,s MFU-bound limited compiled,s".split()
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for name in PLANS:

@@ -192,8 +192,8 @@ def _compile(program: Program) -> _Compiled:
 
 
 def _says_hbm_is_too_small(message: str) -> bool:
-    """The words differ by version: "CompileTimeHbmOom", "in memory space hbm", "on HBM"; other memories run out too."""
-    return "CompileTimeHbmOom" in message or ("Ran out of memory" in message and "hbm" in message.lower())
+    """The words differ by version; other memories run out too, in messages that may mention this one."""
+    return re.search("CompileTimeHbmOom|Ran out of memory (in memory space hbm|on HBM)", message) is not None
 
 
 @contextlib.contextmanager

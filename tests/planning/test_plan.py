@@ -263,7 +263,7 @@ def test_a_program_too_large_for_a_tpu(tmp_path):
         ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: it used 168.30G of 15.75G", True),
         ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 168.30G of 15.75G hbm.", True),
         ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries", True),
-        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20M of 16M vmem.", False),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20M of 16M vmem. copy from hbm", False),
         ("INTERNAL: Mosaic failed to compile TPU kernel: hbm", False),
     ],
 )  # fmt: skip
