@@ -9,8 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from fmjax.layers.attention import MASKED, Forked, attention_mask
+from fmjax.parallel.platform import target_platform
 
-BLOCK = 128
+# Queries of a block at least: on a CPU few, whose logits stay in the caches, and which leave out more keys after them.
+BLOCK = {"cpu": 32}
+DEFAULT_BLOCK = 128
 MAX_BLOCKS = 16  # blocks are unrolled: bounds the size of the program for long sequences
 
 _BATCH = ((0, 1), (0, 1))
@@ -26,7 +29,7 @@ def forked_attention(q, k, v, forked: Forked, *, window, scale):
     groups = h // kv_heads
     q = (q * scale).astype(q.dtype).reshape(b, t, kv_heads, groups, d).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    size = max(BLOCK, -(-t // MAX_BLOCKS))
+    size = max(BLOCK.get(target_platform(), DEFAULT_BLOCK), -(-t // MAX_BLOCKS))
     outs = []
     for start in range(0, t, size):
         end = min(start + size, t)
