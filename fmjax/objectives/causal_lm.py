@@ -8,7 +8,7 @@ import jax
 
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
-from fmjax.objectives.cross_entropy import cross_entropy
+from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
 
 log = logging.getLogger("fmjax")
 
@@ -21,7 +21,7 @@ class CausalLM:
 
     Attributes:
       z_loss: coefficient of the squared log-partition function, added to the training loss only; 0 for none.
-      chunk_size: positions of each row whose logits exist at the same time.
+      chunk_size: positions of each row whose logits exist at the same time; none: by the platform.
       sample_prompts: continued for `samples.txt`; "" starts from BOS; none: no samples.
       sample_tokens, sample_temperature: length and temperature of those continuations.
     """
@@ -29,13 +29,14 @@ class CausalLM:
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size", "sample_prompts", "sample_tokens", "sample_temperature")
 
     z_loss: float = 0.0
-    chunk_size: int = 128
+    chunk_size: int | None = None
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = 200
     sample_temperature: float = 0.8
 
     def __post_init__(self):
-        check_positive(chunk_size=self.chunk_size, sample_tokens=self.sample_tokens)
+        check_chunk_size(self.chunk_size)
+        check_positive(sample_tokens=self.sample_tokens)
         for name in ("z_loss", "sample_temperature"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected a number of at least 0.")

@@ -17,9 +17,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import weight_gradient
 from fmjax.layers.embed import output_logits
+from fmjax.parallel.platform import target_platform
 from fmjax.parallel.shards import mesh_axes, num_shards
+
+CHUNK_SIZE = 128
+CPU_POSITIONS = 512
+"""Positions of all rows in a chunk on a CPU: enough for the products' full rate, and the fewest logits in memory."""
 
 
 def cross_entropy(
@@ -30,7 +36,7 @@ def cross_entropy(
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-    chunk_size: int = 128,
+    chunk_size: int | None = None,
     count_correct: bool = False,
 ):
     """Weighted sums of the cross-entropy of softmax(output_logits(hidden, head)) with `targets`.
@@ -43,7 +49,8 @@ def cross_entropy(
       z_loss: adds z_loss * log(Z)**2 per position, Z the softmax's denominator (Chowdhery et al. 2022, section 5).
       label_smoothing: share of the target's probability that is spread evenly over all V classes, the target among
         them (Szegedy et al. 2016, section 7; `label_smoothing` of PyTorch's CrossEntropyLoss).
-      chunk_size: positions of each row, of those on one device, that are processed at once.
+      chunk_size: positions of each row, of those on one device, that are processed at once; None goes by the platform
+        (`default_chunk_size`).
       count_correct: whether to compare the largest logit with the target's.
 
     Returns: dict of float32 scalars, sums over positions times weights: "loss" (with z-loss and smoothing; the only
@@ -56,7 +63,7 @@ def cross_entropy(
 class _Options(NamedTuple):
     z_loss: float
     label_smoothing: float
-    chunk_size: int
+    chunk_size: int | None
     count_correct: bool
 
 
@@ -136,6 +143,21 @@ def head_size(head: dict) -> int:
     return head["embedding"].shape[0] if "embedding" in head else head["kernel"].shape[1]
 
 
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raises ConfigError unless it is None or a whole number of at least 1."""
+    if chunk_size is not None:
+        check_positive(chunk_size=chunk_size)
+
+
+def default_chunk_size(rows: int, length: int) -> int:
+    """Positions of each of a device's rows that are processed at once where nothing else is asked for."""
+    if target_platform() != "cpu":
+        return CHUNK_SIZE
+    size = max(1, CPU_POSITIONS // rows)
+    # Without a rest, if half as many or more leave none: it would be compiled a second time.
+    return next((n for n in range(size, size // 2, -1) if length % n == 0), size)
+
+
 def _pad(x, missing):
     return jnp.pad(x, [(0, n) for n in missing] + [(0, 0)] * (x.ndim - 2)) if any(missing) else x
 
@@ -146,7 +168,8 @@ def _over_chunks(hidden, head, targets, weights, vocab_axes, options, gradients)
     The head's classes are one part of those of all devices along the mesh axes `vocab_axes`. The sums are of all
     classes; the gradient to hidden is of that part, and of the device's own rows all three.
     """
-    length, chunk_size = hidden.shape[1], min(options.chunk_size, hidden.shape[1])
+    rows, length, _ = hidden.shape
+    chunk_size = min(options.chunk_size or default_chunk_size(rows, length), length)
     tied, vocab_size = "embedding" in head, head_size(head)
     chunk = functools.partial(_chunk, head=head, vocab_axes=vocab_axes, options=options, gradients=gradients)
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fmjax.errors import ConfigError
-from fmjax.layers.checks import check_positive
-from fmjax.objectives.cross_entropy import cross_entropy
+from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
 
 log = logging.getLogger("fmjax")
 
@@ -22,15 +21,15 @@ class MaskedLM:
     """Mean negative log-likelihood of the masked tokens, plus that of the next-sentence labels of the rows.
 
     Attributes:
-      chunk_size: predicted positions of each row whose logits exist at the same time.
+      chunk_size: predicted positions of each row whose logits exist at the same time; none: by the platform.
     """
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size",)
 
-    chunk_size: int = 128
+    chunk_size: int | None = None
 
     def __post_init__(self):
-        check_positive(chunk_size=self.chunk_size)
+        check_chunk_size(self.chunk_size)
 
     def inputs(self, batch: dict) -> dict:
         """The arrays of `batch` that the module takes, by keyword."""

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import jax
 
-from fmjax.layers.checks import check_positive, check_rate
-from fmjax.objectives.cross_entropy import cross_entropy
+from fmjax.layers.checks import check_rate
+from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
 
 INPUTS = ("tokens", "source_tokens", "segment_ids", "source_segment_ids", "positions", "source_positions")
 
@@ -18,16 +18,16 @@ class Seq2Seq:
     Attributes:
       label_smoothing: share of a target's probability that is spread evenly over the vocabulary in training
         (Vaswani et al. 2017, section 5.4).
-      chunk_size: positions of each row whose logits exist at the same time.
+      chunk_size: positions of each row whose logits exist at the same time; none: by the platform.
     """
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size",)
 
     label_smoothing: float = 0.1
-    chunk_size: int = 128
+    chunk_size: int | None = None
 
     def __post_init__(self):
-        check_positive(chunk_size=self.chunk_size)
+        check_chunk_size(self.chunk_size)
         check_rate("label_smoothing", self.label_smoothing)
 
     def inputs(self, batch: dict) -> dict:

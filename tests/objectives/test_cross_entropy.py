@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from fmjax.errors import ConfigError
 from fmjax.objectives.causal_lm import CausalLM
-from fmjax.objectives.cross_entropy import cross_entropy
+from fmjax.objectives.cross_entropy import CPU_POSITIONS, cross_entropy, default_chunk_size
 from fmjax.parallel.mesh import DEFAULT_RULES, MeshConfig, make_mesh
 from fmjax.parallel.sharding import partition_spec
 
@@ -139,6 +139,21 @@ def test_no_array_of_all_logits_occurs():
     for function in (lambda f: f, lambda f: jax.value_and_grad(f, argnums=(0, 1))):
         assert largest(T, function) == B * T * V  # the test sees it where it is
         assert largest(3, function) == max(B * 3 * V, D * V)
+
+
+@pytest.mark.parametrize("rows, length, size", [(16, 256, 32), (64, 256, 8), (1, 2048, 512), (6, 100, 50), (1000, 7, 1)])
+def test_on_a_cpu_a_chunk_has_about_as_many_positions_for_any_batch(monkeypatch, rows, length, size):
+    assert default_chunk_size(rows, length) == size
+    assert rows * size <= max(rows, CPU_POSITIONS)
+    monkeypatch.setattr("fmjax.objectives.cross_entropy.target_platform", lambda: "tpu")
+    assert default_chunk_size(rows, length) == 128
+
+
+def test_the_default_chunk_is_the_one_that_is_used():
+    hidden = jnp.zeros((256, 4, D))
+    loss = lambda hidden: cross_entropy(hidden, arrays("tied")[1], jnp.zeros((256, 4), int), jnp.ones((256, 4)))["loss"]
+    shapes = set(shapes_of(jax.make_jaxpr(loss)(hidden).jaxpr))
+    assert (256, 2, V) in shapes and (256, 4, V) not in shapes
 
 
 def on_mesh(function, **sizes):
