@@ -20,7 +20,7 @@ def make_report(
     *,
     limit: int | None,
     seed: int,
-    fingerprint: str,
+    fingerprint: str | None,
     data_dir: str | pathlib.Path | None = None,
     is_complete: bool = True,
 ) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def make_report(
       model: the `fmjax.load.Model` that was evaluated.
       found: `fmjax.tasks.runner.TaskResult` by task.
       limit, seed, data_dir: as given to `fmjax.evaluate`.
-      fingerprint: of the model's content (`model_fingerprint`).
+      fingerprint: of the model's content (`model_fingerprint`), None where it was not worked out.
       is_complete: whether these are all of the tasks.
     """
     return {

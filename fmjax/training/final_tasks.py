@@ -7,6 +7,8 @@ import jax
 
 from fmjax.errors import ConfigError
 
+SEED = 0
+
 
 def check_names(names) -> None:
     """Raises InputError for a name that is no task or stands twice."""
@@ -49,12 +51,18 @@ def check(names, data, module) -> None:
 
 
 def run(names, model, data, limit: int, progress: bool, folder: pathlib.Path):
-    """Results by task name; process 0 writes each task's documents and answers to `folder`."""
+    """Results by task name; process 0 writes `results.json` and `samples/`, as `fmjax.evaluate` does, to `folder`.
+
+    The report names the run's folder and step in place of a fingerprint, for which every parameter would be read.
+    """
+    from fmjax.tasks.report import make_report, write_report
     from fmjax.tasks.runner import run_tasks, write_samples
 
-    results = run_tasks(model, names, data=data, limit=limit, data_dir=_data_dir(), progress=progress)
+    results = run_tasks(model, names, data=data, limit=limit, seed=SEED, data_dir=_data_dir(), progress=progress)
     if jax.process_index() == 0:
-        write_samples(results, folder)
+        write_samples(results, folder / "samples")
+        options = dict(limit=limit, seed=SEED, fingerprint=None, data_dir=_data_dir())
+        write_report(make_report(model, results, **options), folder)
     return results
 
 

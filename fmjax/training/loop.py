@@ -338,7 +338,7 @@ class Run:
         if self.main:
             for text in self.last_samples:
                 log.info("%s\n%s", "-" * 40, text)
-            names = ("loss.png", "samples.txt", "metrics.jsonl", "checkpoints")
+            names = ("loss.png", "samples.txt", "metrics.jsonl", "results.json", "checkpoints")
             found = ", ".join(name for name in names if (self.workdir / name).exists())
             log.info("%s\n%s: %s", "-" * 40, self.workdir, found)
 
@@ -366,7 +366,7 @@ class Run:
                 self.data,
                 settings.final_tasks_limit,
                 self.progress,
-                self.workdir / "samples",
+                self.workdir,
             )
         for name, result in results.items():
             self._write(self.step, {f"{name}/{k}": v for k, v in result.metrics.items() if v is not None}, again=True)

@@ -140,6 +140,16 @@ def test_samples_and_tasks_are_computed_on_the_runs_mesh_as_one_device_computes_
     assert (first, step) == (2, 4) and logged == pytest.approx(again, rel=1e-4)
 
 
+def test_the_tasks_of_a_run_are_reported_as_an_evaluation_is(finished):
+    folder, _ = finished
+    name = f"text:{folder}/other.txt"
+    report = json.loads((folder / "run" / "results.json").read_text())
+    assert report["results"][name]["bits_per_byte"] == rows_with(folder / "run", f"{name}/bits_per_byte")[-1][1]
+    assert (report["model"]["step"], report["model"]["source"]) == (4, str(folder / "run"))
+    assert report["cost"][name]["joules"] > 0 and report["cost"][name]["flops"] > 0
+    assert report["config"]["train"]["steps"] == 4 and report["complete"]
+
+
 def test_a_finished_run_started_again_writes_nothing_twice(finished):
     folder, _ = finished
     workdir = folder / "run"
