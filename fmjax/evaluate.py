@@ -230,17 +230,23 @@ def _evaluate(flags, first: bool) -> None:
     # Before the model is loaded, which may take long.
     tasks = find_tasks(flags.tasks, flags.task_path)
     make_folders(flags.output, flags.answers)
-    report = evaluate(
-        load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=first and sys.stderr.isatty()),
-        tasks,
-        limit=flags.limit,
-        num_shots=flags.num_shots,
-        data_dir=flags.data_dir,
-        output=flags.output,
-        answers=flags.answers,
-        seed=flags.seed,
-        progress=first,
-    )
+    model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=first and sys.stderr.isatty())
+    try:
+        report = evaluate(
+            model,
+            tasks,
+            limit=flags.limit,
+            num_shots=flags.num_shots,
+            data_dir=flags.data_dir,
+            output=flags.output,
+            answers=flags.answers,
+            seed=flags.seed,
+            progress=first,
+        )
+    except KeyboardInterrupt:
+        if first:
+            log.warning("interrupted; what was answered is kept, and the same command goes on from there")
+        raise
     if first:
         print(table(report))
         print(cost_line(report))

@@ -1,4 +1,4 @@
-"""Any fmjax model in lm-evaluation-harness (extra `[lm_eval]`), with all of the harness's tasks:
+"""Any fmjax model in lm-evaluation-harness (extra `[lm-eval]`), with all of the harness's tasks:
 
 python -m fmjax.interop.lm_eval --model=DIR --tasks=a,b [--include_path=FOLDER] --output=FILE
 
@@ -200,7 +200,7 @@ def generate_request(context: str, options: Mapping[str, Any]) -> Generate:
 def need_harness() -> None:
     """Raises InputError where lm-evaluation-harness is not installed."""
     if LM is object:
-        raise InputError("lm-evaluation-harness is not installed; install it with: pip install 'fmjax[lm_eval]'")
+        raise InputError("lm-evaluation-harness is not installed; install it with: pip install -e '.[lm-eval]'")
 
 
 def task_manager(tasks: Sequence[str], include_path: Sequence[str]):

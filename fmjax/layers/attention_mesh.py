@@ -18,6 +18,9 @@ A length that does not divide is padded. Padding and order are undone before any
 and modules know the natural length and order alone.
 """
 
+import functools
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +30,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fmjax.layers import attention_blocks
 from fmjax.layers.padding import pad
 from fmjax.parallel.shards import mesh_axes, num_shards
+
+log = logging.getLogger(__name__)
 
 
 def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
@@ -40,6 +45,11 @@ def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
     if mesh.empty or mesh.size == 1:
         return kernel.run(q, k, v, segment_ids=segment_ids, positions=positions, **options)
     batch, length, heads = mesh_axes(mesh, ("batch", "length", "act_heads"))
+    if q.shape[2] % num_shards(mesh, heads):
+        _warn(
+            f"attention of {q.shape[2]} heads does not divide over the {num_shards(mesh, heads)} devices of the mesh axes "
+            f"{heads}: each of them computes all heads. Choose an axis size that divides num_heads."
+        )
     # Rows or heads that do not divide stay whole.
     batch, heads = (
         () if size % num_shards(mesh, names) else names for names, size in ((batch, q.shape[0]), (heads, q.shape[2]))
@@ -55,6 +65,11 @@ def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
         attend = lambda _, *arrays: _by_heads(kernel, length, *arrays, options)
     else:
         balanced = causal and window is None
+        if not hasattr(kernel, "make_kernel"):
+            _warn(
+                f"attention over a length split {shards} ways, with {k.shape[2]} key-value heads that do not divide by "
+                f"it, is computed in blocks by XLA rather than by {kernel.__name__}."
+            )
         q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, 2 * shards if balanced else shards, causal)
         order = _order(q.shape[1], shards, balanced)
         if hasattr(kernel, "make_kernel") and (causal or window is not None):
@@ -66,6 +81,12 @@ def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
     # Splash's own outputs do not say over which axes they vary, hence check_vma=False.
     specs = dict(in_specs=(extra_specs, whole, whole, whole, rows), out_specs=whole, check_vma=False)
     return jax.shard_map(attend, mesh=mesh, **specs)(extra, q, k, v, segment_ids)[:, :queries]
+
+
+@functools.lru_cache(maxsize=None)
+def _warn(text: str) -> None:
+    """Once each, as every layer says the same."""
+    log.warning("%s", text)
 
 
 def _pad_length(q, k, v, ids, multiple: int, causal: bool):

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from fmjax.layers.padding import pad
+from fmjax.parallel.platform import target_platform
 
 LANES = 128
 SUBLANES = 8
@@ -34,6 +35,8 @@ INTERPRET = False
 
 def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -> str | None:
     """Why this backend cannot do what is asked, or None."""
+    if target_platform() != "tpu" and not INTERPRET:
+        return f"is a kernel for TPUs, and the program is for {target_platform()!r}"
     if positions is not None:
         return "masks by index in the row and takes no positions (cached decoding)"
     if dropout_rate > 0.0:

@@ -20,16 +20,20 @@ PIECE = 2**26
 
 
 def connect(mesh: Mesh) -> None:
-    """Opens the connections between processes that collectives over the mesh's axes need on CPUs.
+    """Waits until all processes of the mesh are here, and opens the connections that its collectives need on CPUs.
 
-    Gloo connects the devices of a collective at its first use, and gives up where a process comes 30 s after the
-    others. Once they are connected it waits for as long as a compilation may differ between processes. So all of them
-    connect here, where none has begun anything slow.
+    The wait has a time-out and names who is missing, which no collective does. On CPUs Gloo connects the devices of a
+    collective at its first use, and gives up where a process comes 30 s after the others. Once they are connected it
+    waits for as long as a compilation may differ between processes. So all of them connect here, where none has begun
+    anything slow.
 
-    Nothing is done where the mesh is not that of several processes' CPUs, all of them.
+    Nothing is done where the mesh is not that of several processes, all of them.
     """
     processes = {device.process_index for device in mesh.devices.flat}
-    if jax.process_count() == 1 or len(processes) < jax.process_count() or mesh.devices.flat[0].platform != "cpu":
+    if jax.process_count() == 1 or len(processes) < jax.process_count():
+        return
+    barrier("the devices' connections")
+    if mesh.devices.flat[0].platform != "cpu":
         return
     split = [axis for axis, size in mesh.shape.items() if size > 1]
     groups = [group for count in range(1, len(split) + 1) for group in itertools.combinations(split, count)]
@@ -37,7 +41,6 @@ def connect(mesh: Mesh) -> None:
     def sums(x):
         return [jax.lax.psum(x + number, group) for number, group in enumerate(groups)]
 
-    barrier("the devices' connections")
     summed = jax.shard_map(sums, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec())
     jax.block_until_ready(jax.jit(summed)(jnp.zeros(())))
     multihost_utils.sync_global_devices("connect")

@@ -187,7 +187,7 @@ def _compile(program: Program) -> _Compiled:
                 raise
             text = _dumped(folder, ".after_optimizations.txt", error)
             arguments = _shard_bytes(program.spec.shapes) + _shard_bytes(program.batch_spec)
-            return _Compiled(text, arguments, _reported_temp(folder, error), 0, accepted=False)
+            return _Compiled(text, arguments, max(0, _reported_bytes(folder, error) - arguments), 0, accepted=False)
         return _measured(compiled, _dumped(folder, ".after_optimizations.txt", None))
 
 
@@ -228,7 +228,8 @@ def _dumped(folder: str, ending: str, error: Exception | None) -> str:
     return max(found, key=lambda path: path.stat().st_size).read_text()
 
 
-def _reported_temp(folder: str, error: Exception) -> int:
+def _reported_bytes(folder: str, error: Exception) -> int:
+    """Of main memory, arguments included, by the report on a program that was refused."""
     report = _dumped(folder, "memory-usage-report.txt", error)
     main = re.search(r"Memory Space: default.*?Total bytes: (\d+)", report, re.DOTALL)
     if main is None:

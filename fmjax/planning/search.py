@@ -61,9 +61,12 @@ def search(
 
 def best(rows: Sequence[tuple[str, Plan]]) -> tuple[str, Plan] | None:
     """Of those that fit, or may, the one with the lowest bound on a step's time; without bounds, the fewest FLOPs."""
-    fitting = [row for row in rows if row[1].fits is not False]
-    cost = lambda row: (row[1].step_seconds_bound or 0.0, row[1].hardware_flops_per_step)
-    return min(fitting, key=cost, default=None)
+
+    def cost(row):
+        bound = row[1].step_seconds_bound
+        return bound is None, bound or 0.0, row[1].hardware_flops_per_step
+
+    return min((row for row in rows if row[1].fits is not False), key=cost, default=None)
 
 
 def _meshes(config, num_devices: int) -> Iterator[dict]:

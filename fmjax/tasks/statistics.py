@@ -35,8 +35,8 @@ def bootstrap(
       clusters: of each document; None is a cluster of its own.
       summable: whether `reduce` looks at the columns' sums alone, which is quicker.
 
-    Returns: metric to standard error; None where a resample gives no finite value or a single one has the metric, and
-      for all where there is a single cluster.
+    Returns: metric to standard error; None where a resample gives no finite value or lacks the metric, as one may that
+      misses all of a small subset, and for all where there is a single cluster.
     """
     groups = defaultdict(list)
     num_documents = len(next(iter(columns.values())))
@@ -65,6 +65,6 @@ def bootstrap(
         for name, value in reduce(sample).items():
             values[name].append(value)
     return {
-        name: float(np.std(sample, ddof=1)) if len(sample) > 1 and np.isfinite(sample).all() else None
+        name: float(np.std(sample, ddof=1)) if len(sample) == REPLICATES and np.isfinite(sample).all() else None
         for name, sample in values.items()
     }
