@@ -32,29 +32,53 @@ def typos(text: str, rng: np.random.Generator, rate: float = 0.1) -> str:
     return "".join(letters)
 
 
-# Each pair means the same in either direction in nearly every sentence.
-_PARAPHRASES = (
-    ("do not", "don't"), ("does not", "doesn't"), ("did not", "didn't"), ("cannot", "can't"), ("is not", "isn't"),
-    ("are not", "aren't"), ("was not", "wasn't"), ("it is", "it's"), ("will not", "won't"), ("because", "since"),
-    ("big", "large"), ("small", "little"), ("begin", "start"), ("many", "a lot of"), ("in order to", "to"),
-    ("for example", "for instance"), ("which of the following", "which one of these"), ("most likely", "probably"),
-    ("however", "nevertheless"), ("quickly", "fast"), ("often", "frequently"), ("about", "roughly"),
-    ("children", "kids"), ("help", "assist"), ("buy", "purchase"), ("get", "obtain"), ("need", "require"),
-)  # fmt: skip
+# From left to right alone: each second phrase fits wherever the first stands and means the same there in nearly every
+# sentence. So the word with one meaning is replaced by one that may have several ("begins" -> "starts"), never the
+# other way round, and a phrase holds its article or verb where the new one needs another.
+_PARAPHRASES = {
+    "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "are not": "aren't",
+    "was not": "wasn't", "were not": "weren't", "has not": "hasn't", "have not": "haven't", "will not": "won't",
+    "would not": "wouldn't", "could not": "couldn't", "should not": "shouldn't", "cannot": "can't",
+    "because": "for the reason that", "because of": "owing to", "in order to": "to", "such as": "like",
+    "although": "though", "until": "till", "prior to": "before", "toward": "towards", "for example": "for instance",
+    "buy": "purchase", "buys": "purchases", "bought": "purchased", "buying": "purchasing", "receives": "gets",
+    "earns": "makes", "begin": "start", "begins": "starts", "began": "started", "begun": "started",
+    "talking": "speaking", "wants to": "would like to", "needs to": "has to", "is able to": "can", "are able to": "can",
+    "is seen": "can be seen", "are seen": "can be seen", "located in": "situated in", "located on": "situated on",
+    "located at": "situated at", "located near": "situated near", "children": "kids", "children's": "kids'",
+    "his mother": "his mom", "her mother": "her mom", "my mother": "my mom", "a person": "an individual",
+    "the person": "the individual", "a lady": "a woman", "the lady": "the woman", "someone": "somebody",
+    "everyone": "everybody", "anyone": "anybody", "no one": "nobody", "television": "TV", "bicycle": "bike",
+    "the united states": "the US", "approximately": "roughly", "nearly": "almost", "often": "frequently",
+    "several": "a number of", "lots of": "a lot of", "a large": "a big", "additional": "extra",
+    "the entire": "the whole", "an entire": "a whole", "in total": "altogether", "afterwards": "after that",
+    "every day": "each day", "every week": "each week", "every month": "each month", "every year": "each year",
+    "every time": "each time", "per hour": "an hour", "per day": "a day", "per week": "a week",
+    "per month": "a month", "per year": "a year", "which of the following": "which of these",
+    "will most likely": "will probably", "would most likely": "would probably", "is most likely to": "is likeliest to",
+    "are most likely to": "are likeliest to",
+}  # fmt: skip
+# Longest first; a part of a hyphenated word is none ("large-scale", "mother-in-law").
+_PHRASE = re.compile(
+    rf"(?<![\w-])({'|'.join(map(re.escape, sorted(_PARAPHRASES, key=len, reverse=True)))})(?![\w-])", re.IGNORECASE
+)
 
 
 def paraphrase(text: str, rng: np.random.Generator) -> str:
-    """Phrases replaced by others of the same meaning, from a fixed table, in both directions."""
-    table = {}
-    for one, other in _PARAPHRASES:
-        table[one], table[other] = other, one
+    """Phrases replaced by others of the same meaning, from a fixed table."""
 
     def replace(match: re.Match) -> str:
-        new = table[match[0].lower()]
-        return new.capitalize() if match[0][0].isupper() else new
+        old, new = match[0], _PARAPHRASES[match[0].lower()]
+        if old.isupper():
+            return new.upper()
+        if not old[0].isupper():
+            return new
+        before = text[: match.start()].rstrip(" \"'(")
+        if before and before[-1] not in ".?!:\n":  # in a name or a title: "We Bought a Zoo"
+            return old
+        return new[0].upper() + new[1:]
 
-    longest_first = sorted(table, key=len, reverse=True)
-    return re.sub(rf"\b({'|'.join(map(re.escape, longest_first))})\b", replace, text, flags=re.IGNORECASE)
+    return _PHRASE.sub(replace, text)
 
 
 _DISTRACTORS = (
@@ -124,7 +148,7 @@ class Perturbed(Task):
             )
         self.task, self.perturbation = task, perturbation
         self.name = f"{task.name}+{perturbation}"
-        self.version = f"{task.version}.1"
+        self.version = f"{task.version}.2"
         self.metrics = tuple(name + end for name in task.metrics for end in ("", "_perturbed", "_drop"))
         self.metrics += ("changed",)
         self.description = f"{task.description}; beside it with {perturbation}"

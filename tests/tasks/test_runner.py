@@ -492,8 +492,26 @@ def test_perturbed_texts_and_the_drop():
     assert typos("aa bbb 1234 -- aaaa", rng(0), 1.0) == "aa bbb 1234 -- aaaa"
     assert typos("A little dresser", rng(0), 0.0) != "A little dresser"  # one at least
     assert typos("word abcdef", rng(0), 1.0) != "word abcdef"
-    assert paraphrase("It is big. I do not know, for example", rng(0)) == "It's large. I don't know, for instance"
+    assert paraphrase("It is hot. I do not know, for example", rng(0)) == "It is hot. I don't know, for instance"
     assert distractor("Why?", rng(0)).endswith(". Why?")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("How many need to go to the bank since Monday? Get help about it, to start.", None),
+        ("Don't purchase a home until", "Don't purchase a home till"),
+        ("Do not go: Children's TV; her mother-in-law", "Don't go: Kids' TV; her mother-in-law"),
+        ("A person begins because of rain, as no one left.", "An individual starts owing to rain, as nobody left."),
+        ("a large-scale war in the United States", "a large-scale war in the US"),
+        ("Television CANNOT", "TV CAN'T"),
+        ("They saw We Bought a Zoo. Begin!", "They saw We Bought a Zoo. Start!"),
+    ],
+)
+def test_paraphrases_go_one_way_and_keep_grammar(text, expected):
+    from fmjax.tasks.perturbation import paraphrase
+
+    assert paraphrase(text, np.random.default_rng(0)) == (expected or text)
 
 
 def test_two_evaluations_are_compared_document_by_document(tmp_path, capsys):
