@@ -9,7 +9,7 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -131,7 +131,7 @@ class Perturbed(Task):
     Metrics: for each metric of the task, itself, NAME_perturbed, and NAME_drop, the first less the second; and
     `changed`, the part of the documents that the perturbation changed at all.
 
-    Raises InputError for a task that the perturbation cannot change.
+    Raises InputError for a task that the perturbation cannot change, and from `check_changes`.
     """
 
     def __init__(self, task: Task, perturbation: str):
@@ -202,6 +202,15 @@ class Perturbed(Task):
             changed = functools.cache(lambda text: change(text, self._rng(document.plain)))
             perturbed = [self._change(request, changed) for request in perturbed]
         return plain, perturbed
+
+    def check_changes(self, documents: Sequence[_Both]) -> None:
+        """Raises InputError where the perturbation changes none of the documents, whose drop of 0 would say nothing."""
+        if all(before == after for before, after in (document.requests for document in documents)):
+            raise InputError(
+                f"task {self.name}: {self.perturbation} changes none of the {len(documents)} documents asked, whose "
+                f"contexts and prompts are empty or hold nothing that it changes; choose another perturbation of "
+                f"{', '.join(PERTURBATIONS)}, another task, or a higher limit where there is one"
+            )
 
     def _change(self, request: Request, change: Callable[[str], str]) -> Request:
         if isinstance(request, Score):

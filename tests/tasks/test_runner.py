@@ -449,6 +449,14 @@ def test_perturbations_that_cannot_change_a_task_are_refused():
         run_tasks(MODEL, ["copa+typos+options"])
 
 
+def test_a_perturbation_that_changes_no_document_is_refused():
+    bare = [dataclasses.replace(one, context="") for one in questions()]  # as the whole sentences of CrowS-Pairs
+    with pytest.raises(InputError, match="task quiz.typos: typos changes none of the 24 documents"):
+        run_tasks(MODEL, [Perturbed(Quiz(bare), "typos")])
+    some = run_tasks(MODEL, [Perturbed(Quiz([*bare, *questions(1)]), "typos")])["quiz+typos"]
+    assert some.metrics["changed"] == pytest.approx(1 / 25)
+
+
 def test_a_perturbed_task_adds_up_where_its_task_does_and_makes_its_requests_once(monkeypatch):
     class Uncertain(Calibrated, Lettered):
         name, metrics = "uncertain", ("acc", "ece", "ece_mass")
