@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os.path
 import re
 from collections.abc import Callable, Sequence
 
@@ -96,6 +97,21 @@ def distractor(text: str, rng: np.random.Generator) -> str:
     return f"{_DISTRACTORS[rng.integers(len(_DISTRACTORS))]} {text}"
 
 
+_GAP = "\uffff"  # stands for no character, so no text holds it, and no perturbation changes it
+
+
+def around_gap(texts: Sequence[str], change: Callable[[str], str]) -> dict[str, str]:
+    """Each of several texts perturbed where they are all the same, alike, so that they differ in what they did before.
+
+    Whole words at their start and at their end are shared; what stands between them, the gap, stays as it is.
+    """
+    start = re.sub(r"\w+$", "", os.path.commonprefix(texts))
+    ends = [text[len(start) :][::-1] for text in texts]
+    end = re.sub(r"^\w+", "", os.path.commonprefix(ends)[::-1])
+    before, _, after = change(start + _GAP + end).partition(_GAP)
+    return {text: before + text[len(start) : len(text) - len(end)] + after for text in texts}
+
+
 PERTURBATIONS: dict[str, Callable | None] = {
     "typos": typos,
     "paraphrase": paraphrase,
@@ -122,7 +138,8 @@ class Perturbed(Task):
     """A task beside its perturbed self.
 
     The perturbation changes what the document itself asks, in its contexts (`Score`) and prompts (`Generate`), not the
-    examples in front of it and not the continuations that are scored.
+    examples in front of it and not the continuations that are scored. Where a document's contexts are one text with a
+    gap (`Task.gap_in_context`), all of them are changed alike, outside of the gap.
 
     Args:
       task: the task.
@@ -198,9 +215,9 @@ class Perturbed(Task):
         plain, perturbed = self.task.requests(document.plain), self.task.requests(document.perturbed)
         change = PERTURBATIONS[self.perturbation]
         if change is not None:
-            # Once for each text, with the same random numbers: a document's options keep one and the same context.
-            changed = functools.cache(lambda text: change(text, self._rng(document.plain)))
-            perturbed = [self._change(request, changed) for request in perturbed]
+            texts = list(dict.fromkeys(self._text(request) for request in perturbed))
+            changed = self._changed(texts, lambda text: change(text, self._rng(document.plain)))
+            perturbed = [self._with_text(request, changed[self._text(request)]) for request in perturbed]
         return plain, perturbed
 
     def check_changes(self, documents: Sequence[_Both]) -> None:
@@ -212,12 +229,20 @@ class Perturbed(Task):
                 f"{', '.join(PERTURBATIONS)}, another task, or a higher limit where there is one"
             )
 
-    def _change(self, request: Request, change: Callable[[str], str]) -> Request:
+    def _changed(self, texts: Sequence[str], change: Callable[[str], str]) -> dict[str, str]:
+        if self.task.gap_in_context and len(texts) > 1:
+            return around_gap(texts, change)
+        return {text: change(text) for text in texts}
+
+    def _text(self, request: Request) -> str:
         if isinstance(request, Score):
-            return dataclasses.replace(request, context=change(request.context))
+            return request.context
         if isinstance(request, Generate):
-            return dataclasses.replace(request, prompt=change(request.prompt))
+            return request.prompt
         raise InputError(f"task {self.name}: only what is scored or generated after a text can be perturbed")
+
+    def _with_text(self, request: Score | Generate, text: str) -> Request:
+        return dataclasses.replace(request, **{"context" if isinstance(request, Score) else "prompt": text})
 
     def _rng(self, document) -> np.random.Generator:
         digest = hashlib.sha256(f"{self.perturbation} {self.task.key(document)}".encode()).digest()

@@ -23,7 +23,7 @@ from fmjax.tasks.answers import Work, answer
 from fmjax.tasks.calibration import Calibrated
 from fmjax.tasks.few_shot import FewShot
 from fmjax.tasks.multiple_choice import Choices, LetteredChoice, MultipleChoice
-from fmjax.tasks.perturbation import Perturbed
+from fmjax.tasks.perturbation import Perturbed, around_gap
 from fmjax.tasks.protocol import Apply, Generate, Rolling, Rollout, Score, ScoreAnswer, Task, TaskContext
 from fmjax.tasks.report import cost_line, make_report
 from fmjax.tasks.runner import run_tasks
@@ -455,6 +455,21 @@ def test_a_perturbation_that_changes_no_document_is_refused():
         run_tasks(MODEL, [Perturbed(Quiz(bare), "typos")])
     some = run_tasks(MODEL, [Perturbed(Quiz([*bare, *questions(1)]), "typos")])["quiz+typos"]
     assert some.metrics["changed"] == pytest.approx(1 / 25)
+
+
+def test_contexts_with_a_gap_are_perturbed_alike():
+    head, names = "Yesterday because of something ", ("Christopher", "Christina", "the gardener")
+    tails = [f"{name} wanted several sandwiches, which surprised {name}" for name in names]
+    task = Perturbed(Quiz([Choices("", ("nobody",) * 3, 0, tuple(head + tail for tail in tails))]), "typos")
+    (both,) = task.documents(TaskContext())
+    after = [request.context for request in both.requests[1]]
+    assert [text[len(head) :] for text in after] == tails  # from name to name
+    (start,) = {text[: len(head)] for text in after}
+    assert start != head and sorted(start) == sorted(head)
+    found = around_gap(["He said no, Ann", "He said no, Anna"], str.upper)
+    assert found == {"He said no, Ann": "HE SAID NO, Ann", "He said no, Anna": "HE SAID NO, Anna"}
+    assert around_gap(["a x c", "a yy c"], str.upper) == {"a x c": "A x C", "a yy c": "A yy C"}
+    assert around_gap(["to be", "to be to be"], str.upper)["to be to be"].lower() == "to be to be"
 
 
 def test_a_perturbed_task_adds_up_where_its_task_does_and_makes_its_requests_once(monkeypatch):
