@@ -116,6 +116,7 @@ class WinoBias(Task):
     name = "winobias"
     metrics = tuple(f"{name}_type{kind}" for kind in (1, 2) for name in ("gap", "acc_pro", "acc_anti"))
     description = "accuracy of a pronoun's reference in pro- less that in anti-stereotypical sentences, by type"
+    gap_in_context = True  # from the pronoun in the sentence to where it is named again
     needs = "eval_winobias/{pro,anti}_stereotyped_type{1,2}.txt.test (MIT)"
 
     def documents(self, context):

@@ -46,6 +46,7 @@ class MultipleChoice(Task):
 
     metrics = ("acc", "acc_norm", "acc_bytes")
     delimiter = " "
+    gap_in_context = True
 
     def requests(self, document: Choices):
         contexts = document.contexts or (document.context,) * len(document.options)

@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os.path
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -32,29 +33,53 @@ def typos(text: str, rng: np.random.Generator, rate: float = 0.1) -> str:
     return "".join(letters)
 
 
-# Each pair means the same in either direction in nearly every sentence.
-_PARAPHRASES = (
-    ("do not", "don't"), ("does not", "doesn't"), ("did not", "didn't"), ("cannot", "can't"), ("is not", "isn't"),
-    ("are not", "aren't"), ("was not", "wasn't"), ("it is", "it's"), ("will not", "won't"), ("because", "since"),
-    ("big", "large"), ("small", "little"), ("begin", "start"), ("many", "a lot of"), ("in order to", "to"),
-    ("for example", "for instance"), ("which of the following", "which one of these"), ("most likely", "probably"),
-    ("however", "nevertheless"), ("quickly", "fast"), ("often", "frequently"), ("about", "roughly"),
-    ("children", "kids"), ("help", "assist"), ("buy", "purchase"), ("get", "obtain"), ("need", "require"),
-)  # fmt: skip
+# From left to right alone: each second phrase fits wherever the first stands and means the same there in nearly every
+# sentence. So the word with one meaning is replaced by one that may have several ("begins" -> "starts"), never the
+# other way round, and a phrase holds its article or verb where the new one needs another.
+_PARAPHRASES = {
+    "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "are not": "aren't",
+    "was not": "wasn't", "were not": "weren't", "has not": "hasn't", "have not": "haven't", "will not": "won't",
+    "would not": "wouldn't", "could not": "couldn't", "should not": "shouldn't", "cannot": "can't",
+    "because": "for the reason that", "because of": "owing to", "in order to": "to", "such as": "like",
+    "although": "though", "until": "till", "prior to": "before", "toward": "towards", "for example": "for instance",
+    "buy": "purchase", "buys": "purchases", "bought": "purchased", "buying": "purchasing", "receives": "gets",
+    "earns": "makes", "begin": "start", "begins": "starts", "began": "started", "begun": "started",
+    "talking": "speaking", "wants to": "would like to", "needs to": "has to", "is able to": "can", "are able to": "can",
+    "is seen": "can be seen", "are seen": "can be seen", "located in": "situated in", "located on": "situated on",
+    "located at": "situated at", "located near": "situated near", "children": "kids", "children's": "kids'",
+    "his mother": "his mom", "her mother": "her mom", "my mother": "my mom", "a person": "an individual",
+    "the person": "the individual", "a lady": "a woman", "the lady": "the woman", "someone": "somebody",
+    "everyone": "everybody", "anyone": "anybody", "no one": "nobody", "television": "TV", "bicycle": "bike",
+    "the united states": "the US", "approximately": "roughly", "nearly": "almost", "often": "frequently",
+    "several": "a number of", "lots of": "a lot of", "a large": "a big", "additional": "extra",
+    "the entire": "the whole", "an entire": "a whole", "in total": "altogether", "afterwards": "after that",
+    "every day": "each day", "every week": "each week", "every month": "each month", "every year": "each year",
+    "every time": "each time", "per hour": "an hour", "per day": "a day", "per week": "a week",
+    "per month": "a month", "per year": "a year", "which of the following": "which of these",
+    "will most likely": "will probably", "would most likely": "would probably", "is most likely to": "is likeliest to",
+    "are most likely to": "are likeliest to",
+}  # fmt: skip
+# Longest first; a part of a hyphenated word is none ("large-scale", "mother-in-law").
+_PHRASE = re.compile(
+    rf"(?<![\w-])({'|'.join(map(re.escape, sorted(_PARAPHRASES, key=len, reverse=True)))})(?![\w-])", re.IGNORECASE
+)
 
 
 def paraphrase(text: str, rng: np.random.Generator) -> str:
-    """Phrases replaced by others of the same meaning, from a fixed table, in both directions."""
-    table = {}
-    for one, other in _PARAPHRASES:
-        table[one], table[other] = other, one
+    """Phrases replaced by others of the same meaning, from a fixed table."""
 
     def replace(match: re.Match) -> str:
-        new = table[match[0].lower()]
-        return new.capitalize() if match[0][0].isupper() else new
+        old, new = match[0], _PARAPHRASES[match[0].lower()]
+        if old.isupper():
+            return new.upper()
+        if not old[0].isupper():
+            return new
+        before = text[: match.start()].rstrip(" \"'(")
+        if before and before[-1] not in ".?!:\n":  # in a name or a title: "We Bought a Zoo"
+            return old
+        return new[0].upper() + new[1:]
 
-    longest_first = sorted(table, key=len, reverse=True)
-    return re.sub(rf"\b({'|'.join(map(re.escape, longest_first))})\b", replace, text, flags=re.IGNORECASE)
+    return _PHRASE.sub(replace, text)
 
 
 _DISTRACTORS = (
@@ -70,6 +95,21 @@ _DISTRACTORS = (
 def distractor(text: str, rng: np.random.Generator) -> str:
     """A sentence that has nothing to do with the text in front of it."""
     return f"{_DISTRACTORS[rng.integers(len(_DISTRACTORS))]} {text}"
+
+
+_GAP = "\uffff"  # stands for no character, so no text holds it, and no perturbation changes it
+
+
+def around_gap(texts: Sequence[str], change: Callable[[str], str]) -> dict[str, str]:
+    """Each of several texts perturbed where they are all the same, alike, so that they differ in what they did before.
+
+    Whole words at their start and at their end are shared; what stands between them, the gap, stays as it is.
+    """
+    start = re.sub(r"\w+$", "", os.path.commonprefix(texts))
+    ends = [text[len(start) :][::-1] for text in texts]
+    end = re.sub(r"^\w+", "", os.path.commonprefix(ends)[::-1])
+    before, _, after = change(start + _GAP + end).partition(_GAP)
+    return {text: before + text[len(start) : len(text) - len(end)] + after for text in texts}
 
 
 PERTURBATIONS: dict[str, Callable | None] = {
@@ -98,7 +138,8 @@ class Perturbed(Task):
     """A task beside its perturbed self.
 
     The perturbation changes what the document itself asks, in its contexts (`Score`) and prompts (`Generate`), not the
-    examples in front of it and not the continuations that are scored.
+    examples in front of it and not the continuations that are scored. Where a document's contexts are one text with a
+    gap (`Task.gap_in_context`), all of them are changed alike, outside of the gap.
 
     Args:
       task: the task.
@@ -107,7 +148,7 @@ class Perturbed(Task):
     Metrics: for each metric of the task, itself, NAME_perturbed, and NAME_drop, the first less the second; and
     `changed`, the part of the documents that the perturbation changed at all.
 
-    Raises InputError for a task that the perturbation cannot change.
+    Raises InputError for a task that the perturbation cannot change, and from `check_changes`.
     """
 
     def __init__(self, task: Task, perturbation: str):
@@ -124,7 +165,7 @@ class Perturbed(Task):
             )
         self.task, self.perturbation = task, perturbation
         self.name = f"{task.name}+{perturbation}"
-        self.version = f"{task.version}.1"
+        self.version = f"{task.version}.2"
         self.metrics = tuple(name + end for name in task.metrics for end in ("", "_perturbed", "_drop"))
         self.metrics += ("changed",)
         self.description = f"{task.description}; beside it with {perturbation}"
@@ -174,17 +215,34 @@ class Perturbed(Task):
         plain, perturbed = self.task.requests(document.plain), self.task.requests(document.perturbed)
         change = PERTURBATIONS[self.perturbation]
         if change is not None:
-            # Once for each text, with the same random numbers: a document's options keep one and the same context.
-            changed = functools.cache(lambda text: change(text, self._rng(document.plain)))
-            perturbed = [self._change(request, changed) for request in perturbed]
+            texts = list(dict.fromkeys(self._text(request) for request in perturbed))
+            changed = self._changed(texts, lambda text: change(text, self._rng(document.plain)))
+            perturbed = [self._with_text(request, changed[self._text(request)]) for request in perturbed]
         return plain, perturbed
 
-    def _change(self, request: Request, change: Callable[[str], str]) -> Request:
+    def check_changes(self, documents: Sequence[_Both]) -> None:
+        """Raises InputError where the perturbation changes none of the documents, whose drop of 0 would say nothing."""
+        if all(before == after for before, after in (document.requests for document in documents)):
+            raise InputError(
+                f"task {self.name}: {self.perturbation} changes none of the {len(documents)} documents asked, whose "
+                f"contexts and prompts are empty or hold nothing that it changes; choose another perturbation of "
+                f"{', '.join(PERTURBATIONS)}, another task, or a higher limit where there is one"
+            )
+
+    def _changed(self, texts: Sequence[str], change: Callable[[str], str]) -> dict[str, str]:
+        if self.task.gap_in_context and len(texts) > 1:
+            return around_gap(texts, change)
+        return {text: change(text) for text in texts}
+
+    def _text(self, request: Request) -> str:
         if isinstance(request, Score):
-            return dataclasses.replace(request, context=change(request.context))
+            return request.context
         if isinstance(request, Generate):
-            return dataclasses.replace(request, prompt=change(request.prompt))
+            return request.prompt
         raise InputError(f"task {self.name}: only what is scored or generated after a text can be perturbed")
+
+    def _with_text(self, request: Score | Generate, text: str) -> Request:
+        return dataclasses.replace(request, **{"context" if isinstance(request, Score) else "prompt": text})
 
     def _rng(self, document) -> np.random.Generator:
         digest = hashlib.sha256(f"{self.perturbation} {self.task.key(document)}".encode()).digest()

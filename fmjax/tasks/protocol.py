@@ -176,6 +176,8 @@ class Task:
       subsets: what may stand behind the name, `NAME_SUBSET`, and is then given to the constructor.
       examples_in_order: whether the examples are the first ones, in their order, instead of drawn for each document,
         whatever their order.
+      gap_in_context: whether the contexts of one document, where they differ, are one text whose gap is filled in
+        several ways, so that a perturbation must leave them different there alone.
     """
 
     name: str
@@ -189,6 +191,7 @@ class Task:
     separator: str = "\n\n"
     subsets: tuple[str, ...] = ()
     examples_in_order: bool = False
+    gap_in_context: bool = False
 
     def check(self) -> None:
         """Raises InputError where something is missing that the task needs besides files, such as a package."""

@@ -22,6 +22,7 @@ from fmjax.tasks.answers import Work, answer, capabilities, chat_details, needed
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.cost import Energy, EnergyMeter
 from fmjax.tasks.few_shot import FewShot, NoExamplesError
+from fmjax.tasks.perturbation import Perturbed
 from fmjax.tasks.protocol import Request, Rolling, Task, TaskContext
 from fmjax.tasks.store import AnswerStores
 from fmjax.tasks.trained import Trained
@@ -215,8 +216,8 @@ def prepare_all(tasks: Sequence[Task], context: TaskContext, limit: int | None, 
 def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shots: int | None = None) -> _Prepared:
     """The task's documents and requests, with their examples.
 
-    Raises InputError where its files or packages are missing, there are no documents, or it has too few examples or
-    training documents.
+    Raises InputError where its files or packages are missing, there are no documents, it has too few examples or
+    training documents, or a perturbation changes none of the documents.
     """
     context = dataclasses.replace(context, read={})
     with _naming(task):
@@ -229,6 +230,8 @@ def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shot
             task.chosen(context)  # whose absence is an error here, before another task computes
     if not chosen:
         raise InputError(f"task {task.name}: there are no documents")
+    if isinstance(task, Perturbed):
+        task.check_changes(chosen)
     return _Prepared(task, chosen, requests, few_shot.num_shots, len(documents), context.read)
 
 

@@ -20,10 +20,8 @@ from fmjax.models.gpt import GPT
 from fmjax.parallel.placement import Placement
 from fmjax.tasks import statistics
 from fmjax.tasks.answers import Work, answer
-from fmjax.tasks.calibration import Calibrated
 from fmjax.tasks.few_shot import FewShot
 from fmjax.tasks.multiple_choice import Choices, LetteredChoice, MultipleChoice
-from fmjax.tasks.perturbation import Perturbed
 from fmjax.tasks.protocol import Apply, Generate, Rolling, Rollout, Score, ScoreAnswer, Task, TaskContext
 from fmjax.tasks.report import cost_line, make_report
 from fmjax.tasks.runner import run_tasks
@@ -410,90 +408,6 @@ def test_cartpole_falls_as_the_equations_say():
     assert reward == 1.0 and not ended
     assert environment.step(np.asarray([2.399, 1.0, 0.0, 0.0]), 1)[2]
     assert environment.step(np.asarray([0, 0, 0.3, 0]), 0)[2]
-
-
-class Lettered(LetteredChoice):
-    """Every third question has options that are all the same, so that their order changes nothing."""
-
-    name = "lettered"
-
-    def documents(self, context):
-        found = questions()
-        return [
-            dataclasses.replace(one, options=(one.options[0],) * 3) if i % 3 == 0 else one
-            for i, one in enumerate(found)
-        ]
-
-
-def test_reordered_options_move_their_right_answer():
-    task = Perturbed(Lettered(), "options")
-    for both in task.documents(TaskContext()):
-        old, new = both.plain, both.perturbed
-        assert old.options[old.gold] == new.options[new.gold] and sorted(old.options) == sorted(new.options)
-        assert old.options != new.options or len(set(old.options)) < 3
-    result = run_tasks(MODEL, [task])["lettered+options"]
-    assert result.metrics["changed"] == pytest.approx(2 / 3)
-    for sample in result.samples:
-        old, new = sample["requests"][0]["context"], sample["requests"][3]["context"]
-        assert (old != new) == sample["statistics"]["changed"]
-        assert sorted(old.split("\n")) != sorted(new.split("\n")) or old == new  # the letters stay where they are
-
-
-def test_perturbations_that_cannot_change_a_task_are_refused():
-    # Log-likelihoods of separate options do not depend on their order.
-    with pytest.raises(InputError, match="task quiz.options: quiz has no options in its prompt"):
-        Perturbed(Quiz(), "options")
-    with pytest.raises(InputError, match="task lettered.typos.options: perturbations do not stack"):
-        Perturbed(Perturbed(Lettered(), "typos"), "options")
-    with pytest.raises(InputError, match="task copa.typos.options: perturbations do not stack"):
-        run_tasks(MODEL, ["copa+typos+options"])
-
-
-def test_a_perturbed_task_adds_up_where_its_task_does_and_makes_its_requests_once(monkeypatch):
-    class Uncertain(Calibrated, Lettered):
-        name, metrics = "uncertain", ("acc", "ece", "ece_mass")
-
-        def statistics(self, document, answers):
-            return super().statistics(document, answers) | {"confidence": 0.5}
-
-    assert Perturbed(Lettered(), "typos").is_summable and not Perturbed(Uncertain(), "typos").is_summable
-    task, made = Perturbed(Lettered(), "typos"), []
-    original = Lettered.requests
-    monkeypatch.setattr(Lettered, "requests", lambda self, document: made.append(document) or original(self, document))
-    result = run_tasks(MODEL, [task])["lettered+typos"]
-    assert len(made) == 2 * 24
-    columns = statistics.table([sample["statistics"] for sample in result.samples])
-    quick, slow = (
-        statistics.bootstrap(columns, task.reduce_documents, 0, summable=summable) for summable in (True, False)
-    )
-    assert quick == pytest.approx(slow, rel=1e-9) and quick.keys() == {
-        "changed", "acc", "acc_perturbed", "acc_drop"
-    }  # fmt: skip
-    uncertain = run_tasks(MODEL, [Perturbed(Uncertain(), "typos")])["uncertain+typos"].metrics
-    assert {name: uncertain[name] for name in quick} == {name: result.metrics[name] for name in quick}
-    assert uncertain["ece"] == pytest.approx(abs(uncertain["acc"] - 0.5))
-
-
-def test_perturbed_texts_and_the_drop():
-    task = Perturbed(Quiz(), "typos")
-    result = run_tasks(MODEL, [task], num_shots=1)["quiz+typos"]
-    plain = run_tasks(MODEL, [Quiz()], num_shots=1)["quiz"].metrics
-    assert {k: result.metrics[k] for k in ("acc", "acc_norm")} == {k: plain[k] for k in ("acc", "acc_norm")}
-    assert result.metrics["acc_drop"] == pytest.approx(plain["acc"] - result.metrics["acc_perturbed"])
-    assert result.metrics["acc_drop_stderr"] < 2**0.5 * plain["acc_stderr"]
-    changed = [s for s in result.samples if s["requests"][0] != s["requests"][3]]
-    assert changed and result.metrics["changed"] == pytest.approx(len(changed) / 24)
-    for sample in changed:
-        before, after = sample["requests"][0]["context"], sample["requests"][3]["context"]
-        assert sorted(before) == sorted(after) and before.split("\n\n")[0] == after.split("\n\n")[0]
-    from fmjax.tasks.perturbation import distractor, paraphrase, typos
-
-    rng = np.random.default_rng
-    assert typos("aa bbb 1234 -- aaaa", rng(0), 1.0) == "aa bbb 1234 -- aaaa"
-    assert typos("A little dresser", rng(0), 0.0) != "A little dresser"  # one at least
-    assert typos("word abcdef", rng(0), 1.0) != "word abcdef"
-    assert paraphrase("It is big. I do not know, for example", rng(0)) == "It's large. I don't know, for instance"
-    assert distractor("Why?", rng(0)).endswith(". Why?")
 
 
 def test_two_evaluations_are_compared_document_by_document(tmp_path, capsys):
