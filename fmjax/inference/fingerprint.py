@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 
 import flax.linen as nn
 import jax
@@ -13,12 +14,14 @@ from fmjax.parallel.placement import whole
 from fmjax.sources import code_digest, describe, own_digest
 
 LANES = 4
+LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "sentencepiece", "tokenizers")
+"""Whose versions count: they compute the answers, and make tokens of texts."""
 
 
 def model_fingerprint(model) -> str:
     """32 hexadecimal digits that change with any weight, option of the architecture, the tokenizer, its chat templates,
-    the precision of matrix products, and the code: fmjax's own that computes answers, and that of modules and functions
-    from elsewhere.
+    the precision of matrix products, and the code: fmjax's own that computes answers, that of modules, functions and kinds
+    of models from elsewhere, and the versions of libraries.
 
     The weights are hashed where they lie, the same on one device as split over many.
 
@@ -29,7 +32,8 @@ def model_fingerprint(model) -> str:
     parts = [
         fmjax.__version__,
         own_digest(),
-        code_digest([*_classes(model.module), *functions.values()]),
+        *(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
+        code_digest([type(model), *_classes(model.module), *functions.values()]),
         describe(model.module),
         describe(functions),
         str(getattr(model.tokenizer, "fingerprint", None)),

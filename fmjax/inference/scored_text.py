@@ -85,5 +85,8 @@ def _fit(segment: Segment, context_length: int | None) -> Segment:
     extra = max(0, len(segment.tokens) - 1 - context_length)
     if extra >= segment.start:
         wanted = len(segment.tokens) - segment.start
-        raise InputError(f"a continuation has {wanted} tokens, more than the model's context of {context_length}")
+        raise InputError(
+            f"a continuation has {wanted} tokens, more than the model's context of {context_length}: it cannot be scored "
+            "whole; evaluate a model with a longer context, or with --limit only the documents before it"
+        )
     return Segment(segment.tokens[extra:], segment.start - extra)

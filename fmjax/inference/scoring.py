@@ -48,7 +48,8 @@ class Score:
 def token_logprobs(module: nn.Module, params, tokens, segment_ids, positions, branches, where, targets, count):
     """Log-probabilities of chosen tokens at chosen places; arguments as the fields of `fmjax.inference.packing.Batch`.
 
-    Returns: log-probabilities float32 [B * T], and bool [B * T], whether the target has the largest logit.
+    Returns: log-probabilities float32 [B * T], and bool [B * T], whether the target has the largest logit (of equal
+      ones the first).
     """
     TRACES["score"] += 1
     if branches is not None:
@@ -71,7 +72,9 @@ def token_logprobs(module: nn.Module, params, tokens, segment_ids, positions, br
         top = jnp.max(logits, axis=-1)
         found = chosen - top - jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
         logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, found, i * size, 0)
-        return logprobs, jax.lax.dynamic_update_slice_in_dim(greedy, chosen == top, i * size, 0)
+        # Of equal logits the first is the likeliest, as it is when text is generated.
+        likeliest = jnp.argmax(logits, axis=-1) == target
+        return logprobs, jax.lax.dynamic_update_slice_in_dim(greedy, likeliest, i * size, 0)
 
     empty = jnp.zeros(where.shape, jnp.float32), jnp.zeros(where.shape, bool)
     return whole(jax.lax.fori_loop(0, (count + size - 1) // size, score_chunk, empty))

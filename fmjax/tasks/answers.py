@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import datetime
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
@@ -125,7 +126,7 @@ def answer(
       store: answers that are there already are read, and new ones written as they come.
       work: is added to.
 
-    Raises: InputError for a request that the model cannot answer.
+    Raises: InputError for a request that the model cannot answer, or answers with NaN.
     """
     work = Work() if work is None else work
     for request in requests:
@@ -142,10 +143,20 @@ def answer(
     for (kind, *_), group in waiting.items():
         work.requests += len(group)
         for index, one in ANSWERERS[kind](model, group, seed, progress, work):
+            _check_number(one)
             found[group[index]] = one
             if store is not None:
                 store.put(group[index], seed, one)
     return [found[request] for request in requests]
+
+
+def _check_number(answer) -> None:
+    """Raises InputError for a log-likelihood that is not a number; minus infinity is one."""
+    if isinstance(answer, ScoreAnswer | RollingAnswer) and math.isnan(answer.loglikelihood):
+        raise InputError(
+            "the model gives NaN as a log-likelihood, which has no score: its weights or activations are not finite; look "
+            "at its loss, or evaluate an earlier checkpoint"
+        )
 
 
 def _group(request: Request) -> tuple[Hashable, ...]:

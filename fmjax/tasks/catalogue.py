@@ -1,10 +1,12 @@
 """Finding tasks: fmjax's own, those of installed packages (entry points `fmjax.tasks`), of files, by import path."""
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
 import pathlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 
 from fmjax.errors import InputError
 from fmjax.registry import nearest
@@ -22,8 +24,9 @@ def catalogue(task_path: Sequence[str | pathlib.Path] = ()) -> dict[str, Callabl
     owners = dict.fromkeys(found, "fmjax")
 
     def add(name, get, owner):
-        if name in found:
-            raise InputError(f"two tasks are called {name!r}: one of {owners[name]}, one of {owner}; rename one")
+        same = name if name in found else _subset_of(name, found)
+        if same:
+            raise InputError(f"two tasks are called {name!r}: one of {owners[same]}, one of {owner}; rename one")
         found[name], owners[name] = get, owner
 
     for point in importlib.metadata.entry_points(group="fmjax.tasks"):
@@ -58,11 +61,14 @@ def tasks_in_file(path: pathlib.Path) -> list[type[Task]]:
         raise InputError(f"--task_path: {str(path)!r} does not exist; give a Python file with tasks")
     if path.suffix != ".py":
         raise InputError(f"--task_path: {str(path)!r} is not a Python file (.py) with tasks")
-    spec = importlib.util.spec_from_file_location(f"fmjax_task_file_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    # A name for each file, among the modules: the digest of a task's code finds the file by it.
+    name = f"fmjax_task_file_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[name]
         raise InputError(f"--task_path: {str(path)!r} does not run: {type(error).__name__}: {error}") from error
     classes = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Task)]
     # Not those it imports, and not a base class without a name.
@@ -92,10 +98,8 @@ def get_task(name: str, task_path: Sequence[str | pathlib.Path] = ()) -> Task:
     base, _, argument = name.partition(":")
     if base in known:
         return _make(base, known[base](), argument)
-    for whole, get in known.items():
-        subset = name.removeprefix(f"{whole}_")
-        if subset != name and subset in _subsets(get):
-            return get()(subset)
+    if whole := _subset_of(name, known):
+        return known[whole]()(name.removeprefix(f"{whole}_"))
     if argument and ("." in base or (base and importlib.util.find_spec(base))):
         return _make(name, _checked(TASKS.get(name), f"task {name!r}"), "")
     close = nearest(base, known).removesuffix(".")
@@ -103,6 +107,12 @@ def get_task(name: str, task_path: Sequence[str | pathlib.Path] = ()) -> Task:
         f"unknown task {name!r}{close or ';'} `python -m fmjax.evaluate --list` shows all; a file's tasks are found "
         "with --task_path, others by import path 'package.module:Class'"
     )
+
+
+def _subset_of(name: str, known: Mapping[str, Callable]) -> str | None:
+    """The task of which `name` is a subset: `mmlu` of `mmlu_anatomy`."""
+    wholes = (whole for whole in known if name.startswith(f"{whole}_"))
+    return next((whole for whole in wholes if name.removeprefix(f"{whole}_") in _subsets(known[whole])), None)
 
 
 def _subsets(get: Callable) -> Sequence[str]:

@@ -60,7 +60,7 @@ class HellaSwag(_Commonsense):
     TFDS keeps a context's two parts joined, so there the second is not capitalised, as it is from the original file.
     """
 
-    name = "hellaswag"
+    name, version = "hellaswag", "2"
     description = "which ending follows a description of an activity"
     needs = "eval_hellaswag/hellaswag_val.jsonl or hellaswag_val_1000.jsonl, or TFDS hellaswag (MIT)"
     folder, files = "eval_hellaswag", ("hellaswag_val.jsonl", "hellaswag_val_1000.jsonl")
@@ -77,6 +77,9 @@ class HellaSwag(_Commonsense):
         endings = tuple(clean_wikihow(ending) for ending in row["endings"])
         text = clean_wikihow(f"{row['activity_label']}: {context}")
         return Choices(text, endings, int(row["label"]), group=str(row["source_id"]))
+
+    def asks(self, document):
+        return document.group  # clips of one video overlap, and one may begin with what another is to end with
 
 
 def clean_wikihow(text: str) -> str:

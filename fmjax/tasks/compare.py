@@ -72,8 +72,14 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=
                 f"task {name}: version {versions[0]} in {str(first)!r} and {versions[1]} in {str(second)!r} do not "
                 "compare; evaluate one of them again"
             )
+        task = get_task(reports[0]["tasks"][name], task_path)
+        if task.version != versions[0]:
+            raise InputError(
+                f"task {name}: {str(first)!r} and {str(second)!r} are of version {versions[0]}, and the task as it is now "
+                f"of version {task.version}; evaluate both again"
+            )
         samples = [read_samples(folder, name) for folder in (first, second)]
-        found += _compare_task(name, get_task(reports[0]["tasks"][name], task_path), samples, seed)
+        found += _compare_task(name, task, samples, seed)
     return found
 
 
@@ -90,6 +96,11 @@ def notes(first: str | pathlib.Path, second: str | pathlib.Path) -> list[str]:
             found.append(f"task {name}: {shots[0]} examples in the prompts of the first, {shots[1]} of the second")
         found += [f"task {name}: {line}" for line in _differences(*(details or {} for details in details))]
     found.sort()
+    for this, that, which in ((one, other, "first"), (other, one, "second")):
+        if alone := sorted(this["results"].keys() - that["results"].keys()):
+            found.append(f"left out, as the {which} alone has them: {', '.join(alone)}")
+        if not this.get("complete", True):
+            found.append(f"the {which} was interrupted: not all of its tasks are there")
     if one.get("seed") != other.get("seed"):
         found.append(
             f"seed {one.get('seed')} of the first, {other.get('seed')} of the second: other examples in prompts, other "

@@ -16,6 +16,7 @@ from fmjax.data.tokenizer_base import digest
 from fmjax.errors import DataError, InputError
 from fmjax.inference import counted
 from fmjax.inference.fingerprint import model_fingerprint
+from fmjax.inference.scored_text import continuation_segments
 from fmjax.small_files import write_whole
 from fmjax.tasks import statistics
 from fmjax.tasks.answers import Work, answer, capabilities, chat_details, needed, resolve
@@ -23,7 +24,7 @@ from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.cost import Energy, EnergyMeter
 from fmjax.tasks.few_shot import FewShot, NoExamplesError
 from fmjax.tasks.perturbation import Perturbed
-from fmjax.tasks.protocol import Request, Rolling, Task, TaskContext
+from fmjax.tasks.protocol import Request, Rolling, Score, Task, TaskContext
 from fmjax.tasks.store import AnswerStores
 from fmjax.tasks.trained import Trained
 
@@ -252,10 +253,11 @@ def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
     """
     has, problems = capabilities(model), []
     for one in prepared:
+        requests = [request for group in one.requests for request in group]
         with _naming(one.task):
-            for request in _different([request for group in one.requests for request in group]):
+            for request in _different(requests):
                 resolve(request)
-        asked = {needed(request) for group in one.requests for request in group} - {""}
+        asked = {needed(request) for request in requests} - {""}
         # A function that the task's own adaptation adds is not there yet.
         wanted = set(one.task.uses) if "adapt" in one.task.uses else asked | set(one.task.uses)
         if lacks := sorted(wanted - has):
@@ -265,6 +267,21 @@ def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
         raise InputError(
             f"{model} cannot answer: {'; '.join(problems)} ({why}what it has: {', '.join(sorted(has)) or 'nothing'})"
         )
+    for one in prepared:
+        if "adapt" in one.task.uses:  # whose model is not there yet
+            continue
+        with _naming(one.task):
+            _check_lengths(model, [request for group in one.requests for request in group])
+
+
+def _check_lengths(model, requests: Sequence[Request]) -> None:
+    """Raises InputError for a continuation that is longer than the model's context."""
+    if (limit := model.context_length) is None:
+        return
+    scores = [(request.context, request.continuation) for request in requests if isinstance(request, Score)]
+    # No more tokens than bytes, one in front aside: most need not be looked at.
+    if long := [pair for pair in scores if len(pair[1].encode()) >= limit]:
+        continuation_segments(model, long)
 
 
 def _different(requests: Sequence[Request]) -> list[Request]:
@@ -281,7 +298,8 @@ def _run(one: _Prepared, base, context: TaskContext, meter, stores, fingerprint,
     store = None if stores is None else stores.of(model, fingerprint if model is base else None)
     flat = [request for group in one.requests for request in group]
     label = task.name if progress else None
-    answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
+    with _naming(task):
+        answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
     samples, at = [], 0
     for index, (document, group) in enumerate(zip(one.documents, one.requests)):
         mine = answers[at : at + len(group)]

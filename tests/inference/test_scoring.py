@@ -18,6 +18,13 @@ MODULE = TinyDecoder(max_length=48)
 PARAMS = MODULE.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
 
 
+def test_of_equal_logits_the_first_is_the_likeliest():
+    """As in lm-evaluation-harness, whose `is_greedy` compares with the argmax, and as text is generated."""
+    params = jax.tree.map(jnp.zeros_like, PARAMS)
+    found = score_segments(MODULE, params, [Segment([1, 2, 0, 0], 2), Segment([1, 2, 3], 2)])
+    assert [score.is_greedy for score in found] == [True, False]
+
+
 def closed_form(tokens, start, module=MODULE, params=PARAMS):
     logits = full_logits(module, params, tokens[:-1])
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -166,6 +166,10 @@ def test_what_a_backend_cannot_do_is_refused():
             attention(q, k, v, positions=positions, backend=backend)
         with pytest.raises(ConfigError, match=f"{backend}.*dropout"):
             attention(q, k, v, dropout_rate=0.1, backend=backend)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_splash, "INTERPRET", False)
+        with pytest.raises(ConfigError, match="splash.*is a kernel for TPUs, and the program is for 'cpu'"):
+            attention(q, k, v, backend="splash")
     with pytest.raises(ConfigError, match="cudnn.*GPU"):
         attention(q, k, v, backend="cudnn")
     with pytest.raises(ConfigError, match="splash"):

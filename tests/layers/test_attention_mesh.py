@@ -88,6 +88,17 @@ def test_rows_that_do_not_divide_stay_whole():
     assert_same(found, on_one(case), 2e-5)
 
 
+def test_work_that_the_mesh_does_not_divide_is_said(caplog):
+    attention_mesh._warn.cache_clear()
+    case = Case(heads=6, kv_heads=6)
+    assert_same(on_mesh(lambda: case.outputs_and_gradients("cpu", *case.arrays()), tensor=4), on_one(case), 2e-5)
+    assert "attention of 6 heads does not divide over the 4 devices of the mesh axes ('tensor',)" in caplog.text
+    case = Case(length=40, kv_heads=2)
+    assert_same(on_mesh(lambda: case.outputs_and_gradients("cpu", *case.arrays()), sequence=8), on_one(case), 2e-5)
+    assert "a length split 8 ways, with 2 key-value heads" in caplog.text
+    assert len(caplog.records) == 2
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_are_the_reference(name):
     """Queries in any order, as a device may hold them."""

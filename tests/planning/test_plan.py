@@ -4,9 +4,11 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import pytest
@@ -86,6 +88,16 @@ def test_search_finds_what_fits(config_file, monkeypatch, tmp_path, capsys):
     assert found["tried"][0][0] == "as given" and not found["tried"][0][1]["fits"]
     assert found["hardware_flops_per_step"] > given.hardware_flops_per_step
     assert f"best: {found['changes']}" in capsys.readouterr().out
+
+
+def test_a_plan_whose_time_is_known_is_better_than_one_whose_time_is_not():
+    def row(name, bound, flops, fits=True):
+        return name, types.SimpleNamespace(fits=fits, step_seconds_bound=bound, hardware_flops_per_step=flops)
+
+    rows = [row("unknown", None, 1.0), row("slow", 2.0, 1.0), row("fast", 1.0, 9.0), row("too large", 0.5, 1.0, False)]
+    assert search.best(rows)[0] == "fast"
+    assert search.best([rows[0], row("more", None, 2.0)])[0] == "unknown"
+    assert search.best(rows[3:]) is None
 
 
 def test_search_over_meshes_leaves_out_what_does_not_divide(config_file, tmp_path):
@@ -243,8 +255,10 @@ def test_several_slices_hold_replicas():
 
 
 @has_compiler
-def test_a_program_too_large_for_a_tpu(tmp_path):
-    """The compiler refuses it, and the plan says by how much all the same."""
+def test_a_program_too_large_for_a_tpu(tmp_path, monkeypatch):
+    """The compiler refuses it, and the plan says by how much all the same: as the compiler does in its refusal."""
+    refusals, says = [], plan._says_hbm_is_too_small
+    monkeypatch.setattr(plan, "_says_hbm_is_too_small", lambda message: refusals.append(message) or says(message))
     file = pathlib.Path(__file__).parents[2] / "configs" / "gpt2_124m.py"
     config = resolved(
         file, model__num_layers="2", model__hidden_size="256", model__num_heads="4", model__vocab_size="1024",
@@ -253,6 +267,8 @@ def test_a_program_too_large_for_a_tpu(tmp_path):
     found = plan.plan(config, topology.devices_of("v5e:2x2"), "v5e:2x2", cache_dir=tmp_path)
     assert found.fits is False
     assert found.peak_bytes_per_device > found.hbm_bytes_per_device > 15 * 2**30
+    asked = float(re.search(r"(\d+\.\d+)G", refusals[0])[1])
+    assert found.peak_bytes_per_device / 2**30 == pytest.approx(asked, abs=0.01) and found.argument_bytes > 0.05 * 2**30
     assert found.hardware_flops_per_step > found.model_flops_per_step > 0
     assert "does not fit" in report.verdict(found)
 

@@ -92,6 +92,8 @@ def test_hellaswag_joins_and_cleans_its_contexts(tmp_path):
     }
     context = written(tmp_path, "eval_hellaswag/hellaswag_val_1000.jsonl", row)
     (document,) = get_task("hellaswag").documents(context)
+    # Another clip of the video may show what this one is to end with, so it is no example for it.
+    assert get_task("hellaswag").asks(document) == document.group
     # lm-evaluation-harness's own result for this row, the odd space in front of an ending included.
     assert document == Choices("Cooking: How to cook. Wash. Then you", (" Peel it.", "Eat it."), 1, group="wikihow~7")
     more = written(tmp_path, "eval_hellaswag/hellaswag_val.jsonl", row, row)

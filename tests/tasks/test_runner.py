@@ -354,6 +354,17 @@ def scaled(factor, model, inputs):
     return [factor * len(text) for text in inputs]
 
 
+def test_a_metric_that_a_resample_may_lack_has_no_standard_error():
+    columns = {"rare": np.asarray([1.0] + [0.0] * 9), "value": np.arange(10.0)}
+
+    def reduce(found):
+        rare = {"rare": 7.0} if found["rare"].sum() else {}
+        return {"value": found["value"].sum()} | rare
+
+    errors = statistics.bootstrap(columns, reduce, 0)
+    assert errors["rare"] is None and errors["value"] > 0
+
+
 def test_bootstrap_of_clusters_is_the_closed_form():
     """Ten copies of each value in one cluster are worth one value: the error is that of the clusters' means."""
     values = np.random.default_rng(0).normal(size=300)
@@ -408,6 +419,50 @@ def test_cartpole_falls_as_the_equations_say():
     assert reward == 1.0 and not ended
     assert environment.step(np.asarray([2.399, 1.0, 0.0, 0.0]), 1)[2]
     assert environment.step(np.asarray([0, 0, 0.3, 0]), 0)[2]
+
+
+def test_what_cannot_be_scored_whole_is_said_before_another_task_computes(monkeypatch):
+    class Long(Quiz):
+        name = "long"
+
+    long = Long([Choices("q", ("a", "b" * 129), 0)])
+    monkeypatch.setattr("fmjax.tasks.runner.answer", lambda *a, **k: pytest.fail("a task was run"))
+    with pytest.raises(InputError, match="task long: a continuation has 130 tokens, more than .* context of 128"):
+        run_tasks(MODEL, [Quiz(), long])
+
+
+def test_a_model_that_gives_nan_has_no_scores():
+    broken = dataclasses.replace(MODEL, params=jax.tree.map(lambda x: x * jnp.nan, PARAMS))
+    with pytest.raises(InputError, match="task quiz: the model gives NaN as a log-likelihood"):
+        run_tasks(broken, [Quiz()])
+
+
+def test_a_file_may_not_call_its_task_as_a_subset_of_another(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from tests.tasks.test_runner import Quiz as Base\n\n\nclass Quiz(Base):\n    name = 'mmlu_anatomy'\n"
+    )
+    with pytest.raises(InputError, match="two tasks are called 'mmlu_anatomy': one of fmjax, one of .*mine.py"):
+        run_tasks(MODEL, ["mmlu_anatomy"], task_path=[tmp_path / "mine.py"])
+
+
+def test_a_comparison_says_what_it_leaves_out_and_needs_the_task_as_it_was(tmp_path):
+    from fmjax.tasks.compare import compare, notes
+
+    icl = "icl_mapping"
+    fmjax.evaluate(MODEL, [icl, "icl_linear"], output=tmp_path / "both", limit=2)
+    fmjax.evaluate(MODEL, [icl], output=tmp_path / "one", limit=2)
+    report = json.loads((tmp_path / "one" / "results.json").read_text()) | {"complete": False}
+    (tmp_path / "one" / "results.json").write_text(json.dumps(report))
+    assert notes(tmp_path / "both", tmp_path / "one") == [
+        "left out, as the first alone has them: icl_linear",
+        "the second was interrupted: not all of its tasks are there",
+    ]
+    for name in ("both", "one"):
+        report = json.loads((tmp_path / name / "results.json").read_text())
+        report["task_versions"][icl] = "0-old"
+        (tmp_path / name / "results.json").write_text(json.dumps(report))
+    with pytest.raises(InputError, match="are of version 0-old, and the task as it is now of version"):
+        compare(tmp_path / "both", tmp_path / "one")
 
 
 def test_two_evaluations_are_compared_document_by_document(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.metadata
 import pathlib
 import subprocess
 import sys
@@ -81,6 +82,54 @@ def test_an_edited_function_does_not_find_the_answers_of_its_former_self(lab, tm
     assert [runs(), runs()] == [(3.0, 0), (3.0, 2)]
     lab("their_lab.scale", "FACTOR = 5\ndef scale(x): return x * FACTOR\n")
     assert [runs(), runs()] == [(15.0, 0), (15.0, 2)]
+
+
+def test_an_edited_task_file_does_not_find_the_answers_of_what_it_added_to_the_model(tmp_path):
+    text = """import dataclasses
+from jax.tree_util import Partial
+from fmjax.tasks.protocol import Apply, Task
+
+def helper(text):
+    return FACTOR * len(text)
+
+def value(model, texts):
+    return [helper(text) for text in texts]
+
+class Added(Task):
+    name, metrics, uses, needs, description = "added", ("value",), ("adapt",), "nothing", "values"
+
+    def documents(self, context):
+        return ["a", "abc"]
+
+    def adapt(self, model, context):
+        return dataclasses.replace(model, functions={"value": Partial(value)})
+
+    def requests(self, document):
+        return [Apply("value", document)]
+
+    def statistics(self, document, answers):
+        return {"value": float(answers[0])}
+"""
+    found = []
+    for factor in (1, 1, 100):
+        (tmp_path / "added.py").write_text(text.replace("FACTOR", str(factor)))
+        options = dict(task_path=[tmp_path / "added.py"], answers_dir=tmp_path / "answers")
+        result = run_tasks(MODEL, ["added"], **options)["added"]
+        found.append((result.metrics["value"], result.work.stored))
+    assert found == [(2.0, 0), (2.0, 2), (200.0, 0)]
+
+
+def test_kinds_of_models_and_versions_of_libraries_change_the_fingerprint(lab, monkeypatch):
+    found = []
+    for factor in (1, 2):
+        lab("their_lab.policy", f"from fmjax.load import Model\nclass Policy(Model):\n    def act(self): return {factor}\n")
+        kind = importlib.import_module("their_lab.policy").Policy
+        found.append(model_fingerprint(kind(MODEL.module, MODEL.params, {}, MODEL.tokenizer)))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
+    found.append(model_fingerprint(MODEL))
+    monkeypatch.undo()
+    found.append(model_fingerprint(MODEL))
+    assert len(set(found)) == 4
 
 
 def test_an_edited_environment_does_not_find_its_former_episodes(lab, tmp_path):
