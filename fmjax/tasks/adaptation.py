@@ -255,12 +255,14 @@ def train(
     placement = None if model is None else model.placement
     count = len(arrays["labels"])
     shards = 1 if placement is None else placement.num_row_shards
-    batch_size = shards * math.ceil(min(recipe.batch_size or count, count) / shards)
+    batch_size = min(recipe.batch_size or count, count)
+    # What makes a batch divide over the devices has no weight, so that they are the same steps on any number of them.
+    padding = -batch_size % shards
     steps = max(recipe.min_steps, math.ceil(recipe.epochs * count / batch_size))
     schedule = {"name": "linear", "warmup_steps": steps // 10}
     config = {
         "seed": seed,
-        "train": {"steps": steps, "batch_size": batch_size},
+        "train": {"steps": steps, "batch_size": batch_size + padding},
         "mesh": dataclasses.asdict(MeshConfig(data=1) if placement is None else placement.config),
         "objective": objective,
         "optimizer": {
@@ -281,7 +283,9 @@ def train(
     with jax.set_mesh(program.mesh):
         for step in range(steps):
             rows = [order[step * batch_size + i] for i in range(batch_size)]
-            batch = {name: jax.device_put(array[rows], program.batch_sharding) for name, array in arrays.items()}
+            batch = {name: array[rows + rows[:1] * padding] for name, array in arrays.items()}
+            batch["loss_weights"][batch_size:] = 0
+            batch = {name: jax.device_put(array, program.batch_sharding) for name, array in batch.items()}
             state, metrics = program.train_step(state, batch, program.key)
             losses.append(metrics["finite"])
     if not np.all(jax.device_get(losses)):

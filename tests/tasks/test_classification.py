@@ -66,6 +66,24 @@ def test_fine_tuning_learns_and_is_deterministic_and_leaves_the_model_alone():
         adaptation.fine_tune_texts(bad, TEXTS, LABELS, 2, 0, dataclasses.replace(SHORT, min_steps=2))
 
 
+def test_fine_tuning_takes_the_same_steps_on_any_number_of_devices():
+    """Ten documents, in batches of ten or of six, which eight devices do not divide."""
+    from fmjax.interop.loading import placed
+    from fmjax.parallel.placement import Placement
+
+    placement = Placement.make({"fsdp": 8})
+    spread = dataclasses.replace(
+        MODEL, params=jax.device_put(PARAMS, placed(MODULE, placement)[1]), placement=placement
+    )
+    for size in (16, 6):
+        recipe = dataclasses.replace(SHORT, batch_size=size, min_steps=10)
+        one, eight = (
+            adaptation.fine_tune_texts(model, TEXTS[:10], LABELS[:10], 2, 0, recipe) for model in (MODEL, spread)
+        )
+        one, eight = (model.functions["class_logits"](model, TEXTS) for model in (one, eight))
+        np.testing.assert_allclose(eight, one, atol=1e-4)
+
+
 def test_words_are_read_at_their_first_token():
     words = ["ab", "c", "\u00e9t\u00e9", "x" * 20, "late"]
     tokens, places = word_places(MODEL, words)
