@@ -8,18 +8,25 @@ model's step (experiments/quickstart). Kept in the heap, the same pages are used
 import ctypes
 import importlib.util
 import os
+import pathlib
 import platform
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+DEVICES, TPU_DEVICES = pathlib.Path("/dev"), ("accel[0-9]*", "vfio/0")
 
 
 def only_cpu() -> bool:
-    """Whether JAX will run on CPUs: it was told to, or no plugin for an accelerator is installed."""
+    """Whether JAX will run on CPUs: it was told to, or there is no TPU and no plugin for another accelerator."""
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:
         return platforms == "cpu"
-    return not any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
+    return not has_tpu() and importlib.util.find_spec("jax_plugins") is None
+
+
+def has_tpu() -> bool:
+    """Whether this machine has TPU chips and the package that drives them, which without chips only compiles."""
+    return any(any(DEVICES.glob(name)) for name in TPU_DEVICES) and importlib.util.find_spec("libtpu") is not None
 
 
 def keep_freed_memory() -> bool:

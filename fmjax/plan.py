@@ -25,6 +25,10 @@ def main(argv: list[str]) -> int:
     if flags.json and not pathlib.Path(flags.json).absolute().parent.is_dir():
         raise InputError(f"--json={flags.json}: its folder is not there; make it first")
     config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
+    if flags.topology.startswith("cpu:"):
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # an accelerator here stays free for whoever uses it
     devices = topology.devices_of(flags.topology)
     if not flags.search:
         found = plan.plan(config, devices, flags.topology, cache_dir=cache_dir())

@@ -32,11 +32,14 @@ def test_steps_reuse_their_pages():
     assert kept < 0.5 * left
 
 
-def test_it_is_left_alone_for_accelerators(monkeypatch):
+def test_it_is_left_alone_for_accelerators(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
     assert not cpu.only_cpu() and not cpu.keep_freed_memory()
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert cpu.only_cpu()
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    monkeypatch.setattr(cpu, "DEVICES", tmp_path)
+    assert cpu.only_cpu()  # the package is there for its compiler
+    (tmp_path / "accel0").touch()
     assert not cpu.only_cpu()

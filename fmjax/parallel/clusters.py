@@ -6,7 +6,6 @@ that do not exist in a shell of one task inside a larger Slurm allocation.
 """
 
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import re
@@ -15,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
+from fmjax.cpu import has_tpu
 from fmjax.errors import InputError
 
 FLAGS = ("coordinator", "num_processes", "process_id")
@@ -176,9 +176,7 @@ def _kubernetes_tpu(environment) -> Cluster | None:
 
 def _cloud_tpu(environment) -> Cluster | None:
     """A TPU virtual machine: the hosts of its slice are in Google's metadata."""
-    has_chips = any(pathlib.Path("/dev").glob("accel[0-9]*")) or pathlib.Path("/dev/vfio/0").exists()
-    has_chips = has_chips and importlib.util.find_spec("libtpu") is not None
-    if not has_chips or "TPU_SKIP_MDS_QUERY" in environment or "tpu" not in environment.get("JAX_PLATFORMS", "tpu"):
+    if not has_tpu() or "TPU_SKIP_MDS_QUERY" in environment or "tpu" not in environment.get("JAX_PLATFORMS", "tpu"):
         return None
     return cloud_tpu_slice(environment)
 
