@@ -130,14 +130,23 @@ def test_a_missing_compiler_says_what_to_install(config_file, monkeypatch, capsy
     assert "pip install 'jax[tpu]'" in capsys.readouterr().err
 
 
-def test_the_program_planned_is_the_program_run(config_file, tmp_path):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"mesh__fsdp": "2", "mesh__tensor": "2", "mesh__sequence": "2", "mesh__data": "1", "model__remat": "full",
+         "train__accumulate_steps": "2"},
+    ],
+)  # fmt: skip
+def test_the_program_planned_is_the_program_run(config_file, tmp_path, overrides):
     """Abstract shapes told by the config against real rows of opened data: the same lowered text."""
-    config = resolved(config_file)
+    config = resolved(config_file, **overrides)
+    devices = jax.devices()[: 8 if overrides else 1]
     data = open_data(config, tmp_path / "cache")
-    run = make_program(config, build_module(config, data.model_fields), data.train[0], jax.devices()[:1])
+    run = make_program(config, build_module(config, data.model_fields), data.train[0], devices)
     with jax.set_mesh(run.mesh):
         text = run.train_step.lower(run.spec.shapes, run.batch_spec, run.key).as_text()
-    planned, _ = plan.planned_program(config, jax.devices()[:1], tmp_path / "cache")
+    planned, _ = plan.planned_program(config, devices, tmp_path / "cache")
     assert plan.lower(planned).as_text() == text
 
 
