@@ -126,7 +126,7 @@ def answer(
       store: answers that are there already are read, and new ones written as they come.
       work: is added to.
 
-    Raises: InputError for a request that the model cannot answer, or answers with NaN.
+    Raises: InputError for a request that the model cannot answer, or answers with NaN for a log-likelihood.
     """
     work = Work() if work is None else work
     for request in requests:
@@ -143,19 +143,22 @@ def answer(
     for (kind, *_), group in waiting.items():
         work.requests += len(group)
         for index, one in ANSWERERS[kind](model, group, seed, progress, work):
-            _check_number(one)
+            _check_number(group[index], one)
             found[group[index]] = one
             if store is not None:
                 store.put(group[index], seed, one)
     return [found[request] for request in requests]
 
 
-def _check_number(answer) -> None:
-    """Raises InputError for a log-likelihood that is not a number; minus infinity is one."""
+def _check_number(request: Request, answer) -> None:
+    """Raises InputError for a log-likelihood that is not a number. -inf is one: of what the model holds impossible."""
     if isinstance(answer, ScoreAnswer | RollingAnswer) and math.isnan(answer.loglikelihood):
+        asked = f"of the text that begins {request.text[:60]!r}" if isinstance(request, Rolling) else (
+            f"of {request.continuation!r} after {request.context[-60:]!r}"
+        )
         raise InputError(
-            "the model gives NaN as a log-likelihood, which has no score: its weights or activations are not finite; look "
-            "at its loss, or evaluate an earlier checkpoint"
+            f"the model gives NaN for the log-likelihood {asked}; expected a number: look for NaN or overflow in its "
+            "weights, or evaluate an earlier checkpoint"
         )
 
 

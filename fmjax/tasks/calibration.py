@@ -38,8 +38,13 @@ def expected_calibration_error(confidences, correct, *, equal_mass: bool = False
 
 
 def softmax(logits: Sequence[float]) -> np.ndarray:
-    """Probabilities, float64. Where all logits are -inf they are equal: nothing tells the options apart."""
+    """Probabilities, float64. Where all logits are -inf they are equal: nothing tells the options apart.
+
+    Raises: InputError for NaN.
+    """
     logits = np.asarray(logits, np.float64)
+    if np.isnan(logits).any():
+        raise InputError(f"the logits of the options are {logits.tolist()}; NaN has no probability: look at the model")
     highest = logits.max()
     shifted = np.exp(logits - highest) if highest > -np.inf else np.ones_like(logits)
     return shifted / shifted.sum()

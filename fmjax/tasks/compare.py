@@ -187,6 +187,8 @@ def read_samples(folder: str | pathlib.Path, task: str) -> dict[tuple[str, int],
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         seen, found = Counter(), {}
         for row in rows:
+            # Numbers that JSON lacks are texts there (`write_samples`).
+            row["statistics"] = {name: float(value) for name, value in row["statistics"].items()}
             found[row["key"], seen[row["key"]]] = row
             seen[row["key"]] += 1
         return found

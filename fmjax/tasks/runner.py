@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import operator
 import pathlib
 import re
@@ -237,13 +238,13 @@ def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shot
 
 
 @contextlib.contextmanager
-def _naming(task: Task) -> Iterator[None]:
-    """Puts the task's name in front of an InputError's message that does not begin with one."""
+def _naming(task: Task, place: str = "") -> Iterator[None]:
+    """Puts the task's name and `place` in front of an InputError's message that does not begin with a task."""
     try:
         yield
     except InputError as error:
         message = str(error)
-        raise type(error)(message if message.startswith("task ") else f"task {task.name}: {message}") from None
+        raise type(error)(message if message.startswith("task ") else f"task {task.name}: {place}{message}") from None
 
 
 def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
@@ -304,6 +305,8 @@ def _run(one: _Prepared, base, context: TaskContext, meter, stores, fingerprint,
     for index, (document, group) in enumerate(zip(one.documents, one.requests)):
         mine = answers[at : at + len(group)]
         at += len(group)
+        with _naming(task, f"document {index}: "):
+            measured = task.statistics(document, mine)
         samples.append(
             {
                 "index": index,
@@ -311,7 +314,7 @@ def _run(one: _Prepared, base, context: TaskContext, meter, stores, fingerprint,
                 "document": task.record(document),
                 "requests": [_logged(request) for request in group],
                 "answers": mine,
-                "statistics": task.statistics(document, mine) | {"documents": 1.0},
+                "statistics": measured | {"documents": 1.0},
                 "cluster": task.cluster(document),
             }
         )
@@ -365,13 +368,26 @@ def _logged(request) -> dict:
 
 
 def write_samples(results: Mapping[str, TaskResult], folder: pathlib.Path) -> None:
-    """Process 0 writes `folder/TASK.jsonl`, a document a line."""
+    """Process 0 writes `folder/TASK.jsonl`, a document a line.
+
+    JSON has no infinity and no NaN: they are written as the texts "Infinity", "-Infinity" and "NaN", as Protocol
+    Buffers' JSON does, which `float` reads.
+    """
     if jax.process_index():
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name, result in results.items():
-        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in result.samples]
+        lines = [json.dumps(_named(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in result.samples]
         write_whole(folder / samples_file(name), "".join(lines))
+
+
+def _named(value):
+    """With texts for the numbers that JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _named(one) for key, one in value.items()}
+    return [_named(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def samples_file(task: str) -> str:

@@ -431,10 +431,51 @@ def test_what_cannot_be_scored_whole_is_said_before_another_task_computes(monkey
         run_tasks(MODEL, [Quiz(), long])
 
 
+class Read(Task):
+    name, metrics = "read", ("loglikelihood",)
+
+    def documents(self, context):
+        return ["some text"]
+
+    def requests(self, document):
+        return [Rolling(document)]
+
+    def statistics(self, document, answers):
+        return {"loglikelihood": answers[0].loglikelihood}
+
+
 def test_a_model_that_gives_nan_has_no_scores():
     broken = dataclasses.replace(MODEL, params=jax.tree.map(lambda x: x * jnp.nan, PARAMS))
-    with pytest.raises(InputError, match="task quiz: the model gives NaN as a log-likelihood"):
-        run_tasks(broken, [Quiz()])
+    first = questions()[0]
+    with pytest.raises(InputError, match=f"task quiz: the model gives NaN for .* of ' .*' after '{first.context}'"):
+        run_tasks(broken, [Quiz([first])])
+    with pytest.raises(InputError, match="task read: the model gives NaN for .* of the text that begins 'some text'"):
+        run_tasks(broken, [Read()])
+    with pytest.raises(InputError, match="NaN has no probability"):
+        softmax([0.0, math.nan])
+
+
+def test_minus_infinity_is_a_score_and_is_written_as_json_has_it(monkeypatch, tmp_path):
+    def impossible(model, requests, *rest):
+        for index, request in enumerate(requests):
+            yield index, ScoreAnswer(-1.0 if request.continuation == " b" else -math.inf, False, 1)
+
+    class Odds(Quiz):
+        name, metrics = "odds", ("acc", "best")
+
+        def statistics(self, document, answers):
+            values = [answer.loglikelihood for answer in answers]
+            return {"acc": super().statistics(document, answers)["acc"], "best": max(values), "worst": min(values)}
+
+    monkeypatch.setitem(ANSWERERS, Score, impossible)
+    found = run_tasks(MODEL, [Odds([Choices("q", ("a", "b"), 1), Choices("q", ("a", "c"), 0)])])
+    assert found["odds"].metrics["acc"] == 1.0
+    write_samples(found, tmp_path / "samples")
+    lines = (tmp_path / "samples" / "odds.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) for line in lines]
+    assert [[one[0] for one in row["answers"]] for row in rows] == [["-Infinity", -1.0], ["-Infinity"] * 2]
+    read = [row["statistics"] for row in read_samples(tmp_path, "odds").values()]
+    assert read == [sample["statistics"] for sample in found["odds"].samples] and read[1]["best"] == -math.inf
 
 
 def test_a_file_may_not_call_its_task_as_a_subset_of_another(tmp_path):
