@@ -37,7 +37,10 @@ DEFAULT_TOKENS_PER_BATCH = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Log-likelihood (nats) of a segment's scored tokens, whether each was the likeliest, and how many there are."""
+    """Log-likelihood (nats) of a segment's scored tokens, whether each was the likeliest, and how many there are.
+
+    Of equally likely tokens the first is the likeliest, as in lm-evaluation-harness.
+    """
 
     loglikelihood: float
     is_greedy: bool
@@ -72,9 +75,9 @@ def token_logprobs(module: nn.Module, params, tokens, segment_ids, positions, br
         top = jnp.max(logits, axis=-1)
         found = chosen - top - jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
         logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, found, i * size, 0)
-        # Of equal logits the first is the likeliest, as it is when text is generated.
-        likeliest = jnp.argmax(logits, axis=-1) == target
-        return logprobs, jax.lax.dynamic_update_slice_in_dim(greedy, likeliest, i * size, 0)
+        # Of equal logits the first, as generation takes it (`fmjax.inference.sampler.sample`).
+        first = jnp.min(jnp.where(logits == top[:, None], jnp.arange(logits.shape[-1]), logits.shape[-1]), axis=-1)
+        return logprobs, jax.lax.dynamic_update_slice_in_dim(greedy, first == target, i * size, 0)
 
     empty = jnp.zeros(where.shape, jnp.float32), jnp.zeros(where.shape, bool)
     return whole(jax.lax.fori_loop(0, (count + size - 1) // size, score_chunk, empty))

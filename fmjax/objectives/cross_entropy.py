@@ -51,7 +51,8 @@ def cross_entropy(
         them (Szegedy et al. 2016, section 7; `label_smoothing` of PyTorch's CrossEntropyLoss).
       chunk_size: positions of each row, of those on one device, that are processed at once; None goes by the platform
         (`default_chunk_size`).
-      count_correct: whether to compare the largest logit with the target's.
+      count_correct: whether to compare the largest logit with the target's; a target that shares the largest with
+        others counts as correct.
 
     Returns: dict of float32 scalars, sums over positions times weights: "loss" (with z-loss and smoothing; the only
     one through which gradients flow), "cross_entropy" (without them), "z_loss", and "correct" if asked for.

@@ -10,19 +10,13 @@ from tiny_decoder import TinyDecoder, full_logits
 from fmjax.errors import InputError
 from fmjax.inference import packing, scoring
 from fmjax.inference.packing import Segment, pack_rows
+from fmjax.inference.sampler import Sampling, Settings, Uses, sample
 from fmjax.inference.scoring import rolling_windows, score_segments
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
 
 MODULE = TinyDecoder(max_length=48)
 PARAMS = MODULE.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-
-
-def test_of_equal_logits_the_first_is_the_likeliest():
-    """As in lm-evaluation-harness, whose `is_greedy` compares with the argmax, and as text is generated."""
-    params = jax.tree.map(jnp.zeros_like, PARAMS)
-    found = score_segments(MODULE, params, [Segment([1, 2, 0, 0], 2), Segment([1, 2, 3], 2)])
-    assert [score.is_greedy for score in found] == [True, False]
 
 
 def closed_form(tokens, start, module=MODULE, params=PARAMS):
@@ -65,6 +59,19 @@ def test_scores_are_those_of_each_segment_alone(monkeypatch):
         assert score.is_greedy == greedy
     assert any(score.is_greedy and score.num_tokens for score in scores)
     assert sum(np.exp(score.loglikelihood) for score in scores[-13:]) == pytest.approx(1, abs=1e-5)
+
+
+def test_of_equal_logits_the_first_is_the_likeliest():
+    """As in lm-evaluation-harness, whose `is_greedy` compares with PyTorch's argmax, and as text is generated."""
+    params = jax.tree.map(jnp.zeros_like, PARAMS)
+    segments = [Segment([1, 2, 0, 0], 2), Segment([1, 2, 3], 2), Segment([1, 0, 12], 1)]
+    wanted = [closed_form(list(s.tokens), s.start, params=params) for s in segments]
+    found = score_segments(MODULE, params, segments)
+    assert [score.is_greedy for score in found] == [greedy for _, greedy in wanted] == [True, False, False]
+    np.testing.assert_allclose([s.loglikelihood for s in found], [x for x, _ in wanted], rtol=1e-6)
+    logits, keys = jnp.asarray(full_logits(MODULE, params, [1, 2])[-1:]), jax.random.split(jax.random.key(0), 1)
+    tokens, _ = sample(logits, keys, Settings(*Sampling(temperature=0.0).values), Uses())
+    assert tokens.tolist() == [0]
 
 
 def packed(segments, can_fork, context_length=48, tokens_per_batch=4096):
