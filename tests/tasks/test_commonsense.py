@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fmjax.errors import DataError
+from fmjax.errors import DataError, InputError
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.few_shot import FewShot
 from fmjax.tasks.multiple_choice import Choices
@@ -144,6 +144,24 @@ def test_questions_about_one_passage_goal_or_video_are_one_cluster(tmp_path):
     task = get_task("hellaswag")
     found = task.documents(written(tmp_path, "eval_hellaswag/hellaswag_val.jsonl", *rows))
     assert clusters(task, found) == [0, 1, 0]
+
+
+def test_clips_of_one_video_are_no_examples_of_each_other(tmp_path):
+    """The second begins with the ending that the first asks for."""
+    row = {"activity_label": "Judo", "ctx_b": "he", "label": 0}
+    rows = [
+        row | {"ctx_a": "He enters.", "endings": ["bows.", "sings."], "source_id": "activitynet~v_1"},
+        row | {"ctx_a": "He bows.", "endings": ["throws.", "eats."], "source_id": "activitynet~v_1"},
+        row | {"ctx_a": "He sits.", "endings": ["rests.", "flies."], "source_id": "activitynet~v_2"},
+    ]
+    context = written(tmp_path, "eval_hellaswag/hellaswag_val.jsonl", *rows)
+    task = get_task("hellaswag")
+    first, second, other = task.documents(context)
+    for seed in range(5):
+        few = FewShot.make(task, 1, seed, context)
+        assert few.examples(first) == few.examples(second) == [other] and few.examples(other)[0] in (first, second)
+    with pytest.raises(InputError, match="num_shots=2 .* ask something else than their document, and there are 1"):
+        FewShot.make(task, 2, 0, context).examples(first)
 
 
 def test_piqa_has_its_labels_in_a_file_of_their_own(tmp_path):
