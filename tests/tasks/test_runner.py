@@ -19,12 +19,14 @@ from fmjax.load import Model
 from fmjax.models.gpt import GPT
 from fmjax.parallel.placement import Placement
 from fmjax.tasks import statistics
-from fmjax.tasks.answers import Work, answer
+from fmjax.tasks.answers import ANSWERERS, Work, answer
+from fmjax.tasks.calibration import softmax
+from fmjax.tasks.compare import read_samples
 from fmjax.tasks.few_shot import FewShot
 from fmjax.tasks.multiple_choice import Choices, LetteredChoice, MultipleChoice
 from fmjax.tasks.protocol import Apply, Generate, Rolling, Rollout, Score, ScoreAnswer, Task, TaskContext
 from fmjax.tasks.report import cost_line, make_report
-from fmjax.tasks.runner import run_tasks
+from fmjax.tasks.runner import run_tasks, write_samples
 from fmjax.tasks.store import AnswerStore
 
 MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=128, vocab_size=258, init_std=0.3)
