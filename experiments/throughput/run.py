@@ -93,7 +93,7 @@ class Worker:
 
 
 def environment() -> dict:
-    """Of every process: half of a GPU's memory is not taken in advance, since all sides are loaded at the same time."""
+    """Of every process: a GPU's memory is taken as it is needed, so that its peak says what that was."""
     return os.environ | {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "HF_HUB_OFFLINE": "1",
@@ -101,8 +101,8 @@ def environment() -> dict:
     }
 
 
-def measure(case: dict, sides: list[str], repeats: int, steps: int) -> dict:
-    """Medians of all sides over turns, and the ratios of turns that were next to each other."""
+def take_turns(case: dict, sides: list[str], repeats: int, steps: int) -> tuple[dict, dict]:
+    """(what each side said first, or its error; the turns of those without one)."""
     workers, results = {}, {}
     for side in sides:
         worker = Worker(case, side)
@@ -124,8 +124,22 @@ def measure(case: dict, sides: list[str], repeats: int, steps: int) -> dict:
     finally:
         for worker in workers.values():
             worker.end()
+    return results, {side: runs[side] for side in workers}
+
+
+def measure(case: dict, sides: list[str], repeats: int, steps: int, together: bool) -> dict:
+    """Medians of all sides, and the ratios of their turns.
+
+    Args:
+      together: whether all sides are loaded at the same time and turns of the sides are next to each other; otherwise a
+        side has all its turns before the next is loaded, as on a GPU, whose memory does not hold several.
+    """
+    results, runs = {}, {}
+    for group in [sides] if together else [[side] for side in sides]:
+        facts, found = take_turns(case, group, repeats, steps)
+        results, runs = results | facts, runs | found
     shape = SHAPES[case["shape"]]
-    for side in workers:
+    for side in runs:
         seconds = [run["seconds"] for run in runs[side]]
         median = statistics.median(seconds)
         last = runs[side][-1]
@@ -133,7 +147,7 @@ def measure(case: dict, sides: list[str], repeats: int, steps: int) -> dict:
             seconds=median, best_seconds=min(seconds), tokens_per_second=shape.batch * shape.length / median,
             peak_mb=last["peak_mb"], peak_device_bytes=last["peak_device_bytes"],
         )  # fmt: skip
-        if side != "fmjax" and "fmjax" in workers:
+        if side != "fmjax" and "fmjax" in runs:
             ratios = [b["seconds"] / a["seconds"] for a, b in zip(runs["fmjax"], runs[side])]
             results[side]["times_slower"] = statistics.median(ratios)
     return results
@@ -246,7 +260,8 @@ def main() -> None:
         for name in shapes:
             for kind in flags.works:
                 case = dict(shape=name, work=kind, folder=weights(name))
-                rows.append(dict(shape=name, work=kind, results=measure(case, flags.sides, flags.repeats, steps)))
+                found = measure(case, flags.sides, flags.repeats, steps, together=not gpu)
+                rows.append(dict(shape=name, work=kind, results=found))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         for name in (GPU if gpu else CPU[1:2]) if flags.whole is None else flags.whole:
             found = whole_run(name, weights(name), pathlib.Path(scratch), flags.whole_steps, environment())
