@@ -76,8 +76,9 @@ def token_logprobs(module: nn.Module, params, tokens, segment_ids, positions, br
         found = chosen - top - jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
         logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, found, i * size, 0)
         # Of equal logits the first, as generation takes it (`fmjax.inference.sampler.sample`).
-        first = jnp.min(jnp.where(logits == top[:, None], jnp.arange(logits.shape[-1]), logits.shape[-1]), axis=-1)
-        return logprobs, jax.lax.dynamic_update_slice_in_dim(greedy, first == target, i * size, 0)
+        is_before = jnp.arange(logits.shape[-1]) < target[:, None]
+        likeliest = (chosen == top) & (jnp.max(jnp.where(is_before, logits, -jnp.inf), axis=-1) < top)
+        return logprobs, jax.lax.dynamic_update_slice_in_dim(greedy, likeliest, i * size, 0)
 
     empty = jnp.zeros(where.shape, jnp.float32), jnp.zeros(where.shape, bool)
     return whole(jax.lax.fori_loop(0, (count + size - 1) // size, score_chunk, empty))
