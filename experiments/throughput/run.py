@@ -10,6 +10,7 @@ alone, and what saving a checkpoint costs. Writes results.json, prints the table
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -41,7 +42,8 @@ def work(case: dict) -> None:
 
     try:
         start = time.perf_counter()
-        side = SIDES[case["side"]](SHAPES[case["shape"]], case["work"], case["folder"])
+        shape = dataclasses.replace(SHAPES[case["shape"]], chunk_size=case["chunk_size"])
+        side = SIDES[case["side"]](shape, case["work"], case["folder"])
         side.step(0)
         loss = side.wait()
         ready = time.perf_counter() - start
@@ -50,6 +52,8 @@ def work(case: dict) -> None:
     except Exception as error:  # a way that does not work here is a result too
         return say(dict(error=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"))
     facts = dict(device=side.device, loss=loss, ready_seconds=ready)
+    if case["side"] == "fmjax":
+        facts["temp_bytes"] = side.temp_bytes()
     if case["side"] == "fmjax" and case["work"] == "train":
         facts |= dict(flops=side.flops(), peak_flops=side.peak_flops(), compile_seconds=side.compile_seconds)
     say(facts)
@@ -236,6 +240,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--repeats", type=int, default=7, help="turns")
     parser.add_argument("--steps", type=int, help="of a turn; default: 1 on CPUs, 5 on a GPU")
+    parser.add_argument("--chunk_size", type=int, help="fmjax's objective.chunk_size; default: its own")
     parser.add_argument("--whole", nargs="*", choices=list(SHAPES), help="shapes of the runs with real data")
     parser.add_argument("--whole_steps", type=int, default=20, help="steps of such a run")
     parser.add_argument("--output", type=pathlib.Path, default=HERE)
@@ -259,7 +264,7 @@ def main() -> None:
 
         for name in shapes:
             for kind in flags.works:
-                case = dict(shape=name, work=kind, folder=weights(name))
+                case = dict(shape=name, work=kind, folder=weights(name), chunk_size=flags.chunk_size)
                 found = measure(case, flags.sides, flags.repeats, steps, together=not gpu)
                 rows.append(dict(shape=name, work=kind, results=found))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ class Shape:
       dtype: of the products; parameters and optimizer are float32 everywhere.
       remat: fmjax's `model.remat`; anything but "none" turns on gradient checkpointing of the other side too.
       unroll: fmjax's `model.unroll`, layers per iteration of its scan.
+      chunk_size: fmjax's `objective.chunk_size`, positions of a row whose logits exist at the same time.
     """
 
     kind: str
@@ -23,6 +24,7 @@ class Shape:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    chunk_size: int | None = None
 
 
 def gpt2(layers: int, width: int, heads: int, vocabulary: int, length: int, **batch) -> Shape:

@@ -31,7 +31,7 @@ def train_config(shape: Shape, folder: str, **train) -> dict:
         "train": {"steps": 1000, "batch_size": shape.batch, "init_from": folder, **train},
         "mesh": {"data": 1},
         "model": model_section(folder) | {"dtype": shape.dtype, "remat": shape.remat, "unroll": shape.unroll},
-        "objective": {"name": "causal_lm"},
+        "objective": {"name": "causal_lm", "chunk_size": shape.chunk_size},
         "data": {"source": "builtin", "sequence_length": shape.length, "tokenizer": "train:4096"},
         "optimizer": {"name": "adamw", "clip_norm": 1.0, **ADAMW},
     }
@@ -80,6 +80,10 @@ class Fmjax:
 
     def wait(self) -> float:
         return float(self.last)
+
+    def temp_bytes(self) -> int:
+        """Of the compiled step: what it keeps besides arguments and results."""
+        return self.run_step.memory_analysis().temp_size_in_bytes
 
     def flops(self) -> float:
         """Of a training step's model (`fmjax.layers.flops`)."""
