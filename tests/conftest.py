@@ -23,7 +23,8 @@ gc.set_threshold(100_000, 20, 20)  # tracing makes millions of objects, most of 
 @pytest.fixture(autouse=True, scope="module")
 def programs_of_one_file():
     """What one file compiled is of no use to the next: the suite's memory stays small."""
-    yield
     import jax
 
+    jax.devices()  # all eight are there before a test asks for fewer, such as a plan for two
+    yield
     jax.clear_caches()
