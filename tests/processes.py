@@ -14,7 +14,8 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 
 def free_port() -> int:
     """One that the system gives to nobody by itself, as it gives the ports of outgoing connections."""
-    for port in range(FIRST_PORT + os.getpid() % 2048, FIRST_PORT + NUM_PORTS):
+    # Test processes side by side, whose numbers are neighbours, look in places far from each other.
+    for port in range(FIRST_PORT + os.getpid() * 97 % 2048, FIRST_PORT + NUM_PORTS):
         with socket.socket() as s:
             try:
                 s.bind(("", port))
