@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -74,6 +75,13 @@ def outputs(hosts: Sequence[subprocess.Popen], timeout: float = 200) -> list[str
     finally:
         for host in hosts:
             host.kill()
+
+
+def without_gloo(text: str) -> str:
+    """What a process printed besides Gloo's greetings, whose pieces several threads may write in any order."""
+    pieces = r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : "
+    lines = re.sub(pieces, "", text).splitlines(True)
+    return "".join(line for line in lines if not re.fullmatch(r"[\d\s]*", line))
 
 
 def run(command: str, flags: Sequence[Sequence[str]], devices: int, cache: pathlib.Path) -> list[str]:

@@ -58,7 +58,9 @@ def bootstrap(
         picked = rng.integers(0, count, count)
         if summable:
             times = np.bincount(picked, minlength=count).astype(np.float64)
-            sample = {name: np.asarray([total]) for name, total in zip(columns, times @ sums)}
+            with np.errstate(invalid="ignore"):  # a log-likelihood of minus infinity that was not picked
+                totals = times @ sums
+            sample = {name: np.asarray([total]) for name, total in zip(columns, totals)}
         else:
             where = np.concatenate([members[i] for i in picked])
             sample = {name: column[where] for name, column in columns.items()}

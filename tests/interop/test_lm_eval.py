@@ -227,7 +227,7 @@ def test_documents_that_cannot_be_fetched_are_said_in_one_message(folder, tmp_pa
 
 def test_without_the_harness_the_message_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(adapter, "LM", object)
-    with pytest.raises(InputError, match="pip install -e '.\[lm-eval\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[lm-eval\]'"):
         HarnessModel(MODEL)
     assert cli.run(adapter.main, ["--model=x", "--tasks=a", "--output=b"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.processes import REPOSITORY, free_port, outputs
+from tests.processes import REPOSITORY, free_port, outputs, without_gloo
 
 COMMAND = """
 import logging, pathlib, sys
@@ -55,8 +55,7 @@ def run(folder, does):
         for number in range(2)
     ]  # fmt: skip
     printed = outputs(hosts, timeout=120)
-    lines = ["".join(line for line in host.splitlines(True) if "[Gloo]" not in line) for host in printed]
-    return [host.returncode for host in hosts], [text.strip() for text in lines]
+    return [host.returncode for host in hosts], [without_gloo(text).strip() for text in printed]
 
 
 def test_the_first_process_logs_and_warnings_of_others_have_their_number(tmp_path):
