@@ -167,15 +167,15 @@ class _Compiled:
     text: str
     argument_bytes: int
     temp_bytes: int
-    other_bytes: int  # returned without being an argument too, and the program itself
+    other_bytes: int  # returned without being an argument too (on a TPU among the temporaries), and the program itself
     accepted: bool
 
 
 def _compile(program: Program) -> _Compiled:
     lowered = lower(program)
     if program.mesh.devices.flat[0].platform != "tpu":
-        compiled = lowered.compile()
-        return _measured(compiled, compiled.as_text())
+        with _no_compilation_cache():  # which takes programs that differ in the names of their scopes for the same
+            return _measured(lowered.compile())
     # The compiler writes its result down even where it then finds that it does not fit.
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": ".*"}
@@ -188,7 +188,11 @@ def _compile(program: Program) -> _Compiled:
             text = _dumped(folder, ".after_optimizations.txt", error)
             arguments = _shard_bytes(program.spec.shapes) + _shard_bytes(program.batch_spec)
             return _Compiled(text, arguments, max(0, _reported_bytes(folder, error) - arguments), 0, accepted=False)
-        return _measured(compiled, _dumped(folder, ".after_optimizations.txt", None))
+        # Its statistics count values in the place of results or in faster memory as temporaries of main memory too.
+        m = compiled.memory_analysis()
+        temporaries = _reported_bytes(folder, None) - m.argument_size_in_bytes
+        text = _dumped(folder, ".after_optimizations.txt", None)
+        return _Compiled(text, m.argument_size_in_bytes, temporaries, m.generated_code_size_in_bytes, accepted=True)
 
 
 def _says_hbm_is_too_small(message: str) -> bool:
@@ -210,11 +214,11 @@ def _no_compilation_cache():
         compilation_cache.reset_cache()
 
 
-def _measured(compiled, text: str) -> _Compiled:
+def _measured(compiled) -> _Compiled:
     m = compiled.memory_analysis()
     returned = max(0, m.output_size_in_bytes - m.alias_size_in_bytes)
     other = returned + m.generated_code_size_in_bytes
-    return _Compiled(text, m.argument_size_in_bytes, m.temp_size_in_bytes, other, accepted=True)
+    return _Compiled(compiled.as_text(), m.argument_size_in_bytes, m.temp_size_in_bytes, other, accepted=True)
 
 
 def _dumped(folder: str, ending: str, error: Exception | None) -> str:
@@ -228,12 +232,12 @@ def _dumped(folder: str, ending: str, error: Exception | None) -> str:
     return max(found, key=lambda path: path.stat().st_size).read_text()
 
 
-def _reported_bytes(folder: str, error: Exception) -> int:
-    """Of main memory, arguments included, by the report on a program that was refused."""
+def _reported_bytes(folder: str, error: Exception | None) -> int:
+    """Of main memory, arguments and results included: what the compiler compares with what there is."""
     report = _dumped(folder, "memory-usage-report.txt", error)
     main = re.search(r"Memory Space: default.*?Total bytes: (\d+)", report, re.DOTALL)
     if main is None:
-        raise InputError(f"the compiler does not say how much memory it would need: {error}")
+        raise InputError(f"the compiler does not say how much memory it needs{f': {error}' if error else ''}")
     return int(main[1])
 
 

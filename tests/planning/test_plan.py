@@ -306,8 +306,18 @@ def test_which_refusals_mean_that_the_memory_is_too_small(message, expected):
                            model__intermediate_size="512", mesh__fsdp="2", mesh__sequence="2")),
     ],
 )  # fmt: skip
-def test_small_plans_for_tpus(name, overrides, tmp_path):
+def test_small_plans_for_tpus(name, overrides, tmp_path, monkeypatch):
     """The real compiler, splash attention among what it compiles, every kernel's FLOPs known."""
+    buffers, statistics = [], []
+    report_bytes, measure = plan._reported_bytes, jax.stages.Compiled.memory_analysis
+
+    def read_buffers(folder, error):
+        text = plan._dumped(folder, "after_optimizations-buffer-assignment.txt", error)
+        buffers.extend(re.findall(r"^allocation \d+: size (\d+)(?!.*\bcolor )", text, re.MULTILINE))
+        return report_bytes(folder, error)
+
+    monkeypatch.setattr(plan, "_reported_bytes", read_buffers)
+    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda c: statistics.append(measure(c)) or statistics[0])
     file = pathlib.Path(__file__).parents[2] / "configs" / f"{name}.py"
     small = dict(
         model__num_layers="2", model__vocab_size="1024", data__sequence_length="256", train__batch_size="8",
@@ -326,3 +336,9 @@ def test_small_plans_for_tpus(name, overrides, tmp_path):
         assert found.hardware_flops_per_step == pytest.approx(by_hand, rel=0.02)
     parts = found.parameter_bytes + found.optimizer_bytes + found.batch_bytes
     assert found.argument_bytes == pytest.approx(parts, rel=0.1)
+    # All buffers of main memory; the compiler's statistics count some in faster memory as temporaries too.
+    [of] = statistics
+    code = of.generated_code_size_in_bytes
+    assert found.peak_bytes_per_device == pytest.approx(sum(map(int, buffers)) + code, rel=0.005)
+    assert found.peak_bytes_per_device < of.argument_size_in_bytes + of.temp_size_in_bytes + code
+    assert found.fits and "to spare" in report.verdict(found)
