@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import json
 import math
 import re
+from typing import Any
 
 from fmjax.errors import InputError
 
@@ -63,6 +65,17 @@ class Instruction:
         """The name of the computation that follows `name=`."""
         found = re.search(rf"[ ,]{name}=%?([\w.\-<>]+)", " " + self.attributes)
         return found and found[1]
+
+    @property
+    def backend_config(self) -> dict[str, Any]:
+        """What the compiler tells its backend about it, JSON in quotes or not; empty where it is something else."""
+        found = re.search(r"backend_config=", self.attributes)
+        try:
+            value, _ = json.JSONDecoder().raw_decode(self.attributes, found.end()) if found else ({}, 0)
+            value = json.loads(value) if isinstance(value, str) else value
+        except ValueError:  # some calls have text of other kinds
+            value = {}
+        return value if isinstance(value, dict) else {}
 
     @property
     def op_name(self) -> str:
