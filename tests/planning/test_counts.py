@@ -11,8 +11,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.errors import InputError
+from fmjax.layers import attention_blocks
+from fmjax.layers.attention import attention
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
+from fmjax.parallel.mesh import DEFAULT_RULES, MeshConfig, make_mesh
 from fmjax.planning import counts, hlo
 
 ONE = {"data": 1}
@@ -275,6 +278,29 @@ def test_attention_of_cudnn_with_values_of_another_size():
 def test_attention_of_cudnn_over_lengths_that_are_data_is_named(more):
     found = library_call("__cudnn$fmhaSoftmax", [QUERIES, KEYS, KEYS], f"({', '.join(OUT)})", attention_config(**more))
     assert found.flops == 0 and dict(found.uncounted) == {"__cudnn$fmhaSoftmax": 1}
+
+
+# Lengths of 64 on four devices in blocks of 8. Causal, block c of the queries needs c + 1 blocks of keys, and devices
+# have blocks i and 7 - i; otherwise two neighbours. A window of 9 needs one more block on its side, where there is one.
+@pytest.mark.parametrize(
+    "causal, window, of_all",
+    [(True, None, sum(range(1, 9))), (True, 9, 8 + 7), (False, 9, 8 + 7 + 7), (False, None, 8 * 8)],
+)
+def test_attention_by_queries_counts_the_blocks_it_needs(monkeypatch, programs_by_their_scopes, causal, window, of_all):
+    """The mean of the devices: how many blocks one goes through, it only knows when it runs."""
+    monkeypatch.setattr(attention_blocks, "BLOCK", 8)
+    rows, heads, features = 2, 4, 16
+    mesh = make_mesh(MeshConfig(data=1, sequence=4), jax.devices()[:4])
+    q = jax.ShapeDtypeStruct((rows, 64, heads, features), jnp.float32)
+    k = jax.ShapeDtypeStruct((rows, 64, 2, features), jnp.float32)  # key-value heads that do not divide by four
+
+    def total(q, k, v):
+        return jnp.sum(attention(q, k, v, causal=causal, window=window, backend="cpu") ** 2)
+
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(DEFAULT_RULES.items())):
+        found, _ = counted(jax.grad(total, (0, 1, 2)), q, k, k, mesh_shape=mesh.shape)
+    products = 2 + 5
+    assert found.flops == products * 2 * 8 * 8 * features * rows * heads * of_all / 4 and not found.uncounted
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Plans of whole runs: the command, the program that is planned, memory against a real run, TPU slices."""
 
+import collections
 import importlib.util
 import json
 import os
@@ -19,7 +20,8 @@ from fmjax import plan as command
 from fmjax.data import DATASETS
 from fmjax.errors import ConfigError
 from fmjax.parallel.mesh import MeshConfig, make_mesh
-from fmjax.planning import plan, report, search, topology
+from fmjax.planning import counts, plan, report, search, topology
+from fmjax.training.hardware import Chip
 from fmjax.training.setup import build_module, make_program, open_data
 
 KEYS = """topology num_devices device_kind hbm_bytes_per_device argument_bytes temp_bytes peak_bytes_per_device fits
@@ -224,13 +226,36 @@ def test_a_folder_that_is_not_there_is_said_before_anything_slow(config_file, ca
     assert "/nowhere/plan.json" in capsys.readouterr().err
 
 
-def test_what_cannot_be_counted_leaves_no_bound(config_file, tmp_path, capsys):
-    """Attention over a split length loops on a CPU as long as its queries' places ask for."""
-    flags = [f"--config={config_file}", "--topology=cpu:4", "--config.mesh.data=1", "--config.mesh.sequence=4"]
-    overrides = ["--config.model.num_kv_heads=1", "--config.model.num_layers=1"]
-    assert cli.run(command.main, flags + overrides) == 0
-    printed = capsys.readouterr().out
-    assert "loop whose length depends on data" in printed and "not all of its work is counted" in printed
+@pytest.fixture
+def known_rates(monkeypatch):
+    """Simulated devices with rates that are told, so that there is a bound."""
+    rates = Chip(peak_flops=1e12, memory_bandwidth=1e11)
+    monkeypatch.setattr(plan, "chip", lambda device: rates)
+    return rates
+
+
+def test_attention_by_queries_is_in_the_bound(config_file, tmp_path, known_rates, programs_by_their_scopes):
+    """On a CPU it loops over as many blocks of keys as the places of a device's queries ask for."""
+    sizes = dict(mesh__data="1", mesh__sequence="4", model__num_kv_heads="1", model__num_layers="1")
+    config = resolved(config_file, **sizes)
+    found = plan.plan(config, jax.devices()[:4], "cpu:4", cache_dir=tmp_path)
+    assert not found.uncounted
+    # All products but attention's as the model's, whose backward pass costs twice the forward pass; attention's two and
+    # five for all pairs, since a row of 128 keys is one block.
+    pairs = 8 * 2 * 64  # rows, FLOPs of a pair over the four heads
+    by_hand = found.model_flops_per_step - 6 * pairs * 128 * 129 / 2 + 7 * pairs * 128**2
+    assert found.hardware_flops_per_step == pytest.approx(by_hand, rel=1e-6)
+    assert found.seconds["compute"] == pytest.approx(by_hand / 4 / known_rates.peak_flops)
+    assert found.mfu_bound and "not counted" not in report.describe(found)
+
+
+def test_what_cannot_be_counted_leaves_no_bound(config_file, tmp_path, known_rates, monkeypatch):
+    lacks = counts.Counts(flops=1.0, uncounted=collections.Counter({"some kernel": 3}))
+    monkeypatch.setattr(plan.counts, "count", lambda program, shape: lacks)
+    found = plan.plan(resolved(config_file), jax.devices()[:1], "cpu:1", cache_dir=tmp_path)
+    assert found.step_seconds_bound is found.mfu_bound is found.useful_flops is None
+    printed = report.describe(found)
+    assert "not counted          3 x some kernel" in printed and "not all of its work is counted" in printed
 
 
 @has_compiler
