@@ -77,6 +77,13 @@ def table(rows: Sequence[tuple[str, Plan]]) -> str:
     return "\n".join(lines)
 
 
+def choice(what: str, plan: Plan) -> str:
+    """One line: which plan `fmjax.planning.search.best` took, by what was changed, and what it went by."""
+    if plan.step_seconds_bound is None:
+        return f"best: {what} (of those that fit, or may, the fewest FLOPs; no bound on a step's time is known)"
+    return f"best: {what} (of those that fit, or may, the lowest bound on a step's time)"
+
+
 def size(num_bytes: float) -> str:
     """Bytes in the unit that suits them."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

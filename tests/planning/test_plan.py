@@ -89,7 +89,8 @@ def test_search_finds_what_fits(config_file, monkeypatch, tmp_path, capsys):
     assert found["fits"] and found["changes"] != "as given"
     assert found["tried"][0][0] == "as given" and not found["tried"][0][1]["fits"]
     assert found["hardware_flops_per_step"] > given.hardware_flops_per_step
-    assert f"best: {found['changes']}" in capsys.readouterr().out
+    why = "the fewest FLOPs; no bound on a step's time is known"
+    assert f"best: {found['changes']} (of those that fit, or may, {why})" in capsys.readouterr().out
 
 
 def test_a_plan_whose_time_is_known_is_better_than_one_whose_time_is_not():
@@ -98,6 +99,8 @@ def test_a_plan_whose_time_is_known_is_better_than_one_whose_time_is_not():
 
     rows = [row("unknown", None, 1.0), row("slow", 2.0, 1.0), row("fast", 1.0, 9.0), row("too large", 0.5, 1.0, False)]
     assert search.best(rows)[0] == "fast"
+    printed = report.choice(*search.best(rows))
+    assert printed == "best: fast (of those that fit, or may, the lowest bound on a step's time)"
     assert search.best([rows[0], row("more", None, 2.0)])[0] == "unknown"
     assert search.best(rows[3:]) is None
 
