@@ -12,7 +12,9 @@ import textwrap
 import types
 
 import jax
+import numpy as np
 import pytest
+import scipy.optimize
 
 from fmjax import cli
 from fmjax import config as configs
@@ -261,6 +263,59 @@ def test_what_cannot_be_counted_leaves_no_bound(config_file, tmp_path, known_rat
     assert "not counted          3 x some kernel" in printed and "not all of its work is counted" in printed
 
 
+@pytest.mark.parametrize(
+    "sent, seconds",
+    [
+        ({"fsdp": 6.0, "tensor": 2.0}, {"fsdp": 3.0, "tensor": 2.0}),
+        ({"fsdp+tensor": 9.0}, {"fsdp": 3.0, "tensor": 3.0}),  # as much as each has links for
+        ({"fsdp": 2.0, "fsdp+tensor": 4.0}, {"fsdp": 2.0, "tensor": 2.0}),  # 2 of them along each: not 1 s beside 4/3 s
+        ({"fsdp": 8.0, "fsdp+tensor": 3.0}, {"fsdp": 4.0, "tensor": 3.0}),  # all of them along tensor
+        ({"fsdp": 1.0, "data": 50.0, "data+fsdp": 50.0}, {"fsdp": 0.5}),  # the links of data are not known
+        ({"fsdp": 12.0, "fsdp+tensor+sequence": 6.0, "tensor+sequence": 6.0},
+         {"fsdp": 6.0, "tensor": 2.4, "sequence": 2.4}),
+        ({}, {}),
+    ],
+)  # fmt: skip
+def test_what_goes_along_several_axes_shares_their_links(sent, seconds):
+    """Links of fsdp send 2 bytes a second, of tensor 1, of sequence 4."""
+    found = topology.link_seconds(sent, {"fsdp": 2.0, "tensor": 1.0, "sequence": 4.0})
+    assert found == pytest.approx(seconds)
+
+
+def test_no_way_to_spread_what_goes_along_several_axes_is_faster():
+    """As a linear program: bytes of each kind of traffic on each axis, the least time in which all links are done."""
+    rng = np.random.default_rng(0)
+    axes = ["a", "b", "c", "d"]
+    for _ in range(30):
+        kinds = (np.flatnonzero(places) for places in rng.random((6, 4)) < 0.5 if places.any())
+        sent = {"+".join(axes[i] for i in kind): float(rng.integers(1, 20)) for kind in kinds}
+        speed = {axis: float(rng.integers(1, 5)) for axis in axes}
+        at = [(kind, axis) for kind in sent for axis in kind.split("+")]
+        in_time = [[float(axis == a) for _, axis in at] + [-speed[a]] for a in axes]
+        all_sent = [[float(kind == k) for kind, _ in at] + [0.0] for k in sent]
+        goal = [0.0] * len(at) + [1.0]
+        least = scipy.optimize.linprog(goal, in_time, [0.0] * len(axes), all_sent, list(sent.values()))
+        found = topology.link_seconds(sent, speed)
+        assert max(found.values()) == pytest.approx(least.fun)
+        # And in the time found for each axis all of it is sent, no link idle before.
+        assert sum(found[axis] * speed[axis] for axis in found) == pytest.approx(sum(sent.values()))
+
+
+def test_the_links_of_an_axis_are_one_resource(config_file, tmp_path, monkeypatch, known_rates):
+    """In the plan, its bound and its report; what was sent stays told by axes."""
+    sent = collections.Counter({"fsdp": 8e9, "fsdp+tensor": 3e9, "data": 1.0})
+    monkeypatch.setattr(plan.counts, "count", lambda program, shape: counts.Counts(flops=1.0, link_bytes=sent))
+    monkeypatch.setattr(topology, "axis_bandwidths", lambda mesh: {"fsdp": 2e9, "tensor": 1e9})
+    found = plan.plan(resolved(config_file), jax.devices()[:1], "cpu:1", cache_dir=tmp_path)
+    assert found.seconds == pytest.approx({"compute": 1e-12, "memory": 0.0, "links fsdp": 4.0, "links tensor": 3.0})
+    assert found.step_seconds_bound == 4.0 and found.limited_by == "links fsdp" and found.link_bytes == dict(sent)
+    lines = [line.split(None, 2) for line in report.describe(found).splitlines() if "  links, " in line]
+    assert [line[1] for line in lines] == ["data", "fsdp", "fsdp+tensor", "tensor"]
+    ends = ("not in the bound)", "4 s with its share of what goes along several", "shared by the links of these axes")
+    assert all(line[2].endswith(end) for line, end in zip(lines, ends))
+    assert lines[3][2].startswith("0 B   3 s")
+
+
 @has_compiler
 @pytest.mark.parametrize(
     "name, sizes, bandwidths",
@@ -286,7 +341,8 @@ def test_several_slices_hold_replicas():
     mesh = make_mesh(MeshConfig(data=2, fsdp=4), list(devices))
     assert [{device.slice_index for device in row.flat} for row in mesh.devices] == [{0}, {1}]
     assert set(topology.axis_bandwidths(mesh)) == {"fsdp"}
-    assert topology.joined_bandwidth("data", topology.axis_bandwidths(mesh)) is None
+    seconds = topology.link_seconds({"data": 1.0, "data+fsdp": 1.0}, topology.axis_bandwidths(mesh))
+    assert seconds == {}
     with pytest.raises(ConfigError, match="2 slices"):
         make_mesh(MeshConfig(data=1, fsdp=8), list(devices))
 
