@@ -1,8 +1,9 @@
 """Plan: `python -m fmjax.plan --config=configs/NAME.py --topology=v5p:4x4x4 [--json=FILE] [--search]`.
 
 Compiles the train step that `fmjax.train` would run, for devices that need not be there, and reports the memory of one
-of them, FLOPs, traffic and the bound on speed that follows. Exit codes: 0 it fits (or that is not known), 2 wrong
-usage, config or topology, 3 it does not fit.
+of them, FLOPs, traffic and the bound on speed that follows. With --search it tries other remat policies, meshes and
+parts of the batch too; the best of those that fit has the lowest bound on a step's time, or the fewest FLOPs where no
+bound is known. Exit codes: 0 it fits (or that is not known), 2 wrong usage, config or topology, 3 it does not fit.
 """
 
 import json
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
         chosen = search.best(rows)
         print(report.table(rows))
         found = chosen[1] if chosen else min((one for _, one in rows), key=lambda one: one.peak_bytes_per_device)
-        print(f"\nbest: {chosen[0]}\n\n{report.describe(found)}" if chosen else "\nnone of these fits")
+        print(f"\n{report.choice(*chosen)}\n\n{report.describe(found)}" if chosen else "\nnone of these fits")
         result = found.to_json() | {"changes": chosen and chosen[0], "tried": [[w, one.to_json()] for w, one in rows]}
     if flags.json:
         write_whole(pathlib.Path(flags.json), json.dumps(result, indent=1) + "\n")

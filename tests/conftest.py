@@ -28,3 +28,13 @@ def programs_of_one_file():
     jax.devices()  # all eight are there before a test asks for fewer, such as a plan for two
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def programs_by_their_scopes():
+    """Programs that differ in nothing but the names of their scopes are one to the compilation cache, but not here."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    yield
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", False)

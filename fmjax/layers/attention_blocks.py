@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fmjax.layers.attention import MASKED
@@ -17,7 +18,7 @@ from fmjax.layers.padding import pad
 BLOCK = 256
 
 
-def attend(q, k, v, index, *, segment_ids, causal, window, scale):
+def attend(q, k, v, index, *, segment_ids, causal, window, scale, order=None):
     """As `fmjax.layers.attention.reference`, for queries anywhere in the row.
 
     Args:
@@ -25,6 +26,8 @@ def attend(q, k, v, index, *, segment_ids, causal, window, scale):
       k, v: [B, S, K, D], the row's keys and values in their order.
       index: int32 [T], where in the row each query is; fast where neighbours are neighbours.
       segment_ids: None, or the pair int32 ([B, T], [B, S]).
+      order: int [shards, T], each row what `index` is on one device, for who counts what a compiled program does
+        (`fmjax.planning`); None where that is not known.
     """
     b, t, h, d = q.shape
     s, kv_heads = k.shape[1:3]
@@ -32,7 +35,7 @@ def attend(q, k, v, index, *, segment_ids, causal, window, scale):
     rows, columns = min(BLOCK, max(1, t // 2)), min(BLOCK, s)
     q = (q * scale).astype(q.dtype).reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    mask = _Mask(causal, window, s, rows, columns)
+    mask = _Mask(causal, window, s, rows, columns, order)
     index, query_ids = pad(index, 0, rows, mode="edge"), pad(ids[0], 1, rows)
     k, v, key_ids = pad(k, 2, columns), pad(v, 2, columns), pad(ids[1], 1, columns)
     out = _attend(pad(q, 3, rows), k, v, index, query_ids, key_ids, mask)[:, :, :, :t]
@@ -42,18 +45,32 @@ def attend(q, k, v, index, *, segment_ids, causal, window, scale):
 class _Mask:
     """Which keys a query may attend, and which blocks of them a block of queries needs."""
 
-    def __init__(self, causal: bool, window: int | None, keys: int, rows: int, columns: int):
+    def __init__(self, causal: bool, window: int | None, keys: int, rows: int, columns: int, order=None):
         self.causal, self.window, self.keys, self.rows, self.columns = causal, window, keys, rows, columns
+        self._scope = "key_blocks" if order is None else self._trips(order)
 
-    def range(self, index):
-        """(first block of keys, end) for queries at `index` [rows]."""
+    def range(self, index, xp=jnp):
+        """(first block of keys, end) for queries at `index` [..., rows]; `xp` is NumPy or `jax.numpy`."""
         low, high = 0, self.keys
         if self.window is not None:
-            low = jnp.maximum(jnp.min(index) - self.window + 1, 0)
-            high = jnp.max(index) + self.window
+            low = xp.maximum(xp.min(index, axis=-1) - self.window + 1, 0)
+            high = xp.max(index, axis=-1) + self.window
         if self.causal:
-            high = jnp.max(index) + 1
-        return low // self.columns, -(-jnp.minimum(high, self.keys) // self.columns)
+            high = xp.max(index, axis=-1) + 1
+        return low // self.columns, -(-xp.minimum(high, self.keys) // self.columns)
+
+    def loop(self, index, body, start):
+        """`body` over the blocks of keys that the queries at `index` need."""
+        with jax.named_scope(self._scope):
+            return lax.fori_loop(*self.range(index), body, start)
+
+    def _trips(self, order: np.ndarray) -> str:
+        """The scope that tells `fmjax.plan` how often the loop runs, which XLA cannot know: blocks of keys in blocks of
+        queries, of all devices."""
+        blocks = np.pad(order, ((0, 0), (0, -order.shape[1] % self.rows)), mode="edge").reshape(-1, self.rows)
+        first, end = self.range(blocks, np)
+        trips = np.broadcast_to(np.maximum(end - first, 0), len(blocks))
+        return f"trips_{trips.sum()}_in_{len(blocks)}"
 
     def allowed(self, block, index, query_ids, key_ids):
         """bool [B, 1, rows, columns]."""
@@ -125,7 +142,7 @@ def _forward(q, k, v, index, query_ids, key_ids, mask):
 
         column = (*query.shape[:3], 1)
         empty = (jnp.full(column, MASKED), jnp.zeros(column), jnp.zeros(query.shape, jnp.float32))
-        top, total, out = lax.fori_loop(*mask.range(place), add, empty)
+        top, total, out = mask.loop(place, add, empty)
         return (out / total).astype(q.dtype), top + jnp.log(total)
 
     out, log_sums = lax.map(of_queries, (_query_blocks(q, mask.rows), *_placed(index, query_ids, mask.rows)))
@@ -154,7 +171,7 @@ def _backward(mask, saved, g):
             return d_query + _product(d_logits, keys, 3, 2), put(d_k, new_k), put(d_v, new_v)
 
         start = (jnp.zeros(query.shape, jnp.float32), *gradients)
-        d_query, *gradients = lax.fori_loop(*mask.range(place), add, start)
+        d_query, *gradients = mask.loop(place, add, start)
         return tuple(gradients), d_query.astype(q.dtype)
 
     blocks = [_query_blocks(x, mask.rows) for x in (q, g, delta)]

@@ -117,7 +117,7 @@ def _by_queries(kernel, extra, order, axis, balanced, q, k, v, ids, options):
     elif hasattr(kernel, "make_kernel"):  # without a mask all queries are alike
         out = kernel.run(q, k, v, segment_ids=ids, positions=None, **options)
     else:
-        out = attention_blocks.attend(q, k, v, index, segment_ids=ids, **options)
+        out = attention_blocks.attend(q, k, v, index, segment_ids=ids, order=order, **options)
     return _trade_halves(out, axis, len(order), back=True) if balanced else out
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fmjax.errors import InputError
+from fmjax.planning import kernels
 from fmjax.planning.hlo import Array, Computation, Instruction, Program
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
@@ -22,16 +23,6 @@ _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "optimization-barrier", "while", "conditional", "call", "async-update",
 }  # fmt: skip
-
-# Beginnings of what custom calls that compute are called; others allocate, or say something to the compiler.
-_COMPUTING = ("tpu_custom_call", "__cu", "__onednn", "mosaic", "triton", "__gpu", "cudnn", "xla.gpu")
-
-# Products of a [queries, keys] tile with a head's dimensions, by the beginning of the name of a kernel.
-KERNEL_PRODUCTS = {
-    "splash_mha_fwd": 2,  # logits; probabilities times values
-    "splash_mha_dq": 3,  # logits again; gradient of the probabilities; of the queries
-    "splash_mha_dkv": 4,  # logits again; gradient of the probabilities; of the keys; of the values
-}
 
 
 @dataclasses.dataclass
@@ -53,7 +44,7 @@ class Counts:
     collectives: Counter = dataclasses.field(default_factory=Counter)
     uncounted: Counter = dataclasses.field(default_factory=Counter)
 
-    def add(self, other: "Counts", times: int) -> None:
+    def add(self, other: "Counts", times: float) -> None:
         self.flops += times * other.flops
         self.memory_bytes += times * other.memory_bytes
         for name in ("link_bytes", "collectives", "uncounted"):
@@ -127,11 +118,10 @@ class _Counter:
     def flops(self, found: Counts, computation: Computation, one: Instruction) -> float:
         if one.opcode != "custom-call":
             return _product_flops(computation, one)
-        target = (one.attribute("custom_call_target") or "").strip('"')
-        flops = _kernel_flops(computation, one) if target == "tpu_custom_call" else _library_flops(computation, one)
-        if flops is None and target.startswith(_COMPUTING):
-            name = one.name if target == "tpu_custom_call" else target
-            found.uncounted[re.sub(r"[.\d]+$", "", name)] += 1
+        flops = kernels.flops(computation, one)
+        if flops is None:
+            target = kernels.call_target(one)
+            found.uncounted[re.sub(r"[.\d]+$", "", one.name) if target == "tpu_custom_call" else target] += 1
         return flops or 0.0
 
     def fusion_bytes(self, computation: Computation, one: Instruction) -> float:
@@ -306,47 +296,13 @@ def _convolution_flops(computation: Computation, one: Instruction) -> float:
     return total
 
 
-def _kernel_flops(computation: Computation, one: Instruction) -> float | None:
-    """FLOPs of a kernel that XLA cannot see into; None where nothing tells them.
-
-    An attention kernel is named after what it computes, and the scope it was called in says how many (query, key) pairs
-    one head goes through, whole tiles of masked pairs left out (`fmjax.layers.attention_splash`).
-    """
-    products = next((number for name, number in KERNEL_PRODUCTS.items() if one.name.startswith(name)), None)
-    tiles = re.search(r"tile_pairs_(\d+)_(\d+)_(fused|apart)", one.op_name)
-    arrays = [a for name in one.operands for a in computation[name].arrays]
-    # The integers before them are the mask's.
-    queries = next((a for a in arrays if a.dtype.startswith(("f", "bf")) and len(a.shape) >= 3), None)
-    if products is None or tiles is None or queries is None:
-        return None
-    *heads, _, features = queries.shape
-    backward = not one.name.startswith("splash_mha_fwd")
-    products += backward and tiles[3] == "fused"  # the gradient of the queries in the kernel of the others
-    # The kernel of the queries' gradient, where there is one, has the tiles of the forward pass.
-    pairs = int(tiles[2] if one.name.startswith("splash_mha_dkv") else tiles[1])
-    return 2.0 * products * pairs * features * math.prod(heads)
-
-
-def _library_flops(computation: Computation, one: Instruction) -> float | None:
-    """FLOPs of a matrix product that a library computes (cuBLAS, oneDNN); None for anything else.
-
-    Both operands and the result hold batch x rows x columns, so the contracted size follows from their sizes.
-    """
-    if not re.search(r"gemm|matmul", one.attribute("custom_call_target") or ""):
-        return None
-    left, right = (_first(computation, name) for name in one.operands[:2])
-    batch = re.search(r'lhs_batch_dimensions"?:\s*\[([^\]]*)\]', one.attributes)
-    places = [int(d) for d in re.findall(r"\d+", batch[1])] if batch else []
-    batches = math.prod(left.shape[place] for place in places)
-    rows_columns = one.arrays[0].size / batches
-    return 2.0 * batches * math.sqrt(left.size / batches * (right.size / batches) * rows_columns)
-
-
 def _bytes(computation: Computation, one: Instruction) -> float:
     """Main memory that an instruction outside of fusions reads and writes."""
     if one.opcode in _FREE or one.opcode.endswith("-done"):
         return 0.0
     written = sum(array.num_bytes for array in one.arrays if array.space == 0)
+    if one.opcode == "custom-call" and (scratch := kernels.workspace(one)):
+        written -= scratch.num_bytes  # how much of it is used is not known
     if one.opcode in ("dynamic-slice", "slice", "gather"):
         return written + sum(array.num_bytes for array in one.arrays if _first(computation, one.operands[0]).space == 0)
     if one.opcode == "dynamic-update-slice":

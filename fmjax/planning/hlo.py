@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import json
 import math
 import re
+from typing import Any
 
 from fmjax.errors import InputError
 
@@ -65,6 +67,17 @@ class Instruction:
         return found and found[1]
 
     @property
+    def backend_config(self) -> dict[str, Any]:
+        """What the compiler tells its backend about it, JSON in quotes or not; empty where it is something else."""
+        found = re.search(r"backend_config=", self.attributes)
+        try:
+            value, _ = json.JSONDecoder().raw_decode(self.attributes, found.end()) if found else ({}, 0)
+            value = json.loads(value) if isinstance(value, str) else value
+        except ValueError:  # some calls have text of other kinds
+            value = {}
+        return value if isinstance(value, dict) else {}
+
+    @property
     def op_name(self) -> str:
         """Where in the traced program it comes from: its name stack, joined by slashes."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
@@ -98,15 +111,19 @@ class Program:
     computations: dict[str, Computation]
     entry: str
 
-    def trip_count(self, caller: Computation, loop: Instruction) -> int | None:
+    def trip_count(self, caller: Computation, loop: Instruction) -> float | None:
         """How often a `while` of `caller` runs its body.
 
-        XLA writes it down, or else the loop counts one number of its state up to a constant, as `lax.scan` does. None
-        for a loop of another kind.
+        XLA writes it down; or the loop counts one number of its state up to a constant, as `lax.scan` does; or only a
+        run can tell, and the scope that it was written in, "trips_A_in_B", says that its body runs A times when the
+        loop runs B times (`fmjax.layers.attention_blocks`). None for a loop of another kind.
         """
         known = re.search(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)', loop.attributes)
         if known:
             return int(known[1])
+        said = re.search(r"trips_(\d+)_in_(\d+)\)*/while$", loop.op_name)
+        if said:
+            return int(said[1]) / int(said[2])
         condition = self.computations[loop.called("condition")]
         bound = [int(one.arguments) for one in condition.values() if _is_whole_constant(one)]
         counter = [one for one in condition.values() if one.opcode == "get-tuple-element"]

@@ -36,7 +36,7 @@ class Plan:
       useful_flops: the quotient of the two.
       tokens_per_step: of the global batch; None where it has none.
       memory_traffic_bytes, link_bytes: moved in main memory, and over the links of each mesh axis.
-      seconds: of each resource alone: "compute", "memory", "links AXES".
+      seconds: of each resource alone: "compute", "memory", "links AXIS" with what goes along several axes spread best.
       step_seconds_bound: of the slowest of them, as if all else hid behind it.
       mfu_bound: model FLOPs over peak FLOPs in that time; None where the chip's rates are not known.
       limited_by: that resource.
@@ -264,9 +264,7 @@ def _roofline(mesh, counted: counts.Counts) -> tuple[dict[str, float], float | N
     seconds = {"compute": counted.flops / known.peak_flops}
     if known.memory_bandwidth:
         seconds["memory"] = counted.memory_bytes / known.memory_bandwidth
-    bandwidths = topology.axis_bandwidths(mesh)
-    for axes, sent in counted.link_bytes.items():
-        if (bandwidth := topology.joined_bandwidth(axes, bandwidths)) is not None:
-            seconds[f"links {axes}"] = sent / bandwidth
+    of_links = topology.link_seconds(counted.link_bytes, topology.axis_bandwidths(mesh))
+    seconds |= {f"links {axis}": busy for axis, busy in of_links.items()}
     limited_by = max(seconds, key=seconds.get)
     return seconds, seconds[limited_by], limited_by

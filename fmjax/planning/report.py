@@ -30,9 +30,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"  not counted          {number} x {what}")
     lines += ["", "moved by one device in one step"]
     lines.append(f"  main memory          {size(plan.memory_traffic_bytes):>12}{_seconds(plan, 'memory')}")
-    for axes, sent in sorted(plan.link_bytes.items()):
-        seconds = _seconds(plan, f"links {axes}") or "   (speed not known: not in the bound)"
-        lines.append(f"  links, {axes:<13} {size(sent):>12}{seconds}")
+    lines += _links(plan)
     lines.append("")
     if plan.step_seconds_bound is None:
         unknown = f"the rates of {plan.device_kind!r} are not known"
@@ -77,6 +75,13 @@ def table(rows: Sequence[tuple[str, Plan]]) -> str:
     return "\n".join(lines)
 
 
+def choice(what: str, plan: Plan) -> str:
+    """One line: which plan `fmjax.planning.search.best` took, by what was changed, and what it went by."""
+    if plan.step_seconds_bound is None:
+        return f"best: {what} (of those that fit, or may, the fewest FLOPs; no bound on a step's time is known)"
+    return f"best: {what} (of those that fit, or may, the lowest bound on a step's time)"
+
+
 def size(num_bytes: float) -> str:
     """Bytes in the unit that suits them."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
@@ -84,6 +89,22 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.2f} {unit}"
         num_bytes /= 1024
     raise AssertionError
+
+
+def _links(plan: Plan) -> list[str]:
+    """What is sent along each axis and along several together, and how long the links of each are busy."""
+    timed = {resource.removeprefix("links ") for resource in plan.seconds if resource.startswith("links ")}
+    lines = []
+    for axes in sorted(timed | plan.link_bytes.keys()):
+        if axes in timed:
+            is_shared = any(axes in joined.split("+") for joined in plan.link_bytes if joined != axes)
+            note = _seconds(plan, f"links {axes}") + (" with its share of what goes along several" if is_shared else "")
+        elif timed.issuperset(axes.split("+")):
+            note = "   shared by the links of these axes"
+        else:
+            note = "   (speed not known: not in the bound)"
+        lines.append(f"  links, {axes:<13} {size(plan.link_bytes.get(axes, 0)):>12}{note}")
+    return lines
 
 
 def _of(peak: int, memory: int | None) -> str:

@@ -60,7 +60,11 @@ def search(
 
 
 def best(rows: Sequence[tuple[str, Plan]]) -> tuple[str, Plan] | None:
-    """Of those that fit, or may, the one with the lowest bound on a step's time; without bounds, the fewest FLOPs."""
+    """What `search` found best, None where nothing fits.
+
+    Of the plans that fit, or of which that is not known, the one with the lowest bound on a step's time, or, of equal
+    bounds and where there are none, with the fewest hardware FLOPs. A plan with a bound is better than one without.
+    """
 
     def cost(row):
         bound = row[1].step_seconds_bound

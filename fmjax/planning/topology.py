@@ -2,10 +2,12 @@
 
 import contextlib
 import importlib.util
+import itertools
 import math
 import os
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -158,7 +160,32 @@ def axis_bandwidths(mesh: Mesh) -> dict[str, float]:
     return found
 
 
-def joined_bandwidth(axes: str, bandwidths: Mapping[str, float]) -> float | None:
-    """Of a collective along several axes ("fsdp+tensor"): the links of all of them; None where one is not known."""
-    found = [bandwidths.get(name) for name in axes.split("+")]
-    return None if None in found else math.fsum(found)
+def link_seconds(link_bytes: Mapping[str, float], bandwidths: Mapping[str, float]) -> dict[str, float]:
+    """Seconds for which the links of each axis are busy, traffic along several axes spread over them at its best.
+
+    The links of any set of axes must carry what goes along no others. However all is spread, the set for which that
+    takes longest takes so long, and need not take longer: what goes along further axes too is left to those, for which
+    the same then holds. So the longest time is a bound from below.
+
+    Args:
+      link_bytes: what one device sends, by axes joined by "+".
+      bandwidths: bytes per second of the axes; what goes along another, whose links are not known, is left out.
+    """
+    left = {frozenset(axes.split("+")): sent for axes, sent in link_bytes.items()}
+    left = {axes: sent for axes, sent in left.items() if axes <= bandwidths.keys()}
+    axes, found = set().union(*left), {}
+    while axes:
+        sizes = range(1, len(axes) + 1)
+        sets = [frozenset(one) for size in sizes for one in itertools.combinations(sorted(axes), size)]
+        seconds = {
+            one: math.fsum(sent for along, sent in left.items() if along <= one) / math.fsum(bandwidths[a] for a in one)
+            for one in sets
+        }
+        slowest = max(sets, key=seconds.get)
+        found |= dict.fromkeys(sorted(slowest), seconds[slowest])
+        axes -= slowest
+        spread: Counter[frozenset] = Counter()
+        for along, sent in left.items():
+            spread[along - slowest] += sent
+        left = {along: sent for along, sent in spread.items() if along}
+    return found

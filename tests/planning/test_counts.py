@@ -1,5 +1,6 @@
 """What is read off compiled programs, against hand counts and the compiler's own."""
 
+import json
 import re
 
 import flax.linen as nn
@@ -10,8 +11,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.errors import InputError
+from fmjax.layers import attention_blocks
+from fmjax.layers.attention import attention
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
+from fmjax.parallel.mesh import DEFAULT_RULES, MeshConfig, make_mesh
 from fmjax.planning import counts, hlo
 
 ONE = {"data": 1}
@@ -156,15 +160,147 @@ def test_main_memory_that_is_moved(line, moved):
     assert found.memory_bytes == moved
 
 
-def test_products_of_libraries():
-    """What GPUs compute in cuBLAS counts; what nobody knows the FLOPs of is named."""
-    gemm = 'f32[8,8]{1,0} custom-call(%x, %x), custom_call_target="__cublas$gemm"'
-    text = COLLECTIVE.replace("f32[64]{0} parameter(0)\n  ROOT %out", "f32[8,8]{1,0} parameter(0)\n  ROOT %out")
-    found = counts.count(hlo.parse(text.replace("RESULT OPERATION", gemm)), ONE)
-    assert found.flops == 2 * 8**3 and not found.uncounted
-    attention = gemm.replace("__cublas$gemm", "__cudnn$fmhaSoftmax")
-    found = counts.count(hlo.parse(text.replace("RESULT OPERATION", attention)), ONE)
+LIBRARY = """HloModule one
+
+ENTRY %main (a: bf16[3]) -> bf16[3] {
+PARAMETERS
+  ROOT %out = RESULT custom-call(OPERANDS), custom_call_target="TARGET", metadata={op_name="x"}, backend_config=CONFIG
+}
+"""
+
+
+def library_call(target, operands, result, config, quoted=False):
+    """Counts of a program that is one call of a library; `config` is what the compiler tells it, as JSON."""
+    text = json.dumps(config)
+    parameters = "\n".join(f"  %p{i} = {shape} parameter({i})" for i, shape in enumerate(operands))
+    places = {
+        "PARAMETERS": parameters, "RESULT": result, "TARGET": target, "CONFIG": json.dumps(text) if quoted else text,
+        "OPERANDS": ", ".join(f"%p{i}" for i in range(len(operands))),
+    }  # fmt: skip
+    return counts.count(hlo.parse(re.sub("|".join(places), lambda found: places[found[0]], LIBRARY)), ONE)
+
+
+def gemm(left, right, batch_left=(), batch_right=()):
+    numbers = dict(lhs_contracting_dimensions=left, rhs_contracting_dimensions=right)
+    numbers |= dict(lhs_batch_dimensions=batch_left, rhs_batch_dimensions=batch_right)
+    numbers = {name: [str(place) for place in places] for name, places in numbers.items()}
+    return {"operation_queue_id": "0", "gemm_backend_config": {"alpha_real": 1, "dot_dimension_numbers": numbers}}
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+@pytest.mark.parametrize(
+    "target, operands, result, config, flops",
+    [
+        ("__cublas$gemm", ["bf16[32,48]{1,0}", "bf16[48,16]{1,0}"], "(bf16[32,16]{1,0}, s8[4194304]{0})",
+         gemm([1], [0]), 2 * 32 * 48 * 16),
+        ("__cublas$lt$matmul", ["bf16[3,48,32]{2,1,0}", "bf16[3,48,16]{2,1,0}", "bf16[16]{0}"],
+         "(bf16[3,32,16]{2,1,0}, s8[4194304]{0})", gemm([1], [1], [0], [0]), 2 * 3 * 32 * 48 * 16),
+        # One right side for the whole batch, which the compiler then does not repeat.
+        ("__cublas$gemm", ["bf16[3,32,48]{2,1,0}", "bf16[48,16]{1,0}"], "(bf16[3,32,16]{2,1,0}, s8[4194304]{0})",
+         gemm([2], [0], [0], []), 2 * 3 * 32 * 48 * 16),
+        ("__cublas$lt$matmul$f8", ["f8e4m3fn[32,48]{1,0}", "f8e4m3fn[16,48]{1,0}", "f32[]", "f32[]"],
+         "(bf16[32,16]{1,0}, s8[4194304]{0})", gemm([1], [1]), 2 * 32 * 48 * 16),
+        ("__onednn$matmul", ["f32[3,48,32]{2,1,0}", "f32[3,48,16]{2,1,0}"], "f32[3,32,16]{2,1,0}", {},
+         2 * 3 * 32 * 48 * 16),
+        ("__cub$DeviceRadixSort", ["s32[99]{0}"], "(s32[99]{0}, u8[767]{0})", {}, 0),
+    ],
+)  # fmt: skip
+def test_products_of_libraries(target, operands, result, config, flops, quoted):
+    found = library_call(target, operands, result, config, quoted)
+    assert found.flops == flops and not found.uncounted
+
+
+@pytest.mark.parametrize("target", ["__cublas$gemm", "__cudnn$fmhaSoftmaxF8", "__cudnn$convForward", "mosaic_gpu_v2"])
+def test_calls_of_unknown_work_are_named(target):
+    """A product that does not say what it sums over among them."""
+    found = library_call(target, ["bf16[8,8]{1,0}"] * 3, "(bf16[8,8]{1,0}, u8[9]{0})", {"other": {}})
+    assert found.flops == 0 and dict(found.uncounted) == {target: 1}
+
+
+def test_scratch_memory_of_libraries_is_no_traffic():
+    """What is read and what comes out; a program may hold hundreds of calls with megabytes of workspace each."""
+    operands = ["bf16[32,48]{1,0}", "bf16[48,16]{1,0}"]
+    found = library_call("__cublas$gemm", operands, "(bf16[32,16]{1,0}, s8[33554432]{0})", gemm([1], [0]))
+    assert found.memory_bytes == 2 * (32 * 48 + 48 * 16 + 32 * 16)
+
+
+B, T, S, N, K, H = 2, 64, 96, 4, 2, 32
+QUERIES, KEYS = f"bf16[{B},{T},{N},{H}]{{3,2,1,0}}", f"bf16[{B},{S},{K},{H}]{{3,2,1,0}}"
+SUMS, BIAS = f"f32[{B},{N},{T}]{{2,1,0}}", f"bf16[{B},1,{T},{S}]{{3,2,1,0}}"
+OUT = [f"bf16[{B},{N},{T},{H}]{{3,1,2,0}}", SUMS, "u8[16]{0}"]
+GRADIENTS = [f"bf16[{B},{heads},{rows},{H}]{{3,1,2,0}}" for heads, rows in ((N, T), (K, S), (K, S))] + ["u8[16]{0}"]
+
+
+def attention_config(mask="NO_MASK", window=0, **more):
+    """As `jax.nn.dot_product_attention` writes it for cuDNN, numbers of its algorithms left out."""
+    shape = {"element_type": "BF16", "dimensions": [str(size) for size in (B, N, T, S)], "tuple_shapes": []}
+    options = dict(fmha_scale=0.17677669529663687, intermediate_tensor_shape=shape, is_flash_attention=True)
+    options |= dict(mask_type=mask, dropout_rate=0.0, seed=42, sliding_window_length=window, max_seg_per_batch=1)
+    return {"operation_queue_id": "0", "cudnn_fmha_backend_config": options | {"is_paged_attention": False} | more}
+
+
+def allowed(mask, window):
+    """Pairs of a query and a key that it may attend, one by one."""
+    causal, near = mask == "CAUSAL", lambda t, s: not window or t - s < window
+    return sum((not causal or s <= t) and near(t, s) for t in range(T) for s in range(S))
+
+
+@pytest.mark.parametrize("mask, window", [("NO_MASK", 0), ("CAUSAL", 0), ("CAUSAL", 9)])
+@pytest.mark.parametrize(
+    "target, operands, results, products",
+    [
+        ("__cudnn$fmhaSoftmax", [QUERIES, KEYS, KEYS], OUT, 2),
+        ("__cudnn$fmhaSoftmax", [QUERIES, KEYS, KEYS], OUT[::2], 2),  # nothing kept for a backward pass
+        ("__cudnn$fmhaScaleBiasSoftmax", [QUERIES, KEYS, KEYS, BIAS], OUT, 2),
+        ("__cudnn$fmhaSoftmaxBackward", [QUERIES, KEYS, KEYS, SUMS, QUERIES, QUERIES], GRADIENTS, 5),
+        ("__cudnn$fmhaScaleBiasSoftmaxBackward", [QUERIES, KEYS, KEYS, SUMS, QUERIES, BIAS, QUERIES],
+         [*GRADIENTS[:3], BIAS, GRADIENTS[3]], 5),
+    ],
+)  # fmt: skip
+def test_attention_of_cudnn(target, operands, results, products, mask, window):
+    found = library_call(target, operands, f"({', '.join(results)})", attention_config(mask, window))
+    assert found.flops == products * 2 * B * N * H * allowed(mask, window) and not found.uncounted
+
+
+def test_attention_of_cudnn_with_values_of_another_size():
+    """Forward, one product of each size; backward, three of queries and keys, two of values."""
+    values = KEYS.replace(f",{H}]", ",16]")
+    of_values = QUERIES.replace(f",{H}]", ",16]")
+    pairs = 2 * B * N * T * S
+    forward = library_call("__cudnn$fmhaSoftmax", [QUERIES, KEYS, values], f"({', '.join(OUT)})", attention_config())
+    assert forward.flops == pairs * (H + 16)
+    operands = [QUERIES, KEYS, values, SUMS, of_values, of_values]
+    backward = library_call("__cudnn$fmhaSoftmaxBackward", operands, f"({', '.join(GRADIENTS)})", attention_config())
+    assert backward.flops == pairs * (3 * H + 2 * 16)
+
+
+@pytest.mark.parametrize("more", [{"mask": "PADDING"}, {"max_seg_per_batch": 3}, {"is_paged_attention": True}])
+def test_attention_of_cudnn_over_lengths_that_are_data_is_named(more):
+    found = library_call("__cudnn$fmhaSoftmax", [QUERIES, KEYS, KEYS], f"({', '.join(OUT)})", attention_config(**more))
     assert found.flops == 0 and dict(found.uncounted) == {"__cudnn$fmhaSoftmax": 1}
+
+
+# Lengths of 64 on four devices in blocks of 8. Causal, block c of the queries needs c + 1 blocks of keys, and devices
+# have blocks i and 7 - i; otherwise two neighbours. A window of 9 needs one more block on its side, where there is one.
+@pytest.mark.parametrize(
+    "causal, window, of_all",
+    [(True, None, sum(range(1, 9))), (True, 9, 8 + 7), (False, 9, 8 + 7 + 7), (False, None, 8 * 8)],
+)
+def test_attention_by_queries_counts_the_blocks_it_needs(monkeypatch, programs_by_their_scopes, causal, window, of_all):
+    """The mean of the devices: how many blocks one goes through, it only knows when it runs."""
+    monkeypatch.setattr(attention_blocks, "BLOCK", 8)
+    rows, heads, features = 2, 4, 16
+    mesh = make_mesh(MeshConfig(data=1, sequence=4), jax.devices()[:4])
+    q = jax.ShapeDtypeStruct((rows, 64, heads, features), jnp.float32)
+    k = jax.ShapeDtypeStruct((rows, 64, 2, features), jnp.float32)  # key-value heads that do not divide by four
+
+    def total(q, k, v):
+        return jnp.sum(attention(q, k, v, causal=causal, window=window, backend="cpu") ** 2)
+
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(DEFAULT_RULES.items())):
+        found, _ = counted(jax.grad(total, (0, 1, 2)), q, k, k, mesh_shape=mesh.shape)
+    products = 2 + 5
+    assert found.flops == products * 2 * 8 * 8 * features * rows * heads * of_all / 4 and not found.uncounted
 
 
 @pytest.mark.parametrize(
