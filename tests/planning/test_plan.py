@@ -393,15 +393,19 @@ def test_which_refusals_mean_that_the_memory_is_too_small(message, expected):
 def test_small_plans_for_tpus(name, overrides, tmp_path, monkeypatch):
     """The real compiler, splash attention among what it compiles, every kernel's FLOPs known."""
     buffers, statistics = [], []
-    report_bytes, measure = plan._reported_bytes, jax.stages.Compiled.memory_analysis
+    reported, measure = plan._reported_bytes, jax.stages.Compiled.memory_analysis
+
+    def analyse(compiled):
+        statistics.append(measure(compiled))
+        return statistics[-1]
 
     def read_buffers(folder, error):
         text = plan._dumped(folder, "after_optimizations-buffer-assignment.txt", error)
         buffers.extend(re.findall(r"^allocation \d+: size (\d+)(?!.*\bcolor )", text, re.MULTILINE))
-        return report_bytes(folder, error)
+        return reported(folder, error)
 
     monkeypatch.setattr(plan, "_reported_bytes", read_buffers)
-    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda c: statistics.append(measure(c)) or statistics[0])
+    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", analyse)
     file = pathlib.Path(__file__).parents[2] / "configs" / f"{name}.py"
     small = dict(
         model__num_layers="2", model__vocab_size="1024", data__sequence_length="256", train__batch_size="8",
