@@ -11,7 +11,7 @@ from fmjax import cli
 from fmjax.errors import InputError, RunError
 from fmjax.parallel.clusters import FLAGS, Cluster, find
 
-TIMEOUTS = ("initialization_timeout", "heartbeat_timeout", "barrier_timeout")
+TIMEOUTS = ("initialization_timeout", "heartbeat_timeout", "barrier_timeout", "stall_timeout")
 NAMES = (*FLAGS, *TIMEOUTS)
 """Of the flags that `add_flags` adds."""
 MAX_TIMEOUT = 7 * 24 * 3600
@@ -30,6 +30,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--initialization_timeout", type=seconds, default=300.0, help="seconds to wait for all of them to start")
     add("--heartbeat_timeout", type=seconds, default=30.0, help="seconds of silence after which one counts as dead")
     add("--barrier_timeout", type=seconds, default=1800.0, help="seconds that one may keep the others waiting")
+    add(
+        "--stall_timeout", type=cli.number(float, low=0, high=MAX_TIMEOUT), default=1800.0,
+        help="seconds that all may stay at one training step, batch of an evaluation, sample or save; 0: no limit",
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

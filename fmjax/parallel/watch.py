@@ -3,7 +3,8 @@
 Before `jax.distributed` starts, every process connects to process 0, at the address where JAX's own service will be,
 and says its number and host. The connections stay. A process that dies closes its own, and the others end at once; one
 whose host has gone silent is missed after the time-out. JAX by itself aborts every process, naming no host, only after
-its own time-outs, or leaves them waiting in a collective.
+its own time-outs, or leaves them waiting in a collective. Where all wait in one, nobody is missing: process 0 sees that
+none of them moves.
 
 This module needs neither JAX nor a device.
 """
@@ -17,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from fmjax.parallel import roll_call
 from fmjax.parallel.clusters import Cluster
@@ -26,6 +27,18 @@ from fmjax.parallel.peer import TIMEOUT
 RESUME = "What was saved stays, and the same command goes on from there"
 GRACE = 3.0
 """Seconds that a process with an error of its own gives the news that another one's end was its cause."""
+
+
+class Place(NamedTuple):
+    """Where a process is: the `number`-th place that it named.
+
+    `since` is `time.monotonic()` of when this process learned of it; `limited` is of a process's own places.
+    """
+
+    number: int
+    what: str
+    since: float
+    limited: bool = False
 
 
 class Watch:
@@ -37,6 +50,7 @@ class Watch:
       initialization_timeout: seconds that a process may come after the first one.
       heartbeat_timeout: seconds of silence after which a process counts as gone.
       barrier_timeout: seconds that a process may come to a barrier, or to what `at` says, after the first one.
+      stall_timeout: seconds that all may stay together at what `at` says, none of them moving; 0 is no limit.
 
     Attributes:
       hosts: name of each process's host.
@@ -52,12 +66,15 @@ class Watch:
         initialization_timeout: float,
         heartbeat_timeout: float,
         barrier_timeout: float,
+        stall_timeout: float,
     ):
         self.process, self.count = cluster.process_id, cluster.num_processes
         self._heartbeat_timeout, self._barrier_timeout = heartbeat_timeout, barrier_timeout
+        self._stall_timeout = stall_timeout
         self._arrived: dict[int, tuple[float, dict[int, str]]] = {}
         self._barriers = self._passed = 0
-        self._places, self._moved = [(0, "the start")] * self.count, time.monotonic()
+        self._places = [Place(0, "the start", time.monotonic())] * self.count
+        self._opened = time.monotonic()
         self._changed = threading.Condition()
         self._ending = threading.Lock()
         self.hosts, self._peers = roll_call.gather(cluster, same, initialization_timeout)
@@ -98,7 +115,7 @@ class Watch:
             if now - beaten >= interval:
                 beaten = now
                 for peer in self._peers.values():
-                    peer.send(place=self._places[self.process])
+                    peer.send(place=[self._places[self.process].number, self._places[self.process].what])
             self._check_times(now)
 
     def _take(self, process: int, message: dict) -> None:
@@ -113,7 +130,7 @@ class Watch:
         elif "failed" in message:
             self._end(f"{self.name(process)}: {message['failed']}", message["code"])
         elif "end" in message:
-            self._end(message["end"], message["code"])
+            self._end(message["end"], message["code"], _main_stack() if "stack" in message else "")
         elif "bye" in message:
             self._peers[process].left = True
 
@@ -128,19 +145,33 @@ class Watch:
         for since, names in waiting:
             if now - since > self._barrier_timeout:
                 self._end_late([p for p in range(self.count) if p not in names], repr(next(iter(names.values()))))
-        last, what = max(self._places)
-        behind = [p for p, (place, _) in enumerate(self._places) if place < last]
-        if behind and now - self._moved > self._barrier_timeout:
-            self._end_late(behind, what)
+        places = list(self._places)
+        last = max(place.number for place in places)
+        behind = [p for p, place in enumerate(places) if place.number < last]
+        if behind:
+            first = min((place for place in places if place.number == last), key=lambda place: place.since)
+            if now - first.since > self._barrier_timeout:
+                self._end_late(behind, first.what)
+        elif not waiting:  # at a barrier its own time runs, after which those who have not come are named
+            moved = max(self._opened, *(place.since for place in places))
+            if self._stall_timeout and places[0].limited and now - moved > self._stall_timeout:
+                self._end_stalled(places[0].what)
 
     def _end_late(self, processes: list[int], where: str) -> NoReturn:
         missing = " and ".join(map(self.name, processes))
         self._end(f"{missing} did not come to {where} within {self._barrier_timeout:g} s. {RESUME}")
 
-    def _note_place(self, process: int, place: int, what: str) -> None:
-        if place > max(self._places)[0]:
-            self._moved = time.monotonic()
-        self._places[process] = place, what
+    def _end_stalled(self, where: str) -> NoReturn:
+        text = (
+            f"all {self.count} processes have been at {where} for {self._stall_timeout:g} s, and none moves: a device "
+            "or the network between hosts may hang, or the input or a disk (where the main thread waits is shown "
+            f"above). {RESUME}; if it takes so long by nature, give a larger --stall_timeout, or 0 for no limit"
+        )
+        self._end(text, details=_main_stack(), told={"end": text, "stack": True})
+
+    def _note_place(self, process: int, number: int, what: str) -> None:
+        if number > self._places[process].number:  # each heartbeat tells it again
+            self._places[process] = Place(number, what, time.monotonic())
 
     def _arrive(self, process: int, number: int, name: str) -> None:
         """In process 0: counts who has come to a barrier, and opens it."""
@@ -155,6 +186,7 @@ class Watch:
             names[process] = name
             if len(names) < self.count:
                 return
+            self._opened = time.monotonic()
             del self._arrived[number]
             self._passed = number
             self._changed.notify_all()
@@ -171,12 +203,16 @@ class Watch:
         with self._changed:
             self._changed.wait_for(lambda: self._passed >= self._barriers)
 
-    def at(self, what: str) -> None:
+    def at(self, what: str, limited: bool = True) -> None:
         """Says that this process begins `what`, in which all compute together; the next heartbeat carries it.
 
         All processes must say the same in the same order. Nobody waits here.
+
+        Args:
+          what: what begins, for messages.
+          limited: whether the stall time-out holds until the next place; False for what may take hours.
         """
-        self._note_place(self.process, self._places[self.process][0] + 1, what)
+        self._places[self.process] = Place(self._places[self.process].number + 1, what, time.monotonic(), limited)
 
     def fail(self, text: str, code: int, details: str = "") -> NoReturn:
         """Ends all processes for an error in this one, unless it turns out to be another one's end that caused it.
@@ -226,6 +262,12 @@ class Watch:
         self._closed.set()
 
 
+def _main_stack() -> str:
+    """Where the main thread stands, as a traceback."""
+    frame = sys._current_frames()[threading.main_thread().ident]
+    return f"Main thread (most recent call last):\n{''.join(traceback.format_stack(frame))}"
+
+
 _open: Watch | None = None
 
 
@@ -235,10 +277,10 @@ def barrier(name: str) -> None:
         _open.barrier(name)
 
 
-def at(what: str) -> None:
+def at(what: str, limited: bool = True) -> None:
     """`Watch.at`, likewise."""
     if _open is not None:
-        _open.at(what)
+        _open.at(what, limited)
 
 
 @contextlib.contextmanager

@@ -76,10 +76,14 @@ class Checkpointer:
         oldest checkpoint when the new one is whole, must be the one to hear.
         """
         if self._started is not None and not self.manager.is_saving_in_progress():
-            self.finish()
+            self._complete()
 
     def finish(self) -> None:
-        """Waits until the save under way is complete on disk. Raises SaveError when it fails."""
+        """Waits until the save under way is complete on disk; all processes call it. Raises SaveError when it fails."""
+        watch.at("the writing of what was saved", limited=False)
+        self._complete()
+
+    def _complete(self) -> None:
         with self._explained():
             self.manager.wait_until_finished()
             self.manager.check_for_errors()
@@ -142,7 +146,7 @@ class Checkpointer:
         }
         if shapes.ema is not None:
             items["ema"] = ocp.args.StandardRestore(shapes.ema)
-        watch.at(f"the restoring of step {step}")
+        watch.at(f"the restoring of step {step}", limited=False)
         found = self.manager.restore(step, args=ocp.args.Composite(**items))
         train = found["train"]
         ema = found["ema"] if shapes.ema is not None else None

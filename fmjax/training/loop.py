@@ -191,6 +191,7 @@ class Run:
         return self.latest | {"stopped": 1.0}
 
     def _steps(self, stop: threading.Event, last: int, bar) -> None:
+        watch.at("the compilation of the train step", limited=False)
         train_step = self.program.compile_train_step()
         watch.barrier("the first step")
         pending = None
@@ -358,7 +359,7 @@ class Run:
             self.step,
             str(self.workdir),
         )
-        watch.at(f"the tasks of step {self.step}")
+        watch.at(f"the tasks of step {self.step}", limited=False)
         with self.program.inference():
             results = final_tasks.run(
                 settings.final_tasks,

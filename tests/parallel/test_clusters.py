@@ -102,9 +102,13 @@ def test_flags_that_do_not_tell_all_are_refused(arguments, message):
 
 
 @pytest.mark.parametrize("flag", launch.TIMEOUTS)
-@pytest.mark.parametrize("value", ["inf", "nan", "1e7", "0"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e7", "-1", "0"])
 def test_times_that_cannot_be_waited_for_are_refused(flag, value):
-    with pytest.raises(InputError, match=f"--{flag}: expected a number above 0 and at most 604800, got '{value}'"):
+    if (flag, value) == ("stall_timeout", "0"):  # no limit
+        assert flags("--stall_timeout=0").stall_timeout == 0
+        return
+    low = "at least" if flag == "stall_timeout" else "above"
+    with pytest.raises(InputError, match=f"--{flag}: expected a number {low} 0 and at most 604800, got '{value}'"):
         flags(f"--{flag}={value}")
 
 

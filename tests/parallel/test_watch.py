@@ -1,5 +1,6 @@
 """Real processes that come, stay away, die, fall silent, dawdle or disagree."""
 
+import itertools
 import json
 import os
 import socket
@@ -23,9 +24,12 @@ from fmjax.parallel.watch import Watch, barrier, watching
 
 address, count, process, does, same = sys.argv[1:]
 
+def waits_for_ever():
+    time.sleep(60)
+
 def main(argv):
     watch = Watch(Cluster("test", address, int(count), int(process)), json.loads(same), initialization_timeout=WAIT,
-                  heartbeat_timeout=3, barrier_timeout=5)
+                  heartbeat_timeout=3, barrier_timeout=5, stall_timeout=STALL)
     print("joined", *watch.hosts, flush=True)
     with watching(watch):
         barrier("first")
@@ -40,6 +44,25 @@ def main(argv):
             if does == "goes on":
                 watch.at("step 8")
             time.sleep(60)
+        if does in ("stalls", "goes to a barrier", "moves", "meets", "comes after", "takes its time", "lingers"):
+            late = 3.0 * int(process) if does == "comes after" else 0.0
+            time.sleep(late)
+            watch.at("step 7")
+            if does == "comes after":
+                time.sleep(4.5 - late)
+            if does == "goes to a barrier":
+                barrier("what one of them does not come to")
+            if does in ("stalls", "goes to a barrier"):
+                waits_for_ever()
+            if does == "takes its time":
+                watch.at("the tasks of step 7", limited=False)
+            for step in range(8, 22):
+                if does in ("moves", "comes after"):
+                    watch.at(f"step {step}")
+                if does == "meets":
+                    barrier(f"before step {step}")
+                if does != "lingers":
+                    time.sleep(0.5)
         if does == "babbles":
             for peer in watch._peers.values():
                 peer.socket.sendall(b'{"place": [1\\n')
@@ -56,18 +79,21 @@ def main(argv):
         if does == "waits":
             time.sleep(60)
         watch.leave()
-    print("left")
+    print("left", flush=True)
+    if does == "lingers":
+        time.sleep(7)
 
 sys.exit(cli.run(main))
 """
 
 
-def start(*does, count=None, same=None, wait=60):
+def start(*does, count=None, same=None, wait=60, stall=3):
     """A process for each of what they do; None is one that does not come."""
+    program = PROCESS.replace("WAIT", str(wait)).replace("STALL", str(stall))
     address = f"127.0.0.1:{free_port()}"
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS.replace("WAIT", str(wait)), address, str(count or len(does)), str(number),
+            [sys.executable, "-c", program, address, str(count or len(does)), str(number),
              what, same[number] if same else "{}"],
             env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
@@ -113,6 +139,47 @@ def test_the_one_that_is_missing_is_named_by_all_others_which_end(does, message,
     assert [host.returncode for host in others] == [1, 1], printed
     for host in printed:
         assert f"process {process} of 3 (host {HOST}) {message}" in host and host.count("\n") == 2, host
+
+
+def test_processes_of_which_none_moves_are_ended_and_show_where_they_are():
+    begin = time.monotonic()
+    codes, printed = ends(start("stalls", "stalls", "stalls"))
+    assert codes == [1, 1, 1] and 3 < time.monotonic() - begin < 30
+    for number, host in enumerate(printed):
+        joined, first, *stack, said = host.splitlines()
+        assert joined.startswith("joined") and first.startswith("Main thread")
+        assert "in waits_for_ever" in stack[-1] and len(stack) < 10, host
+        prefix = f"process {number}: " if number else ""
+        assert said.startswith(f"{prefix}all 3 processes have been at step 7 for 3 s, and none moves: a device or")
+        assert said.endswith("give a larger --stall_timeout, or 0 for no limit") and "What was saved stays" in said
+
+
+def test_processes_that_move_or_need_not_are_let_be():
+    """For longer than the time-out: in many places or barriers, after the last has come, at leisure, after the end."""
+    pairs = []
+    try:
+        for does in ("moves", "meets", "comes after", "takes its time", "lingers", "stalls"):
+            pairs.append(start(does, does, stall=0 if does == "stalls" else 2 if does == "comes after" else 3))
+            assert [host.stdout.readline() for host in pairs[-1]] == [f"joined {HOST} {HOST}\n"] * 2
+        *ending, unlimited = pairs
+        begin = time.monotonic()
+        for pair in ending:
+            codes, printed = ends(pair)
+            assert codes == [0, 0] and printed == ["left\n"] * 2
+        assert time.monotonic() - begin > 5
+        assert [host.poll() for host in unlimited] == [None, None]
+    finally:
+        for host in itertools.chain(*pairs):
+            host.kill()
+            host.communicate()
+
+
+def test_one_that_is_missing_at_a_barrier_is_named_though_nothing_moves():
+    """The barrier's time-out is the longer one."""
+    codes, printed = ends(start("goes to a barrier", "stalls", "goes to a barrier"))
+    assert codes == [1, 1, 1]
+    told = f"process 1 of 3 (host {HOST}) did not come to 'what one of them does not come to' within 5 s"
+    assert all(told in host and "Main thread" not in host for host in printed), printed
 
 
 def test_one_that_does_not_start_is_named():

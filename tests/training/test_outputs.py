@@ -168,7 +168,8 @@ def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resum
     """And before all that the processes of a run compute together they tell each other where they are."""
     folder, _ = finished
     places = []
-    monkeypatch.setattr(watch, "at", places.append)
+    limits = {True: "", False: ", at leisure"}
+    monkeypatch.setattr(watch, "at", lambda what, limited=True: places.append(what + limits[limited]))
     workdir = folder / "run"
     expected = rows_with(workdir, "eval/loss"), read_samples(workdir / "samples.txt")
     # As if killed at step 2, between the save and the evaluation.
@@ -184,8 +185,10 @@ def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resum
     each = len(batches) // 2
     assert batches == [f"batch {n} of the evaluation set 'heldout'" for n in range(1, each + 1)] * 2 and each > 1
     assert places == [
-        "the restoring of step 2", *batches[:each], "the samples of step 2", "the tasks of step 2", "step 3", "step 4",
-        "the checkpoint of step 4", *batches[:each], "the samples of step 4", "the tasks of step 4",
+        "the restoring of step 2, at leisure", "the compilation of the train step, at leisure",
+        *batches[:each], "the samples of step 2", "the tasks of step 2, at leisure", "step 3", "step 4",
+        "the writing of what was saved, at leisure", "the checkpoint of step 4", *batches[:each],
+        "the samples of step 4", "the writing of what was saved, at leisure", "the tasks of step 4, at leisure",
     ]  # fmt: skip
 
 
