@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from fmjax.cpu import has_tpu
 from fmjax.errors import InputError
+from fmjax.parallel.local_devices import own_devices
 
 FLAGS = ("coordinator", "num_processes", "process_id")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -31,7 +32,7 @@ class Cluster:
     Attributes:
       launcher: its name, for messages.
       coordinator: HOST:PORT, where process 0 can be reached.
-      local_devices: numbers of the accelerators of this host that are this process's; None is all.
+      local_devices: numbers of this process's devices among the accelerators that it sees; None is all.
     """
 
     launcher: str
@@ -116,7 +117,11 @@ def _slurm(environment) -> Cluster | None:
     count = _number(environment, "SLURM_STEP_NUM_TASKS", _number(environment, "SLURM_NTASKS", 1))
     number = _number(environment, "SLURM_JOB_ID") * 31 + _number(environment, "SLURM_STEP_ID", 0)
     coordinator = f"{first_node(environment['SLURM_STEP_NODELIST'])}:{FIRST_PORT + number % NUM_PORTS}"
-    local = _one_each(environment, _tasks_here(environment), _number(environment, "SLURM_LOCALID"))
+    place = _tasks_here(environment), _number(environment, "SLURM_LOCALID")
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    local = own_devices(
+        environment, "Slurm", *place, _gpus_per_task(environment), int(on_node) if _is_whole(on_node) else None
+    )  # fmt: skip
     return Cluster("Slurm", coordinator, count, _number(environment, "SLURM_PROCID"), local)
 
 
@@ -135,11 +140,16 @@ def _tasks_here(environment) -> int:
     return counts[min(_number(environment, "SLURM_NODEID", 0), len(counts) - 1)]
 
 
-def _one_each(environment, processes_here: int, local_id: int) -> tuple[int, ...] | None:
-    """Where several processes share a host each takes one accelerator, unless the launcher has dealt them out."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES") or ""
-    dealt_out = len(visible.split(",")) == 1 and visible
-    return None if processes_here == 1 or dealt_out else (local_id,)
+def _gpus_per_task(environment) -> int | None:
+    """What `--gpus-per-task` asked of Slurm: `2`, or `a100:2`, or `a100:1,h100:1` for one of each."""
+    text = environment.get("SLURM_GPUS_PER_TASK", "").strip()
+    parts = [part.rpartition(":")[2] for part in text.split(",")]
+    if text and not all(map(_is_whole, parts)):
+        raise InputError(
+            f"SLURM_GPUS_PER_TASK={text!r} in the environment: expected how many GPUs each task has, such as 2 or "
+            "a100:2; start the processes with srun --gpus-per-task=N, or unset it"
+        )
+    return sum(map(int, parts)) if text else None
 
 
 def _open_mpi(environment) -> Cluster | None:
@@ -154,7 +164,7 @@ def _open_mpi(environment) -> Cluster | None:
         port = FIRST_PORT + int(match[1]) // 4096 % NUM_PORTS  # Open MPI's job numbers are multiples of 4096
         coordinator = f"[{host}]:{port}" if match[2] else f"{host}:{port}"
     here = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE", 1)
-    local = _one_each(environment, here, _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", 0))
+    local = own_devices(environment, "Open MPI", here, _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", 0))
     count, process = _number(environment, "OMPI_COMM_WORLD_SIZE"), _number(environment, "OMPI_COMM_WORLD_RANK")
     return Cluster("Open MPI", coordinator, count, process, local)
 

@@ -9,9 +9,9 @@ import types
 
 import pytest
 
-from fmjax import cli
+from fmjax import cli, cpu
 from fmjax.errors import InputError
-from fmjax.parallel import clusters, launch
+from fmjax.parallel import clusters, launch, local_devices
 from fmjax.parallel.clusters import Cluster, cloud_tpu_slice, find, first_node
 
 SLURM = {
@@ -30,6 +30,24 @@ TPU_POD = {
 SLICES = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "first-0.set:8080"}
 
 
+def cuda(count):
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))}
+
+
+@pytest.fixture(autouse=True)
+def host(tmp_path, monkeypatch):
+    """A host with JAX's plugin for GPUs, and none of them; a call puts as many there as it says."""
+    monkeypatch.setattr(cpu, "DEVICES", tmp_path)
+    (tmp_path / "nvidiactl").touch()
+    install(monkeypatch, "jax_plugins")
+    return lambda count: [(tmp_path / f"nvidia{number}").touch() for number in range(count)]
+
+
+def install(monkeypatch, *packages):
+    found = types.SimpleNamespace(find_spec=lambda name: name if name in packages else None)
+    monkeypatch.setattr(local_devices, "importlib", types.SimpleNamespace(util=found))
+
+
 def flags(*arguments):
     parser = cli.ArgumentParser("test", "")
     launch.add_flags(parser)
@@ -45,6 +63,7 @@ def flags(*arguments):
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x16)"}, Cluster("Slurm", "gpu03:64656", 16, 7)),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "2"}, Cluster("Slurm", "gpu03:64656", 16, 7)),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, Cluster("Slurm", "gpu03:64656", 16, 7, (3,))),
+        (SLURM | {"SLURM_NODEID": "3", "SLURM_LOCALID": "1"} | cuda(2), Cluster("Slurm", "gpu03:64656", 16, 7, (1,))),
         # A shell inside an allocation of 16 tasks, and the batch script's own.
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
         ({name: value for name, value in SLURM.items() if "STEP" not in name}, None),
@@ -62,6 +81,76 @@ def flags(*arguments):
 )
 def test_launchers_are_found_by_their_variables(environment, expected):
     assert find(flags(), environment) == expected
+
+
+PER_NODE = {"SLURM_STEP_TASKS_PER_NODE": "1(x16)", "SLURM_LOCALID": "0"}
+"""One task on each node; SLURM has four on this one, of which this is number 3, OPEN_MPI two, this number 1."""
+
+
+@pytest.mark.parametrize(
+    "environment, own",
+    [
+        # One process on its host has all that it sees.
+        (SLURM | PER_NODE | cuda(8), None),
+        (SLURM | PER_NODE | cuda(8) | {"SLURM_GPUS_PER_TASK": "8", "SLURM_GPUS_ON_NODE": "8"}, None),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"} | cuda(8), None),
+        # As many as there are GPUs that all see have one each.
+        (SLURM | cuda(4) | {"SLURM_GPUS_ON_NODE": "4"}, (3,)),
+        (OPEN_MPI | {"ROCR_VISIBLE_DEVICES": "4,6"}, (1,)),
+        (OPEN_MPI | {"CUDA_VISIBLE_DEVICES": "GPU-8932f937,GPU-1b2c3d4e,-1,GPU-0"}, (1,)),
+        # Slurm dealt out what each was to have, or was told not to (--gpu-bind=none) and shows all of them to each.
+        (SLURM | cuda(2) | {"SLURM_GPUS_PER_TASK": "2", "SLURM_GPUS_ON_NODE": "8"}, None),
+        (SLURM | cuda(4) | {"SLURM_GPUS_PER_TASK": "a100:4"}, None),
+        (SLURM | cuda(1) | {"SLURM_GPUS_PER_TASK": "1"}, None),
+        (SLURM | cuda(8) | {"SLURM_GPUS_PER_TASK": "2", "SLURM_GPUS_ON_NODE": "8"}, (6, 7)),
+        (SLURM | cuda(12) | {"SLURM_GPUS_PER_TASK": "a100:1,h100:2"}, (9, 10, 11)),
+        # Somebody gave it one.
+        (OPEN_MPI | {"CUDA_VISIBLE_DEVICES": "5"}, None),
+        # The user says which, or that there are none.
+        (OPEN_MPI | cuda(8) | {"JAX_LOCAL_DEVICE_IDS": "4, 5,6,7"}, (4, 5, 6, 7)),
+        (SLURM | PER_NODE | cuda(8) | {"JAX_LOCAL_DEVICE_IDS": "0"}, (0,)),
+        (SLURM | cuda(8) | {"JAX_PLATFORMS": "cpu"}, None),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": ""}, None),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, None),
+        (SLURM | cuda(4) | {"JAX_PLATFORMS": "cuda,cpu"}, (3,)),
+    ],
+)
+def test_the_gpus_of_a_host_are_each_one_processes_own(environment, own, host):
+    host(8)
+    assert find(flags(), environment).local_devices == own
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        (SLURM | cuda(8), "Slurm runs 4 processes .* sees 8 GPUs .CUDA_VISIBLE_DEVICES.: .* JAX_LOCAL_DEVICE_IDS"),
+        (SLURM | cuda(2), "Slurm runs 4 processes on this host, and this one sees 2 GPUs "),
+        (OPEN_MPI | cuda(8), "Open MPI runs 2 processes on this host, and this one sees 8 GPUs"),
+        (SLURM | cuda(6) | {"SLURM_GPUS_PER_TASK": "2"}, "sees 6 GPUs .* where each asked for 2"),
+        # Four each, that nobody says were dealt out, look like one each of four.
+        (SLURM | cuda(4) | {"SLURM_GPUS_ON_NODE": "16"}, "sees 4 GPUs .*, of 16 that all have together: which"),
+        (SLURM | {"SLURM_GPUS_PER_TASK": "many"}, "SLURM_GPUS_PER_TASK='many' in the environment: expected how many"),
+        (OPEN_MPI | {"JAX_LOCAL_DEVICE_IDS": "0;1"}, "JAX_LOCAL_DEVICE_IDS='0;1' in the environment: expected numbers"),
+    ],
+)
+def test_gpus_that_could_be_several_processes_own_are_refused(environment, message):
+    with pytest.raises(InputError, match=message):
+        find(flags(), environment)
+    assert find(flags("--coordinator=none"), environment) is None
+
+
+def test_gpus_that_no_variable_tells_of_are_counted(host, monkeypatch):
+    assert find(flags(), OPEN_MPI).local_devices == (1,)  # not known
+    host(1)
+    with pytest.raises(InputError, match="2 processes on this host, and this one sees 1 GPU .*/nvidia"):
+        find(flags(), OPEN_MPI)
+    host(2)
+    assert find(flags(), OPEN_MPI).local_devices == (1,)
+    host(8)
+    with pytest.raises(InputError, match="this one sees 8 GPUs .*/nvidia"):
+        find(flags(), OPEN_MPI)
+    install(monkeypatch)
+    assert find(flags(), OPEN_MPI).local_devices == (1,)  # of which JAX uses none
 
 
 def test_the_first_node_of_slurms_lists():
