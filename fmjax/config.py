@@ -13,22 +13,19 @@ So the keys that exist are the fields that exist: nothing is declared twice. A f
 (`data.mixture`).
 """
 
-import ast
 import dataclasses
 import difflib
-import functools
 import importlib.util
-import inspect
 import json
 import pathlib
-import sys
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from fmjax.config_fields import entry_class, field_types, nested_registry, unread_fields
+from fmjax.config_values import FlagText, coerce, type_name
 from fmjax.data import DATASETS
 from fmjax.errors import CheckpointError, ConfigError
 from fmjax.models import MODELS
@@ -40,10 +37,6 @@ from fmjax.training.settings import TrainConfig
 
 SETTINGS = {"train": TrainConfig, "mesh": MeshConfig}
 PLUGINS = {"model": MODELS, "objective": OBJECTIVES, "data": DATASETS, "optimizer": OPTIMIZERS}
-
-
-class FlagText(str):
-    """A value typed on the command line: text until the key it belongs to says of what type it is."""
 
 
 def load_config_file(path: str) -> dict:
@@ -105,15 +98,6 @@ def apply_overrides(config: dict, overrides: Mapping[str, str]) -> dict:
     return config
 
 
-def json_copy(value):
-    """A deep copy of nested dicts, tuples becoming lists."""
-    if isinstance(value, Mapping):
-        return {k: json_copy(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_copy(v) for v in value]
-    return value
-
-
 def resolve(config: Mapping[str, Any]) -> FrozenConfigDict:
     """The complete, checked and frozen configuration: every key known, every type right, every default written out.
 
@@ -125,7 +109,7 @@ def resolve(config: Mapping[str, Any]) -> FrozenConfigDict:
     for key in config:
         if key not in known:
             raise ConfigError(f"unknown config key {key!r}{nearest(key, known)} Known: {', '.join(known)}")
-    resolved = {"seed": _coerce(config.get("seed", 0), int, "seed")}
+    resolved = {"seed": coerce(config.get("seed", 0), int, "seed")}
     if not 0 <= resolved["seed"] < 2**32:
         raise ConfigError(f"seed = {resolved['seed']} must be at least 0 and less than 2**32")
     for key, settings in SETTINGS.items():
@@ -154,16 +138,77 @@ def _refuse_dots(section: Mapping, path: str = "") -> None:
             _refuse_dots(value, f"{path}.{key}" if path else key)
 
 
+def _resolve_plugin(section, registry: Registry, path: str) -> dict:
+    if isinstance(section, str):
+        section = {"name": section}
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{path} must be a section with a name, got {section!r}")
+    if "name" not in section and path == "data":
+        section = {"name": "text", **section}
+    if "name" not in section:
+        raise ConfigError(f"{path}.name is missing{_known_names(registry)}")
+    name = str(section["name"])
+    try:
+        plugin = registry.get(name)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.name: {error}") from None
+    if not dataclasses.is_dataclass(plugin):
+        raise ConfigError(
+            f"{path}.name = {name!r} is not a dataclass (a flax.linen.Module is one), "
+            "so its config keys are not known; make its settings annotated fields"
+        )
+    fields = {k: v for k, v in section.items() if k != "name"}
+    resolved = _resolve_fields(fields, plugin, path)
+    for key in fields:
+        if key in unread_fields(plugin):
+            raise ConfigError(f"{path}.{key} is declared by {name!r} but none of its code reads it; remove the key")
+    return {"name": name, **resolved}
+
+
+def _known_names(registry: Registry) -> str:
+    return f"; known: {', '.join(sorted(registry.table))}, or an import path 'package.module:Object'"
+
+
+def _resolve_fields(section, plugin, path: str) -> dict:
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{path} must be a section of keys, got {section!r}")
+    types_ = field_types(plugin)
+    known = list(types_) if plugin in SETTINGS.values() else ["name", *types_]
+    for key in section:
+        if key not in types_:
+            raise ConfigError(f"unknown config key '{path}.{key}'{nearest(key, known)} Known: {', '.join(known)}")
+    resolved = {}
+    for key, (annotation, default) in types_.items():
+        where = f"{path}.{key}"
+        if key in section:
+            value = section[key]
+        elif default is dataclasses.MISSING:
+            raise ConfigError(f"{where} is missing: {plugin.__name__} needs it ({type_name(annotation)})")
+        else:
+            value = default
+        nested = nested_registry(annotation)
+        if nested is not None and value is not None:
+            resolved[key] = _resolve_plugin(value, nested, where)
+        elif (entry := entry_class(annotation)) is not None:
+            sections = coerce(value, dict | None if type(None) in typing.get_args(annotation) else dict, where)
+            if sections is not None:
+                sections = {name: _resolve_fields(part, entry, f"{where}.{name}") for name, part in sections.items()}
+            resolved[key] = sections
+        else:
+            resolved[key] = coerce(value, annotation, where)
+    return resolved
+
+
 def build(section: Mapping[str, Any], registry: Registry):
     """The object a resolved section describes: the plugin it names, constructed with the section's fields."""
     fields = dict(section)
     plugin = registry.get(fields.pop("name"))
-    types_ = _field_types(plugin)
+    types_ = field_types(plugin)
     for key, value in fields.items():
         if key not in types_:
             known = ", ".join(types_)
             raise ConfigError(f"{plugin.__name__} has no field {key!r}{nearest(key, types_)} Known: {known}")
-        nested = _nested_registry(types_[key][0])
+        nested = nested_registry(types_[key][0])
         if nested is not None and value is not None:
             fields[key] = build(value, nested)
         else:
@@ -200,44 +245,6 @@ def load_workdir_config(workdir: str | pathlib.Path) -> dict:
         raise CheckpointError(f"{str(path)!r} is not valid JSON ({error})") from None
 
 
-def with_defaults(saved: Mapping) -> dict:
-    """A saved config with the keys it lacks, because the code had no such field yet, at their fields' defaults."""
-    filled = json_copy(saved)
-    for key, settings in SETTINGS.items():
-        _fill_defaults(filled.get(key), settings)
-    for key, registry in PLUGINS.items():
-        _fill_plugin(filled.get(key), registry)
-    return filled
-
-
-def _fill_plugin(section, registry: Registry) -> None:
-    if isinstance(section, dict) and "name" in section:
-        _fill_defaults(section, registry.get(section["name"]))
-
-
-def _fill_defaults(section, plugin) -> None:
-    if not isinstance(section, dict):
-        return
-    for key, (annotation, default) in _field_types(plugin).items():
-        if key not in section and default is not dataclasses.MISSING:
-            section[key] = json_copy(default)
-        nested = _nested_registry(annotation)
-        if nested is not None:
-            _fill_plugin(section.get(key), nested)
-
-
-def resume_free(config: Mapping) -> list[str]:
-    """Dotted keys that the plugins of a config let change between a run and its resumption.
-
-    A plugin names such fields, which do not change what is learnt, in its class attribute `RESUME_FREE`.
-    """
-    return [
-        f"{key}.{field}"
-        for key, registry in PLUGINS.items()
-        for field in getattr(registry.get(config[key]["name"]), "RESUME_FREE", ())
-    ]
-
-
 def differing_keys(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Dotted keys whose values differ, as (key, old, new); a key absent on one side has the value None there."""
     rows = []
@@ -250,211 +257,10 @@ def differing_keys(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[s
     return rows
 
 
-def _resolve_plugin(section, registry: Registry, path: str) -> dict:
-    if isinstance(section, str):
-        section = {"name": section}
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{path} must be a section with a name, got {section!r}")
-    if "name" not in section and path == "data":
-        section = {"name": "text", **section}
-    if "name" not in section:
-        raise ConfigError(f"{path}.name is missing{_known_names(registry)}")
-    name = str(section["name"])
-    try:
-        plugin = registry.get(name)
-    except ConfigError as error:
-        raise ConfigError(f"{path}.name: {error}") from None
-    if not dataclasses.is_dataclass(plugin):
-        raise ConfigError(
-            f"{path}.name = {name!r} is not a dataclass (a flax.linen.Module is one), "
-            "so its config keys are not known; make its settings annotated fields"
-        )
-    fields = {k: v for k, v in section.items() if k != "name"}
-    resolved = _resolve_fields(fields, plugin, path)
-    for key in fields:
-        if key in _unread_fields(plugin):
-            raise ConfigError(f"{path}.{key} is declared by {name!r} but none of its code reads it; remove the key")
-    return {"name": name, **resolved}
-
-
-def _known_names(registry: Registry) -> str:
-    return f"; known: {', '.join(sorted(registry.table))}, or an import path 'package.module:Object'"
-
-
-def _resolve_fields(section, plugin, path: str) -> dict:
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{path} must be a section of keys, got {section!r}")
-    types_ = _field_types(plugin)
-    known = list(types_) if plugin in SETTINGS.values() else ["name", *types_]
-    for key in section:
-        if key not in types_:
-            raise ConfigError(f"unknown config key '{path}.{key}'{nearest(key, known)} Known: {', '.join(known)}")
-    resolved = {}
-    for key, (annotation, default) in types_.items():
-        where = f"{path}.{key}"
-        if key in section:
-            value = section[key]
-        elif default is dataclasses.MISSING:
-            raise ConfigError(f"{where} is missing: {plugin.__name__} needs it ({_type_name(annotation)})")
-        else:
-            value = default
-        nested = _nested_registry(annotation)
-        if nested is not None and value is not None:
-            resolved[key] = _resolve_plugin(value, nested, where)
-        elif (entry := _entry_class(annotation)) is not None:
-            sections = _coerce(value, dict | None if type(None) in typing.get_args(annotation) else dict, where)
-            if sections is not None:
-                sections = {name: _resolve_fields(part, entry, f"{where}.{name}") for name, part in sections.items()}
-            resolved[key] = sections
-        else:
-            resolved[key] = _coerce(value, annotation, where)
-    return resolved
-
-
-def _nested_registry(annotation) -> Registry | None:
-    for part in (annotation, *typing.get_args(annotation)):
-        if isinstance(part, Registry):
-            return part
-        for meta in getattr(part, "__metadata__", ()):
-            if isinstance(meta, Registry):
-                return meta
-    return None
-
-
-def _entry_class(annotation) -> type | None:
-    """The dataclass of `dict[str, SomeDataclass]`, also where None is allowed beside it."""
-    for part in (annotation, *typing.get_args(annotation)):
-        arguments = typing.get_args(part)
-        if typing.get_origin(part) in (dict, Mapping) and dataclasses.is_dataclass(arguments[1]):
-            return arguments[1]
-    return None
-
-
-@functools.cache
-def _field_types(plugin) -> dict[str, tuple[Any, Any]]:
-    """Field name to (annotation, default) of a dataclass, without the two fields Linen adds to every module."""
-    try:
-        hints = typing.get_type_hints(plugin, include_extras=True)
-    except NameError:
-        hints = {}
-    found = {}
-    for field in dataclasses.fields(plugin):
-        if not field.init or field.name in ("parent", "name"):
-            continue
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        found[field.name] = (hints.get(field.name, field.type), default)
-    return found
-
-
-@functools.cache
-def _unread_fields(plugin) -> frozenset[str]:
-    """Fields that no code of the plugin's own package mentions: a value set for them would do nothing."""
-    names = set(_field_types(plugin))
-    for cls in plugin.__mro__:
-        module = sys.modules.get(cls.__module__)
-        if cls is object or module is None or not names:
-            continue
-        try:
-            names -= _names_read(inspect.getsourcefile(module))
-        except (OSError, TypeError):
-            return frozenset()
-    # A module may hand itself whole to another of its package, which then reads the field.
-    package = plugin.__module__.partition(".")[0]
-    for module_name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if names and file and file.endswith(".py") and module_name.partition(".")[0] == package:
-            names -= _names_read(file)
-    return frozenset(names)
-
-
-@functools.cache
-def _names_read(file: str) -> frozenset[str]:
-    tree = ast.parse(pathlib.Path(file).read_text())
-    return frozenset(n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute))
-
-
-def _type_name(annotation) -> str:
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
-
-
-def _coerce(value, annotation, path: str):
-    """`value` checked against `annotation` (int for float accepted, lists for tuples). Raises ConfigError."""
-    try:
-        return _convert(value, annotation)
-    except (ValueError, TypeError, SyntaxError):
-        shown = str(value) if isinstance(value, FlagText) else value
-        raise ConfigError(
-            f"{path} = {shown!r} ({type(value).__name__ if not isinstance(value, FlagText) else 'text'}) "
-            f"should be {_type_name(annotation)}"
-        ) from None
-
-
-def _convert(value, annotation):
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return _convert(value, arguments[0])
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(value, arguments)
-    if annotation is str:
-        if isinstance(value, str):
-            return str(value)
-        raise TypeError
-    if isinstance(value, FlagText):
-        value = {"true": True, "false": False, "none": None, "null": None}.get(value.lower(), value)
-        if isinstance(value, FlagText):
-            value = _literal(value, annotation)
-    if origin is typing.Literal:
-        if value in arguments:
-            return value
-        raise ValueError
-    if annotation is None or annotation is type(None):
-        if value is None:
-            return None
-        raise TypeError
-    if annotation is bool or annotation is int:
-        if type(value) is annotation:
-            return value
-        raise TypeError
-    if annotation is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        raise TypeError
-    container = origin or annotation
-    if container in (tuple, list, Sequence):
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        inner = arguments[0] if arguments else Any
-        return tuple(_convert(v, inner) for v in value)
-    if container in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise TypeError
-        return {str(k): _convert(v, arguments[1] if len(arguments) == 2 else Any) for k, v in value.items()}
-    return str(value) if isinstance(value, FlagText) else value
-
-
-def _convert_union(value, options):
-    for option in options:
-        try:
-            if isinstance(value, FlagText) and option is str and any(o is type(None) for o in options):
-                if value.lower() in ("none", "null"):
-                    return None
-            return _convert(value, option)
-        except (ValueError, TypeError, SyntaxError):
-            continue
-    raise TypeError
-
-
-def _literal(text: str, annotation):
-    """A typed value from command-line text; a bare word stays text, `a,b` is a tuple where one is expected."""
-    container = typing.get_origin(annotation) or annotation
-    try:
-        value = ast.literal_eval(str(text))
-    except (ValueError, SyntaxError):
-        value = str(text)
-    if container in (tuple, list, Sequence) and not isinstance(value, list | tuple):
-        return tuple(FlagText(part) for part in str(text).split(",")) if str(text) else ()
+def json_copy(value):
+    """A deep copy of nested dicts, tuples becoming lists."""
+    if isinstance(value, Mapping):
+        return {k: json_copy(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_copy(v) for v in value]
     return value

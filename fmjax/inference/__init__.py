@@ -1,1 +1,1 @@
-"""Caches, samplers and the generation engine."""
+"""A trained model as one object, and what it computes with: caches, samplers, the generation engine."""

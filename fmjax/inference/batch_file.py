@@ -27,7 +27,7 @@ from fmjax.inference.beam import beam_search, check_options, check_width
 from fmjax.inference.chat_session import check_messages
 from fmjax.inference.checks import check_whole
 from fmjax.inference.continuations import Continuation, Options
-from fmjax.inference.engine import Request, number_copies
+from fmjax.inference.engine_requests import Request, number_copies
 from fmjax.registry import nearest
 from fmjax.small_files import write_whole
 

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 from fmjax.errors import InputError
 from fmjax.inference.beam import beam_search, check_width
 from fmjax.inference.checks import check_whole
-from fmjax.inference.engine import CHUNK, HIGHEST_SEED, Engine, Request, number_copies
+from fmjax.inference.engine import Engine
+from fmjax.inference.engine_programs import CHUNK
+from fmjax.inference.engine_requests import HIGHEST_SEED, Request, number_copies
 from fmjax.inference.sampler import Sampling
 from fmjax.inference.text import StoppedText, TextStream, check_stops
 
@@ -26,7 +28,7 @@ class Options:
       stop_ids: tokens that end a continuation, besides the tokenizer's EOS.
       num_samples: continuations of each prompt; sample j of prompt i has the index i * num_samples + j.
       copies: numbers that tell continuations of the same prompt apart, one for each index. None counts them in this
-        call; a part of a longer list gives those of the whole list (`fmjax.inference.engine.number_copies`).
+        call; a part of a longer list gives those of the whole list (`fmjax.inference.engine_requests.number_copies`).
       batch_size: rows generated at once.
       cache_length: places of the cache, for a prompt and what is drawn after it; None takes what the prompts of the
         call need. Calls with the same one share their compiled program of decoding.

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
@@ -15,6 +16,7 @@ from fmjax.config import build, load_workdir_config
 from fmjax.data.tokenizer import has_tokenizer, load_tokenizer
 from fmjax.data.tokenizer_config import is_id
 from fmjax.errors import ConfigError, InputError, TokenizerError
+from fmjax.inference.model import Model
 from fmjax.interop import hub
 from fmjax.interop.family import different_fields
 from fmjax.interop.importer import PublishedFolder
@@ -123,8 +125,6 @@ def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None
 
     Raises InputError subclasses for what is not supported, missing or damaged.
     """
-    from fmjax.load import Model, cast
-
     published = PublishedFolder(folder)
     module = build(published.section, MODELS)
     tokenizer = find_tokenizer(folder)
@@ -134,6 +134,13 @@ def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None
     config = {"model": published.section, "published": _kept(published)}
     add_bos = tokenizer is not None and tokenizer.add_bos
     return Model(module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement)
+
+
+def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:
+    """Module and parameters that compute in `dtype`; integers stay as they are."""
+    if getattr(module, "dtype", dtype) != dtype:
+        module = module.clone(dtype=dtype)
+    return module, jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
 
 
 def placed(module, placement: Placement | None):

@@ -1,12 +1,16 @@
 """What may change between a run and its resumption, and the lock that keeps two runs out of one folder."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 
 from fmjax import file_lock
-from fmjax.config import differing_keys, load_workdir_config, resume_free, with_defaults
+from fmjax.config import PLUGINS, SETTINGS, differing_keys, json_copy, load_workdir_config
+from fmjax.config_fields import field_types, nested_registry
 from fmjax.errors import ConfigError, DataError
+from fmjax.registry import Registry
 
 # Keys that say how long, how often and on what, not what is learnt. Plugins add theirs as `RESUME_FREE`.
 FREE = (
@@ -36,6 +40,44 @@ def check_config(workdir: pathlib.Path, config, complete: bool = True) -> None:
             f"{str(workdir)!r} holds a run with another configuration:\n{listed}\n"
             "Use another --workdir for a new run, or put these keys back to resume this one"
         )
+
+
+def with_defaults(saved: Mapping) -> dict:
+    """A saved config with the keys it lacks, because the code had no such field yet, at their fields' defaults."""
+    filled = json_copy(saved)
+    for key, settings in SETTINGS.items():
+        _fill_defaults(filled.get(key), settings)
+    for key, registry in PLUGINS.items():
+        _fill_plugin(filled.get(key), registry)
+    return filled
+
+
+def _fill_plugin(section, registry: Registry) -> None:
+    if isinstance(section, dict) and "name" in section:
+        _fill_defaults(section, registry.get(section["name"]))
+
+
+def _fill_defaults(section, plugin) -> None:
+    if not isinstance(section, dict):
+        return
+    for key, (annotation, default) in field_types(plugin).items():
+        if key not in section and default is not dataclasses.MISSING:
+            section[key] = json_copy(default)
+        nested = nested_registry(annotation)
+        if nested is not None:
+            _fill_plugin(section.get(key), nested)
+
+
+def resume_free(config: Mapping) -> list[str]:
+    """Dotted keys that the plugins of a config let change between a run and its resumption.
+
+    A plugin names such fields, which do not change what is learnt, in its class attribute `RESUME_FREE`.
+    """
+    return [
+        f"{key}.{field}"
+        for key, registry in PLUGINS.items()
+        for field in getattr(registry.get(config[key]["name"]), "RESUME_FREE", ())
+    ]
 
 
 def check_identity(workdir: pathlib.Path, saved: dict, now: dict) -> None:

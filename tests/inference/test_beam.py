@@ -14,9 +14,10 @@ import safetensors.numpy
 
 import fmjax
 from fmjax.errors import ConfigError, InputError
-from fmjax.inference import engine as engines
+from fmjax.inference import engine_programs
 from fmjax.inference.beam import beam_search
-from fmjax.inference.engine import Engine, Request
+from fmjax.inference.engine import Engine
+from fmjax.inference.engine_requests import Request
 from fmjax.models.gpt import GPT
 from fmjax.models.transformer import EncoderDecoder
 
@@ -117,9 +118,9 @@ def test_one_beam_is_greedy_search_and_any_number_of_prompts_passes_through():
     for (beam,), completion in zip(found, greedy):
         assert beam.tokens == completion.tokens and beam.finish == completion.finish
         assert beam.score == pytest.approx(sum(completion.logprobs), abs=1e-4)
-    before = dict(engines.TRACES)
+    before = dict(engine_programs.TRACES)
     beam_search(engine, prompts[::-1], num_beams=1, max_new_tokens=5, length_penalty=1, stop_ids=[4], batch_size=2)
-    assert engines.TRACES == before
+    assert engine_programs.TRACES == before
     long = beam_search(engine, [[1] * 10], num_beams=2, max_new_tokens=6)[0][0]
     assert len(long.tokens) == 3 and long.finish == "context"
     assert beam_search(engine, []) == []

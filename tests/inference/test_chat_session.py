@@ -13,7 +13,7 @@ from fmjax.errors import DataError, InputError, TokenizerError
 from fmjax.inference import chat_session, chat_terminal
 from fmjax.inference.chat_session import ChatSession, check_messages
 from fmjax.inference.continuations import Continuation, Piece
-from fmjax.inference.engine import TRACES
+from fmjax.inference.engine_programs import TRACES
 from fmjax.load import Model
 
 

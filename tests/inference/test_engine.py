@@ -1,5 +1,6 @@
 """Generation with a cache against the full forward pass, one token at a time."""
 
+import collections
 import dataclasses
 import functools
 
@@ -12,8 +13,9 @@ from tiny_decoder import TinyDecoder, full_logits
 
 from fmjax.data.tokenizer import ByteTokenizer
 from fmjax.errors import InputError
-from fmjax.inference import cached, engine
-from fmjax.inference.engine import Engine, Request
+from fmjax.inference import cached, engine_programs
+from fmjax.inference.engine import Engine, generate
+from fmjax.inference.engine_requests import Request, number_copies
 from fmjax.inference.sampler import Sampling
 from fmjax.load import Model
 from fmjax.models.gemma import Gemma3
@@ -53,7 +55,7 @@ def made(name, batch_size=4):
 
 
 def requests(prompts, max_new_tokens=12, sampling=Sampling(0.0), seed=0):
-    copies = engine.number_copies(prompts)
+    copies = number_copies(prompts)
     return [Request(prompt, max_new_tokens, sampling, seed, copy) for prompt, copy in zip(prompts, copies)]
 
 
@@ -183,8 +185,8 @@ def test_a_thousand_prompts_stream_through_four_rows_of_one_program(monkeypatch)
     made_engine, module, params = made("tiny")
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 13, rng.integers(1, 15)).tolist() for _ in range(1000)]
-    monkeypatch.setattr(engine, "TRACES", engine.defaultdict(int))
-    engine.programs.cache_clear()
+    monkeypatch.setattr(engine_programs, "TRACES", collections.defaultdict(int))
+    engine_programs.programs.cache_clear()
     cached_entries, taken = {}, 0
 
     def source():
@@ -198,7 +200,8 @@ def test_a_thousand_prompts_stream_through_four_rows_of_one_program(monkeypatch)
         assert taken - len(cached_entries) < 40  # the source is read as rows become free
     assert [len(cached_entries[i]) for i in range(1000)] == [1 + (i + 1) % 6 for i in range(1000)]
     # Packed prompts are at most 8 * 14 tokens: rows of 32, 64 and 128.
-    assert engine.TRACES["decode"] == engine.TRACES["start"] == 1 and engine.TRACES["prefill"] <= 3
+    traces = engine_programs.TRACES
+    assert traces["decode"] == traces["start"] == 1 and traces["prefill"] <= 3
     few = made_engine.generate(requests(prompts[:20], 6, Sampling(0.9), 1), batch_size=4)
     assert [c.tokens[: 1 + (i + 1) % 6] for i, c in enumerate(few)] == [cached_entries[i] for i in range(20)]
 
@@ -206,10 +209,10 @@ def test_a_thousand_prompts_stream_through_four_rows_of_one_program(monkeypatch)
 def test_nothing_recompiles_as_prompts_lengths_and_numbers_change():
     made_engine, _, _ = made("tiny")
     made_engine.generate(requests(PROMPTS, 10, Sampling(0.5, top_p=0.9)), stop_ids=[3])
-    before = dict(engine.TRACES)
+    before = dict(engine_programs.TRACES)
     others = [[n, *prompt[1:]] for n, prompt in enumerate(PROMPTS)]
     made_engine.generate(requests(others, 25, Sampling(0.9, 3, min_p=0.1), 4), stop_ids=[5], steps=3)
-    assert engine.TRACES == before
+    assert engine_programs.TRACES == before
 
 
 def test_windows_keep_no_more_than_the_window_and_long_caches_are_read_in_blocks():
@@ -281,7 +284,7 @@ def test_eight_devices_draw_the_tokens_of_one(mesh):
     with placement.inference():
         many = Engine(module, spread, batch_size=8)
         found = many.generate(wanted)
-        state = engine.programs()[0](many.form(SAMPLED.uses, 8), 8, 64, None, 40)
+        state = engine_programs.programs()[0](many.form(SAMPLED.uses, 8), 8, 64, None, 40)
     assert tokens_of(found) == tokens_of(one.generate(wanted))
     rows = 8 // mesh.get("data", 1) // mesh.get("fsdp", 1)
     heads = 2 // mesh.get("tensor", 1)
@@ -329,6 +332,6 @@ def test_bad_use_is_refused():
 
 def test_one_call_makes_its_own_engine():
     made_engine, module, params = made("tiny")
-    found = engine.generate(module, params, PROMPTS, max_new_tokens=5, temperature=0, batch_size=4)
+    found = generate(module, params, PROMPTS, max_new_tokens=5, temperature=0, batch_size=4)
     assert tokens_of(found) == tokens_of(made_engine.generate(requests(PROMPTS, 5)))
-    assert engine.generate(module, params, []) == []
+    assert generate(module, params, []) == []

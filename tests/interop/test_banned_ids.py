@@ -8,7 +8,8 @@ import pytest
 import fmjax
 from fmjax.errors import ConfigError, InputError
 from fmjax.inference.beam import beam_search
-from fmjax.inference.engine import Engine, Request
+from fmjax.inference.engine import Engine
+from fmjax.inference.engine_requests import Request
 from fmjax.inference.sampler import Sampling
 from fmjax.interop.loading import banned_ids
 

@@ -15,7 +15,7 @@ from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.protocol import Generate
 from fmjax.tasks.runner import run_tasks
 from tests.interop.harness_tasks import HARNESS, Documents
-from tests.tasks.test_runner import MODEL
+from tests.tasks.quiz import MODEL
 
 GENERATED = ("gsm8k",)
 

@@ -13,7 +13,7 @@ from fmjax.tasks.code import MBPP, ClozeMaxMin, VisibleMaxMin, pass_at_k
 from fmjax.tasks.few_shot import FewShot
 from fmjax.tasks.protocol import ScoreAnswer, TaskContext
 from fmjax.tasks.runner import run_tasks
-from tests.tasks.test_runner import MODEL
+from tests.tasks.quiz import MODEL
 from tests.tasks.test_sandbox import has_sandbox
 
 needs_sandbox = pytest.mark.skipif(not has_sandbox(), reason="this machine gives no namespaces to this user")

@@ -12,7 +12,7 @@ from fmjax.tasks.multiple_choice import Choices, LetteredChoice
 from fmjax.tasks.perturbation import Perturbed, around_gap, distractor, paraphrase, typos
 from fmjax.tasks.protocol import TaskContext
 from fmjax.tasks.runner import run_tasks
-from tests.tasks.test_runner import MODEL, Quiz, questions
+from tests.tasks.quiz import MODEL, Quiz, questions
 
 
 class Lettered(LetteredChoice):

@@ -1,4 +1,7 @@
-"""Answers on disk are those of this model, this code and these options, in every process that computes the same."""
+"""Answers on disk are those of this model, this code and these options, in every process that computes the same.
+
+An interrupted evaluation goes on from them.
+"""
 
 import dataclasses
 import importlib
@@ -16,7 +19,7 @@ import pytest
 
 from fmjax import sources
 from fmjax.data.tokenizer import ByteTokenizer
-from fmjax.errors import InputError
+from fmjax.errors import DataError, InputError
 from fmjax.inference import fingerprint
 from fmjax.inference.fingerprint import array_fingerprints, model_fingerprint
 from fmjax.load import Model
@@ -27,6 +30,7 @@ from fmjax.tasks.answers import answer
 from fmjax.tasks.protocol import Apply, Rolling, Rollout, Task
 from fmjax.tasks.runner import run_tasks
 from fmjax.tasks.store import AnswerStore
+from tests.tasks.quiz import Quiz
 
 MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=64, vocab_size=258)
 MODEL = Model(
@@ -63,6 +67,36 @@ def lab(tmp_path, monkeypatch):
             del sys.modules[known]
 
     return write
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    want = run_tasks(MODEL, [Quiz()])["quiz"]
+    original = Model.iter_scores
+
+    def dies(self, segments, progress=None):
+        for number, found in enumerate(original(self, segments, progress)):
+            if number == 30:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(Model, "iter_scores", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(MODEL, [Quiz()], answers_dir=tmp_path)
+    monkeypatch.setattr(Model, "iter_scores", original)
+    (file,) = tmp_path.iterdir()
+    with file.open("ab") as cut:
+        cut.write(b'{"key": "torn')
+    again = run_tasks(MODEL, [Quiz()], answers_dir=tmp_path)["quiz"]
+    assert again.work.stored == 30 and again.work.requests == 42 and again.metrics == want.metrics
+    third = run_tasks(MODEL, [Quiz()], answers_dir=tmp_path)["quiz"]
+    assert third.work.requests == 0 and third.work.num_tokens == 0 and third.samples == again.samples
+    # Another model, or the same with other options, never meets these answers.
+    other = dataclasses.replace(MODEL, params=jax.tree.map(lambda x: x * 1.5, MODEL.params))
+    assert run_tasks(other, [Quiz()], answers_dir=tmp_path)["quiz"].work.stored == 0
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([lines[0], b"nonsense", *lines[1:], b""]))
+    with pytest.raises(DataError, match="line 2, is not an answer"):
+        AnswerStore(tmp_path, MODEL)
 
 
 def test_an_edited_function_does_not_find_the_answers_of_its_former_self(lab, tmp_path):

@@ -191,7 +191,7 @@ def test_wikitext_scores_the_detokenised_text_and_counts_the_original(tmp_path):
         (["heldout:x"], {}, "takes no argument"),
         (["heldout"], {"num_shots": 3}, "task heldout: takes no examples in the prompt, got num_shots=3"),
         (
-            ["icl_linear", "text:README.md", "tests.tasks.test_runner:Quiz"],
+            ["icl_linear", "text:README.md", "tests.tasks.quiz:Quiz"],
             {"num_shots": 3},
             "num_shots=3: icl_linear, text:README.md take no examples in the prompt; evaluate them without num_shots, "
             "and with it tasks=quiz",

@@ -7,7 +7,7 @@ import pytest
 
 from fmjax import cli, evaluate
 from tests import processes
-from tests.tasks.test_runner import MODEL
+from tests.tasks.quiz import MODEL
 
 TASKS = '''
 from fmjax.tasks.multiple_choice import Choices, MultipleChoice

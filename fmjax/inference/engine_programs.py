@@ -1,0 +1,186 @@
+"""The compiled programs of generation: `prefill` reads prompts into rows of a cache, `decode` draws tokens.
+
+`prefill` reads several prompts, packed into one row of tokens without padding between them, into free rows of the cache
+and draws the first token of each. `decode` draws up to CHUNK tokens a row in one dispatch, feeding each back. Cache and
+state are donated and never change shape, and all numbers of a request are traced, so that a run of any length uses one
+decode program and one prefill program for each power of two of prompt length.
+"""
+
+import functools
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.inference import cached
+from fmjax.inference.cached import Packed, Weights
+from fmjax.inference.sampler import Sampling, Settings, Uses, sample
+from fmjax.parallel.placement import whole
+
+TRACES: dict[str, int] = defaultdict(int)
+"""How often each program was traced; tests hold the engine to compiling once."""
+
+CHUNK = 32
+"""Tokens a row that one dispatch of `decode` draws at most."""
+
+PACKED_TOKENS, PACKED_PROMPTS = 512, 8
+"""How much one dispatch of `prefill` reads at most, unless a single prompt is longer."""
+
+
+class State(NamedTuple):
+    """The rows between two dispatches; everything but the cache and `seen` is [B]."""
+
+    cache: Any
+    token: jax.Array  # the next input
+    drawn: jax.Array  # tokens drawn so far: numbers the random keys
+    remaining: jax.Array  # tokens it may still draw; 0 in a row that has stopped
+    keys: jax.Array  # typed random keys
+    settings: Settings
+    seen: jax.Array | None  # bool [B, V], tokens of the prompt and drawn; None unless a penalty is used
+
+
+class Starting(NamedTuple):
+    """What `prefill` puts into the rows of its prompts, arrays [R]."""
+
+    remaining: np.ndarray
+    seed: np.ndarray
+    digest: np.ndarray
+    copy: np.ndarray
+    settings: Settings
+
+
+class Form(NamedTuple):
+    """What programs are compiled for.
+
+    Attributes:
+      module: the unrolled module.
+      uses: parts of the sampler.
+      num_tokens, banned_ids: see `sampler.sample`.
+      start_id: first input of an encoder-decoder's target; None for a decoder.
+      rules: pairs (logical axis, mesh axes) for activations and the cache; empty without a mesh.
+      packed_rules: the same for packed prompts, whose single row is not split.
+    """
+
+    module: nn.Module
+    uses: Uses
+    num_tokens: int | None
+    start_id: int | None
+    rules: tuple
+    packed_rules: tuple
+    banned_ids: tuple[int, ...] = ()
+
+
+def _start(form: Form, batch_size: int, max_length: int, source_length: int | None, vocab_size: int | None) -> State:
+    TRACES["start"] += 1
+    with nn.logical_axis_rules(form.rules):
+        cache = cached.init_cache(form.module, batch_size, max_length, source_length)
+    zeros = jnp.zeros(batch_size, jnp.int32)
+    keys = jnp.broadcast_to(jax.random.key(0), (batch_size,))
+    settings = Settings(*(jnp.full(batch_size, value) for value in Sampling(0.0).values))
+    seen = jnp.zeros((batch_size, vocab_size), bool) if form.uses.penalty else None
+    return State(cache, zeros, zeros, zeros, keys, settings, seen)
+
+
+def _prefill(form: Form, weights: Weights, state: State, packed: Packed, starting: Starting, stop_ids):
+    """(the state with packed prompts in their rows, first tokens int32 [R], their log-probabilities float32 [R]).
+
+    The tokens are -1 for an encoder-decoder, whose first token is the next chunk's.
+    """
+    TRACES["prefill"] += 1
+    with nn.logical_axis_rules(form.packed_rules):
+        logits, cache = cached.prefill(form.module, weights, state.cache, packed)
+    fold = jax.vmap(jax.random.fold_in)
+    keys = fold(fold(jax.vmap(jax.random.key)(starting.seed), starting.digest), starting.copy)
+    seen = None
+    if form.uses.penalty:
+        seen = jnp.zeros((len(packed.rows), state.seen.shape[1]), bool)
+        if form.start_id is None:
+            owner = jnp.where(packed.segment_ids > 0, packed.segment_ids - 1, len(packed.rows))
+            seen = seen.at[owner, packed.tokens].set(True, mode="drop")
+        else:
+            seen = seen.at[:, form.start_id].set(True)
+    if form.start_id is None:
+        first = fold(keys, jnp.zeros_like(packed.rows))
+        tokens, logprobs = sample(logits, first, starting.settings, form.uses, form.num_tokens, seen, form.banned_ids)
+        stopped = jnp.any(tokens[:, None] == stop_ids[None], axis=-1)
+        remaining, drawn = jnp.where(stopped, 0, starting.remaining - 1), jnp.ones_like(tokens)
+        seen = None if seen is None else seen.at[jnp.arange(len(tokens)), tokens].set(True)
+        out = tokens, logprobs
+    else:
+        tokens = jnp.full_like(packed.rows, form.start_id)
+        remaining, drawn = starting.remaining, jnp.zeros_like(tokens)
+        out = jnp.full_like(tokens, -1), jnp.zeros(tokens.shape, jnp.float32)
+
+    def put(old, new):
+        return old.at[packed.rows].set(new.astype(old.dtype), mode="drop")
+
+    state = State(
+        cache=cache,
+        token=put(state.token, tokens),
+        drawn=put(state.drawn, drawn),
+        remaining=put(state.remaining, remaining),
+        keys=state.keys.at[packed.rows].set(keys, mode="drop"),
+        settings=jax.tree.map(put, state.settings, starting.settings),
+        seen=None if seen is None else state.seen.at[packed.rows].set(seen, mode="drop"),
+    )
+    return state, *whole(out)
+
+
+def _decode(form: Form, weights: Weights, state: State, alive, stop_ids, steps, free_rows):
+    """Draws up to `steps` <= CHUNK tokens a row.
+
+    Args:
+      alive: bool [B]; other rows are stopped first.
+      stop_ids: int32 [S]; drawing one of them ends a row. -1 matches nothing.
+      steps, free_rows: int32; it ends after `steps`, or as soon as `free_rows` rows have stopped.
+
+    Returns:
+      the next state, tokens int32 [B, CHUNK] with -1 after a row's end, log-probabilities float32 [B, CHUNK].
+    """
+    TRACES["decode"] += 1
+    batch = state.token.shape[0]
+
+    def unfinished(carry):
+        step, state, _, _ = carry
+        stopped = jnp.sum(state.remaining == 0)
+        return (step < steps) & (stopped < batch) & (stopped < free_rows)
+
+    def body(carry):
+        step, state, tokens, logprobs = carry
+        active = state.remaining > 0
+        logits, cache = cached.step(form.module, weights, state.cache, state.token, active)
+        keys = jax.vmap(jax.random.fold_in)(state.keys, state.drawn)
+        limits = form.num_tokens, state.seen, form.banned_ids
+        drawn, logprob = sample(logits, keys, state.settings, form.uses, *limits)
+        stopped = jnp.any(drawn[:, None] == stop_ids[None], axis=-1)
+        seen = state.seen
+        if seen is not None:
+            # An idle row's own token is seen already.
+            seen = seen.at[jnp.arange(batch), jnp.where(active, drawn, state.token)].set(True)
+        state = state._replace(
+            cache=cache,
+            token=jnp.where(active, drawn, state.token),
+            drawn=state.drawn + active,
+            remaining=jnp.where(stopped, 0, jnp.maximum(state.remaining - 1, 0)),
+            seen=seen,
+        )
+        tokens = tokens.at[:, step].set(jnp.where(active, drawn, -1))
+        return step + 1, state, tokens, logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
+
+    empty = jnp.full((batch, CHUNK), -1, jnp.int32), jnp.zeros((batch, CHUNK), jnp.float32)
+    state = state._replace(remaining=jnp.where(alive, state.remaining, 0))
+    with nn.logical_axis_rules(form.rules):
+        _, state, tokens, logprobs = jax.lax.while_loop(unfinished, body, (0, state, *empty))
+    return state, *whole((tokens, logprobs))
+
+
+@functools.cache
+def programs():
+    """(start, prefill, decode), jitted."""
+    options = cached.compiler_options()
+    jitted = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
+    start = jax.jit(_start, static_argnums=(0, 1, 2, 3, 4))
+    return start, jitted(_prefill, donate_argnums=2), jitted(_decode, donate_argnums=2)

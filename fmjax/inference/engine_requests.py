@@ -1,0 +1,72 @@
+"""What generation is asked for and what it answers: prompts of token ids, drawn tokens and their log-probabilities."""
+
+import dataclasses
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from fmjax.inference.sampler import Sampling
+
+HIGHEST_SEED = 2**32 - 1
+"""Seeds and numbers of copies are folded into keys as uint32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt and what is wanted of it.
+
+    Attributes:
+      tokens: the prompt, at least one token; for an encoder-decoder the source.
+      max_new_tokens: drawn at most, fewer where the context ends.
+      sampling: how they are drawn.
+      seed, copy: with the prompt's own tokens they fix what is drawn; `copy` numbers requests for the same prompt.
+    """
+
+    tokens: Sequence[int]
+    max_new_tokens: int = 64
+    sampling: Sampling = Sampling(0.0)
+    seed: int = 0
+    copy: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Some newly drawn tokens of one request; `finish` is None while the request goes on."""
+
+    index: int
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What was drawn after one prompt.
+
+    Attributes:
+      tokens: drawn tokens; the stop token that ended them is the last.
+      logprobs: log-probability of each at the temperature that drew it (`sampler.sample`).
+      finish: "stop" (a stop token), "length" (`max_new_tokens` drawn) or "context" (the context or the cache is full).
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str
+
+
+def digest(tokens: Sequence[int]) -> int:
+    """A hash of a prompt, which its random keys are folded from: so they are the same in any company."""
+    return zlib.crc32(np.asarray(tokens, "<i4").tobytes())
+
+
+def number_copies(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """How often the same prompt came before each."""
+    seen: dict[int, int] = defaultdict(int)
+    copies = []
+    for prompt in prompts:
+        key = digest(prompt)
+        copies.append(seen[key])
+        seen[key] += 1
+    return copies

@@ -1,0 +1,216 @@
+"""Continuous batching (Yu et al. 2022, Orca): prompts wait in a queue for the rows of a fixed batch that decodes.
+
+A row that ends is given the next prompt while the others go on. The host reads a chunk of tokens while the device
+computes the next one.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from fmjax.errors import InputError
+from fmjax.inference import cached
+from fmjax.inference.cached import bucket
+from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting, programs
+from fmjax.inference.engine_requests import Chunk, Request, digest
+from fmjax.inference.sampler import Settings, Uses
+
+
+@dataclasses.dataclass(eq=False)
+class _Row:
+    """A request on its way."""
+
+    index: int
+    request: Request
+    allowed: int
+    sent: int = 0  # tokens that dispatched programs draw at most
+    drawn: int = 0
+    done: bool = False
+
+
+class Run:
+    """An iterator over the chunks of one run of a `fmjax.inference.engine.Engine`; `stop` ends a request early.
+
+    Args: see `Engine.run`.
+    """
+
+    def __init__(
+        self, engine, requests: Iterable[Request], stop_ids, steps: int, batch_size: int,
+        cache_length: int | None, progress,
+    ):  # fmt: skip
+        self._engine = engine
+        self._stop_ids = frozenset(stop_ids)
+        stops = sorted(self._stop_ids)
+        self._stops = np.asarray(stops + [-1] * (bucket(len(stops), low=1) - len(stops)), np.int32)
+        self._steps = min(steps, CHUNK)
+        self._total = None
+        self._uses, source = Uses(), 1
+        if isinstance(requests, Sequence):
+            for index, request in enumerate(requests):
+                engine.check(index, request)
+                self._uses |= request.sampling.uses
+            self._total = len(requests)
+            batch_size = min(batch_size, bucket(max(1, len(requests)), low=1))
+            lengths = [len(request.tokens) for request in requests]
+            need = max(map(engine.places, requests), default=1)
+            if cache_length is None:
+                cache_length = cached.places(need, high=engine.context)
+            elif need > cache_length:
+                raise InputError(f"cache_length={cache_length} is less than the {need} places that a request needs")
+            source = bucket(max(lengths, default=1), low=32, high=getattr(engine.module, "max_length", None))
+        elif cache_length is None:
+            raise InputError("requests that come from an iterator need an Engine with a max_length")
+        else:
+            source = getattr(engine.module, "max_length", cache_length)
+        self._batch_size, self._max_length = batch_size, cache_length
+        self._source_length = source if engine.start_id is not None else None
+        self._bar = tqdm(total=self._total, desc=progress, disable=progress is None, dynamic_ncols=True)
+        self._queue = collections.deque()
+        self._requests = enumerate(requests)
+        self._rows: list[_Row | None] = [None] * batch_size
+        self._pending = collections.deque()
+        self._state = None
+        self._chunks = self._run()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def stop(self, index: int) -> None:
+        """Ends the request with this index: no more of its tokens come, and its row is free."""
+        for number, row in enumerate(self._rows):
+            if row is not None and row.index == index:
+                self._end(number, row)
+
+    def _end(self, number: int, row: _Row) -> None:
+        row.done = True
+        if self._rows[number] is row:
+            self._rows[number] = None
+        self._bar.update()
+
+    def _run(self) -> Iterator[Chunk]:
+        with self._bar:
+            while self._fill() or any(self._rows) or self._pending:
+                while self._prefill():
+                    pass
+                if self._unsent() or (any(self._rows) and not self._pending):
+                    self._decode()
+                # Read the oldest results only when newer ones are on their way: the device need not wait for the host.
+                if len(self._pending) > 1 or not self._unsent():
+                    yield from self._read()
+
+    def _unsent(self) -> bool:
+        """Whether some row may go on after all that is dispatched."""
+        return any(row and row.sent < row.allowed for row in self._rows)
+
+    def _fill(self) -> bool:
+        """Whether requests wait; takes some from the source."""
+        while len(self._queue) < PACKED_PROMPTS:
+            try:
+                index, request = next(self._requests)
+            except StopIteration:
+                break
+            if self._total is None:
+                self._engine.check(index, request)
+            self._queue.append((index, request))
+        return bool(self._queue)
+
+    def _prefill(self) -> bool:
+        """Dispatches one packed row of waiting prompts to free rows, if there are any of both."""
+        free = [number for number, row in enumerate(self._rows) if row is None]
+        capacity = min(self._batch_size, PACKED_PROMPTS)
+        taken, size = [], 0
+        while self._fill() and len(taken) < min(len(free), capacity):
+            length = len(self._queue[0][1].tokens)
+            if taken and size + length > PACKED_TOKENS:
+                break
+            taken.append(self._queue.popleft())
+            size += length
+        if not taken:
+            return False
+        engine = self._engine
+        rows = [_Row(index, request, engine.allowed(request)) for index, request in taken]
+        requests = [row.request for row in rows]
+        high = getattr(engine.module, "max_length", None)
+        high = None if high is None else max(high, PACKED_TOKENS)
+        packed = cached.pack([r.tokens for r in requests], free, capacity, self._batch_size, high)
+
+        def column(values, dtype):
+            values = list(values)
+            return np.asarray(values + [values[0]] * (capacity - len(values)), dtype)
+
+        columns = [column(values, None) for values in zip(*(r.sampling.values for r in requests))]
+        starting = Starting(
+            column((row.allowed for row in rows), np.int32),
+            column((r.seed for r in requests), np.uint32),
+            column((digest(r.tokens) for r in requests), np.uint32),
+            column((r.copy for r in requests), np.uint32),
+            Settings(*(c.astype(np.int32 if i == 1 else np.float32) for i, c in enumerate(columns))),
+        )
+        _, prefill, _ = programs()
+        form = self._form(requests)
+        self._state, tokens, logprobs = prefill(form, engine.weights, self._state, packed, starting, self._stops)
+        for number, row in zip(free, rows):
+            row.sent = 0 if engine.start_id is not None else 1
+            self._rows[number] = row
+        if engine.start_id is None:
+            self._pending.append((list(zip(range(len(rows)), free, rows)), tokens[:, None], logprobs[:, None]))
+        return True
+
+    def _form(self, requests: Sequence[Request]) -> Form:
+        """The form of the next program; creates the state, and adds to it what new requests are the first to use."""
+        for request in requests:
+            self._uses |= request.sampling.uses
+        form = self._engine.form(self._uses, self._batch_size)
+        vocab_size = getattr(self._engine.module, "vocab_size", None)
+        if self._uses.penalty and vocab_size is None:
+            name = type(self._engine.module).__name__
+            raise InputError(f"repetition_penalty needs to know the vocabulary, and {name} has no vocab_size")
+        if self._state is None:
+            start, _, _ = programs()
+            self._state = start(form, self._batch_size, self._max_length, self._source_length, vocab_size)
+        elif self._uses.penalty and self._state.seen is None:
+            self._state = self._state._replace(seen=jnp.zeros((self._batch_size, vocab_size), bool))
+        return form
+
+    def _decode(self) -> None:
+        alive = np.asarray([row is not None for row in self._rows])
+        waiting = self._fill()
+        free_rows = max(1, self._batch_size // 4) if waiting else self._batch_size
+        _, _, decode = programs()
+        numbers = np.int32(self._steps), np.int32(free_rows)
+        form, weights = self._form(()), self._engine.weights
+        self._state, tokens, logprobs = decode(form, weights, self._state, alive, self._stops, *numbers)
+        owners = [(number, number, row) for number, row in enumerate(self._rows) if row is not None]
+        for _, _, row in owners:
+            row.sent += self._steps
+        self._pending.append((owners, tokens, logprobs))
+
+    def _read(self) -> Iterator[Chunk]:
+        """Waits for the oldest results and yields them."""
+        if not self._pending:
+            return
+        owners, tokens, logprobs = self._pending.popleft()
+        tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
+        for place, number, row in owners:
+            if row.done:
+                continue
+            count = int((tokens[place] >= 0).sum())
+            new = tokens[place, :count].tolist()
+            row.drawn += count
+            row.sent = row.drawn + sum(row in [r for _, _, r in other] for other, _, _ in self._pending) * self._steps
+            finish = None
+            if new and new[-1] in self._stop_ids:
+                finish = "stop"
+            elif row.drawn >= row.allowed:
+                finish = "length" if row.drawn >= row.request.max_new_tokens else "context"
+            if finish:
+                self._end(number, row)
+            if new:
+                yield Chunk(row.index, new, logprobs[place, :count].tolist(), finish)

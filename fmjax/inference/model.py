@@ -1,0 +1,428 @@
+"""A trained model as one object: `m = fmjax.load(path)`, then `m.apply`, `m.generate`, `m.score`, `m.save`."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.data.tokenizer_config import stated_eos_ids
+from fmjax.errors import InputError
+from fmjax.inference import continuations, scored_text, scoring
+from fmjax.inference.checks import check_inputs, check_list, token_ids
+from fmjax.inference.engine import Engine
+from fmjax.layers.checks import check_choice
+from fmjax.parallel.placement import Placement, each_inside
+
+log = logging.getLogger("fmjax")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A module with its parameters and what belongs to them.
+
+    Attributes:
+      module: Flax Linen module; `module.apply({"params": params}, ...)` is all there is to it.
+      params: its parameters.
+      config: the run's resolved configuration, nested plain data.
+      tokenizer: see `fmjax.data.tokenizer.Tokenizer`; None where the folder has none.
+      step: the training step of the checkpoint.
+      source: where it was loaded from, for messages and results.
+      identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
+      add_bos: whether a text starts with BOS, as the rows of training did.
+      placement: the mesh that the parameters are split over; None for one device.
+      functions: further functions of (model, inputs) that evaluation tasks apply, by name (`fmjax.tasks.functions`);
+        pytrees, such as `jax.tree_util.Partial`, of what they compute with.
+      kept: what methods keep for their next call (`engine`).
+    """
+
+    module: nn.Module
+    params: Any
+    config: dict = dataclasses.field(default_factory=dict)
+    tokenizer: Any = None
+    step: int | None = None
+    source: str = "memory"
+    identity: dict = dataclasses.field(default_factory=dict)
+    add_bos: bool = True
+    placement: Placement | None = None
+    functions: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kept: dict = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        at = "" if self.step is None else f", step {self.step}"
+        return f"Model({type(self.module).__name__}, {count:,} parameters, from {self.source}{at})"
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that scoring gives the model at most: `module.max_length`, or its training rows' length if shorter."""
+        known = [getattr(self.module, "max_length", None), self.config.get("data", {}).get("sequence_length")]
+        return min((length for length in known if length), default=None)
+
+    def apply(self, tokens, **inputs) -> jax.Array:
+        """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword.
+
+        Raises InputError for token ids outside the vocabulary, and for more tokens than there are learned positions
+        (where they can be read: not under jit).
+        """
+        if hasattr(self.module, "prefill") and "source_tokens" not in inputs:
+            raise InputError(f"{self} translates a source: give apply(tokens, source_tokens=...), tokens of the target")
+        arrays = {k: jnp.asarray(v) for k, v in inputs.items() if isinstance(v, np.ndarray | jax.Array | list)}
+        options = tuple(sorted((k, v) for k, v in inputs.items() if k not in arrays))
+        tokens = jnp.asarray(tokens)
+        check_inputs(self.module, self.params, tokens, arrays)
+        with self.inference():
+            return _apply(self.module, self.params, tokens, arrays, options)
+
+    def inference(self) -> contextlib.AbstractContextManager:
+        """The context in which the parameters, as they lie, are computed with; its methods enter it themselves."""
+        return contextlib.nullcontext() if self.placement is None else self.placement.inference()
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text as a prompt: with BOS in front where training had it, and BOS alone for an empty text.
+
+        Raises InputError without a tokenizer, and for an empty text where there is no BOS.
+        """
+        return self.with_bos(self.tokens([text])[0], repr(text))
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text: the tokenizer's EOS, and what published weights name (LLaMA 3 has several)."""
+        published = self.config.get("published", {})
+        files = {"generation_config.json": published.get("generation", {}), "config.json": published}
+        ids = {*(stated_eos_ids(files) or ()), getattr(self.tokenizer, "eos_id", None)} - {None}
+        return tuple(sorted(ids))
+
+    def encode_prompts(self, prompts: Sequence[str | Sequence[int]], *, special: bool = False) -> list[list[int]]:
+        """Tokens of prompts as the model continues them: texts as `encode` gives them, or the source of an
+        encoder-decoder with its frame; token ids stay as they are.
+
+        special: names of control tokens in the texts, such as <|im_start|>, stand for them.
+        Raises: InputError for what is neither text nor token ids, or a text without a tokenizer.
+        """
+        places = [i for i, prompt in enumerate(self._texts(prompts)) if isinstance(prompt, str)]
+        if not places:
+            return [token_ids(f"prompt {i}", prompt) for i, prompt in enumerate(prompts)]
+        tokens = self.tokens([prompts[i] for i in places], special)
+        if hasattr(self.module, "prefill"):
+            tokens = self.framed(tokens)
+        else:
+            begun = [special and one[:1] == [self.tokenizer.bos_id] for one in tokens]
+            tokens = [one if b else self.with_bos(one, f"prompt {i}") for i, one, b in zip(places, tokens, begun)]
+        found = dict(zip(places, tokens))
+        return [found[i] if i in found else token_ids(f"prompt {i}", p) for i, p in enumerate(prompts)]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options) -> list[int]:
+        """Tokens of a chat up to where the assistant's reply begins, as the model's chat template writes it.
+
+        Args:
+          messages: {"role": "user", "content": "Hello"} and the like.
+          options: of `fmjax.data.chat.render_chat`, such as tools, or variables of the template.
+
+        Raises: TokenizerError without a template, or where it refuses the messages.
+        """
+        from fmjax.data import chat
+
+        self._need_tokenizer()
+        tokens = chat.encode_chat(self.tokenizer, messages, **{"add_generation_prompt": True, **options})
+        self._check_embedded("the chat", tokens)
+        return tokens
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, template: Mapping[str, Any] | None = None, **options
+    ) -> str:
+        """The assistant's reply to a chat, by the model's own chat template.
+
+        Args:
+          messages, template: see `encode_chat`; `template` are its options.
+          options: as in `generate`.
+        """
+        return self.generate([self.encode_chat(messages, **template or {})], **options)[0]
+
+    def generate(self, prompts: Sequence[str | Sequence[int]], **options) -> list[str]:
+        """Continuations of texts, without the texts themselves; "" starts from BOS.
+
+        Each ends at one of `eos_ids`, before a stop string, after `max_new_tokens`, or where the context is full.
+        In float32 the same prompt and seed give the same text whatever else is in the list (`Options.seed`); copies of
+        a prompt get different continuations. An encoder-decoder gives the targets of its prompts, the sources.
+
+        Args:
+          prompts: a list of texts, or of token ids that are taken as they are.
+          options: of `fmjax.inference.continuations.Options`: max_new_tokens=64, temperature=1.0 (0 is greedy), top_k,
+            top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, copies, batch_size, progress.
+
+        Returns: for each prompt in order, its `num_samples` continuations, one after the other.
+        Raises: InputError for a prompt that cannot be continued, or a bad value; without a tokenizer, as `complete`
+          alone then has something to give.
+        """
+        self._need_text()
+        return [one.text for one in self.complete(prompts, **options)]
+
+    def complete(self, prompts: Sequence[str | Sequence[int]], **options) -> list[continuations.Continuation]:
+        """As `generate`, with tokens, their log-probabilities and why each continuation ended.
+
+        Without a tokenizer prompts are token ids, and `text` is "".
+        """
+        return continuations.complete(self.pieces(prompts, **options))
+
+    def stream(self, prompts: Sequence[str | Sequence[int]], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
+        """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them."""
+        self._need_text()
+        pieces = self.pieces(prompts, steps=steps, **options)
+        return ((piece.index, piece.text) for piece in pieces if piece.text)
+
+    def unrolled(self, *, donate: bool = False) -> "Model":
+        """The same model with its parameters layer by layer, of which generation needs no second copy.
+
+        donate: free the stacked layers of this model, which is then of no more use.
+
+        Raises InputError for a model that cannot generate.
+        """
+        self._check_generates()
+        with self.inference():
+            made = Engine(self.module, self.params, start_id=0, donate=donate)
+        return dataclasses.replace(self, module=made.module, params=made.weights.params, kept={})
+
+    def pieces(self, prompts: Sequence[str | Sequence[int]], **options) -> Iterator[continuations.Piece]:
+        """As `stream`; the last piece of a continuation comes with the whole of it, as `complete` gives it."""
+        options = continuations.Options(**options)
+        options = dataclasses.replace(options, stop_ids=(*options.stop_ids, *self.eos_ids))
+        engine, ids = self.engine, self.encode_prompts(prompts)
+        with self.inference():
+            pieces = continuations.Continuations(engine, self.tokenizer, ids, options)
+        return each_inside(self.inference, pieces)
+
+    def beam_search(
+        self, prompts: Sequence[str | Sequence[int]], *, stop_ids: Sequence[int] = (), **options
+    ) -> list[list[continuations.Continuation]]:
+        """The likeliest continuations of each prompt, best first.
+
+        Args:
+          prompts: as in `generate`.
+          options: of `fmjax.inference.beam.beam_search`: num_beams=4, max_new_tokens=64, length_penalty=0.6,
+            normalization="gnmt", num_results=1, batch_size.
+
+        Raises: InputError for a prompt that cannot be continued, or a bad value.
+        """
+        engine, ids = self.engine, self.encode_prompts(prompts)
+        stop_ids = [*stop_ids, *self.eos_ids]
+        with self.inference():
+            return continuations.search(engine, self.tokenizer, ids, stop_ids=stop_ids, **options)
+
+    @property
+    def engine(self) -> Engine:
+        """The model ready to generate, made at first use and kept: its layers then lie in memory a second time.
+
+        `kept.clear()` lets go of it.
+        """
+        self._check_generates()
+        made = self.kept.get("engine")
+        if made is None or self.kept["params"] is not self.params:
+            num_tokens = bos = None
+            if self.tokenizer is not None:
+                num_tokens, bos = self.tokenizer.vocab_size, self.tokenizer.bos_id
+            start = getattr(self.module, "start_id", None)
+            options = dict(num_tokens=num_tokens, start_id=bos if start is None else start)
+            banned = self.config.get("published", {}).get("banned_ids", ())
+            with self.inference():
+                made = Engine(self.module, self.params, banned_ids=banned, **options)
+            self.kept.update(engine=made, params=self.params)
+        return made
+
+    def _check_generates(self) -> None:
+        if not hasattr(self.module, "init_cache") and hasattr(self.module, "features"):
+            raise InputError(
+                f"{self} cannot generate: it is an encoder, which reads whole texts; its Model.fill_mask fills in "
+                "masks and Model.embed gives vectors"
+            )
+
+    def score(self, pairs: Sequence[tuple[str, str]], *, progress: str | None = None) -> list[tuple[float, bool, int]]:
+        """Log-likelihoods of continuations.
+
+        Tokenised as lm-evaluation-harness does: spaces at the end of a context belong to the continuation, and the
+        continuation's tokens are those that `context + continuation` has beyond the context's. A context that does not
+        fit keeps its end (the number of such is logged).
+
+        Args:
+          pairs: (context, continuation); an empty context is BOS, and an empty continuation scores (0.0, True, 0).
+          progress: label of a progress bar; None shows none.
+
+        Returns: (log-likelihood in nats, whether every token was the likeliest, number of tokens) for each.
+        Raises: InputError for what is no pair of texts, where the continuation alone is longer than the context, or has
+          no token of its own.
+        """
+        segments, cut = scored_text.continuation_segments(self, pairs)
+        if any(cut):
+            log.warning(
+                "%d of %d contexts were longer than the model's: their beginning was left out", sum(cut), len(pairs)
+            )
+        found = dict(self.iter_scores(segments, progress))
+        return [found[index] for index in range(len(segments))]
+
+    def loglikelihood_rolling(self, texts: Sequence[str], *, progress: str | None = None) -> list[tuple[float, int]]:
+        """(log-likelihood in nats, number of tokens) of whole texts of any length, from BOS.
+
+        In windows of the model's context, as `fmjax.inference.scoring.rolling_windows` says. EOS is not scored.
+        progress: label of a progress bar; None shows none.
+        """
+        segments, owners = scored_text.rolling_segments(self, self._texts(texts))
+        totals = [[0.0, 0] for _ in texts]
+        found = dict(self.iter_scores(segments, progress))
+        for index, owner in enumerate(owners):
+            totals[owner][0] += found[index][0]
+            totals[owner][1] += found[index][2]
+        return [(loglikelihood, count) for loglikelihood, count in totals]
+
+    def iter_scores(
+        self, segments: Sequence[scoring.Segment], progress: str | None = None
+    ) -> Iterator[tuple[int, tuple[float, bool, int]]]:
+        """(index, score as in `score`) of segments of tokens, as they are done; see `fmjax.inference.scoring`."""
+        placement = self.placement
+        options = dict(context_length=self.context_length, progress=progress)
+        context = contextlib.nullcontext
+        if placement is not None:
+            context, options = placement.scoring, options | {"num_shards": placement.num_row_shards}
+        scores = scoring.iter_scores(self.module, self.params, segments, **options)
+        return ((i, dataclasses.astuple(score)) for i, score in each_inside(context, scores))
+
+    def embed(
+        self, texts: Sequence[str], *, pooling: str | None = None, normalize: bool = False, progress: str | None = None
+    ) -> np.ndarray:
+        """Vectors of texts, float32 [N, D], from the last layer's output.
+
+        Args:
+          pooling: "mean", "first" or "last"; None is "mean" for encoders and "last" for decoders, whose last token
+            alone has seen the whole text.
+          normalize, progress: see `fmjax.inference.embedding.embed`.
+
+        Raises InputError as `fmjax.inference.embedding.embed`.
+        """
+        from fmjax.inference import embedding
+
+        if pooling is None:
+            pooling = "mean" if self.is_bidirectional else "last"
+        rows = self.framed(self.tokens(self._texts(texts)))
+        options = dict(pooling=pooling, normalize=normalize, progress=progress)
+        with self.inference():
+            return embedding.embed(self.module, self.params, rows, **options)
+
+    def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[tuple[str, float]]]]:
+        """For each text, for each mask token in it ("[MASK]" for BERT, "<mask>" for RoBERTa), the `top_k` likeliest
+        tokens, (text, probability) each.
+
+        Raises InputError for a model that is no masked language model, or a text without mask.
+        """
+        from fmjax.inference.fill_mask import fill_mask
+
+        texts, mask_id = self._texts(texts), getattr(self.tokenizer, "mask_id", None)
+        if mask_id is None or not self.is_bidirectional or hasattr(self.module, "prefill"):
+            raise InputError(
+                f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with "
+                "a mask token"
+            )
+        rows = self.framed([self.tokenizer.encode_special(text) for text in texts])
+        with self.inference():
+            found = fill_mask(
+                self.module, self.params, rows, mask_id, top_k=top_k, num_tokens=self.tokenizer.vocab_size
+            )
+        return [[[(self.tokenizer.decode([i]), p) for i, p in mask] for mask in text] for text in found]
+
+    @property
+    def is_bidirectional(self) -> bool:
+        """Whether the model reads whole texts: an encoder, or an encoder-decoder's encoder."""
+        return not getattr(self.module, "CAUSAL", True)
+
+    def framed(self, texts: Sequence[list[int]]) -> list[list[int]]:
+        """Tokens of texts with what stands around a text in training: CLS and SEP or what takes their place."""
+        tokenizer = self.tokenizer
+        if not self.is_bidirectional:
+            return [self.with_bos(tokens, f"text {i}") for i, tokens in enumerate(texts)]
+        begin, end = tokenizer.bos_id if tokenizer.cls_id is None else tokenizer.cls_id, tokenizer.sep_id
+        if hasattr(self.module, "prefill"):
+            begin = None
+        end = tokenizer.eos_id if end is None else end
+        before, after = ([] if id is None else [id] for id in (begin, end))
+        return [[*before, *tokens, *after] for tokens in texts]
+
+    def save(self, directory: str | pathlib.Path, format: str = "fmjax", **options) -> None:
+        """Writes a folder that `fmjax.load` accepts: config.json, parameters, tokenizer.
+
+        Args:
+          format: "fmjax", or "hf": a Hugging Face folder, which `transformers` loads with equal logits.
+          options: of `fmjax.interop.exporter.save_published`, for "hf".
+
+        Raises InputError for a format that does not exist, a directory that already holds a model, or, for "hf", a
+        model that no published class computes exactly.
+        """
+        check_choice("format", format, ("fmjax", "hf"))
+        if format == "hf":
+            from fmjax.interop.exporter import save_published
+
+            save_published(self, directory, **options)
+            return
+        from fmjax.interop.exporter import whole_folder
+        from fmjax.training.checkpoint import save_params
+
+        with whole_folder(directory) as folder:
+            save_params(folder, self.params, self.step or 0)
+            if self.tokenizer is not None:
+                self.tokenizer.save(folder)
+            (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+
+    def _texts(self, texts: Sequence[str]) -> Sequence[str]:
+        check_list("texts", texts)
+        return texts
+
+    def _need_text(self) -> None:
+        if self.tokenizer is None:
+            raise InputError(
+                f"the model from {self.source} has no tokenizer to write texts with; Model.complete gives the tokens "
+                "that follow token ids"
+            )
+
+    def _need_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            raise InputError(f"the model from {self.source} has no tokenizer; give it token ids")
+
+    def tokens(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """Tokens of texts without anything in front or behind; `special` as in `encode_prompts`.
+
+        Raises InputError without a tokenizer, or for a token that the model has no embedding for.
+        """
+        self._need_tokenizer()
+        if special:
+            encoded = [self.tokenizer.encode_special(text) for text in texts]
+        else:
+            encoded = self.tokenizer.encode_batch(texts)
+        for text, tokens in zip(texts, encoded):
+            self._check_embedded(f"the text {text[:40]!r}", tokens)
+        return encoded
+
+    def _check_embedded(self, what: str, tokens: list[int]) -> None:
+        rows = getattr(self.module, "vocab_size", None)
+        if rows is not None and tokens and max(tokens) >= rows:
+            token = self.tokenizer.token(max(tokens))
+            raise InputError(f"{what} has the token {token!r}, for which the model has no embedding")
+
+    def with_bos(self, tokens: list[int], what: str, force: bool = False) -> list[int]:
+        """The tokens with BOS in front where texts begin with it, and always where there are none, or with `force`.
+
+        Raises InputError naming `what` where BOS is needed and there is none.
+        """
+        bos = self.tokenizer.bos_id
+        if bos is None and (force or not tokens):
+            raise InputError(f"{what}: nothing to start from: the text before it is empty and the tokenizer has no BOS")
+        return [bos, *tokens] if bos is not None and (self.add_bos or force or not tokens) else tokens
+
+
+@functools.partial(jax.jit, static_argnames=("module", "options"))
+def _apply(module, params, tokens, arrays, options):
+    return module.apply({"params": params}, tokens, **arrays, **dict(options))
