@@ -3,6 +3,9 @@
 XLA's CPU client takes the temporaries of every step from malloc and gives them back after it. glibc serves such sizes
 with mmap and munmap, so that every step faults its pages in again: about a tenth to a fifth of the time of a small
 model's step (experiments/quickstart). Kept in the heap, the same pages are used again.
+
+A program takes its temporaries when it is called. Called while the one before it still runs, as JAX calls a step, it
+takes them beside that one's, and the heap ends with two or three times what a step needs.
 """
 
 import ctypes
@@ -29,11 +32,17 @@ def has_tpu() -> bool:
     return any(any(DEVICES.glob(name)) for name in TPU_DEVICES) and importlib.util.find_spec("libtpu") is not None
 
 
+def set_up_training() -> None:
+    """What is below, for a process that trains; to be called before JAX is imported."""
+    keep_freed_memory()
+    run_in_turn()
+
+
 def keep_freed_memory() -> bool:
     """Makes malloc keep what is freed, for reuse by the next step; to be called before JAX is imported.
 
-    The process holds on to its peak memory until it ends. Does nothing, and returns False, where an accelerator is to be
-    used or the C library is not glibc.
+    The process holds on to its peak memory until it ends. Does nothing, and returns False, where an accelerator is to
+    be used or the C library is not glibc.
     """
     if not only_cpu() or platform.libc_ver()[0] != "glibc":
         return False
@@ -41,3 +50,18 @@ def keep_freed_memory() -> bool:
     # One heap for all threads, or the threads XLA runs on would each keep their own peak.
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
     return all([libc.mallopt(name, value) for name, value in settings])
+
+
+def run_in_turn() -> bool:
+    """Makes a call of a program return when it has run, not before; to be called before JAX starts its devices.
+
+    Does nothing, and returns False, where an accelerator is to be used, or where this process has several simulated
+    devices, which have to be called side by side to meet in a collective.
+    """
+    import jax
+
+    several = jax.config.jax_num_cpu_devices > 1 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not only_cpu() or several:
+        return False
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return True

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     log.addHandler(logging.StreamHandler(sys.stderr))
     log.propagate = False
 
-    cpu.keep_freed_memory()
+    cpu.set_up_training()
 
     from fmjax import config as configs
     from fmjax.caches import cache_dir, use_compilation_cache

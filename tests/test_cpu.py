@@ -1,7 +1,10 @@
-"""The allocator's setting: taken where it helps, and left alone where an accelerator is to be used."""
+"""Memory of a process that trains on CPUs: what is set for it, and left alone where an accelerator is to be used."""
 
+import os
 import subprocess
 import sys
+
+import jax
 
 from fmjax import cpu
 
@@ -30,6 +33,29 @@ def test_steps_reuse_their_pages():
     # A page more or less depends on what else the heap holds: the better of two says what is possible.
     kept, left = min(run("keep") for _ in range(2)), run("leave")
     assert kept < 0.5 * left
+
+
+READY = """
+import sys
+from fmjax import cpu
+if sys.argv[1] == "in turn":
+    cpu.set_up_training()
+import jax, jax.numpy as jnp
+f = jax.jit(lambda x: jax.lax.fori_loop(0, 500, lambda i, x: jnp.tanh(x @ x), x)).lower(jnp.ones((512, 512))).compile()
+print(f(jnp.ones((512, 512))).is_ready())
+"""
+
+
+def test_a_step_does_not_begin_before_the_last_one_has_given_back_its_memory():
+    ready = lambda how: subprocess.run(
+        [sys.executable, "-c", READY, how], capture_output=True, text=True, check=True,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""},
+    ).stdout.strip()  # fmt: skip
+    assert (ready("in turn"), ready("at once")) == ("True", "False")
+
+
+def test_several_devices_are_called_side_by_side():
+    assert jax.config.jax_num_cpu_devices > 1 and not cpu.run_in_turn()
 
 
 def test_it_is_left_alone_for_accelerators(monkeypatch, tmp_path):

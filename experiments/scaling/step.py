@@ -30,7 +30,7 @@ def measure(point: Point, min_steps: int, min_seconds: float) -> dict:
     """
     from fmjax import cpu
 
-    cpu.keep_freed_memory()  # as `fmjax.train` does
+    cpu.set_up_training()  # as `fmjax.train` does
     import jax
 
     from fmjax.config import resolve

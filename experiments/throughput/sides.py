@@ -43,7 +43,7 @@ class Fmjax:
     def __init__(self, shape: Shape, work: str, folder: str):
         from fmjax import cpu
 
-        cpu.keep_freed_memory()  # as `fmjax.train` does
+        cpu.set_up_training()  # as `fmjax.train` does
         import jax
 
         import fmjax
