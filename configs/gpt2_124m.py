@@ -7,7 +7,7 @@
 Half a million tokens a step, 100,000 steps. 124M parameters fit one chip whole, so the mesh only replicates. The batch
 is computed in parts that fit four chips of TPU v5e; with more chips or memory, lower `train.accumulate_steps`.
 
-Planned for v5e:2x2 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 10 of 16 GiB a chip, 95.0% of the compiled FLOPs
+Planned for v5e:2x2 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 9 of 16 GiB a chip, 95.0% of the compiled FLOPs
 useful, a step of at least 0.57 s, limited by memory; not run on such a slice yet.
 """
 

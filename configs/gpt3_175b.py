@@ -7,7 +7,7 @@
 4M tokens a step (the paper's 3.2M do not divide over so many chips). `configs/gpt3.py` has the other sizes, and says
 what the paper leaves open.
 
-Planned for v5p:8x16x16 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 46 of 96 GiB a chip, 98.9% of the compiled FLOPs
+Planned for v5p:8x16x16 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 43 of 96 GiB a chip, 98.9% of the compiled FLOPs
 useful, a step of at least 4.77 s, limited by compute; not run on such a slice yet.
 """
 

@@ -6,7 +6,7 @@
 
 4M tokens a step.
 
-Planned for v5p:8x8x8 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 75 of 96 GiB a chip, 98.8% of the compiled FLOPs
+Planned for v5p:8x8x8 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 70 of 96 GiB a chip, 98.8% of the compiled FLOPs
 useful, a step of at least 7.74 s, limited by compute; not run on such a slice yet.
 """
 

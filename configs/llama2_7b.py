@@ -6,7 +6,7 @@
 
 4M tokens a step. Parameters, gradients and optimizer state are split over all chips.
 
-Planned for v5p:4x4x4 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 62 of 96 GiB a chip, 97.7% of the compiled FLOPs
+Planned for v5p:4x4x4 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 57 of 96 GiB a chip, 97.7% of the compiled FLOPs
 useful, a step of at least 6.26 s, limited by compute; not run on such a slice yet.
 """
 

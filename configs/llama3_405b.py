@@ -6,7 +6,7 @@
 
 16M tokens a step in rows of 8,192.
 
-Planned for v5p:8x16x16 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 85 of 96 GiB a chip, 96.5% of the compiled FLOPs
+Planned for v5p:8x16x16 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 79 of 96 GiB a chip, 96.5% of the compiled FLOPs
 useful, a step of at least 46.69 s, limited by compute; not run on such a slice yet.
 """
 

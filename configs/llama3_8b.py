@@ -7,7 +7,7 @@
 The stage of long documents: 4M tokens a step in rows of 131,072, each row split over the `sequence` axis.
 `configs/llama3.py:8b` is the same model at 8K.
 
-Planned for v5p:4x4x8 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 82 of 96 GiB a chip, 88.8% of the compiled FLOPs
+Planned for v5p:4x4x8 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 67 of 96 GiB a chip, 88.8% of the compiled FLOPs
 useful, a step of at least 11.91 s, limited by compute; not run on such a slice yet.
 """
 

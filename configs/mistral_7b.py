@@ -6,7 +6,7 @@
 
 4M tokens a step in rows of 8,192. `configs/mistral.py` is the same model for fewer chips.
 
-Planned for v6e:16x16 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 30 of 31 GiB a chip, 93.8% of the compiled FLOPs
+Planned for v6e:16x16 (2026-11-26, JAX 0.10.2, libtpu 0.0.42.1): 26 of 31 GiB a chip, 93.8% of the compiled FLOPs
 useful, a step of at least 0.90 s, limited by compute; not run on such a slice yet.
 """
 

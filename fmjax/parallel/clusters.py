@@ -103,7 +103,8 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 def detect(environment: Mapping[str, str], count_known: bool = False) -> Cluster | None:
     """The cluster of the first launcher whose variables are set; None where none is, or it started one process."""
-    for launcher in (_slurm, _open_mpi, _kubernetes_tpu, _cloud_tpu):
+    # `mpirun` in a job of Slurm starts daemons as Slurm's tasks, whose variables its processes inherit.
+    for launcher in (_open_mpi, _slurm, _kubernetes_tpu, _cloud_tpu):
         found = launcher(environment)
         if found is not None:
             return None if found.num_processes == 1 else found

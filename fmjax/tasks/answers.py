@@ -13,6 +13,7 @@ from tqdm import tqdm
 from fmjax.data.tokenizer_base import digest
 from fmjax.errors import InputError
 from fmjax.inference import counted, scored_text
+from fmjax.parallel import watch
 from fmjax.registry import import_object
 from fmjax.tasks import environments, functions
 from fmjax.tasks.cost import flops
@@ -142,11 +143,16 @@ def answer(
     work.stored += len(found)
     for (kind, *_), group in waiting.items():
         work.requests += len(group)
-        for index, one in ANSWERERS[kind](model, group, seed, progress, work):
+        asked = f"the {kind.__name__.lower()} requests of a task"
+        watch.at(asked, limited=False)  # the first answer waits for programs to be compiled
+        for number, (index, one) in enumerate(ANSWERERS[kind](model, group, seed, progress, work), start=1):
+            # Trajectories come together at the end, which may take any time.
+            watch.at(f"{asked}, {number} of {len(group)} answered", limited=kind is not Rollout)
             _check_number(group[index], one)
             found[group[index]] = one
             if store is not None:
                 store.put(group[index], seed, one)
+    watch.at("what follows the answers", limited=False)
     return [found[request] for request in requests]
 
 

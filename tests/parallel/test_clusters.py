@@ -68,6 +68,7 @@ def flags(*arguments):
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
         ({name: value for name, value in SLURM.items() if "STEP" not in name}, None),
         (OPEN_MPI, Cluster("Open MPI", "10.96.0.1:62624", 4, 3, (1,))),
+        (SLURM | OPEN_MPI, Cluster("Open MPI", "10.96.0.1:62624", 4, 3, (1,))),
         (
             OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1314521088.0;tcp6://[fe80::b9b:ac5d,2620:10d::2]:43370"},
             Cluster("Open MPI", "[fe80::b9b:ac5d]:62880", 4, 3, (1,)),

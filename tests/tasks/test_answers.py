@@ -9,6 +9,7 @@ import pytest
 from fmjax.data.tokenizer import ByteTokenizer
 from fmjax.errors import InputError
 from fmjax.inference.fingerprint import model_fingerprint
+from fmjax.parallel import watch
 from fmjax.tasks.answers import Work, answer
 from fmjax.tasks.protocol import Apply, Generate, Rolling, Score, Task
 from fmjax.tasks.report import cost_line, make_report
@@ -33,6 +34,21 @@ def test_equal_requests_are_asked_once_and_counted():
     assert work.flops(MODEL) == pytest.approx(
         sum(MODULE.flops_per_example({"tokens": (n,)}) / 3 for n in work.lengths.elements())
     )
+
+
+def test_the_watch_hears_of_each_answer(monkeypatch):
+    """What may hang between two answers is limited in time; what comes before and after them is not."""
+    places = []
+    monkeypatch.setattr(watch, "at", lambda what, limited=True: places.append((what, limited)))
+    answer([Score("ab", " c"), Score("ab", " d"), Rolling("abc")], MODEL)
+    assert places == [
+        ("the score requests of a task", False),
+        ("the score requests of a task, 1 of 2 answered", True),
+        ("the score requests of a task, 2 of 2 answered", True),
+        ("the rolling requests of a task", False),
+        ("the rolling requests of a task, 1 of 1 answered", True),
+        ("what follows the answers", False),
+    ]
 
 
 def test_drawn_samples_differ_and_repeat():
