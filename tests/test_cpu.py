@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-import jax
+import pytest
 
 from fmjax import cpu
 
@@ -54,8 +54,20 @@ def test_a_step_does_not_begin_before_the_last_one_has_given_back_its_memory():
     assert (ready("in turn"), ready("at once")) == ("True", "False")
 
 
-def test_several_devices_are_called_side_by_side():
-    assert jax.config.jax_num_cpu_devices > 1 and not cpu.run_in_turn()
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_NUM_CPU_DEVICES": "2"},
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        {"JAX_PLATFORMS": "tpu,cpu"},
+    ],
+)
+def test_several_devices_are_called_side_by_side_and_accelerators_as_jax_does(variables):
+    said = subprocess.run(
+        [sys.executable, "-c", "from fmjax import cpu; print(cpu.run_in_turn())"], capture_output=True, text=True,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | variables,
+    )  # fmt: skip
+    assert said.stdout == "False\n", said.stderr
 
 
 def test_it_is_left_alone_for_accelerators(monkeypatch, tmp_path):

@@ -59,7 +59,8 @@ class Fmjax:
         import jax
 
         import fmjax
-        from fmjax.inference.engine import Engine, Request
+        from fmjax.inference.engine import Engine
+        from fmjax.inference.engine_requests import Request
 
         model = fmjax.load(case["folder"], dtype=case["dtype"])
         tokens = prompts(case["batch"], case["prompt"], model.module.vocab_size)

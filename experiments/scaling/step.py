@@ -23,8 +23,8 @@ def measure(point: Point, min_steps: int, min_seconds: float) -> dict:
       model_flops, hardware_flops: by the formula, and in the products of the compiled program; of all devices.
       planned_bytes: of one device, by the plan.
       process_bytes: by which the process grew for the state and one step by itself, by device.
-      running_bytes: the same after all steps, one right after the other as in training: what a step gives back is not
-        always back before the next one asks for as much.
+      running_bytes: the same after all steps: what a step gives back is not always back before the next one asks for
+        as much, or not in one piece.
       seconds: of the fastest step; `steps` were timed, their median took `median_seconds`.
       compile_seconds: of tracing and compiling the step, as the first thing that this process compiles.
     """

@@ -18,6 +18,7 @@ from fmjax.inference.cached import bucket
 from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting, programs
 from fmjax.inference.engine_requests import Chunk, Request, digest
 from fmjax.inference.sampler import Settings, Uses
+from fmjax.parallel import watch
 
 
 @dataclasses.dataclass(eq=False)
@@ -73,6 +74,7 @@ class Run:
         self._requests = enumerate(requests)
         self._rows: list[_Row | None] = [None] * batch_size
         self._pending = collections.deque()
+        self._reads = 0
         self._state = None
         self._chunks = self._run()
 
@@ -104,6 +106,7 @@ class Run:
                 # Read the oldest results only when newer ones are on their way: the device need not wait for the host.
                 if len(self._pending) > 1 or not self._unsent():
                     yield from self._read()
+        watch.at("what follows the generation", limited=False)
 
     def _unsent(self) -> bool:
         """Whether some row may go on after all that is dispatched."""
@@ -197,6 +200,8 @@ class Run:
         if not self._pending:
             return
         owners, tokens, logprobs = self._pending.popleft()
+        self._reads += 1
+        watch.at(f"part {self._reads} of the generation")
         tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
         for place, number, row in owners:
             if row.done:

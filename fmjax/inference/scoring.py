@@ -21,6 +21,7 @@ from fmjax.inference import counted
 from fmjax.inference.packing import Batch, Segment, batches
 from fmjax.layers.attention import Forked
 from fmjax.layers.embed import output_logits
+from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
 from fmjax.parallel.platform import target_platform
 
@@ -136,16 +137,19 @@ def _iter_scores(module, params, segments, options, progress):
     is_open = [segment.start < len(segment.tokens) for segment in segments]
     yield from ((index, Score(0.0, True, 0)) for index, wanted in enumerate(is_open) if not wanted)
     indices = [index for index, wanted in enumerate(is_open) if wanted]
-    waiting = None
+    waiting, number = None, 0
     with tqdm(total=len(indices), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
         found = batches(segments, indices, can_fork=getattr(module, "can_fork", False), **options)
         for batch in itertools.chain(found, [None]):
             results = None if batch is None else _call(module, params, batch)
             # Read a batch when the next is on its way, so that the device does not wait for the host.
             if waiting is not None:
+                number += 1
+                watch.at(f"batch {number} of scores")
                 yield from _read(*waiting)
                 bar.update(len(waiting[0]))
             waiting = None if batch is None else (batch.owners, results)
+    watch.at("what follows the scores", limited=False)
 
 
 def _read(owners, results) -> Iterator[tuple[int, Score]]:

@@ -32,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--barrier_timeout", type=seconds, default=1800.0, help="seconds that one may keep the others waiting")
     add(
         "--stall_timeout", type=cli.number(float, low=0, high=MAX_TIMEOUT), default=1800.0,
-        help="seconds that all may stay at one step, batch of an evaluation, sample, save or answer; 0: no limit",
+        help="seconds that all may stay at one step, save, batch or part of a generation; 0: no limit",
     )  # fmt: skip
 
 

@@ -27,6 +27,8 @@ from fmjax.parallel.peer import TIMEOUT
 RESUME = "What was saved stays, and the same command goes on from there"
 GRACE = 3.0
 """Seconds that a process with an error of its own gives the news that another one's end was its cause."""
+LAST_WORDS = 10.0
+"""Seconds that a process has to say why it ends."""
 
 
 class Place(NamedTuple):
@@ -114,8 +116,9 @@ class Watch:
             now = time.monotonic()
             if now - beaten >= interval:
                 beaten = now
+                mine = self._places[self.process]  # once: the main thread may go on in between
                 for peer in self._peers.values():
-                    peer.send(place=[self._places[self.process].number, self._places[self.process].what])
+                    peer.send(place=[mine.number, mine.what])
             self._check_times(now)
 
     def _take(self, process: int, message: dict) -> None:
@@ -146,6 +149,9 @@ class Watch:
             if now - since > self._barrier_timeout:
                 self._end_late([p for p in range(self.count) if p not in names], repr(next(iter(names.values()))))
         places = list(self._places)
+        for process, place in enumerate(places):
+            if place.number == places[0].number and place.what != places[0].what:
+                self._end_apart(f"{self.name(0)} is at {places[0].what}, and {self.name(process)} at {place.what}")
         last = max(place.number for place in places)
         behind = [p for p, place in enumerate(places) if place.number < last]
         if behind:
@@ -156,6 +162,9 @@ class Watch:
             moved = max(self._opened, *(place.since for place in places))
             if self._stall_timeout and places[0].limited and now - moved > self._stall_timeout:
                 self._end_stalled(places[0].what)
+
+    def _end_apart(self, who: str) -> NoReturn:
+        self._end(f"{who}: the processes do not do the same; do all have the same command and files?")
 
     def _end_late(self, processes: list[int], where: str) -> NoReturn:
         missing = " and ".join(map(self.name, processes))
@@ -179,10 +188,7 @@ class Watch:
             _, names = self._arrived.setdefault(number, (time.monotonic(), {}))
             first, where = next(iter(names.items()), (process, name))
             if where != name:
-                self._end(
-                    f"{self.name(first)} came to {where!r}, and {self.name(process)} to {name!r}: the processes do not "
-                    "do the same; do all have the same command and files?"
-                )
+                self._end_apart(f"{self.name(first)} came to {where!r}, and {self.name(process)} to {name!r}")
             names[process] = name
             if len(names) < self.count:
                 return
@@ -204,9 +210,9 @@ class Watch:
             self._changed.wait_for(lambda: self._passed >= self._barriers)
 
     def at(self, what: str, limited: bool = True) -> None:
-        """Says that this process begins `what`, in which all compute together; the next heartbeat carries it.
+        """Says that this process begins `what`, to which all of them come; the next heartbeat carries it.
 
-        All processes must say the same in the same order. Nobody waits here.
+        All processes must say the same in the same order: where two are seen to differ, all end. Nobody waits here.
 
         Args:
           what: what begins, for messages.
@@ -233,6 +239,10 @@ class Watch:
     def _end(self, text: str, code: int = 1, details: str = "", told: dict | None = None) -> NoReturn:
         """Says why, tells the others, and ends this process where it stands: its main thread may wait for ever."""
         with self._ending:  # never released: whoever comes second waits for the end
+            # What is printed below waits for ever where the main thread hangs in printing.
+            in_any_case = threading.Timer(LAST_WORDS, os._exit, [code])
+            in_any_case.daemon = True
+            in_any_case.start()
             try:
                 if self.process == 0 or told:
                     for peer in self._peers.values():
@@ -285,7 +295,7 @@ def at(what: str, limited: bool = True) -> None:
 
 @contextlib.contextmanager
 def watching(watch: Watch):
-    """Makes `watch` the one that `barrier` means."""
+    """Makes `watch` the one that `barrier` and `at` mean."""
     global _open
     _open = watch
     try:

@@ -50,7 +50,7 @@ class Counts:
         for name in ("link_bytes", "collectives", "uncounted"):
             mine = getattr(self, name)
             for key, value in getattr(other, name).items():
-                mine[key] += times * value
+                mine[key] += times * value if name == "link_bytes" else math.ceil(times * value)
 
 
 def count(program: Program, mesh_shape: Mapping[str, int]) -> Counts:

@@ -27,7 +27,8 @@ class Plan:
       hbm_bytes_per_device: main memory of a device; None where it is not known.
       parameter_bytes, optimizer_bytes, batch_bytes: of the step's arguments.
       argument_bytes: all arguments.
-      temp_bytes: activations, gradients and whatever else the step keeps for a while.
+      temp_bytes: activations, gradients and whatever else the step keeps for a while; on TPUs what it returns beside
+        its arguments too.
       peak_bytes_per_device: arguments, what is returned beside them, temporaries and the program.
       fits: whether the compiler accepted it and the peak is within the memory; None where that is not known.
       model_flops_per_step: by the convention of `fmjax.layers.flops`, over all devices; None where the module does
@@ -190,7 +191,7 @@ def _compile(program: Program) -> _Compiled:
             return _Compiled(text, arguments, max(0, _reported_bytes(folder, error) - arguments), 0, accepted=False)
         # Its statistics count values in the place of results or in faster memory as temporaries of main memory too.
         m = compiled.memory_analysis()
-        temporaries = _reported_bytes(folder, None) - m.argument_size_in_bytes
+        temporaries = max(0, _reported_bytes(folder, None) - m.argument_size_in_bytes)
         text = _dumped(folder, ".after_optimizations.txt", None)
         return _Compiled(text, m.argument_size_in_bytes, temporaries, m.generated_code_size_in_bytes, accepted=True)
 

@@ -97,7 +97,8 @@ def _links(plan: Plan) -> list[str]:
     lines = []
     for axes in sorted(timed | plan.link_bytes.keys()):
         if axes in timed:
-            is_shared = any(axes in joined.split("+") for joined in plan.link_bytes if joined != axes)
+            joined = (parts for parts in map(lambda name: name.split("+"), plan.link_bytes) if len(parts) > 1)
+            is_shared = any(axes in parts and timed.issuperset(parts) for parts in joined)
             note = _seconds(plan, f"links {axes}") + (" with its share of what goes along several" if is_shared else "")
         elif timed.issuperset(axes.split("+")):
             note = "   shared by the links of these axes"

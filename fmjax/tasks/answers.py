@@ -143,11 +143,8 @@ def answer(
     work.stored += len(found)
     for (kind, *_), group in waiting.items():
         work.requests += len(group)
-        asked = f"the {kind.__name__.lower()} requests of a task"
-        watch.at(asked, limited=False)  # the first answer waits for programs to be compiled
-        for number, (index, one) in enumerate(ANSWERERS[kind](model, group, seed, progress, work), start=1):
-            # Trajectories come together at the end, which may take any time.
-            watch.at(f"{asked}, {number} of {len(group)} answered", limited=kind is not Rollout)
+        watch.at(f"the {kind.__name__.lower()} requests of a task", limited=False)
+        for index, one in ANSWERERS[kind](model, group, seed, progress, work):
             _check_number(group[index], one)
             found[group[index]] = one
             if store is not None:
@@ -252,6 +249,7 @@ def _apply(model, requests, seed, progress, work) -> Iterator[tuple[int, Any]]:
     with tqdm(total=len(requests), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
         for start in range(0, len(requests), size):
             part = [request.inputs for request in requests[start : start + size]]
+            watch.at(f"inputs {start + 1} to {start + len(part)} of {requests[0].function}", limited=start > 0)
             with counted.counting() as passes:
                 found = function(model, part)
             work.add(passes, f"the function {requests[0].function!r}")

@@ -102,7 +102,8 @@ def get_task(name: str, task_path: Sequence[str | pathlib.Path] = ()) -> Task:
         return known[whole]()(name.removeprefix(f"{whole}_"))
     if argument and ("." in base or (base and importlib.util.find_spec(base))):
         return _make(name, _checked(TASKS.get(name), f"task {name!r}"), "")
-    close = nearest(base, known).removesuffix(".")
+    names = [*known, *(f"{whole}_{subset}" for whole, get in known.items() for subset in _subsets(get))]
+    close = nearest(base, names).removesuffix(".")
     raise InputError(
         f"unknown task {name!r}{close or ';'} `python -m fmjax.evaluate --list` shows all; a file's tasks are found "
         "with --task_path, others by import path 'package.module:Class'"

@@ -45,11 +45,11 @@ def main(argv):
                 watch.at("step 8")
             time.sleep(60)
         if does in ("stalls", "goes to a barrier", "moves", "meets", "comes after", "takes its time", "lingers"):
-            late = 3.0 * int(process) if does == "comes after" else 0.0
+            late = 3.5 * int(process) if does == "comes after" else 0.0
             time.sleep(late)
             watch.at("step 7")
             if does == "comes after":
-                time.sleep(4.5 - late)
+                time.sleep(5.0 - late)
             if does == "goes to a barrier":
                 barrier("what one of them does not come to")
             if does in ("stalls", "goes to a barrier"):
@@ -63,6 +63,9 @@ def main(argv):
                     barrier(f"before step {step}")
                 if does != "lingers":
                     time.sleep(0.5)
+        if does in ("trains", "evaluates"):
+            watch.at("step 7" if does == "trains" else "batch 1 of the evaluation set 'heldout'")
+            waits_for_ever()
         if does == "babbles":
             for peer in watch._peers.values():
                 peer.socket.sendall(b'{"place": [1\\n')
@@ -159,7 +162,7 @@ def test_processes_that_move_or_need_not_are_let_be():
     pairs = []
     try:
         for does in ("moves", "meets", "comes after", "takes its time", "lingers", "stalls"):
-            pairs.append(start(does, does, stall=0 if does == "stalls" else 2 if does == "comes after" else 3))
+            pairs.append(start(does, does, stall=0 if does == "stalls" else 3))
             assert [host.stdout.readline() for host in pairs[-1]] == [f"joined {HOST} {HOST}\n"] * 2
         *ending, unlimited = pairs
         begin = time.monotonic()
@@ -172,6 +175,13 @@ def test_processes_that_move_or_need_not_are_let_be():
         for host in itertools.chain(*pairs):
             host.kill()
             host.communicate()
+
+
+def test_processes_that_do_not_do_the_same_are_ended():
+    codes, printed = ends(start("trains", "trains", "evaluates"))
+    assert codes == [1, 1, 1]
+    told = f"process 0 of 3 (host {HOST}) is at step 7, and process 2 of 3 (host {HOST}) at batch 1 of the evaluation"
+    assert all(told in host and "do all have the same command and files?" in host for host in printed), printed
 
 
 def test_one_that_is_missing_at_a_barrier_is_named_though_nothing_moves():

@@ -239,7 +239,7 @@ def known_rates(monkeypatch):
     return rates
 
 
-def test_attention_by_queries_is_in_the_bound(config_file, tmp_path, known_rates, programs_by_their_scopes):
+def test_attention_by_queries_is_in_the_bound(config_file, tmp_path, known_rates):
     """On a CPU it loops over as many blocks of keys as the places of a device's queries ask for."""
     sizes = dict(mesh__data="1", mesh__sequence="4", model__num_kv_heads="1", model__num_layers="1")
     config = resolved(config_file, **sizes)
@@ -428,5 +428,5 @@ def test_small_plans_for_tpus(name, overrides, tmp_path, monkeypatch):
     [of] = statistics
     code = of.generated_code_size_in_bytes
     assert found.peak_bytes_per_device == pytest.approx(sum(map(int, buffers)) + code, rel=0.005)
-    assert found.peak_bytes_per_device < of.argument_size_in_bytes + of.temp_size_in_bytes + code
+    assert found.peak_bytes_per_device <= of.argument_size_in_bytes + of.temp_size_in_bytes + code
     assert found.fits and "to spare" in report.verdict(found)

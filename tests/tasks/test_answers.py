@@ -37,18 +37,19 @@ def test_equal_requests_are_asked_once_and_counted():
 
 
 def test_the_watch_hears_of_each_answer(monkeypatch):
-    """What may hang between two answers is limited in time; what comes before and after them is not."""
+    """What may hang in a batch is limited in time; what comes before and after all is not."""
     places = []
     monkeypatch.setattr(watch, "at", lambda what, limited=True: places.append((what, limited)))
-    answer([Score("ab", " c"), Score("ab", " d"), Rolling("abc")], MODEL)
+    answer([Score("ab", " c"), Score("ab", " d"), Rolling("abc"), Rolling(""), Generate("ab", 2)], MODEL)
+    parts = [place for place in places if "part" in place[0]]
+    assert parts == [(f"part {n} of the generation", True) for n in range(1, len(parts) + 1)] and parts
+    follow = [("what follows the scores", False)]
     assert places == [
-        ("the score requests of a task", False),
-        ("the score requests of a task, 1 of 2 answered", True),
-        ("the score requests of a task, 2 of 2 answered", True),
-        ("the rolling requests of a task", False),
-        ("the rolling requests of a task, 1 of 1 answered", True),
+        ("the score requests of a task", False), ("batch 1 of scores", True), *follow,
+        ("the rolling requests of a task", False), ("batch 1 of scores", True), *follow,
+        ("the generate requests of a task", False), *parts, ("what follows the generation", False),
         ("what follows the answers", False),
-    ]
+    ]  # fmt: skip
 
 
 def test_drawn_samples_differ_and_repeat():

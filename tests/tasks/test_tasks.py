@@ -181,6 +181,7 @@ def test_wikitext_scores_the_detokenised_text_and_counts_the_original(tmp_path):
     "tasks, options, message",
     [
         (["helout"], {}, "unknown task 'helout'; did you mean 'heldout'"),
+        (["mmlu_anatomi"], {}, "unknown task 'mmlu_anatomi'; did you mean 'mmlu_anatomy'"),
         (["heldout", "heldout"], {}, "twice"),
         (["wikitext"], {}, "FMJAX_DATA"),
         (["lambada"], {"data_dir": "/nowhere"}, "data_dir '/nowhere' is not a folder"),
