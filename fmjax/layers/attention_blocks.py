@@ -18,7 +18,7 @@ from fmjax.layers.padding import pad
 BLOCK = 256
 
 
-def attend(q, k, v, index, *, segment_ids, causal, window, scale, order=None):
+def attend(q, k, v, index, *, segment_ids, causal, window, scale, order=None, block=None):
     """As `fmjax.layers.attention.reference`, for queries anywhere in the row.
 
     Args:
@@ -28,11 +28,13 @@ def attend(q, k, v, index, *, segment_ids, causal, window, scale, order=None):
       segment_ids: None, or the pair int32 ([B, T], [B, S]).
       order: int [shards, T], each row what `index` is on one device, for who counts what a compiled program does
         (`fmjax.planning`); None where that is not known.
+      block: queries and keys of a block; None is BLOCK.
     """
+    block = block or BLOCK
     b, t, h, d = q.shape
     s, kv_heads = k.shape[1:3]
     ids = segment_ids or (jnp.ones((b, t), jnp.int32), jnp.ones((b, s), jnp.int32))
-    rows, columns = min(BLOCK, max(1, t // 2)), min(BLOCK, s)
+    rows, columns = min(block, max(1, t // 2)), min(block, s)
     q = (q * scale).astype(q.dtype).reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     mask = _Mask(causal, window, s, rows, columns, order)

@@ -4,6 +4,9 @@ XLA's CPU backend does not skip masked work and is slow where matrix products ha
 to the front once, and each block of queries is multiplied with the slice of keys that a causal mask or window leaves.
 A loop takes as many rows at a time as have their logits in the caches of the cores: all rows at once would send every
 array of logits through main memory several times, which takes longer than the products.
+
+Rows so long that a block's logits are in no cache go through blocks of keys as well (`attention_blocks`), which takes
+memory by their length, not its square.
 """
 
 import functools
@@ -11,14 +14,19 @@ import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from fmjax.layers import attention_blocks
 from fmjax.layers.attention import MASKED
 
 MIN_BLOCK = 128
 MAX_BLOCKS = 16  # blocks are unrolled: bounds the size of the program for long sequences
 LOGITS_BYTES = 3 * 2**19  # of a block's logits in one core's cache
 MAX_PARTS = 4  # of a turn of the loop: unrolled too
+LONG = 4096  # queries and keys of a row from which both go in blocks
+LONG_BLOCK = 512
+LONG_LOGITS_BYTES = 2**24  # of the blocks of all rows that go together
 
 
 def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -> str | None:
@@ -46,7 +54,22 @@ def blocks(t: int, s: int, causal: bool, window: int | None) -> list[tuple[int, 
 
 def run(q, k, v, *, segment_ids, positions, causal, window, scale):
     """Arguments as `fmjax.layers.attention.reference`, without positions."""
+    if q.shape[1] * k.shape[1] >= LONG**2:
+        return _attend_long(q, k, v, segment_ids, causal=causal, window=window, scale=scale)
     return _attend((q * scale).astype(q.dtype), k, v, segment_ids, causal, window)
+
+
+def _attend_long(q, k, v, segment_ids, **options):
+    b, t, h, _ = q.shape
+    index = np.arange(t)
+
+    def rows(q, k, v, segment_ids):
+        place = jnp.asarray(index, jnp.int32)
+        own = dict(segment_ids=segment_ids, order=index[None], block=LONG_BLOCK)
+        return attention_blocks.attend(q, k, v, place, **own, **options)
+
+    size = _divisor(b, LONG_LOGITS_BYTES // (4 * h * LONG_BLOCK**2))
+    return _in_turns(rows, (q, k, v, segment_ids), size)
 
 
 # Inside, q is [N, G, T, D] for the N = b K key-value heads of b rows with G = H / K query heads each, k and v are
@@ -106,10 +129,16 @@ def _in_parts(function, arrays, causal: bool, window: int | None):
         found = [function(*part) for part in parts]
         return found[0] if at_once == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
-    if size * at_once == b:
-        return turn(arrays)
-    rows = jax.tree.map(lambda x: x.reshape(-1, size * at_once, *x.shape[1:]), arrays)
-    return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), lax.map(turn, rows))
+    return _in_turns(lambda *rows: turn(rows), arrays, size * at_once)
+
+
+def _in_turns(function, arrays, size: int):
+    """function(*arrays), `size` rows at a time."""
+    b = arrays[0].shape[0]
+    if size == b:
+        return function(*arrays)
+    rows = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
+    return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), lax.map(lambda part: function(*part), rows))
 
 
 def _divisor(n: int, largest: int) -> int:

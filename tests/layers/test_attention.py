@@ -70,6 +70,28 @@ def test_cpu_backend_a_few_rows_at_a_time(rows_at_once, cores, monkeypatch):
     assert_same(case.outputs_and_gradients("cpu", *case.arrays()), expected_of(case), 2e-5)
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_cpu_backend_for_long_rows_is_the_reference(name, rows_at_once, monkeypatch):
+    """Blocks of queries and of keys, of one row or two at a time."""
+    case = CASES[name]
+    monkeypatch.setattr(attention_cpu, "LONG", 1)
+    monkeypatch.setattr(attention_cpu, "LONG_BLOCK", 8)
+    monkeypatch.setattr(attention_cpu, "LONG_LOGITS_BYTES", rows_at_once * 4 * case.heads * 8**2)
+    assert_same(case.outputs_and_gradients("cpu", *case.arrays()), expected_of(case), 2e-5)
+
+
+def test_the_memory_of_long_rows_on_cpus_grows_with_their_length():
+    def temporaries(length):
+        case = Case(length=length, heads=2, kv_heads=1, rows=2, head_dim=8)
+        function = lambda q, k, v: case.outputs_and_gradients("cpu", q, k, v, None)
+        arrays = jax.eval_shape(case.arrays)[:3]
+        return jax.jit(function).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    blocks = 4 * 2 * attention_cpu.LONG_BLOCK**2
+    assert temporaries(8192) - temporaries(4096) < blocks and temporaries(8192) < 4 * 8192**2 / 8
+
+
 # Several blocks of queries and of keys: three of 256 keys in the backward pass, or four of 128 (bidirectional).
 SEVERAL_BLOCKS = {
     "causal": Case(length=768, heads=2, kv_heads=1, packed=True, rows=1),
