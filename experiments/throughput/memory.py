@@ -14,7 +14,8 @@ import sys
 import time
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
+import runs  # noqa: E402
 
 WAYS = {
     "calls return when the program has run": ("keep_freed_memory", "run_in_turn"),
@@ -35,12 +36,6 @@ CONFIG = {
 }  # fmt: skip
 
 
-def resident(field: str) -> int:
-    """Megabytes of this process: `VmRSS` now, `VmHWM` at most."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1000
-
-
 def run_steps(settings: tuple[str, ...]) -> None:
     """Prints one row of the table."""
     from fmjax import cpu
@@ -59,7 +54,8 @@ def run_steps(settings: tuple[str, ...]) -> None:
     program = make_program(config, build_module(config, {}), example, jax.devices()[:1])
     state, step = program.init(), program.compile_train_step()
     temporaries = step.memory_analysis().temp_size_in_bytes // 10**6
-    before, last, seconds, draw = resident("VmRSS"), None, [], np.random.default_rng(0)
+    before, last, seconds, draw = runs.memory("VmRSS"), None, [], np.random.default_rng(0)
+    runs.reset_peak()
     for _ in range(8):
         start = time.perf_counter()
         tokens = draw.integers(0, 8192, (16, 257), np.int32)
@@ -70,7 +66,8 @@ def run_steps(settings: tuple[str, ...]) -> None:
         last = metrics["loss"]
         seconds.append(time.perf_counter() - start)
     float(last)
-    print(f"{temporaries:,} | {resident('VmHWM') - before:,} | {statistics.median(seconds[3:]):.2f}")
+    grown = (runs.memory("VmHWM") - before) // 10**6
+    print(f"{temporaries:,} | {grown:,} | {statistics.median(seconds[3:]):.2f}")
 
 
 def main() -> None:

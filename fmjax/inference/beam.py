@@ -25,6 +25,7 @@ from fmjax.inference.engine_programs import PACKED_PROMPTS, PACKED_TOKENS, TRACE
 from fmjax.inference.engine_requests import Request
 from fmjax.inference.sampler import Uses, only_allowed
 from fmjax.layers.checks import check_choice
+from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
 
 NORMALIZATIONS = ("gnmt", "power")
@@ -232,6 +233,7 @@ def beam_search(
     options = (np.float32(length_penalty), num_beams, length, normalization)
     waiting, results = None, []
     for start in range(0, len(requests), groups):
+        watch.at("a batch of beam search")
         part = requests[start : start + groups]
         limits = np.asarray([engine.allowed(r) for r in part] + [0] * (groups - len(part)), np.int32)
         found = _dispatch(engine, part, limits, stops, options, sizes)
@@ -239,7 +241,9 @@ def beam_search(
         if waiting is not None:
             results += _read(*waiting, stop_ids, num_results)
         waiting = part, limits, found
-    return results + _read(*waiting, stop_ids, num_results)
+    results += _read(*waiting, stop_ids, num_results)
+    watch.at("what follows the beam search", limited=False)
+    return results
 
 
 def check_options(

@@ -15,6 +15,7 @@ from fmjax.inference import counted
 from fmjax.inference.cached import bucket
 from fmjax.inference.packing import pack_rows
 from fmjax.layers.checks import check_choice
+from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
 
 POOLINGS = ("mean", "first", "last")
@@ -78,11 +79,13 @@ def embed(
             rows = pack_rows([len(texts[i]) for i in group], length)
             height = min(bucket(len(rows), low=1), max(1, tokens_per_batch // length))
             for start in range(0, len(rows), height):
+                watch.at("a batch of embeddings")
                 part = [[group[i] for i in row] for row in rows[start : start + height]]
                 for indices, vectors in _pieces(module, params, texts, part, (height, length), pooling):
                     found = np.zeros((len(texts), vectors.shape[1]), np.float32) if found is None else found
                     found[indices] = vectors
                     bar.update(len(indices))
+    watch.at("what follows the embeddings", limited=False)
     if found is None:
         return np.zeros((0, module.hidden_size), np.float32)
     if normalize:

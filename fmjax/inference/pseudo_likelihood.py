@@ -12,6 +12,7 @@ from fmjax.errors import InputError
 from fmjax.inference import counted
 from fmjax.inference.cached import bucket
 from fmjax.layers.embed import output_logits
+from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
 
 
@@ -57,6 +58,7 @@ def pseudo_loglikelihoods(
     work.sort(key=lambda one: len(texts[one[0]]))
     found: list[dict[int, float]] = [{} for _ in texts]
     for start in range(0, len(work), batch_size):
+        watch.at("a batch of masked texts")
         group = work[start : start + batch_size]
         width = bucket(max(len(texts[i]) for i, _ in group), high=context)
         tokens, segment_ids = np.zeros((2, batch_size, width), np.int32)
@@ -67,4 +69,5 @@ def pseudo_loglikelihoods(
         values = _masked_loglikelihoods(module, params, tokens, segment_ids, at, targets, num_tokens=num_tokens)
         for (i, place), value in zip(group, np.asarray(values, np.float64).tolist()):
             found[i][place] = value
+    watch.at("what follows the masked texts", limited=False)
     return np.asarray([sum(one[place] for place in where) for one, where in zip(found, places)])

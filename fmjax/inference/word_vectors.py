@@ -10,6 +10,7 @@ import numpy as np
 
 from fmjax.inference import counted
 from fmjax.inference.cached import bucket
+from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
 
 
@@ -75,6 +76,7 @@ def word_vectors(model, sentences: Sequence[Sequence[str]], *, batch_size: int =
     found: list = [None] * len(placed)
     order = sorted(range(len(placed)), key=lambda i: len(placed[i][0]))
     for start in range(0, len(order), batch_size):
+        watch.at("a batch of word vectors")
         group = order[start : start + batch_size]
         width = bucket(max(1, *(len(placed[i][0]) for i in group)), high=model.context_length)
         num_words = bucket(max(1, *(len(placed[i][1]) for i in group)))
@@ -89,4 +91,5 @@ def word_vectors(model, sentences: Sequence[Sequence[str]], *, batch_size: int =
         for row, i in enumerate(group):
             where = np.asarray(placed[i][1], int)
             found[i] = vectors[row, : len(where)] * (where >= 0)[:, None]
+    watch.at("what follows the word vectors", limited=False)
     return found

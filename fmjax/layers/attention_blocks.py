@@ -1,8 +1,8 @@
 """Exact attention in plain XLA, a block of queries and a block of keys at a time.
 
-For queries whose places in the row are known only at run time, as on a device that holds a part of a row: the blocks of
+The places of queries in the row may be known at run time only, as on a device that holds a part of a row: the blocks of
 keys that a block of queries needs are counted then, and no others are read. No array is larger than its inputs or
-[heads, block, block] (Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 and 4).
+[rows * heads, block, block] (Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 and 4).
 """
 
 import functools

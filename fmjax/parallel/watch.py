@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from fmjax.parallel import roll_call
@@ -133,7 +133,7 @@ class Watch:
         elif "failed" in message:
             self._end(f"{self.name(process)}: {message['failed']}", message["code"])
         elif "end" in message:
-            self._end(message["end"], message["code"], _main_stack() if "stack" in message else "")
+            self._end(message["end"], message["code"], _main_stack if "stack" in message else "")
         elif "bye" in message:
             self._peers[process].left = True
 
@@ -176,7 +176,7 @@ class Watch:
             "or the network between hosts may hang, or the input or a disk (where the main thread waits is shown "
             f"above). {RESUME}; if it takes so long by nature, give a larger --stall_timeout, or 0 for no limit"
         )
-        self._end(text, details=_main_stack(), told={"end": text, "stack": True})
+        self._end(text, details=_main_stack, told={"end": text, "stack": True})
 
     def _note_place(self, process: int, number: int, what: str) -> None:
         if number > self._places[process].number:  # each heartbeat tells it again
@@ -236,18 +236,21 @@ class Watch:
         told = {"end": f"{self.name(0)}: {text}"} if self.process == 0 else {"failed": text}
         self._end(text, code, details, told)
 
-    def _end(self, text: str, code: int = 1, details: str = "", told: dict | None = None) -> NoReturn:
+    def _end(
+        self, text: str, code: int = 1, details: str | Callable[[], str] = "", told: dict | None = None
+    ) -> NoReturn:
         """Says why, tells the others, and ends this process where it stands: its main thread may wait for ever."""
         with self._ending:  # never released: whoever comes second waits for the end
-            # What is printed below waits for ever where the main thread hangs in printing.
-            in_any_case = threading.Timer(LAST_WORDS, os._exit, [code])
-            in_any_case.daemon = True
-            in_any_case.start()
             try:
                 if self.process == 0 or told:
                     for peer in self._peers.values():
                         peer.send(**told or {"end": text}, code=code)
+                # What follows waits for ever where the main thread hangs in printing, or a disk with sources hangs.
+                in_any_case = threading.Timer(LAST_WORDS, os._exit, [code])
+                in_any_case.daemon = True
+                in_any_case.start()
                 prefix = f"process {self.process}: " if self.process else ""
+                details = details() if callable(details) else details
                 print(f"{details}{prefix}{text}", file=sys.stderr, flush=True)
                 sys.stdout.flush()
                 self._let_go()

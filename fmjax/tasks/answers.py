@@ -249,7 +249,8 @@ def _apply(model, requests, seed, progress, work) -> Iterator[tuple[int, Any]]:
     with tqdm(total=len(requests), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
         for start in range(0, len(requests), size):
             part = [request.inputs for request in requests[start : start + size]]
-            watch.at(f"inputs {start + 1} to {start + len(part)} of {requests[0].function}", limited=start > 0)
+            # Limited where the function says places of its own, as the model's functions do in their batches.
+            watch.at(f"inputs {start + 1} to {start + len(part)} of {requests[0].function}", limited=False)
             with counted.counting() as passes:
                 found = function(model, part)
             work.add(passes, f"the function {requests[0].function!r}")

@@ -90,7 +90,7 @@ def get_task(name: str, task_path: Sequence[str | pathlib.Path] = ()) -> Task:
     if inner and perturbation in PERTURBATIONS:
         return Perturbed(get_task(inner, task_path), perturbation)
     known = catalogue(task_path)
-    if inner in known:
+    if inner in known or _subset_of(inner, known):
         raise InputError(
             f"task {name!r}: no perturbation {perturbation!r}{nearest(perturbation, PERTURBATIONS)} "
             f"Known: {', '.join(PERTURBATIONS)}"

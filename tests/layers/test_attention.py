@@ -70,8 +70,7 @@ def test_cpu_backend_a_few_rows_at_a_time(rows_at_once, cores, monkeypatch):
     assert_same(case.outputs_and_gradients("cpu", *case.arrays()), expected_of(case), 2e-5)
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 2])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name, rows_at_once", [*((name, 1) for name in CASES), ("packed", 2)])
 def test_cpu_backend_for_long_rows_is_the_reference(name, rows_at_once, monkeypatch):
     """Blocks of queries and of keys, of one row or two at a time."""
     case = CASES[name]

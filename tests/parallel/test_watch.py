@@ -63,6 +63,10 @@ def main(argv):
                     barrier(f"before step {step}")
                 if does != "lingers":
                     time.sleep(0.5)
+        if does == "clogs":
+            watch.at("step 7")
+            while True:
+                print("more than a pipe holds", file=sys.stderr)
         if does in ("trains", "evaluates"):
             watch.at("step 7" if does == "trains" else "batch 1 of the evaluation set 'heldout'")
             waits_for_ever()
@@ -173,6 +177,16 @@ def test_processes_that_move_or_need_not_are_let_be():
         assert [host.poll() for host in unlimited] == [None, None]
     finally:
         for host in itertools.chain(*pairs):
+            host.kill()
+            host.communicate()
+
+
+def test_one_that_hangs_in_printing_ends_too():
+    hosts = start("stalls", "clogs")
+    try:
+        assert [host.wait(timeout=45) for host in hosts] == [1, 1]
+    finally:
+        for host in hosts:
             host.kill()
             host.communicate()
 

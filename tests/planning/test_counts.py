@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.errors import InputError
-from fmjax.layers import attention_blocks
+from fmjax.layers import attention_blocks, attention_cpu
 from fmjax.layers.attention import attention
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
@@ -301,6 +301,20 @@ def test_attention_by_queries_counts_the_blocks_it_needs(monkeypatch, programs_b
         found, _ = counted(jax.grad(total, (0, 1, 2)), q, k, k, mesh_shape=mesh.shape)
     products = 2 + 5
     assert found.flops == products * 2 * 8 * 8 * features * rows * heads * of_all / 4 and not found.uncounted
+
+
+def test_attention_of_long_rows_on_a_cpu_counts_the_blocks_it_needs(monkeypatch, programs_by_their_scopes):
+    """Two rows one after the other, in each of which block c of the queries needs c + 1 blocks of keys."""
+    monkeypatch.setattr(attention_cpu, "LONG", 64)
+    monkeypatch.setattr(attention_cpu, "LONG_BLOCK", 8)
+    monkeypatch.setattr(attention_cpu, "LONG_LOGITS_BYTES", 1)
+    q = jax.ShapeDtypeStruct((2, 64, 4, 16), jnp.float32)
+
+    def total(q, k, v):
+        return jnp.sum(attention(q, k, v, causal=True, backend="cpu") ** 2)
+
+    found, _ = counted(jax.grad(total, (0, 1, 2)), q, q, q)
+    assert found.flops == (2 + 5) * 2 * 8 * 8 * 16 * 2 * 4 * sum(range(1, 9)) and not found.uncounted
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_equal_requests_are_asked_once_and_counted():
     )
 
 
-def test_the_watch_hears_of_each_answer(monkeypatch):
+def test_the_watch_hears_of_each_batch(monkeypatch):
     """What may hang in a batch is limited in time; what comes before and after all is not."""
     places = []
     monkeypatch.setattr(watch, "at", lambda what, limited=True: places.append((what, limited)))

@@ -187,6 +187,7 @@ def test_wikitext_scores_the_detokenised_text_and_counts_the_original(tmp_path):
         (["lambada"], {"data_dir": "/nowhere"}, "data_dir '/nowhere' is not a folder"),
         (["lambada"], {"data_dir": "."}, "task lambada: needs eval_lambada/lambada_test.jsonl, which does not exist"),
         (["lambada+typo"], {}, "no perturbation 'typo'; did you mean 'typos'"),
+        (["mmlu_anatomy+typo"], {}, "no perturbation 'typo'; did you mean 'typos'"),
         (["text:/nowhere.txt"], {}, "'/nowhere.txt' cannot be read"),
         (["text"], {}, "needs an argument"),
         (["heldout:x"], {}, "takes no argument"),

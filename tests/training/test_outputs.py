@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 import shutil
 import signal
 import threading
@@ -181,6 +182,9 @@ def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resum
     (folder / "cut" / "samples.txt").write_text("===== step 2 =====\ntorn")
     loop.train(config(folder), folder / "cut", cache_dir=folder, progress=False)
     assert (rows_with(folder / "cut", "eval/loss"), read_samples(folder / "cut" / "samples.txt")) == expected
+    within = [place for place in places if re.search("generation|scores|requests of a task|the answers", place)]
+    assert within[0] == "part 1 of the generation" and "batch 1 of scores" in within
+    places = [place for place in places if place not in within]
     batches = [place for place in places if place.startswith("batch")]
     each = len(batches) // 2
     assert batches == [f"batch {n} of the evaluation set 'heldout'" for n in range(1, each + 1)] * 2 and each > 1
