@@ -207,7 +207,7 @@ class Run:
             watch.at(f"step {self.step + 1}")
             self.state, metrics = train_step(self.state, batch, self.program.key)
             self.step += 1
-            # The device computes this step while the host reads the one before (but on one CPU device: `fmjax.cpu.run_in_turn`).
+            # The device computes this step while the host reads the one before (but for `fmjax.cpu.run_in_turn`).
             if pending is not None:
                 self._record(*pending, bar)
             pending = (self.step, metrics)
