@@ -43,8 +43,10 @@ def in_process(point: Point, min_steps: int, min_seconds: float) -> dict:
     return json.loads(found.stdout.splitlines()[-1])
 
 
-def exponent(xs, ys) -> float:
-    """b of the least-squares fit log y = a + b log x."""
+def exponent(xs, ys) -> float | None:
+    """b of the least-squares fit log y = a + b log x; None where something is too small to be measured."""
+    if min(ys) <= 0:
+        return None
     return round(float(np.polyfit(np.log(xs), np.log(ys), 1)[0]), 4) + 0.0  # no -0.0
 
 
@@ -76,6 +78,11 @@ def compiling(found: dict[str, list[dict]]) -> dict | None:
     return dict(first=xs[0], last=xs[-1], seconds=[seconds[0], seconds[-1]], measured=exponent(xs, seconds))
 
 
+def two(number: float | None) -> str:
+    """With two places behind the point."""
+    return "-" if number is None else f"{number:.2f}"
+
+
 def summary(lines: list[dict], compiled: dict | None) -> str:
     """The first table of the page."""
     text = [
@@ -85,14 +92,14 @@ def summary(lines: list[dict], compiled: dict | None) -> str:
     ]
     for line in lines:
         cells = [
-            f"{line[f'{label}_expected']:.2f} | **{line[f'{label}_measured']:.2f}** "
-            f"| {line[f'{label}_expected_at_end']:.2f}, {line[f'{label}_measured_at_end']:.2f}"
+            f"{two(line[f'{label}_expected'])} | **{two(line[f'{label}_measured'])}** "
+            f"| {two(line[f'{label}_expected_at_end'])}, {two(line[f'{label}_measured_at_end'])}"
             for label in ("time", "memory")
         ]
         text.append(f"| {line['varied']} | {line['first']} | {line['last']} | {' | '.join(cells)} |")
     if compiled:
         text.append(
-            f"| layers, compiling | {compiled['first']} | {compiled['last']} | 0.00 | **{compiled['measured']:.2f}** "
+            f"| layers, compiling | {compiled['first']} | {compiled['last']} | 0.00 | **{two(compiled['measured'])}** "
             "| - | - | - | - |"
         )
     return "\n".join(text)
@@ -130,11 +137,11 @@ def plot(found: dict[str, list[dict]], file: pathlib.Path) -> None:
         xs = column(rows, name)
         seconds, flops = np.array(column(rows, "seconds")), np.array(column(rows, "model_flops"))
         rate = np.exp(np.mean(np.log(flops / seconds)))
-        axes[0, i].plot(xs, seconds, "o-", label=f"measured: {exponent(xs, seconds):.2f}")
-        axes[0, i].plot(xs, flops / rate, "--", label=f"FLOPs at one rate: {exponent(xs, flops):.2f}")
+        axes[0, i].plot(xs, seconds, "o-", label=f"measured: {two(exponent(xs, seconds))}")
+        axes[0, i].plot(xs, flops / rate, "--", label=f"FLOPs at one rate: {two(exponent(xs, flops))}")
         measured, planned = (np.array(column(rows, part)) / 1e6 for part in MEMORY)
-        axes[1, i].plot(xs, measured, "o-", label=f"process: {exponent(xs, measured):.2f}")
-        axes[1, i].plot(xs, planned, "--", label=f"plan: {exponent(xs, planned):.2f}")
+        axes[1, i].plot(xs, measured, "o-", label=f"process: {two(exponent(xs, measured))}")
+        axes[1, i].plot(xs, planned, "--", label=f"plan: {two(exponent(xs, planned))}")
     if layers:
         axes[0, -1].plot(column(layers, "layers"), column(layers, "compile_seconds"), "o-", label="lower and compile")
         axes[0, -1].set(title="compile time against depth", xlabel="layers", ylim=(0, None))

@@ -81,8 +81,13 @@ def _join(cluster: Cluster, flags, same: Mapping[str, Any], saves_on_signal: boo
     import fmjax
     from fmjax.parallel.watch import Watch
 
+    log = logging.getLogger("fmjax")
     if cluster.process_id:
         _mark_log(cluster.process_id)
+    log.info(
+        "waiting at %s for %d processes, up to %.0f s",
+        cluster.coordinator, cluster.num_processes, flags.initialization_timeout,
+    )  # fmt: skip
     same = {"version": {"fmjax": fmjax.__version__, "jax": jax.__version__}, **same}
     watch = Watch(cluster, same, **{name: getattr(flags, name) for name in TIMEOUTS})
     jax.config.update("jax_enable_preemption_service", saves_on_signal)
@@ -96,7 +101,7 @@ def _join(cluster: Cluster, flags, same: Mapping[str, Any], saves_on_signal: boo
         # The watch is to be first: it names the host.
         heartbeat_timeout_seconds=2 * int(flags.heartbeat_timeout) + 10,
     )
-    logging.getLogger("fmjax").info(
+    log.info(
         "%d processes (%s), process 0 on host %s", cluster.num_processes, cluster.launcher, watch.hosts[0]
     )
     return watch

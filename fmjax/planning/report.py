@@ -45,6 +45,8 @@ def describe(plan: Plan) -> str:
     if plan.mfu_bound is not None:
         lines.append(f"MFU at most            {plan.mfu_bound:10.1%}")
     lines.append(verdict(plan))
+    if plan.fits is False:
+        lines.append("--search tries other remat policies, mesh axes and parts of the batch")
     return "\n".join(lines)
 
 
@@ -55,10 +57,7 @@ def verdict(plan: Plan) -> str:
     over = plan.peak_bytes_per_device - plan.hbm_bytes_per_device
     if plan.fits:
         return f"fits, with {size(-over)} of a device's {size(plan.hbm_bytes_per_device)} to spare"
-    return (
-        f"does not fit: {size(plan.peak_bytes_per_device)} wanted of a device's {size(plan.hbm_bytes_per_device)}; "
-        "--search tries other remat policies, mesh axes and parts of the batch"
-    )
+    return f"does not fit: {size(plan.peak_bytes_per_device)} wanted of a device's {size(plan.hbm_bytes_per_device)}"
 
 
 def table(rows: Sequence[tuple[str, Plan]]) -> str:

@@ -3,7 +3,7 @@
 import logging
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import jax
 
@@ -23,6 +23,7 @@ POLICIES = (
     "save_named:attention_residuals,attention_heads",
     "full",
 )
+TIMES = (2, 4, 8)  # how many times the parts of the batch, or one of how many
 TENSOR_SIZES = (1, 2, 4, 8)
 SEQUENCE_SIZES = (2, 4, 8)
 LONG = 32_768
@@ -33,42 +34,46 @@ def search(
 ) -> Iterator[tuple[str, Plan]]:
     """Plans of variants of a config, as (what was changed, plan), one after another as they are compiled.
 
-    On each mesh, the given one first, policies are tried from the one that computes least again until one fits; where
-    not even "full" fits, the batch is cut into 2, 4, 8 parts. The batch and the model stay what they are.
+    On each mesh, the given one first: the config as it is; then, of remat policies and of numbers of parts of the batch,
+    the fastest that fits; where none does, the fewest parts that do with "full". The batch and the model stay what they
+    are.
 
     Args:
-      tries: how many variants are compiled at most.
+      tries: how many variants are compiled at most. If there was more to try, the log says so.
     """
     for mesh in _meshes(config, len(devices)):
-        for changes in _ladder(config):
-            if tries == 0:
-                return
+        variants, fits = _variants(config), None
+        while (changes := _next(variants, fits)) is not None:
             changed = mesh | changes
             what = " ".join(f"{key}={value}" for key, value in changed.items()) or "as given"
+            if tries == 0:
+                log.info("there is more to try, %s and what follows: --search=N compiles N variants", what)
+                return
             try:
                 program, example = planned_program(_with(config, changed), devices, cache_dir)
             except ConfigError as error:
                 if not changed:
                     raise
                 log.warning("left out, %s: %s", what, error)
-                break
+                fits = None
+                continue
             tries -= 1
             found = plan_program(program, example, name)
+            fits = found.fits is not False
             yield what, found
-            if found.fits is not False:
-                break
 
 
 def best(rows: Sequence[tuple[str, Plan]]) -> tuple[str, Plan] | None:
     """What `search` found best, None where nothing fits.
 
     Of the plans that fit, or of which that is not known, the one with the lowest bound on a step's time, or, of equal
-    bounds and where there are none, with the fewest hardware FLOPs. A plan with a bound is better than one without.
+    bounds and where there are none, with the fewest hardware FLOPs, and then the least traffic to main memory. A plan
+    with a bound is better than one without.
     """
 
     def cost(row):
         bound = row[1].step_seconds_bound
-        return bound is None, bound or 0.0, row[1].hardware_flops_per_step
+        return bound is None, bound or 0.0, row[1].hardware_flops_per_step, row[1].memory_traffic_bytes
 
     return min((row for row in rows if row[1].fits is not False), key=cost, default=None)
 
@@ -92,17 +97,47 @@ def _meshes(config, num_devices: int) -> Iterator[dict]:
                 yield {f"mesh.{axis}": size for axis, size in sizes.items()}
 
 
-def _ladder(config) -> Iterator[dict]:
-    yield {}
-    given = config["model"].get("remat")
-    if given is not None:
-        for policy in POLICIES:
-            if policy != given:
-                yield {"model.remat": policy}
-    parts = config["train"]["accumulate_steps"]
-    for times in (2, 4, 8):
-        if config["train"]["batch_size"] % (parts * times) == 0:
-            yield ({"model.remat": "full"} if given is not None else {}) | {"train.accumulate_steps": parts * times}
+def _variants(config) -> Generator[dict, bool | None, None]:
+    """Changes to try on one mesh; each is answered with whether it fits, None where the config refuses it."""
+    fits = yield {}
+    if fits is None:
+        return
+    remat, parts, rows = config["model"].get("remat"), config["train"]["accumulate_steps"], config["train"]["batch_size"]
+    place = POLICIES.index(remat) if remat in POLICIES else None
+    if fits:
+        policies = POLICIES[:place]
+        counts = [parts // times for times in reversed(TIMES) if parts % times == 0]
+    else:
+        policies = POLICIES if place is None else POLICIES[place + 1 :]
+        counts = [parts * times for times in TIMES if rows % (parts * times) == 0]
+    numbers = [{"train.accumulate_steps": count} for count in counts]
+    fits |= yield from _first_to_fit(numbers)
+    if remat is not None:
+        fits |= yield from _first_to_fit([{"model.remat": policy} for policy in policies if policy != remat])
+        if not fits and remat != "full":
+            yield from _first_to_fit([{"model.remat": "full"} | number for number in numbers])
+
+
+def _first_to_fit(ladder: Sequence[dict]) -> Generator[dict, bool | None, bool]:
+    """Halves a ladder, each step of which takes less memory than the one before, until the first that fits is known.
+
+    A step that is refused, as one with too many parts is, counts as too far down. Returns whether any fits.
+    """
+    low, high, any_fits = 0, len(ladder), False
+    while low < high:
+        middle = (low + high) // 2
+        fits = yield ladder[middle]
+        low, high = (middle + 1, high) if fits is False else (low, middle)
+        any_fits |= bool(fits)
+    return any_fits
+
+
+def _next(variants: Generator, answer: bool | None) -> dict | None:
+    """The next of `variants` after this answer to the one before; None at the end."""
+    try:
+        return variants.send(answer)
+    except StopIteration:
+        return None
 
 
 def _with(config, changes: dict):

@@ -82,8 +82,8 @@ def _tpu_slice(topology: str) -> Sequence[jax.Device]:
             return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except Exception as error:  # whatever the compiler raises for a name that it does not know
         raise InputError(
-            f"topology {topology!r} is not one that the installed TPU compiler knows ({str(error).splitlines()[0]}); "
-            f"expected something like {EXAMPLES}"
+            f"topology {topology!r}: the TPU compiler refuses it: {str(error).splitlines()[0]}\n"
+            f"Expected something like {EXAMPLES}"
         ) from error
 
 

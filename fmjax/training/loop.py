@@ -123,6 +123,8 @@ class Run:
     def _start(self):
         restored = self.checkpointer.restore_latest(self.program.spec.shapes)
         if restored is None:
+            if (self.workdir / "config.json").exists():
+                log.info("%s holds a run that ended before its first checkpoint: it begins again", self.workdir)
             return self.program.init(self._initial_params())
         state, meta = restored
         resume.check_identity(self.workdir, meta["data"], self.meta["data"])

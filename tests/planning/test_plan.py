@@ -88,22 +88,93 @@ def test_search_finds_what_fits(config_file, monkeypatch, tmp_path, capsys):
     flags = [f"--config={config_file}", "--topology=cpu:1", "--search=8", f"--json={out}"]
     assert cli.run(command.main, flags) == 0
     found = json.loads(out.read_text())
-    assert found["fits"] and found["changes"] != "as given"
+    assert found["fits"] and found["changes"] == "train.accumulate_steps=2"  # which computes nothing again
     assert found["tried"][0][0] == "as given" and not found["tried"][0][1]["fits"]
-    assert found["hardware_flops_per_step"] > given.hardware_flops_per_step
+    tried = {what: row["fits"] for what, row in found["tried"]}
+    policies = [what for what in tried if what.startswith("model.remat=")]
+    assert any(tried[what] for what in policies)
     why = "the fewest FLOPs; no bound on a step's time is known"
-    assert f"best: {found['changes']} (of those that fit, or may, {why})" in capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert f"best: {found['changes']} (of those that fit, or may, {why})" in printed
+    assert "does not fit" in said and "--search" not in said
+
+
+@pytest.fixture
+def told_memory(monkeypatch):
+    """Plans whose memory is 1 and, for each row of a part, what the policy keeps: 6 with "none" to 1 with "full"."""
+
+    def planned(config, devices, cache_dir):
+        rows = config["train"]["batch_size"] // config["train"]["accumulate_steps"]
+        if rows % len(devices):
+            raise ConfigError(f"{rows} rows")
+        return 1 + rows * (len(search.POLICIES) - search.POLICIES.index(config["model"]["remat"])), None
+
+    monkeypatch.setattr(search, "planned_program", planned)
+    return lambda memory: monkeypatch.setattr(
+        search, "plan_program", lambda taken, example, name: types.SimpleNamespace(fits=memory and taken <= memory)
+    )
+
+
+@pytest.mark.parametrize(
+    "memory, given, policy, parts, both",
+    [
+        # Of 16 rows: nothing to gain; a policy or fewer rows at a time; only fewer rows; both; nothing does.
+        (97, {}, None, None, None),
+        (81, {}, 1, 2, None),
+        (14, {}, None, 8, None),
+        (9, {}, None, None, 2),
+        (3, {}, None, None, 8),
+        (2, {}, None, None, None),
+        (17, {"model__remat": "full"}, None, None, None),
+        (48, {"model__remat": "full"}, 4, None, None),
+        (16, {"model__remat": "full"}, None, 2, None),
+        (97, {"train__accumulate_steps": "4"}, None, 1, None),
+        (49, {"train__accumulate_steps": "4"}, None, 2, None),
+        (None, {"model__remat": "full"}, 0, None, None),
+    ],
+)
+def test_search_finds_the_fastest_of_each_kind(
+    config_file, told_memory, tmp_path, memory, given, policy, parts, both
+):
+    told_memory(memory)
+    config = resolved(config_file, **{"model__remat": "none", "train__batch_size": "16"} | given)
+    rows = list(search.search(config, jax.devices()[:1], "cpu:1", cache_dir=tmp_path, tries=99))
+    tried = [what for what, _ in rows]
+    assert len(set(tried)) == len(tried) <= 7
+    fitting = {what for what, found in rows if found.fits is not False}
+
+    def first(prefix, ladder):
+        return next((step for step in ladder if f"{prefix}{step}" in fitting), None)
+
+    found = first("model.remat=", search.POLICIES)
+    assert (None if found is None else search.POLICIES.index(found)) == policy
+    assert first("train.accumulate_steps=", (1, 2, 4, 8, 16, 32)) == parts
+    assert first("model.remat=full train.accumulate_steps=", (2, 4, 8)) == both
+
+
+def test_search_says_that_there_was_more_to_try(config_file, told_memory, tmp_path, caplog):
+    told_memory(2)
+    rows = lambda tries: list(
+        search.search(resolved(config_file), jax.devices()[:1], "cpu:1", cache_dir=tmp_path, tries=tries)
+    )
+    with caplog.at_level("INFO", logger=search.__name__):
+        assert len(rows(99)) == 7 and not caplog.records
+        assert len(rows(3)) == 3 and "more to try, model.remat=" in caplog.text
+
+
 
 
 def test_a_plan_whose_time_is_known_is_better_than_one_whose_time_is_not():
-    def row(name, bound, flops, fits=True):
-        return name, types.SimpleNamespace(fits=fits, step_seconds_bound=bound, hardware_flops_per_step=flops)
+    def row(name, bound, flops, fits=True, traffic=1.0):
+        known = dict(step_seconds_bound=bound, hardware_flops_per_step=flops, memory_traffic_bytes=traffic)
+        return name, types.SimpleNamespace(fits=fits, **known)
 
     rows = [row("unknown", None, 1.0), row("slow", 2.0, 1.0), row("fast", 1.0, 9.0), row("too large", 0.5, 1.0, False)]
     assert search.best(rows)[0] == "fast"
     printed = report.choice(*search.best(rows))
     assert printed == "best: fast (of those that fit, or may, the lowest bound on a step's time)"
     assert search.best([rows[0], row("more", None, 2.0)])[0] == "unknown"
+    assert search.best([row("busy", None, 1.0, traffic=2.0), rows[0]])[0] == "unknown"
     assert search.best(rows[3:]) is None
 
 

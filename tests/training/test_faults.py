@@ -37,11 +37,13 @@ def test_killed_at_any_moment_a_run_ends_bitwise_the_same(command, straight):
     being_saved = lambda: any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
 
     def killed_at(moment):
-        code, _ = command.kill_when(workdir, moment)
+        code, output = command.kill_when(workdir, moment)
         assert code == -signal.SIGKILL
+        return output
 
-    killed_at(lambda: last_logged(workdir) >= 7)  # between saves
-    killed_at(lambda: last_logged(workdir) >= 14 and being_saved())  # during a save
+    killed_at(lambda: (workdir / "config.json").exists())  # before the first step
+    output = killed_at(lambda: last_logged(workdir) >= 14 and being_saved())  # during a save
+    assert "ended before its first checkpoint: it begins again" in output
     complete, cleaned = complete_steps(workdir / "checkpoints"), []
 
     def saving_anew():
