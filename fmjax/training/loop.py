@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import pathlib
-import signal
 import sys
 import threading
 import time
@@ -25,8 +24,10 @@ from fmjax.training.clock import Clock
 from fmjax.training.disk import disk_full, first_line
 from fmjax.training.evaluation import evaluate_loss, to_global
 from fmjax.training.metrics import MetricsWriter, SampleLog, plot_loss
+from fmjax.training.profile import Profile
 from fmjax.training.settings import TrainConfig
 from fmjax.training.setup import build_module, check_fit, check_outputs, completed, make_program, open_data
+from fmjax.training.stopping import stop_signals
 
 log = logging.getLogger("fmjax")
 
@@ -61,7 +62,7 @@ def train(config, workdir, *, cache_dir, progress: bool = True, started: float |
             if jax.process_index() == 0:
                 stack.enter_context(resume.locked(workdir))
             check_shared(workdir)
-            stop = stack.enter_context(_stop_signals())
+            stop = stack.enter_context(stop_signals())
             with Run(config, workdir, pathlib.Path(cache_dir), progress, started) as run:
                 return run.steps(stop)
     except Exception as error:
@@ -114,8 +115,8 @@ class Run:
         self.evaluated_step, self.sampled_step = self._done_before()
         rows = local_rows(self.settings.batch_size, self.program.batch_sharding)
         self.rows = rows
-        self.profiling = False
-        opened.callback(self._stop_profile)
+        self.profile = Profile(self.settings.profile_steps, workdir / "profile")
+        opened.callback(self.profile.close)
         self.loader = Loader(self.data.train, self.settings.batch_size, rows, self.step)
         opened.callback(self.loader.close)
         self.clock = self._clock(module, example)
@@ -204,7 +205,7 @@ class Run:
         self.clock.restart(self.loader.wait_seconds)
         stop.training = True
         while self.step < last and not self._must_stop(stop):
-            self._profile(self.step + 1)
+            self.profile.at(self.step + 1, self.state)
             batch = to_global(next(self.loader), self.rows, self.program.batch_spec)
             watch.at(f"step {self.step + 1}")
             self.state, metrics = train_step(self.state, batch, self.program.key)
@@ -232,7 +233,7 @@ class Run:
                 self._pause(self.step, last)
         if pending is not None:
             self._record(*pending, bar)
-        self._profile(None)
+        self.profile.at(None, self.state)
 
     def _due(self, step: int, last: int) -> bool:
         settings = self.settings
@@ -387,23 +388,6 @@ class Run:
         if jax.process_count() == 1 and self.stop.is_set():
             raise _Stopped
 
-    def _profile(self, next_step: int | None) -> None:
-        if not self.settings.profile_steps:
-            return
-        first, last = self.settings.profile_steps
-        if next_step == first:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
-            self.profiling = True
-        elif self.profiling and (next_step is None or next_step == last + 1):
-            jax.block_until_ready(self.state.params)
-            self._stop_profile()
-            log.info("profile of steps %d to %d is in %s", first, last, self.workdir / "profile")
-
-    def _stop_profile(self) -> None:
-        if self.profiling:
-            self.profiling = False
-            jax.profiler.stop_trace()
-
     def _log_start(self) -> None:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.program.spec.shapes.params))
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.program.mesh.shape.items() if size > 1) or "1 device"
@@ -440,42 +424,6 @@ class Run:
             if error is None:
                 raise
             log.debug("while closing: %s", first_line(closing))
-
-
-class Stop(threading.Event):
-    """Set when a signal has asked the run to end; `training` is True once there are steps that could be lost."""
-
-    training = False
-
-
-@contextlib.contextmanager
-def _stop_signals():
-    """An event that SIGTERM or Ctrl-C sets, so that the loop can save and leave in order; a second Ctrl-C interrupts.
-
-    With several processes SIGTERM belongs to `jax.distributed`, which lets all of them stop after the same step.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number, frame):
-        if number == signal.SIGINT and not stop.training:
-            raise KeyboardInterrupt  # nothing to save yet
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        what = "finishing this step, then saving" if stop.training else "leaving before the first step"
-        log.warning("%s: %s", signal.Signals(number).name, what)
-        if signal.SIGTERM not in numbers:
-            signal.raise_signal(signal.SIGTERM)
-
-    numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Commands of two processes, with JAX between them."""
 
+import re
 import subprocess
 import sys
 
@@ -61,7 +62,9 @@ def run(folder, does):
 def test_the_first_process_logs_and_warnings_of_others_have_their_number(tmp_path):
     codes, (first, second) = run(tmp_path, "logs")
     assert codes == [0, 0]
-    assert first.splitlines()[1:] == ["one thing", "another"] and "2 processes" in first.splitlines()[0]
+    waiting, joined, *said = first.splitlines()
+    assert re.fullmatch(r"waiting at 127\.0\.0\.1:\d+ for 2 processes, up to \d+ s", waiting)
+    assert joined.startswith("2 processes") and said == ["one thing", "another"]
     assert second == "process 1: another"
 
 

@@ -24,6 +24,7 @@ from fmjax.training.checkpoint import complete_steps
 from fmjax.training.metrics import read_metrics, read_samples
 from fmjax.training.settings import TrainConfig
 from fmjax.training.setup import check_outputs
+from fmjax.training.stopping import stop_signals
 
 TEXT = "the cat sees the dog and the dog sees a bird " * 20
 
@@ -201,7 +202,7 @@ def stopped(monkeypatch):
     """A signal that has come before training began."""
     event = threading.Event()
     event.set()
-    monkeypatch.setattr(loop, "_stop_signals", lambda: contextlib.nullcontext(event))
+    monkeypatch.setattr(loop, "stop_signals", lambda: contextlib.nullcontext(event))
     return event
 
 
@@ -225,9 +226,9 @@ def test_a_signal_ends_an_evaluation_between_its_batches(stopped, finished):
 def test_several_processes_leave_sigterm_to_jax(monkeypatch):
 
     before = signal.getsignal(signal.SIGTERM)
-    with loop._stop_signals():
+    with stop_signals():
         assert signal.getsignal(signal.SIGTERM) is not before
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with loop._stop_signals():
+    with stop_signals():
         assert signal.getsignal(signal.SIGTERM) is before
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
