@@ -47,7 +47,7 @@ def search(
             changed = mesh | changes
             what = " ".join(f"{key}={value}" for key, value in changed.items()) or "as given"
             if tries == 0:
-                log.info("there is more to try, %s and what follows: --search=N compiles N variants", what)
+                log.warning("there is more to try, %s and what follows: --search=N compiles N variants", what)
                 return
             try:
                 program, example = planned_program(_with(config, changed), devices, cache_dir)

@@ -157,7 +157,7 @@ def test_search_says_that_there_was_more_to_try(config_file, told_memory, tmp_pa
     rows = lambda tries: list(
         search.search(resolved(config_file), jax.devices()[:1], "cpu:1", cache_dir=tmp_path, tries=tries)
     )
-    with caplog.at_level("INFO", logger=search.__name__):
+    with caplog.at_level("WARNING", logger=search.__name__):
         assert len(rows(99)) == 7 and not caplog.records
         assert len(rows(3)) == 3 and "more to try, model.remat=" in caplog.text
 
