@@ -6,6 +6,7 @@ Both ways in turns, one process. Prints the least of the seconds of several call
 """
 
 import argparse
+import os
 import pathlib
 import sys
 import time
@@ -14,7 +15,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 WAYS = {"blocks of queries": 2**40, "of queries and keys": 1}  # the length from which keys go in blocks
 # Rows, length, query heads, key-value heads, causal, window.
 CASES = (
-    (4, 2048, 6, 6, True, None), (2, 2048, 8, 2, True, None), (4, 4096, 6, 6, True, None),
+    (8, 1024, 6, 6, True, None), (4, 2048, 6, 6, True, None), (2, 2048, 8, 2, True, None), (2, 2048, 12, 12, False, None),
+    (4, 4096, 6, 6, True, None),
     (1, 4096, 12, 12, True, None), (1, 4096, 6, 6, False, None), (1, 8192, 6, 2, True, None),
     (1, 8192, 6, 2, True, 1024), (2, 16384, 1, 1, True, None),
 )  # fmt: skip
@@ -40,6 +42,7 @@ def programs(rows, length, heads, kv_heads, causal, window):
 
 
 def main() -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
     parser = argparse.ArgumentParser(description=__doc__.split(" (")[0])

@@ -24,7 +24,7 @@ MIN_BLOCK = 128
 MAX_BLOCKS = 16  # blocks are unrolled: bounds the size of the program for long sequences
 LOGITS_BYTES = 3 * 2**19  # of a block's logits in one core's cache
 MAX_PARTS = 4  # of a turn of the loop: unrolled too
-LONG = 4096  # the square root of the pairs of a query and a key in a row from which both go in blocks
+LONG = 2048  # the square root of the pairs of a query and a key in a row from which both go in blocks
 LONG_BLOCK = 512
 LONG_LOGITS_BYTES = 2**24  # of the blocks of all rows that go together, if more than one does
 
