@@ -14,12 +14,13 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 CACHE = pathlib.Path(os.environ.get("FMJAX_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "fmjax_test_cache"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Most of the suite's time is XLA compiling programs that run for milliseconds: little is optimised, all in one piece, by
-# the older emitters where there are any, in a third of the time. To test the code that users run:
+# Most of the suite's time is XLA compiling programs that run for milliseconds. Without most optimisations, by the older
+# emitters, where jaxlib has them, and in one piece it takes a third of the time. To test the code that users run:
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= python -m pytest
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false " if version("jaxlib").startswith("0.10.") else ""
-os.environ.setdefault("XLA_FLAGS", f"{OLD_EMITTERS}--xla_cpu_parallel_codegen_split_count=1")
+if version("jaxlib").startswith("0.10."):  # XLA ends the process at a flag that it does not know
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", flags)
 os.environ.setdefault("FMJAX_CACHE", str(CACHE / "fmjax"))
 
 gc.set_threshold(100_000, 20, 20)  # tracing makes millions of objects, most of which outlive a collection

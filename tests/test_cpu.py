@@ -13,7 +13,7 @@ FAULTS = """
 import resource, sys
 from fmjax import cpu
 if sys.argv[1] == "keep":
-    cpu.set_up_training()
+    assert cpu.keep_freed_memory() and cpu.run_in_turn()
 import jax, jax.numpy as jnp
 # A temporary of 64 MB: glibc serves up to 32 MB from the heap once it has seen such sizes freed.
 f = jax.jit(lambda x: jax.lax.optimization_barrier(jnp.sin(x)).sum(0))

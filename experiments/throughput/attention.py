@@ -15,8 +15,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 WAYS = {"blocks of queries": 2**40, "of queries and keys": 1}  # the length from which keys go in blocks
 # Rows, length, query heads, key-value heads, causal, window.
 CASES = (
-    (8, 1024, 6, 6, True, None), (4, 2048, 6, 6, True, None), (2, 2048, 8, 2, True, None), (2, 2048, 12, 12, False, None),
-    (4, 4096, 6, 6, True, None),
+    (8, 1024, 6, 6, True, None), (4, 2048, 6, 6, True, None), (2, 2048, 8, 2, True, None),
+    (2, 2048, 12, 12, False, None), (4, 4096, 6, 6, True, None),
     (1, 4096, 12, 12, True, None), (1, 4096, 6, 6, False, None), (1, 8192, 6, 2, True, None),
     (1, 8192, 6, 2, True, 1024), (2, 16384, 1, 1, True, None),
 )  # fmt: skip

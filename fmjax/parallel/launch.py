@@ -84,10 +84,8 @@ def _join(cluster: Cluster, flags, same: Mapping[str, Any], saves_on_signal: boo
     log = logging.getLogger("fmjax")
     if cluster.process_id:
         _mark_log(cluster.process_id)
-    log.info(
-        "waiting at %s for %d processes, up to %.0f s",
-        cluster.coordinator, cluster.num_processes, flags.initialization_timeout,
-    )  # fmt: skip
+    waits = (cluster.coordinator, cluster.num_processes, flags.initialization_timeout)
+    log.info("waiting at %s for %d processes, up to %.0f s", *waits)
     same = {"version": {"fmjax": fmjax.__version__, "jax": jax.__version__}, **same}
     watch = Watch(cluster, same, **{name: getattr(flags, name) for name in TIMEOUTS})
     jax.config.update("jax_enable_preemption_service", saves_on_signal)

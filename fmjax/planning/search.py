@@ -23,7 +23,7 @@ POLICIES = (
     "save_named:attention_residuals,attention_heads",
     "full",
 )
-TIMES = (2, 4, 8)  # how many times the parts of the batch, or one of how many
+TIMES = (2, 4, 8)  # the number of parts of the batch is multiplied by, or divided by where there is room
 TENSOR_SIZES = (1, 2, 4, 8)
 SEQUENCE_SIZES = (2, 4, 8)
 LONG = 32_768
@@ -34,33 +34,32 @@ def search(
 ) -> Iterator[tuple[str, Plan]]:
     """Plans of variants of a config, as (what was changed, plan), one after another as they are compiled.
 
-    On each mesh, the given one first: the config as it is; then, of remat policies and of numbers of parts of the batch,
-    the fastest that fits; where none does, the fewest parts that do with "full". The batch and the model stay what they
-    are.
+    On a mesh: the config as it is; then, of remat policies and of numbers of parts of the batch, each changed alone,
+    the fastest that fits, and both together where both can be faster; where none fits, the fewest parts that do with
+    "full". First all of this on the given mesh, then the config as it is on each other mesh, then the rest there. The
+    batch and the model stay what they are.
 
     Args:
       tries: how many variants are compiled at most. If there was more to try, the log says so.
     """
-    for mesh in _meshes(config, len(devices)):
-        variants, fits = _variants(config), None
-        while (changes := _next(variants, fits)) is not None:
-            changed = mesh | changes
-            what = " ".join(f"{key}={value}" for key, value in changed.items()) or "as given"
-            if tries == 0:
-                log.warning("there is more to try, %s and what follows: --search=N compiles N variants", what)
-                return
-            try:
-                program, example = planned_program(_with(config, changed), devices, cache_dir)
-            except ConfigError as error:
-                if not changed:
-                    raise
-                log.warning("left out, %s: %s", what, error)
-                fits = None
-                continue
-            tries -= 1
-            found = plan_program(program, example, name)
-            fits = found.fits is not False
-            yield what, found
+    variants, fits = _variants(config, len(devices)), None
+    while (changes := _next(variants, fits)) is not None:
+        what = " ".join(f"{key}={value}" for key, value in changes.items()) or "as given"
+        try:
+            program, example = planned_program(_with(config, changes), devices, cache_dir)
+        except ConfigError as error:
+            if not changes:
+                raise
+            log.warning("left out, %s: %s", what, error)
+            fits = None
+            continue
+        if tries == 0:
+            log.warning("there is more to try, such as %s: --search=N compiles N variants", what)
+            return
+        tries -= 1
+        found = plan_program(program, example, name)
+        fits = found.fits is not False
+        yield what, found
 
 
 def best(rows: Sequence[tuple[str, Plan]]) -> tuple[str, Plan] | None:
@@ -97,12 +96,34 @@ def _meshes(config, num_devices: int) -> Iterator[dict]:
                 yield {f"mesh.{axis}": size for axis, size in sizes.items()}
 
 
-def _variants(config) -> Generator[dict, bool | None, None]:
-    """Changes to try on one mesh; each is answered with whether it fits, None where the config refuses it."""
-    fits = yield {}
+def _variants(config, num_devices: int) -> Generator[dict, bool | None, None]:
+    """Changes to try; each is answered with whether it fits, None where the config refuses it."""
+    given, *others = _meshes(config, num_devices)
+    yield from _refine(config, *(yield from _begin(config, given)))
+    begun = []
+    for mesh in others:
+        begun.append((yield from _begin(config, mesh)))
+    for changes, fits in begun:
+        yield from _refine(config, changes, fits)
+
+
+def _begin(config, mesh: dict) -> Generator[dict, bool | None, tuple[dict, bool | None]]:
+    """The config on a mesh, in fewer parts where a part's rows would not divide: (changes, whether it fits)."""
+    changes, parts = mesh, config["train"]["accumulate_steps"]
+    fits = yield changes
+    while fits is None and parts % 2 == 0:
+        parts //= 2
+        changes = mesh | {"train.accumulate_steps": parts}
+        fits = yield changes
+    return changes, fits
+
+
+def _refine(config, start: dict, fits: bool | None) -> Generator[dict, bool | None, None]:
+    """What to try from `start` on: what is faster where it fits, what takes less memory where it does not."""
     if fits is None:
         return
-    remat, parts, rows = config["model"].get("remat"), config["train"]["accumulate_steps"], config["train"]["batch_size"]
+    remat, rows = config["model"].get("remat"), config["train"]["batch_size"]
+    parts = start.get("train.accumulate_steps", config["train"]["accumulate_steps"])
     place = POLICIES.index(remat) if remat in POLICIES else None
     if fits:
         policies = POLICIES[:place]
@@ -111,25 +132,40 @@ def _variants(config) -> Generator[dict, bool | None, None]:
         policies = POLICIES if place is None else POLICIES[place + 1 :]
         counts = [parts * times for times in TIMES if rows % (parts * times) == 0]
     numbers = [{"train.accumulate_steps": count} for count in counts]
-    fits |= yield from _first_to_fit(numbers)
-    if remat is not None:
-        fits |= yield from _first_to_fit([{"model.remat": policy} for policy in policies if policy != remat])
-        if not fits and remat != "full":
-            yield from _first_to_fit([{"model.remat": "full"} | number for number in numbers])
+    fewest = None
+    if counts[:1] == [1]:  # which adds up no gradients, and may take less memory than two parts
+        one = numbers.pop(0)
+        fewest = one if (yield start | one) else None
+    fewest = fewest or (yield from _first_to_fit(start, numbers))
+    if remat is None:
+        return
+    ladder = [{"model.remat": policy} for policy in policies if policy != remat]
+    policy = yield from _first_to_fit(start, ladder)
+    if fits and fewest and policy:
+        yield start | policy | fewest
+    elif not (fits or fewest or policy) and remat != "full":
+        yield from _first_to_fit(start | {"model.remat": "full"}, numbers)
 
 
-def _first_to_fit(ladder: Sequence[dict]) -> Generator[dict, bool | None, bool]:
-    """Halves a ladder, each step of which takes less memory than the one before, until the first that fits is known.
+def _first_to_fit(start: dict, ladder: list[dict]) -> Generator[dict, bool | None, dict | None]:
+    """Halves a ladder of changes, each of which takes less memory than the one before, until the first that fits is
+    known, and returns it, or None.
 
-    A step that is refused, as one with too many parts is, counts as too far down. Returns whether any fits.
+    One that is refused, as too many parts are, and those behind it are taken out of the ladder.
     """
-    low, high, any_fits = 0, len(ladder), False
+    low, high, found = 0, len(ladder), None
     while low < high:
         middle = (low + high) // 2
-        fits = yield ladder[middle]
-        low, high = (middle + 1, high) if fits is False else (low, middle)
-        any_fits |= bool(fits)
-    return any_fits
+        fits = yield start | ladder[middle]
+        if fits is False:
+            low = middle + 1
+            continue
+        high = middle
+        if fits:
+            found = ladder[middle]
+        else:
+            del ladder[middle:]
+    return found
 
 
 def _next(variants: Generator, answer: bool | None) -> dict | None:

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import pathlib
 import sys
-import threading
 import time
 
 import jax
@@ -27,7 +26,7 @@ from fmjax.training.metrics import MetricsWriter, SampleLog, plot_loss
 from fmjax.training.profile import Profile
 from fmjax.training.settings import TrainConfig
 from fmjax.training.setup import build_module, check_fit, check_outputs, completed, make_program, open_data
-from fmjax.training.stopping import stop_signals
+from fmjax.training.stopping import Stop, stop_signals
 
 log = logging.getLogger("fmjax")
 
@@ -169,7 +168,7 @@ class Run:
             log.info("%s does not tell its FLOPs (flops_per_example): MFU is not reported", type(module).__name__)
         return clock
 
-    def steps(self, stop: threading.Event) -> dict[str, float]:
+    def steps(self, stop: Stop) -> dict[str, float]:
         """Runs to the last step, or until `stop` is set; saves, evaluates and samples on the way and at the end."""
         last = self.settings.steps
         self.stop = stop
@@ -193,7 +192,7 @@ class Run:
             log.info("stopped by a signal before the first step; nothing was saved; the same command starts again")
         return self.latest | {"stopped": 1.0}
 
-    def _steps(self, stop: threading.Event, last: int, bar) -> None:
+    def _steps(self, stop: Stop, last: int, bar) -> None:
         watch.at("the compilation of the train step", limited=False)
         train_step = self.program.compile_train_step()
         watch.barrier("the first step")
@@ -376,7 +375,7 @@ class Run:
             self._write(self.step, {f"{name}/{k}": v for k, v in result.metrics.items() if v is not None}, again=True)
             log.info("%s", result.headline)
 
-    def _must_stop(self, stop: threading.Event) -> bool:
+    def _must_stop(self, stop: Stop) -> bool:
         if jax.process_count() == 1:
             return stop.is_set()
         from jax.experimental import multihost_utils

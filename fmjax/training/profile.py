@@ -9,9 +9,9 @@ log = logging.getLogger("fmjax")
 
 
 class Profile:
-    """Traces the steps from the first of `steps` to the last into `folder`; nothing where `steps` is empty."""
+    """Traces the steps from the first of `steps` to the second into `folder`; nothing where `steps` is empty."""
 
-    def __init__(self, steps: tuple[int, int] | tuple[()], folder: pathlib.Path):
+    def __init__(self, steps: tuple[int, ...], folder: pathlib.Path):
         self.steps, self.folder = steps, folder
         self.tracing = False
 

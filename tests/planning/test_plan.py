@@ -105,7 +105,8 @@ def told_memory(monkeypatch):
 
     def planned(config, devices, cache_dir):
         rows = config["train"]["batch_size"] // config["train"]["accumulate_steps"]
-        if rows % len(devices):
+        sizes = MeshConfig(**config["mesh"]).filled(len(devices))
+        if rows % (sizes["data"] * sizes["fsdp"]):
             raise ConfigError(f"{rows} rows")
         return 1 + rows * (len(search.POLICIES) - search.POLICIES.index(config["model"]["remat"])), None
 
@@ -131,6 +132,7 @@ def told_memory(monkeypatch):
         (97, {"train__accumulate_steps": "4"}, None, 1, None),
         (49, {"train__accumulate_steps": "4"}, None, 2, None),
         (None, {"model__remat": "full"}, 0, None, None),
+        (None, {"model__remat": "full", "train__accumulate_steps": "8"}, 0, 1, None),
     ],
 )
 def test_search_finds_the_fastest_of_each_kind(
@@ -150,6 +152,32 @@ def test_search_finds_the_fastest_of_each_kind(
     assert (None if found is None else search.POLICIES.index(found)) == policy
     assert first("train.accumulate_steps=", (1, 2, 4, 8, 16, 32)) == parts
     assert first("model.remat=full train.accumulate_steps=", (2, 4, 8)) == both
+    faster_in_both = policy is not None and parts is not None and "as given" in fitting
+    assert (f"model.remat={found} train.accumulate_steps={parts}" in tried) == faster_in_both
+
+
+def test_search_begins_with_the_given_mesh_and_looks_at_the_others_before_it_goes_on_there(
+    config_file, told_memory, tmp_path
+):
+    told_memory(1)
+    config = resolved(config_file, train__batch_size="64")
+    rows = list(search.search(config, jax.devices(), "cpu:8", cache_dir=tmp_path, tries=99))
+    meshes = [" ".join(part for part in what.split() if part.startswith("mesh.")) for what, _ in rows]
+    others = list(dict.fromkeys(mesh for mesh in meshes if mesh))
+    assert meshes[:7] == [""] * 7 and len(others) >= 3
+    assert [what for what, _ in rows[7 : 7 + len(others)]] == others
+    assert [mesh for mesh in meshes if mesh in others[:1]] == others[:1] * 7
+
+
+def test_search_takes_fewer_parts_where_a_mesh_has_no_rows_for_them(config_file, told_memory, tmp_path):
+    told_memory(97)
+    sizes = {"train__batch_size": "16", "train__accumulate_steps": "4", "mesh__data": "2", "mesh__tensor": "4"}
+    rows = search.search(resolved(config_file, **sizes), jax.devices(), "cpu:8", cache_dir=tmp_path, tries=99)
+    tried = [what for what, _ in rows]
+    whole = "mesh.data=1 mesh.fsdp=8 mesh.tensor=1 mesh.sequence=1"
+    assert whole not in tried and f"{whole} train.accumulate_steps=2" in tried
+    assert f"{whole} train.accumulate_steps=1" in tried  # is faster, and fits
+
 
 
 def test_search_says_that_there_was_more_to_try(config_file, told_memory, tmp_path, caplog):
@@ -159,9 +187,7 @@ def test_search_says_that_there_was_more_to_try(config_file, told_memory, tmp_pa
     )
     with caplog.at_level("WARNING", logger=search.__name__):
         assert len(rows(99)) == 7 and not caplog.records
-        assert len(rows(3)) == 3 and "more to try, model.remat=" in caplog.text
-
-
+        assert len(rows(3)) == 3 and "more to try, such as model.remat=" in caplog.text
 
 
 def test_a_plan_whose_time_is_known_is_better_than_one_whose_time_is_not():
