@@ -101,7 +101,10 @@ def test_search_finds_what_fits(config_file, monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def told_memory(monkeypatch):
-    """Plans whose memory is 1 and, for each row of a part, what the policy keeps: 6 with "none" to 1 with "full"."""
+    """Plans whose memory is 1 and, for each row of a part, what the policy keeps: 6 with "none" to 1 with "full".
+
+    A part whose rows do not divide over `data` and `fsdp` is refused, as `planned_program` does.
+    """
 
     def planned(config, devices, cache_dir):
         rows = config["train"]["batch_size"] // config["train"]["accumulate_steps"]
@@ -135,9 +138,7 @@ def told_memory(monkeypatch):
         (None, {"model__remat": "full", "train__accumulate_steps": "8"}, 0, 1, None),
     ],
 )
-def test_search_finds_the_fastest_of_each_kind(
-    config_file, told_memory, tmp_path, memory, given, policy, parts, both
-):
+def test_search_finds_the_fastest_of_each_kind(config_file, told_memory, tmp_path, memory, given, policy, parts, both):
     told_memory(memory)
     config = resolved(config_file, **{"model__remat": "none", "train__batch_size": "16"} | given)
     rows = list(search.search(config, jax.devices()[:1], "cpu:1", cache_dir=tmp_path, tries=99))
@@ -177,7 +178,6 @@ def test_search_takes_fewer_parts_where_a_mesh_has_no_rows_for_them(config_file,
     whole = "mesh.data=1 mesh.fsdp=8 mesh.tensor=1 mesh.sequence=1"
     assert whole not in tried and f"{whole} train.accumulate_steps=2" in tried
     assert f"{whole} train.accumulate_steps=1" in tried  # is faster, and fits
-
 
 
 def test_search_says_that_there_was_more_to_try(config_file, told_memory, tmp_path, caplog):
