@@ -5,7 +5,7 @@ Between the folders that fmjax writes and Hugging Face's. Nothing is at `--outpu
 
 import sys
 
-from fmjax import cli
+from fmjax.commands import cli
 
 
 def parse(argv: list[str]):

@@ -12,10 +12,9 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmjax import cli
+from fmjax.commands import cli, launch
 from fmjax.errors import InputError
 from fmjax.layers.checks import COMPUTE_DTYPES
-from fmjax.parallel import launch
 
 log = logging.getLogger("fmjax")
 

@@ -14,9 +14,8 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 
-from fmjax import cli
+from fmjax.commands import cli, launch
 from fmjax.errors import DataError, InputError
-from fmjax.parallel import launch
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
 BEAMS = ("num_beams", "length_penalty")
@@ -209,8 +208,8 @@ def _in_turn(pieces: Iterable) -> Iterator[tuple[int, str]]:
 
 def chat(flags) -> None:
     """--chat: a conversation in the terminal."""
-    from fmjax.inference.chat_session import ChatSession, read_messages
-    from fmjax.inference.chat_terminal import converse
+    from fmjax.commands.chat_session import ChatSession, read_messages
+    from fmjax.commands.chat_terminal import converse
 
     file = pathlib.Path(flags.chat_file).expanduser() if "chat_file" in flags else None
     messages = read_messages(file) if file is not None and file.exists() else []
@@ -227,7 +226,7 @@ def chat(flags) -> None:
 
 def _check_template(path: str, messages: list[dict], template: dict) -> None:
     """Raises InputError for a model that no chat is possible with, before its weights are read."""
-    from fmjax.data.chat import render_chat
+    from fmjax.data.tokenizers.chat import render_chat
     from fmjax.interop import loading
 
     folder, _ = loading.checkpoint_step(loading.find_folder(path))
@@ -240,7 +239,7 @@ def _check_template(path: str, messages: list[dict], template: dict) -> None:
 
 def complete_prompts(flags) -> None:
     """--prompts: continuations of a file of prompts."""
-    from fmjax.inference import batch_file
+    from fmjax.commands import batch_file
 
     prompts, output = batch_file.PromptFile(flags.prompts), pathlib.Path(flags.output).expanduser()
     batch_file.check_output(output, prompts.path)

@@ -10,7 +10,7 @@ import json
 import pathlib
 import sys
 
-from fmjax import cli
+from fmjax.commands import cli
 from fmjax.errors import InputError
 from fmjax.small_files import write_whole
 

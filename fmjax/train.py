@@ -4,7 +4,7 @@ The same command on the same workdir resumes. `--config.a.b=value` replaces a ke
 before anything slow begins. Exit codes: 0 done (or stopped by a signal after saving), 1 a loss that is not finite or a
 full disk or another process that is missing, 2 wrong usage, config or input.
 
-Several processes, each with its own devices, train as one: see `fmjax.parallel.launch`.
+Several processes, each with its own devices, train as one: see `fmjax.commands.launch`.
 """
 
 import time
@@ -15,9 +15,9 @@ import logging  # noqa: E402
 import pathlib  # noqa: E402
 import sys  # noqa: E402
 
-from fmjax import cli, cpu  # noqa: E402
+from fmjax import cpu  # noqa: E402
+from fmjax.commands import cli, launch  # noqa: E402
 from fmjax.errors import RunError  # noqa: E402
-from fmjax.parallel import launch  # noqa: E402
 
 
 def parse(argv: list[str]):

@@ -8,7 +8,7 @@ import pytest
 
 from fmjax import config as configs
 from fmjax import convert, evaluate, generate, plan, train
-from fmjax.interop import lm_eval
+from fmjax.tasks import lm_eval
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

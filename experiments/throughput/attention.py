@@ -1,4 +1,4 @@
-"""Attention of long rows on CPUs, with and without blocks of keys (`fmjax/layers/attention_cpu.py`):
+"""Attention of long rows on CPUs, with and without blocks of keys (`fmjax/layers/attention/cpu.py`):
 
     python experiments/throughput/attention.py
 
@@ -28,7 +28,7 @@ def programs(rows, length, heads, kv_heads, causal, window):
     import jax
     import jax.numpy as jnp
 
-    from fmjax.layers import attention_cpu
+    from fmjax.layers.attention import cpu as attention_cpu
 
     keys = jax.random.split(jax.random.key(0), 3)
     arrays = [jax.random.normal(key, (rows, length, n, HEAD_DIM)) for key, n in zip(keys, (heads, kv_heads, kv_heads))]

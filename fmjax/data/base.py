@@ -50,7 +50,7 @@ class OpenData:
     Attributes:
       train: endless random-access rows, `train[i]` for any i >= 0. A pure function of (config, seed, i).
       evaluation: finite sequences of rows by name, such as {"heldout": rows}; may be empty.
-      tokenizer: a `fmjax.data.tokenizer.Tokenizer`, or None for data that are not text.
+      tokenizer: a `fmjax.data.tokenizers.loading.Tokenizer`, or None for data that are not text.
       model_fields: fills the module's fields that the config leaves at None, such as {"vocab_size": 2048}.
       check: `check(module)` raises ConfigError when module and data do not fit together.
       identity: short strings that name the data (content hash) and tokenizer; saved with a run, compared at resume.

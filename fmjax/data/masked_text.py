@@ -28,7 +28,7 @@ from fmjax.data.sentence_rows import (
 from fmjax.data.sentences import RULES
 from fmjax.data.shuffle import shuffled_indices
 from fmjax.data.text import TextData
-from fmjax.data.tokenizer import Tokenizer
+from fmjax.data.tokenizers.loading import Tokenizer
 from fmjax.errors import ConfigError, DataError
 from fmjax.layers.checks import check_choice, check_positive
 

@@ -18,7 +18,7 @@ from fmjax.data.parallel_text import ParallelSource
 from fmjax.data.shuffle import shuffled
 from fmjax.data.sources import SourceSpec, SplitSource, split_evaluation, split_train
 from fmjax.data.text import ShuffledRows, check_vocabulary, chosen_documents, identity_of, open_tokenizer
-from fmjax.data.tokenizer import Tokenizer
+from fmjax.data.tokenizers.loading import Tokenizer
 from fmjax.errors import ConfigError, DataError
 from fmjax.layers.checks import check_choice, check_positive
 

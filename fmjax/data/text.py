@@ -16,7 +16,7 @@ from fmjax.data.corpus import Corpus, require_documents, tokenize_corpus
 from fmjax.data.packing import PackedRows
 from fmjax.data.shuffle import ShuffledIndices, shuffled
 from fmjax.data.sources import MixedSource, SourceSpec, SplitSource, open_source, split_evaluation, split_train
-from fmjax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer, Tokenizer, load_tokenizer
 from fmjax.errors import ConfigError
 from fmjax.registry import nearest
 
@@ -44,7 +44,7 @@ class TextData:
       sequence_length: inputs a row, T.
       tokenizer: "bytes"; one trained on the run's own training documents, "train:VOCAB_SIZE" (SentencePiece),
         "train_wordpiece:VOCAB_SIZE" (BERT's) or "train_bpe:VOCAB_SIZE" (RoBERTa's); or the path of a tokenizer's file
-        or of a published model's folder (`fmjax.data.tokenizer.load_tokenizer`).
+        or of a published model's folder (`fmjax.data.tokenizers.loading.load_tokenizer`).
       text_field: field, column or feature with the text, of .jsonl, .parquet and TFDS; None is "text".
       document_separator: what stands between the documents of a plain text file, such as "<|endoftext|>"; None
         makes each file one document.
@@ -338,7 +338,7 @@ def open_tokenizer(
     trained = _trained_size(wanted)
     if trained is None:
         return load_tokenizer(wanted)
-    from fmjax.data import tokenizer_training
+    from fmjax.data.tokenizers import training as tokenizer_training
 
     kind, size = trained
 

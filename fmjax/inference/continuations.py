@@ -109,7 +109,7 @@ class Continuations:
 
     Args:
       engine: the model.
-      tokenizer: see `fmjax.data.tokenizer.Tokenizer`; None gives no texts.
+      tokenizer: see `fmjax.data.tokenizers.loading.Tokenizer`; None gives no texts.
       prompts: tokens of each prompt.
       options: what is wanted.
 

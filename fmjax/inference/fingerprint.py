@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import fmjax
+from fmjax.code_digest import code_digest, describe, own_digest
 from fmjax.parallel.placement import whole
-from fmjax.sources import code_digest, describe, own_digest
 
 LANES = 4
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "sentencepiece", "tokenizers")

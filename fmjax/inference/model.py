@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.data.tokenizer_config import stated_eos_ids
+from fmjax.data.tokenizers.published_settings import stated_eos_ids
 from fmjax.errors import InputError
 from fmjax.inference import continuations, scored_text, scoring
 from fmjax.inference.checks import check_inputs, check_list, token_ids
@@ -33,7 +33,7 @@ class Model:
       module: Flax Linen module; `module.apply({"params": params}, ...)` is all there is to it.
       params: its parameters.
       config: the run's resolved configuration, nested plain data.
-      tokenizer: see `fmjax.data.tokenizer.Tokenizer`; None where the folder has none.
+      tokenizer: see `fmjax.data.tokenizers.loading.Tokenizer`; None where the folder has none.
       step: the training step of the checkpoint.
       source: where it was loaded from, for messages and results.
       identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
@@ -125,11 +125,11 @@ class Model:
 
         Args:
           messages: {"role": "user", "content": "Hello"} and the like.
-          options: of `fmjax.data.chat.render_chat`, such as tools, or variables of the template.
+          options: of `fmjax.data.tokenizers.chat.render_chat`, such as tools, or variables of the template.
 
         Raises: TokenizerError without a template, or where it refuses the messages.
         """
-        from fmjax.data import chat
+        from fmjax.data.tokenizers import chat
 
         self._need_tokenizer()
         tokens = chat.encode_chat(self.tokenizer, messages, **{"add_generation_prompt": True, **options})

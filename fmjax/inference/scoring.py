@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fmjax.errors import InputError
 from fmjax.inference import counted
 from fmjax.inference.packing import Batch, Segment, batches
-from fmjax.layers.attention import Forked
+from fmjax.layers.attention.reference import Forked
 from fmjax.layers.embed import output_logits
 from fmjax.parallel import watch
 from fmjax.parallel.placement import whole

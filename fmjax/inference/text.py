@@ -15,7 +15,7 @@ class TextStream:
     character may be spread over several byte tokens. Such a character is held back until it is complete.
 
     Args:
-      tokenizer: see `fmjax.data.tokenizer.Tokenizer`; None gives no text.
+      tokenizer: see `fmjax.data.tokenizers.loading.Tokenizer`; None gives no text.
       prompt: the tokens that come before. Where they end inside a character, the continuation begins with all of it.
     """
 

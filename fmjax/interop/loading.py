@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from fmjax.config import build, load_workdir_config
-from fmjax.data.tokenizer import has_tokenizer, load_tokenizer
-from fmjax.data.tokenizer_config import is_id
+from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
+from fmjax.data.tokenizers.published_settings import is_id
 from fmjax.errors import ConfigError, InputError, TokenizerError
 from fmjax.inference.model import Model
 from fmjax.interop import hub

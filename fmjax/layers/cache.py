@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fmjax.errors import InputError
 from fmjax.layers.attention import attention
-from fmjax.layers.attention_decode import decode_attention
+from fmjax.layers.attention.decode import decode_attention
 
 AXES = ("batch", "act_heads", None, None)
 """Logical axes of keys and values."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
 from fmjax.layers.attention import BACKENDS, attention
-from fmjax.layers.attention_decode import decode_attention
+from fmjax.layers.attention.decode import decode_attention
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice, check_positive, check_rate
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.mlp import ACTIVATIONS, MLP

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
-from fmjax.layers.attention import FORKING
+from fmjax.layers.attention.dispatch import FORKING
 from fmjax.layers.cache import begin, init_cache
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops

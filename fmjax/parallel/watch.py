@@ -285,7 +285,7 @@ _open: Watch | None = None
 
 
 def barrier(name: str) -> None:
-    """`Watch.barrier` of the processes that `fmjax.parallel.launch` brought together; nothing where there are none."""
+    """`Watch.barrier` of the processes that `fmjax.commands.launch` brought together; nothing where there are none."""
     if _open is not None:
         _open.barrier(name)
 

@@ -116,7 +116,7 @@ class Program:
 
         XLA writes it down; or the loop counts one number of its state up to a constant, as `lax.scan` does; or only a
         run can tell, and the scope that it was written in, "trips_A_in_B", says that its body runs A times when the
-        loop runs B times (`fmjax.layers.attention_blocks`). None for a loop of another kind.
+        loop runs B times (`fmjax.layers.attention.blocks`). None for a loop of another kind.
         """
         known = re.search(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)', loop.attributes)
         if known:

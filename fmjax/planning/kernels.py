@@ -49,7 +49,7 @@ def workspace(one: Instruction) -> Array | None:
 
 def _splash_flops(computation: Computation, one: Instruction) -> float | None:
     """An attention kernel is named after what it computes, and the scope it was called in says how many (query, key)
-    pairs one head goes through, whole tiles of masked pairs left out (`fmjax.layers.attention_splash`)."""
+    pairs one head goes through, whole tiles of masked pairs left out (`fmjax.layers.attention.splash`)."""
     products = next((number for name, number in _SPLASH_PRODUCTS.items() if one.name.startswith(name)), None)
     tiles = re.search(r"tile_pairs_(\d+)_(\d+)_(fused|apart)", one.op_name)
     arrays = [a for name in one.operands for a in computation[name].arrays]

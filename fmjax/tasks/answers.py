@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fmjax.data.tokenizer_base import digest
+from fmjax.data.tokenizers.base import digest
 from fmjax.errors import InputError
 from fmjax.inference import counted, scored_text
 from fmjax.parallel import watch

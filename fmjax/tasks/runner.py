@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from fmjax.data.tokenizer_base import digest
+from fmjax.data.tokenizers.base import digest
 from fmjax.errors import DataError, InputError
 from fmjax.inference import counted
 from fmjax.inference.fingerprint import model_fingerprint

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 
 from fmjax import file_lock
+from fmjax.code_digest import code_digest
 from fmjax.errors import DataError, InputError
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.parallel.hosts import from_first_process
 from fmjax.registry import import_object
-from fmjax.sources import code_digest
 from fmjax.tasks.protocol import Apply, Generate, Request, Rolling, RollingAnswer, Score, ScoreAnswer
 
 READ_AS = {Score: lambda x: ScoreAnswer(*x), Rolling: lambda x: RollingAnswer(*x)}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numbers_text import CLS, MASK, PAD, SEP, SPECIALS, NumberTokenizer, number_documents, places, write_documents
 
-from fmjax.data import text, tokenizer_training
+from fmjax.data import text
 from fmjax.data.loader import Loader
 from fmjax.data.masked_text import MaskedStream, MaskedTextData
 from fmjax.data.masking import Masker
+from fmjax.data.tokenizers import training as tokenizer_training
 from fmjax.errors import ConfigError, DataError
 
 DOCUMENTS = number_documents(count=60, longest=9)

@@ -15,7 +15,7 @@ from fmjax.data import text
 from fmjax.data.formats import Reading, read_lines
 from fmjax.data.packing import pack_pairs
 from fmjax.data.pairs import PairData
-from fmjax.data.tokenizer import load_tokenizer
+from fmjax.data.tokenizers.loading import load_tokenizer
 from fmjax.errors import ConfigError, DataError
 from fmjax.objectives.seq2seq import Seq2Seq
 

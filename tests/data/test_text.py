@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from fmjax.data import corpus, tokenizer_training
+from fmjax.data import corpus
 from fmjax.data.text import TextData
+from fmjax.data.tokenizers import training as tokenizer_training
 from fmjax.errors import ConfigError, DataError, InputError
 
 BYTES = dict(tokenizer="bytes", sequence_length=32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_decoder import TinyDecoder, full_logits
 
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError
 from fmjax.inference import cached, engine_programs
 from fmjax.inference.engine import Engine, generate

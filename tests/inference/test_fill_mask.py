@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax.data.tokenizer import ByteTokenizer, load_tokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer, load_tokenizer
 from fmjax.errors import InputError
 from fmjax.load import Model
 from fmjax.models.bert import Bert

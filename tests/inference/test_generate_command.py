@@ -12,8 +12,9 @@ import sentencepiece
 from small_models import TEMPLATE, byte_model
 
 import fmjax
-from fmjax import cli, generate
-from fmjax.data.tokenizer import SentencePieceTokenizer
+from fmjax import generate
+from fmjax.commands import cli
+from fmjax.data.tokenizers.loading import SentencePieceTokenizer
 from fmjax.errors import InputError
 from fmjax.inference.continuations import Continuation, Piece
 from fmjax.load import Model

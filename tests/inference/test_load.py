@@ -12,7 +12,7 @@ import sentencepiece
 from tiny_decoder import full_logits
 
 import fmjax
-from fmjax.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer, SentencePieceTokenizer
 from fmjax.errors import InputError
 from fmjax.inference import engine
 from fmjax.inference.text import TextStream

@@ -4,8 +4,9 @@ import folders
 import pytest
 from safetensors.numpy import load_file
 
-from fmjax import cli, convert
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax import convert
+from fmjax.commands import cli
+from fmjax.data.tokenizers.loading import ByteTokenizer
 
 
 def run(*argv):

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 import fmjax
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError
 from fmjax.interop import exporter
 from fmjax.interop.exporter import whole_folder

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import fmjax
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.inference.embedding import embed
 from fmjax.interop.importer import PublishedFolder

@@ -7,7 +7,7 @@ import pytest
 
 import fmjax
 from fmjax import config as configs
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.interop.loading import initial_params, model_section, placed
 from fmjax.load import Model

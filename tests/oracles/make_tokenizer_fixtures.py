@@ -16,7 +16,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from fmjax.data.tokenizer import load_tokenizer
+from fmjax.data.tokenizers.loading import load_tokenizer
 
 HERE = pathlib.Path(__file__).parent
 
@@ -284,7 +284,7 @@ def check_saved(name, files):
         theirs = transformers.AutoTokenizer.from_pretrained(saved)
         named = [*ours.special_tokens.values(), "<s>", "<|im_", "_of_turn>"]
         for text in TEXTS:
-            # Neither holds where tests/data/test_tokenizer_published.py says that SentencePiece and they part ways.
+            # Neither holds where tests/data/tokenizers/test_published.py says that SentencePiece and they part ways.
             is_apart = (name == "llama2_not_legacy" and text[:1] == " ") or (name == "gemma_model" and "\u2581" in text)
             is_named = "tokenizer.model" in files and any(token in text for token in named)
             if not is_apart and not is_named and not (name == "marian" and "<" in text):

@@ -9,9 +9,10 @@ import types
 
 import pytest
 
-from fmjax import cli, cpu
+from fmjax import cpu
+from fmjax.commands import cli, launch
 from fmjax.errors import InputError
-from fmjax.parallel import clusters, launch, local_devices
+from fmjax.parallel import clusters, local_devices
 from fmjax.parallel.clusters import Cluster, cloud_tpu_slice, find, first_node
 
 SLURM = {

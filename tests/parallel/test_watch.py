@@ -18,7 +18,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 
 PROCESS = """
 import json, os, signal, sys, time
-from fmjax import cli
+from fmjax.commands import cli
 from fmjax.parallel.clusters import Cluster
 from fmjax.parallel.watch import Watch, barrier, watching
 

@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.errors import InputError
-from fmjax.layers import attention_blocks, attention_cpu
 from fmjax.layers.attention import attention
+from fmjax.layers.attention import blocks as attention_blocks
+from fmjax.layers.attention import cpu as attention_cpu
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
 from fmjax.parallel.mesh import DEFAULT_RULES, MeshConfig, make_mesh

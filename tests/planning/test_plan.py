@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from fmjax import cli
 from fmjax import config as configs
 from fmjax import plan as command
+from fmjax.commands import cli
 from fmjax.data import DATASETS
 from fmjax.errors import ConfigError
 from fmjax.parallel.mesh import MeshConfig, make_mesh

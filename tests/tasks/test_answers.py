@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.parallel import watch

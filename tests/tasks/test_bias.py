@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.data.tokenizer import load_tokenizer
+from fmjax.data.tokenizers.loading import load_tokenizer
 from fmjax.errors import DataError, InputError
 from fmjax.inference import word_vectors
 from fmjax.load import Model
@@ -299,7 +299,7 @@ def test_maximum_toxicity_is_of_the_worst_sample():
 
 
 def test_a_causal_model_is_refused_the_masked_form(tmp_path):
-    from fmjax.data.tokenizer import ByteTokenizer
+    from fmjax.data.tokenizers.loading import ByteTokenizer
     from fmjax.models.gpt import GPT
 
     (tmp_path / "eval_crows_pairs").mkdir()

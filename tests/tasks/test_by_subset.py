@@ -6,7 +6,7 @@ import math
 import pytest
 
 import fmjax
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError
 from fmjax.load import Model
 from fmjax.models.gpt import GPT

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import fmjax
-from fmjax import cli, evaluate
+from fmjax import evaluate
+from fmjax.commands import cli
 from fmjax.errors import InputError
 from fmjax.tasks.compare import compare, notes
 from fmjax.tasks.protocol import Task

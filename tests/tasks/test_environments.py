@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.load import Model
 from fmjax.tasks.answers import answer
 from fmjax.tasks.environments import CartPole, Grid

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import pytest
 
 import fmjax
-from fmjax import cli, evaluate
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax import evaluate
+from fmjax.commands import cli
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.load import Model

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import fmjax
 from fmjax import evaluate
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
 

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax import sources
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax import code_digest as sources
+from fmjax.code_digest import code_digest, describe
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import DataError, InputError
 from fmjax.inference import fingerprint
 from fmjax.inference.fingerprint import array_fingerprints, model_fingerprint
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
-from fmjax.sources import code_digest, describe
 from fmjax.tasks import store
 from fmjax.tasks.answers import answer
 from fmjax.tasks.protocol import Apply, Rolling, Rollout, Task

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import fmjax
-from fmjax import cli, evaluate
-from fmjax.data.tokenizer import ByteTokenizer
+from fmjax import evaluate
+from fmjax.commands import cli
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError
 from fmjax.load import Model
 from fmjax.models.gpt import GPT

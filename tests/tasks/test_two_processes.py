@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from fmjax import cli, evaluate
+from fmjax import evaluate
+from fmjax.commands import cli
 from tests import processes
 from tests.tasks.quiz import MODEL
 

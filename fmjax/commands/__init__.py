@@ -1,0 +1,1 @@
+"""What only commands need: flags and exit codes, processes that start together, the chat terminal, files of prompts."""

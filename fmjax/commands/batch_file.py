@@ -1,0 +1,358 @@
+"""Prompts from a JSONL file, continuations into another, going on where an earlier run stopped.
+
+A line of the output is written whole as soon as its continuation has ended, so lines come in the order in which they
+end; `index` says which prompt a line belongs to. Beside OUTPUT, `OUTPUT.settings.json` records what the lines were made
+with: another run adds to them only with the same.
+
+The numbers of a batched matrix product depend on its shape in their last bits, which can change what is drawn, in
+bfloat16 and float16 often. So that an interrupted run ends with the lines of one that was not, prompts are continued in
+groups that are the same in every run; a run that goes on computes a group with a missing line again, and writes what is
+missing.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import inspect
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from fmjax.commands.chat_session import check_messages
+from fmjax.errors import DataError, InputError
+from fmjax.inference.beam import beam_search, check_options, check_width
+from fmjax.inference.checks import check_whole
+from fmjax.inference.continuations import Continuation, Options
+from fmjax.inference.engine_requests import Request, number_copies
+from fmjax.registry import nearest
+from fmjax.small_files import write_whole
+
+BEAM_OPTIONS = ("num_beams", "max_new_tokens", "length_penalty", "normalization")
+
+OWN = ("num_samples", "copies", "batch_size", "cache_length", "progress")
+"""Options of drawing that a run sets by itself."""
+
+GROUP = 16
+"""Continuations a row of the batch that a group has: at its end rows idle, and its beginning is what is done again."""
+
+LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
+"""Some readers end lines at these too; in JSON they stand in strings alone, where they can be escaped."""
+
+WRITTEN = ("index", "sample", "text", "num_tokens", "finish", "tokens", "logprobs", "score")
+"""Fields of the output; a prompt's own may not be called so."""
+
+
+class PromptFile:
+    """The prompts of a JSONL file: on each line {"prompt": TEXT}, {"messages": [...]} or a JSON string.
+
+    Attributes:
+      path: the file.
+      prompts: for each, its text or its list of messages.
+      fields: for each, the other fields of its line.
+      lines: for each, the number of its line, from 1. Empty lines are passed over.
+      digest: a hash of the file.
+
+    Raises DataError, naming file and line, for what cannot be read.
+    """
+
+    def __init__(self, path: str | pathlib.Path):
+        self.path = pathlib.Path(path).expanduser()
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"the prompts {self.path} cannot be read: {error.strerror}") from None
+        self.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        self.prompts: list[str | list] = []
+        self.fields: list[dict] = []
+        self.lines: list[int] = []
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if line.strip():
+                with self.naming(number):
+                    prompt, fields = _read_line(line)
+                self.prompts.append(prompt)
+                self.fields.append(fields)
+                self.lines.append(number)
+        if not self.prompts:
+            raise DataError(f"{self.path} has no prompts")
+
+    @contextlib.contextmanager
+    def naming(self, line: int) -> Iterator[None]:
+        """Puts file and line in front of the message of an InputError."""
+        try:
+            yield
+        except InputError as error:
+            raise DataError(f"{self.path}, line {line}: {error}") from None
+
+    def encode(self, model, *, special: bool, template: Mapping[str, Any]) -> list[list[int]]:
+        """Tokens of each prompt, found to be such that the model can continue them.
+
+        Args:
+          model: a `fmjax.load.Model`.
+          special: see `Model.encode_prompts`.
+          template: options of `Model.encode_chat`.
+        """
+        encoded = []
+        for prompt, line in zip(self.prompts, self.lines):
+            with self.naming(line):
+                if isinstance(prompt, str):
+                    (tokens,) = model.encode_prompts([prompt], special=special)
+                else:
+                    tokens = model.encode_chat(prompt, **template)
+                model.engine.check(len(encoded), Request(tokens))
+            encoded.append(tokens)
+        return encoded
+
+
+def _read_line(line: bytes) -> tuple[str | list, dict]:
+    try:
+        value = json.loads(line.decode("utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise DataError(f"not JSON in UTF-8: {error}") from None
+    expected = 'expected {"prompt": TEXT}, {"messages": [...]} or a JSON string'
+    if isinstance(value, str):
+        return value, {}
+    if not isinstance(value, dict) or ("prompt" in value) == ("messages" in value):
+        raise DataError(f"{expected}, got {str(value)[:60]}")
+    taken = [name for name in WRITTEN if name in value]
+    if taken:
+        raise DataError(f"the output has a field {taken[0]!r} of its own; give this one another name")
+    fields = {key: field for key, field in value.items() if key not in ("prompt", "messages")}
+    if "messages" in value:
+        check_messages(value["messages"], "messages")
+        return value["messages"], fields
+    if not isinstance(value["prompt"], str):
+        raise DataError(f'{expected}, got {{"prompt": {str(value["prompt"])[:60]}}}')
+    return value["prompt"], fields
+
+
+def check_output(output: pathlib.Path, prompts: pathlib.Path) -> None:
+    """Raises InputError where no output can be written, or it is not one that a run of ours began."""
+    if not output.parent.is_dir():
+        raise InputError(f"--output={output}: there is no folder {output.parent}")
+    if output.is_dir():
+        raise InputError(f"--output={output} is a folder; give a file")
+    if output.exists() and output.samefile(prompts):
+        raise InputError(f"--output={output} is the file with the prompts")
+    if output.exists() and output.stat().st_size and not settings_path(output).exists():
+        raise InputError(
+            f"{output} is there already, without {settings_path(output).name}: no run of this command began it; choose "
+            "another output"
+        )
+
+
+def settings_path(output: pathlib.Path) -> pathlib.Path:
+    """Where the settings of an output are recorded."""
+    return output.with_name(f"{output.name}.settings.json")
+
+
+def complete_file(
+    model, prompts: PromptFile, output: str | pathlib.Path, *, num_samples: int = 1, use_beams: bool = False,
+    special: bool = False, template: Mapping[str, Any] | None = None, with_tokens: bool = False,
+    with_logprobs: bool = False, batch_size: int = 16, progress: bool = False, **options,
+) -> int:  # fmt: skip
+    """Writes continuations of prompts as JSONL: `index` of the prompt, `sample` (where there are several), the fields
+    of its line but the prompt itself, `text`, `num_tokens`, `finish`, and `score` of a beam search.
+
+    An output with lines of the same settings is completed; what is missing in it comes out as it would have then.
+
+    Args:
+      model: a `fmjax.load.Model`.
+      output: the file.
+      num_samples: lines for each prompt; a beam search gives one, its best.
+      use_beams: search with `Model.beam_search` in place of drawing.
+      special, template: see `PromptFile.encode`.
+      with_tokens, with_logprobs: whether lines have `tokens` and `logprobs`, a list each.
+      batch_size: rows generated at once.
+      progress: show a progress bar.
+      options: how continuations are found, as in `Model.generate` or `Model.beam_search`.
+
+    Returns: how many lines were added.
+    Raises: InputError, before anything is computed or written, for a prompt that cannot be continued, a bad value, or
+      an output that is there with other settings, and for an option that has no effect with `use_beams`.
+    """
+    output = pathlib.Path(output).expanduser()
+    check_output(output, prompts.path)
+    template = dict(template or {})
+    settings = {
+        "model": str(pathlib.Path(model.source).resolve()), "step": model.step,
+        "dtype": str(getattr(model.module, "dtype", None)), "tokenizer": getattr(model.tokenizer, "fingerprint", None),
+        "prompts_digest": prompts.digest, "num_prompts": len(prompts.prompts), "num_samples": num_samples,
+        "special": special, "template": template, "with_tokens": with_tokens, "with_logprobs": with_logprobs,
+        "batch_size": batch_size, "mesh": None if model.placement is None else dict(model.placement.mesh.shape),
+        **_complete_options(model, options, use_beams, num_samples, batch_size, with_logprobs),
+    }  # fmt: skip
+    # As it comes back from the file.
+    settings = json.loads(json.dumps(settings, default=str))
+    recorded = _read_settings(output, settings)
+    # Templates may write the day: a run that goes on tomorrow has the same prompts.
+    started = recorded["started"] if recorded else datetime.datetime.now().isoformat(timespec="seconds")
+    template["now"] = datetime.datetime.fromisoformat(started)
+
+    tokens = prompts.encode(model, special=special, template=template)
+    units = [(index, sample) for index in range(len(tokens)) for sample in range(num_samples)]
+    done, size = _read_output(output, units) if recorded else (set(), 0)
+    seen = output.stat().st_size if output.exists() else 0
+    missing = {number for number, unit in enumerate(units) if unit not in done}
+    size_of_group = max(1, batch_size // settings["num_beams"]) if use_beams else GROUP * batch_size
+    find = _searched if use_beams else _drawn
+    found = find(model, [tokens[index] for index, _ in units], missing, size_of_group, batch_size, options)
+
+    if not recorded:
+        write_whole(settings_path(output), json.dumps({"started": started, **settings}, indent=2) + "\n")
+    bar = tqdm(total=len(units), initial=len(done), desc="generating", disable=not progress, dynamic_ncols=True)
+    total = 0
+    with output.open("ab") as file, _held(file, output), bar:
+        if file.tell() != seen:
+            raise InputError(f"another process has written to {output}; run this again to complete it")
+        file.truncate(size)
+        for number, whole in found:
+            total += len(whole.tokens)
+            if number not in missing:
+                continue
+            index, sample = units[number]
+            record = {"index": index, **({"sample": sample} if num_samples > 1 else {}), **prompts.fields[index]}
+            record |= {"text": whole.text, "num_tokens": len(whole.tokens), "finish": whole.finish}
+            record |= {"score": whole.score} if use_beams else {}
+            record |= {"tokens": whole.tokens} if with_tokens else {}
+            record |= {"logprobs": whole.logprobs} if with_logprobs else {}
+            file.write(json.dumps(record, ensure_ascii=False).translate(LINE_ENDS).encode() + b"\n")
+            file.flush()
+            bar.update()
+            if bar.format_dict["elapsed"]:
+                bar.set_postfix_str(f"{total / bar.format_dict['elapsed']:,.0f} tokens/s", refresh=False)
+    return len(missing)
+
+
+def _complete_options(
+    model, options: Mapping[str, Any], use_beams: bool, num_samples: int, batch_size: int, with_logprobs: bool
+) -> dict[str, Any]:
+    """The options that say what comes out, with defaults for those that are not given.
+
+    Raises InputError for a bad value, and for an option without effect.
+    """
+    check_whole(1, num_samples=num_samples, batch_size=batch_size)
+    if not use_beams:
+        _check_names(options, [field.name for field in dataclasses.fields(Options) if field.name not in OWN], "drawing")
+        values = dataclasses.asdict(Options(**options))
+        return {name: value for name, value in values.items() if name not in (*OWN, "steps")}
+    if num_samples != 1:
+        raise InputError(
+            f"num_samples={num_samples} has no meaning with beam search, which draws nothing; leave it out"
+        )
+    if with_logprobs:
+        raise InputError("with_logprobs has no meaning with beam search, whose lines have a score; leave it out")
+    if options.get("num_results", 1) != 1:
+        raise InputError(
+            f"num_results={options['num_results']} is not possible here: a line is written for the best beam alone; "
+            "use Model.beam_search"
+        )
+    _check_names(options, (*BEAM_OPTIONS, "num_results", "stop_ids"), "beam search")
+    given = {name: options[name] for name in BEAM_OPTIONS if name in options}
+    check_options(batch_size=batch_size, **given)
+    stop_ids = Options(stop_ids=options.get("stop_ids", ())).stop_ids
+    parameters = inspect.signature(beam_search).parameters
+    complete = {name: options.get(name, parameters[name].default) for name in BEAM_OPTIONS}
+    check_width(model.engine, complete["num_beams"])
+    return complete | ({"stop_ids": sorted(stop_ids)} if stop_ids else {})
+
+
+def _check_names(options: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"{name} is no option of {what} into a file{nearest(name, known)} Known: {', '.join(known)}"
+            )
+
+
+def _drawn(
+    model, prompts, missing: set[int], size: int, batch_size: int, options
+) -> Iterator[tuple[int, Continuation]]:
+    """(number, continuation) of prompts, in groups of `size`, as far as any is missing, until none is any more."""
+    copies = number_copies(prompts)
+    for start in range(0, len(prompts), size):
+        group = slice(start, start + size)
+        left = missing & set(range(start, start + size))
+        if not left:
+            continue
+        for piece in model.pieces(prompts[group], copies=copies[group], batch_size=batch_size, **options):
+            if piece.whole is not None:
+                yield start + piece.index, piece.whole
+                left.discard(start + piece.index)
+                if not left:
+                    break
+
+
+def _searched(
+    model, prompts, missing: set[int], size: int, batch_size: int, options
+) -> Iterator[tuple[int, Continuation]]:
+    """As `_drawn`, by beam search."""
+    for start in range(0, len(prompts), size):
+        if missing & set(range(start, start + size)):
+            found = model.beam_search(prompts[start : start + size], batch_size=batch_size, **options)
+            yield from ((start + place, beams[0]) for place, beams in enumerate(found))
+
+
+def _read_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> dict | None:
+    """What is recorded of a run that began the output; None where there is none, or it wrote no line.
+
+    Raises InputError where the settings are others.
+    """
+    path = settings_path(output)
+    if not path.exists() or not output.exists() or not output.stat().st_size:
+        return None
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        datetime.datetime.fromisoformat(recorded["started"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); choose another output") from None
+    names = [name for name in {**recorded, **settings} if name != "started"]
+    rows = [(name, recorded.get(name), settings.get(name)) for name in names]
+    listed = [f"  {name}: {there!r} there, {here!r} in this call" for name, there, here in rows if there != here]
+    if listed:
+        raise InputError(
+            f"{output} was begun with other settings:\n" + "\n".join(listed) + "\nGive the same to complete it, or "
+            "another --output."
+        )
+    return recorded
+
+
+def _read_output(output: pathlib.Path, units: Sequence[tuple[int, int]]) -> tuple[set[tuple[int, int]], int]:
+    """The (index, sample) of whole lines, and the bytes that they take: a last line that was cut short is not counted.
+
+    Raises DataError for a line that is not ours.
+    """
+    known, done, size = set(units), set(), 0
+    lines = output.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+            unit = record["index"], record.get("sample", 0)
+            if unit not in known:
+                raise ValueError(f"prompt {unit[0]} does not exist")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{output}, line {number} is no line of this output ({error}); take it out, or choose another output"
+            ) from None
+        done.add(unit)
+        size += len(line) + 1
+    return done, size
+
+
+@contextlib.contextmanager
+def _held(file, output: pathlib.Path) -> Iterator[None]:
+    """Keeps a second run from writing to the same file; goes with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another process is writing to {output}; wait for it, or choose another output") from None
+    yield

@@ -1,0 +1,185 @@
+"""Exact attention in plain XLA, a block of queries and a block of keys at a time.
+
+The places of queries in the row may be known at run time only, as on a device that holds a part of a row: the blocks of
+keys that a block of queries needs are counted then, and no others are read. No array is larger than its inputs or
+[rows * heads, block, block] (Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 and 4).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fmjax.layers.attention.reference import MASKED
+from fmjax.layers.padding import pad
+
+BLOCK = 256
+
+
+def attend(q, k, v, index, *, segment_ids, causal, window, scale, order=None, block=None):
+    """As `fmjax.layers.attention.reference`, for queries anywhere in the row.
+
+    Args:
+      q: [B, T, H, D].
+      k, v: [B, S, K, D], the row's keys and values in their order.
+      index: int32 [T], where in the row each query is; fast where neighbours are neighbours.
+      segment_ids: None, or the pair int32 ([B, T], [B, S]).
+      order: int [shards, T], each row what `index` is on one device, for who counts what a compiled program does
+        (`fmjax.planning`); None where that is not known.
+      block: queries and keys of a block; None is BLOCK.
+    """
+    block = block or BLOCK
+    b, t, h, d = q.shape
+    s, kv_heads = k.shape[1:3]
+    ids = segment_ids or (jnp.ones((b, t), jnp.int32), jnp.ones((b, s), jnp.int32))
+    rows, columns = min(block, max(1, t // 2)), min(block, s)
+    q = (q * scale).astype(q.dtype).reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    mask = _Mask(causal, window, s, rows, columns, order)
+    index, query_ids = pad(index, 0, rows, mode="edge"), pad(ids[0], 1, rows)
+    k, v, key_ids = pad(k, 2, columns), pad(v, 2, columns), pad(ids[1], 1, columns)
+    out = _attend(pad(q, 3, rows), k, v, index, query_ids, key_ids, mask)[:, :, :, :t]
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
+
+
+class _Mask:
+    """Which keys a query may attend, and which blocks of them a block of queries needs."""
+
+    def __init__(self, causal: bool, window: int | None, keys: int, rows: int, columns: int, order=None):
+        self.causal, self.window, self.keys, self.rows, self.columns = causal, window, keys, rows, columns
+        self._scope = "key_blocks" if order is None else self._trips(order)
+
+    def range(self, index, xp=jnp):
+        """(first block of keys, end) for queries at `index` [..., rows]; `xp` is NumPy or `jax.numpy`."""
+        low, high = 0, self.keys
+        if self.window is not None:
+            low = xp.maximum(xp.min(index, axis=-1) - self.window + 1, 0)
+            high = xp.max(index, axis=-1) + self.window
+        if self.causal:
+            high = xp.max(index, axis=-1) + 1
+        return low // self.columns, -(-xp.minimum(high, self.keys) // self.columns)
+
+    def loop(self, index, body, start):
+        """`body` over the blocks of keys that the queries at `index` need."""
+        with jax.named_scope(self._scope):
+            return lax.fori_loop(*self.range(index), body, start)
+
+    def _trips(self, order: np.ndarray) -> str:
+        """The scope that tells `fmjax.plan` how often the loop runs, which XLA cannot know: blocks of keys in blocks of
+        queries, of all devices."""
+        blocks = np.pad(order, ((0, 0), (0, -order.shape[1] % self.rows)), mode="edge").reshape(-1, self.rows)
+        first, end = self.range(blocks, np)
+        trips = np.broadcast_to(np.maximum(end - first, 0), len(blocks))
+        return f"trips_{trips.sum()}_in_{len(blocks)}"
+
+    def allowed(self, block, index, query_ids, key_ids):
+        """bool [B, 1, rows, columns]."""
+        key = block * self.columns + lax.iota(jnp.int32, self.columns)
+        ahead = index[:, None] - key[None, :]
+        allowed = jnp.broadcast_to(key < self.keys, ahead.shape)
+        if self.causal:
+            allowed &= ahead >= 0
+        if self.window is not None:
+            allowed &= (ahead if self.causal else abs(ahead)) < self.window
+        return (allowed & (query_ids[:, :, None] == key_ids[:, None, :]))[:, None]
+
+
+# q is [B, K, G, T, D] for K key-value heads with G query heads each, k and v are [B, K, S, D], all in whole blocks. In
+# the products the G heads of a group are further rows of one matrix.
+
+
+def _product(x, y, contract_x, contract_y):
+    """Batched over the first two axes, accumulated in float32."""
+    dimensions = (((contract_x,), (contract_y,)), ((0, 1), (0, 1)))
+    return lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
+
+
+def _logits(q, k, allowed):
+    """Masked logits, float32 [B, K, G * rows, columns], of a block of queries [B, K, G * rows, D] and one of keys."""
+    groups = q.shape[2] // allowed.shape[2]
+    return jnp.where(jnp.tile(allowed, (1, 1, groups, 1)), _product(q, k, 3, 3), MASKED)
+
+
+def _cut(x, block, size, axis):
+    return lax.dynamic_slice_in_dim(x, block * size, size, axis)
+
+
+def _query_blocks(x, rows):
+    """[B, K, G, T, D] to [T / rows, B, K, G * rows, D]."""
+    b, kv_heads, groups, t, d = x.shape
+    x = x.reshape(b, kv_heads, groups, t // rows, rows, d).transpose(3, 0, 1, 2, 4, 5)
+    return x.reshape(t // rows, b, kv_heads, groups * rows, d)
+
+
+def _from_blocks(x, rows):
+    blocks, b, kv_heads, _, d = x.shape
+    x = x.reshape(blocks, b, kv_heads, -1, rows, d).transpose(1, 2, 3, 0, 4, 5)
+    return x.reshape(b, kv_heads, x.shape[2], blocks * rows, d)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attend(q, k, v, index, query_ids, key_ids, mask):
+    return _forward(q, k, v, index, query_ids, key_ids, mask)[0]
+
+
+def _placed(index, query_ids, rows):
+    """Index [blocks, rows] and segment ids [blocks, B, rows] of the blocks of queries."""
+    return index.reshape(-1, rows), query_ids.reshape(query_ids.shape[0], -1, rows).swapaxes(0, 1)
+
+
+def _forward(q, k, v, index, query_ids, key_ids, mask):
+    def of_queries(block):
+        query, place, own_ids = block
+
+        def add(j, carry):
+            top, total, out = carry
+            allowed = mask.allowed(j, place, own_ids, _cut(key_ids, j, mask.columns, 1))
+            logits = _logits(query, _cut(k, j, mask.columns, 2), allowed)
+            new_top = jnp.maximum(top, jnp.max(logits, axis=-1, keepdims=True))
+            weights, old = jnp.exp(logits - new_top), jnp.exp(top - new_top)
+            new = _product(weights.astype(v.dtype), _cut(v, j, mask.columns, 2), 3, 2)
+            return new_top, total * old + jnp.sum(weights, axis=-1, keepdims=True), out * old + new
+
+        column = (*query.shape[:3], 1)
+        empty = (jnp.full(column, MASKED), jnp.zeros(column), jnp.zeros(query.shape, jnp.float32))
+        top, total, out = mask.loop(place, add, empty)
+        return (out / total).astype(q.dtype), top + jnp.log(total)
+
+    out, log_sums = lax.map(of_queries, (_query_blocks(q, mask.rows), *_placed(index, query_ids, mask.rows)))
+    out = _from_blocks(out, mask.rows)
+    return out, (q, k, v, index, query_ids, key_ids, out, log_sums)
+
+
+def _backward(mask, saved, g):
+    """Probabilities are computed again from the saved log-sums."""
+    q, k, v, index, query_ids, key_ids, out, log_sums = saved
+    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+
+    def of_queries(gradients, block):
+        query, g_block, delta, log_sum, place, own_ids = block
+
+        def add(j, carry):
+            d_query, d_k, d_v = carry
+            keys, values = _cut(k, j, mask.columns, 2), _cut(v, j, mask.columns, 2)
+            allowed = mask.allowed(j, place, own_ids, _cut(key_ids, j, mask.columns, 1))
+            p = jnp.exp(_logits(query, keys, allowed) - log_sum)
+            d_logits = (p * (_product(g_block, values, 3, 3) - delta)).astype(q.dtype)
+            new_k, new_v = _product(d_logits, query, 2, 2), _product(p.astype(q.dtype), g_block, 2, 2)
+            put = lambda total, new: lax.dynamic_update_slice_in_dim(
+                total, _cut(total, j, mask.columns, 2) + new, j * mask.columns, 2
+            )
+            return d_query + _product(d_logits, keys, 3, 2), put(d_k, new_k), put(d_v, new_v)
+
+        start = (jnp.zeros(query.shape, jnp.float32), *gradients)
+        d_query, *gradients = mask.loop(place, add, start)
+        return tuple(gradients), d_query.astype(q.dtype)
+
+    blocks = [_query_blocks(x, mask.rows) for x in (q, g, delta)]
+    zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
+    (d_k, d_v), d_q = lax.scan(of_queries, zeros, (*blocks, log_sums, *_placed(index, query_ids, mask.rows)))
+    return _from_blocks(d_q, mask.rows), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+
+
+_attend.defvjp(_forward, _backward)
