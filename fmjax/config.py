@@ -25,7 +25,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from fmjax.config_fields import entry_class, field_types, nested_registry, unread_fields
-from fmjax.config_values import FlagText, coerce, type_name
+from fmjax.config_values import FlagText, coerce, json_copy, type_name
 from fmjax.data import DATASETS
 from fmjax.errors import CheckpointError, ConfigError
 from fmjax.models import MODELS
@@ -243,24 +243,3 @@ def load_workdir_config(workdir: str | pathlib.Path) -> dict:
         return json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{str(path)!r} is not valid JSON ({error})") from None
-
-
-def differing_keys(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, as (key, old, new); a key absent on one side has the value None there."""
-    rows = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            rows += differing_keys(a, b, f"{prefix}{key}.")
-        elif json_copy(a) != json_copy(b):
-            rows.append((prefix + key, a, b))
-    return rows
-
-
-def json_copy(value):
-    """A deep copy of nested dicts, tuples becoming lists."""
-    if isinstance(value, Mapping):
-        return {k: json_copy(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_copy(v) for v in value]
-    return value

@@ -1,4 +1,4 @@
-"""Values of a config against the types of their keys: what is accepted for what, from files and the command line."""
+"""Values of a config: against the types of their keys, from files and the command line; compared; as plain JSON."""
 
 import ast
 import types
@@ -96,4 +96,25 @@ def _literal(text: str, annotation):
         value = str(text)
     if container in (tuple, list, Sequence) and not isinstance(value, list | tuple):
         return tuple(FlagText(part) for part in str(text).split(",")) if str(text) else ()
+    return value
+
+
+def differing_keys(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, as (key, old, new); a key absent on one side has the value None there."""
+    rows = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            rows += differing_keys(a, b, f"{prefix}{key}.")
+        elif json_copy(a) != json_copy(b):
+            rows.append((prefix + key, a, b))
+    return rows
+
+
+def json_copy(value):
+    """A deep copy of nested dicts, tuples becoming lists."""
+    if isinstance(value, Mapping):
+        return {k: json_copy(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_copy(v) for v in value]
     return value

@@ -1,4 +1,4 @@
-"""Errors whose message says it all: commands print it alone, without a traceback."""
+"""Errors whose message says it all: commands print it alone, without a traceback; and messages of others, shortened."""
 
 
 class InputError(ValueError):
@@ -26,3 +26,10 @@ class CheckpointError(InputError):
 
 class RunError(RuntimeError):
     """What was asked for could not go on, for a reason outside it or in its numbers. Commands exit with code 1."""
+
+
+def first_line(error: BaseException, length: int = 300) -> str:
+    """The first line of an error's message, its middle left out where it is long; its type where it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    half = length // 2
+    return lines[0] if len(lines[0]) <= length else f"{lines[0][:half]} ... {lines[0][-half:]}"

@@ -10,6 +10,9 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+from fmjax.assemble import build_module
+from fmjax.checkpoint_files import load_params
+from fmjax.config import load_workdir_config
 from fmjax.errors import InputError
 from fmjax.inference.model import Model
 from fmjax.interop import loading
@@ -62,10 +65,6 @@ def _load_published(folder: pathlib.Path, dtype: str, step: int | None, placemen
 
 
 def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool) -> Model:
-    from fmjax.config import load_workdir_config
-    from fmjax.training.checkpoint import load_params
-    from fmjax.training.setup import build_module
-
     config = load_workdir_config(folder)
     if not isinstance(config.get("model"), dict):
         raise InputError(f"{str(folder / 'config.json')!r} has no section 'model'; is it the config of a run?")

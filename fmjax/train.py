@@ -43,11 +43,12 @@ def main(argv: list[str]) -> None:
 
     from fmjax import config as configs
     from fmjax.caches import cache_dir, use_compilation_cache
+    from fmjax.config_values import json_copy
 
     config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
     use_compilation_cache()
 
-    with launch.together(flags, {"config": configs.json_copy(config.to_dict())}, saves_on_signal=True):
+    with launch.together(flags, {"config": json_copy(config.to_dict())}, saves_on_signal=True):
         from fmjax.training.loop import train
 
         try:

@@ -8,6 +8,7 @@ import textwrap
 import pytest
 
 from fmjax import config as configs
+from fmjax.config_values import differing_keys
 from fmjax.errors import ConfigError
 
 BASE = {
@@ -35,7 +36,7 @@ def test_defaults_are_written_out_and_survive_json(tmp_path):
     assert config.optimizer.b2 == 0.95 and config.mesh.data == -1 and config.optimizer.schedule.final_fraction == 0.1
     configs.save_config(config, tmp_path / "config.json")
     again = configs.resolve(configs.load_workdir_config(tmp_path))
-    assert configs.differing_keys(config.to_dict(), again.to_dict()) == []
+    assert differing_keys(config.to_dict(), again.to_dict()) == []
     with pytest.raises(AttributeError):
         config.train.steps = 5
 
@@ -108,7 +109,7 @@ def test_sections_of_a_mixture_are_typed_from_the_command_line_and_completed():
     }  # fmt: skip
     assert mixture["more"]["source"] == "12"
     again = configs.resolve(json.loads(json.dumps(config)))
-    assert configs.differing_keys(config, again.to_dict()) == []
+    assert differing_keys(config, again.to_dict()) == []
     literal = configs.resolve(configs.apply_overrides(MIXED, {"data.mixture": repr(MIXTURE)}))
     assert literal.data.mixture.web.weight == 2.0
     single = configs.resolve(configs.apply_overrides(MIXED, {"data.mixture": "none"}))

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from fmjax import config as configs
-from fmjax.training.setup import build_module, make_program
+from fmjax.assemble import build_module
+from fmjax.training.program import make_program
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 

@@ -45,8 +45,9 @@ def run_steps(settings: tuple[str, ...]) -> None:
     import jax
     import numpy as np
 
+    from fmjax.assemble import build_module
     from fmjax.config import resolve
-    from fmjax.training.setup import build_module, make_program
+    from fmjax.training.program import make_program
 
     config = resolve(CONFIG)
     row = jax.ShapeDtypeStruct((256,), np.int32)

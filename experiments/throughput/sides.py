@@ -47,8 +47,9 @@ class Fmjax:
         import jax
 
         import fmjax
+        from fmjax.assemble import build_module
         from fmjax.config import resolve
-        from fmjax.training.setup import build_module, make_program
+        from fmjax.training.program import make_program
 
         config = resolve(train_config(shape, folder))
         row = jax.ShapeDtypeStruct((shape.length,), np.int32)

@@ -80,10 +80,10 @@ def in_process(what: str, *arguments) -> dict:
 
 def pipeline(name: str, folder: str, workdir: str, seconds: float = 5.0) -> float:
     """Tokens per second of one core that reads, packs and batches, from prepared data."""
+    from fmjax.assemble import open_data
     from fmjax.caches import cache_dir
     from fmjax.config import resolve
     from fmjax.data.loader import Loader
-    from fmjax.training.setup import open_data
 
     shape = SHAPES[name]
     data = open_data(resolve(train_config(shape, folder)), cache_dir(), None)

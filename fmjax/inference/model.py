@@ -368,8 +368,8 @@ class Model:
 
             save_published(self, directory, **options)
             return
+        from fmjax.checkpoint_files import save_params
         from fmjax.interop.exporter import whole_folder
-        from fmjax.training.checkpoint import save_params
 
         with whole_folder(directory) as folder:
             save_params(folder, self.params, self.step or 0)

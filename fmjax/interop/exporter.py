@@ -13,8 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fmjax.errors import InputError
-from fmjax.interop.family import publish
-from fmjax.interop.loading import TOKEN_IDS
+from fmjax.interop.family import TOKEN_IDS, publish
 from fmjax.interop.safetensors_files import Outgoing, write_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors
 

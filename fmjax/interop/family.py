@@ -13,6 +13,9 @@ from fmjax.layers.transformer import TransformerConfig
 from fmjax.models import MODELS
 from fmjax.registry import nearest
 
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+"""Keys of the special tokens in a published config.json."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:

@@ -12,24 +12,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from fmjax.assemble import param_spec
+from fmjax.checkpoint_files import load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
 from fmjax.data.tokenizers.published_settings import is_id
 from fmjax.errors import ConfigError, InputError, TokenizerError
 from fmjax.inference.model import Model
 from fmjax.interop import hub
-from fmjax.interop.family import different_fields
+from fmjax.interop.family import TOKEN_IDS, different_fields
 from fmjax.interop.importer import PublishedFolder
 from fmjax.interop.weights import flatten
 from fmjax.models import MODELS
 from fmjax.parallel.placement import Placement
 from fmjax.small_files import read_json
-from fmjax.training.state import param_spec
 
 log = logging.getLogger("fmjax")
-
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-
 
 EXPECTED = (
     "expected the workdir of a run or a folder written by Model.save, with config.json and checkpoints/; a Hugging "
@@ -86,8 +84,6 @@ def initial_params(path: str, module, shapes, shardings):
     Raises ConfigError, listing the fields, where the model is another function than `module`; CheckpointError for
     damaged weights.
     """
-    from fmjax.training.checkpoint import load_params
-
     folder, step = checkpoint_step(find_folder(path))
     published = PublishedFolder(folder) if is_published(folder) else None
     section = load_workdir_config(folder).get("model") if published is None else published.section

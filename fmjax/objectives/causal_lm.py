@@ -107,17 +107,13 @@ class CausalLM:
                 return f"{prompt[:40]!r} has {length} tokens, which fill model.max_length = {context}"
         return None
 
-    def sample(self, module, params, data, key) -> list[str]:
+    def sample(self, model, key) -> list[str]:
         """A text for each of `sample_prompts`, prompt included.
 
         Args:
-          module, params: a decoder and its parameters.
-          data: the run's `OpenData`, for its tokenizer.
+          model: a `fmjax.inference.model.Model`.
           key: random key that the continuations depend on.
         """
-        from fmjax.load import Model
-
-        model = Model(module, params, {}, data.tokenizer)
         seed = int(jax.random.bits(key) >> 1)
         texts = model.generate(
             self.sample_prompts, max_new_tokens=self.sample_tokens, temperature=self.sample_temperature, seed=seed

@@ -11,7 +11,6 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from fmjax.errors import ConfigError
-from fmjax.parallel.hosts import connect
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -98,7 +97,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
-    """The mesh of `config` over `devices`, None is all; their processes are connected (`fmjax.parallel.hosts.connect`).
+    """The mesh of `config` over `devices`; None is all.
 
     Raises ConfigError when the sizes do not multiply to them.
     """
@@ -108,9 +107,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     types = (AxisType.Auto,) * len(names)
     if devices and devices[0].platform == "cpu":
         grid = np.asarray(devices).reshape(shape)  # simulated devices have no topology to lay the mesh on
-        mesh = Mesh(grid, names, axis_types=types)
-        connect(mesh)
-        return mesh
+        return Mesh(grid, names, axis_types=types)
     return Mesh(_laid_out(sizes, devices), names, axis_types=types)
 
 

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from fmjax.errors import ConfigError
+from fmjax.parallel.hosts import connect
 from fmjax.parallel.mesh import AXES, MeshConfig, make_mesh
 from fmjax.parallel.sharding import param_shardings
 from fmjax.registry import nearest
@@ -38,7 +39,9 @@ class Placement:
         given = [sizes.get(axis) for axis in AXES] + list(sizes.get("extra", {}).values())
         fills = {"data": 1} if -1 in given else {}
         config = MeshConfig(**fills | dict(sizes))
-        return cls(make_mesh(config), config)
+        mesh = make_mesh(config)
+        connect(mesh)
+        return cls(mesh, config)
 
     def shardings(self, shapes, axes):
         """Of every parameter; arguments and errors as in `param_shardings`."""

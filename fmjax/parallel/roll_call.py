@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from fmjax.config_values import differing_keys
 from fmjax.errors import InputError, RunError
 from fmjax.parallel.clusters import Cluster
 from fmjax.parallel.peer import Peer
@@ -92,8 +93,6 @@ class _RollCall:
         elif process in self.peers or not 0 < process < self.count:
             problem = f"has a number that is taken, by host {self.hosts[process]}"
         elif self.hello["same"] != said["same"]:
-            from fmjax.config import differing_keys  # which needs the mesh, which needs this module
-
             name, ours, theirs = differing_keys(self.hello["same"], said["same"])[0]
             problem = f"has {name} = {theirs!r}, process 0 {ours!r}"
         if problem:

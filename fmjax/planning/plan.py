@@ -12,10 +12,12 @@ from typing import Any
 
 import jax
 
+from fmjax.assemble import build_module, open_data
 from fmjax.errors import InputError
 from fmjax.planning import counts, hlo, topology
+from fmjax.training.checks import check_fit
 from fmjax.training.hardware import chip
-from fmjax.training.setup import Program, build_module, check_fit, make_program, open_data
+from fmjax.training.program import Program, make_program
 
 
 @dataclasses.dataclass(frozen=True)

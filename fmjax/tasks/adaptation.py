@@ -250,7 +250,7 @@ def train(
     """
     from fmjax.data.shuffle import ShuffledIndices
     from fmjax.parallel.mesh import MeshConfig
-    from fmjax.training.setup import make_program
+    from fmjax.training.program import make_program
 
     placement = None if model is None else model.placement
     count = len(arrays["labels"])

@@ -179,8 +179,8 @@ def _open_data(model):
     """The data of the run that made `model`, from its config."""
     if "data" not in model.config:
         raise InputError(f"the model from {model.source} does not say what data it was trained on")
+    from fmjax.assemble import open_data
     from fmjax.caches import cache_dir
-    from fmjax.training.setup import open_data
 
     data = open_data(model.config, cache_dir())
     for key, before in model.identity.items():

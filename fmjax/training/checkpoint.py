@@ -7,23 +7,20 @@ every file, so that a truncated or missing file is noticed even where the format
 
 import contextlib
 import errno
-import json
 import logging
 import pathlib
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 
-from fmjax.errors import CheckpointError, RunError
+from fmjax.checkpoint_files import last_good, verify, write_manifest
+from fmjax.errors import CheckpointError, RunError, first_line
 from fmjax.parallel import watch
-from fmjax.training.disk import disk_full, first_line
+from fmjax.training.disk import disk_full
 from fmjax.training.state import TrainState
 
 log = logging.getLogger("fmjax")
-
-MANIFEST = "files.json"
 
 
 class SaveError(RunError):
@@ -88,7 +85,7 @@ class Checkpointer:
             self.manager.wait_until_finished()
             self.manager.check_for_errors()
             if self._started is not None and jax.process_index() == 0:
-                _write_manifest(self.folder / str(self._started))
+                write_manifest(self.folder / str(self._started))
         self._started = None
 
     @contextlib.contextmanager
@@ -167,12 +164,6 @@ class Checkpointer:
         self.manager.reload()
 
 
-def last_good(workdir: pathlib.Path) -> str:
-    """For messages: which checkpoint of a run can be resumed from."""
-    steps = complete_steps(workdir / "checkpoints")
-    return f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved yet"
-
-
 def _is_damage(error: Exception) -> bool:
     """Whether a failure to read a checkpoint lies with its files, so that trying again would not help."""
     if isinstance(error, CheckpointError):
@@ -187,103 +178,3 @@ def _is_damage(error: Exception) -> bool:
 
 def _train_item(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
-
-
-def _files(folder: pathlib.Path) -> dict[str, int]:
-    return {
-        str(f.relative_to(folder)): f.stat().st_size
-        for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name not in (MANIFEST, MANIFEST + ".tmp")
-    }
-
-
-def _write_manifest(folder: pathlib.Path) -> None:
-    temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(_files(folder), indent=0))
-    temporary.replace(folder / MANIFEST)
-
-
-def verify(folder: pathlib.Path) -> None:
-    """Raises CheckpointError naming the first file of a checkpoint that is missing or not as long as when written.
-
-    A checkpoint without `files.json` (the run was killed just after it was complete) passes; reading it still checks
-    what the format itself checks.
-    """
-    try:
-        expected = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        return
-    except ValueError as error:
-        raise CheckpointError(f"{folder / MANIFEST} is torn ({error})") from None
-    present = _files(folder)
-    for name, size in expected.items():
-        if name not in present:
-            raise CheckpointError(f"{folder / name} is missing")
-        if present[name] != size:
-            raise CheckpointError(f"{folder / name} has {present[name]} bytes instead of {size}")
-
-
-def complete_steps(folder: pathlib.Path) -> list[int]:
-    """Steps, ascending, of the checkpoints in `folder` that were completed and are undamaged as far as sizes tell."""
-    steps = []
-    for child in folder.glob("*"):
-        if child.name.isdigit() and (child / "_CHECKPOINT_METADATA").is_file():
-            with contextlib.suppress(CheckpointError):
-                verify(child)
-                steps.append(int(child.name))
-    return sorted(steps)
-
-
-def load_params(
-    workdir: str | pathlib.Path, step: int | None = None, which: str = "auto", shardings=None
-) -> tuple[Any, int]:
-    """Parameters of a saved run and their step.
-
-    Args:
-      workdir: a run's folder, or one that `Model.save` wrote.
-      step: which checkpoint; None = the newest complete one.
-      which: "params", "ema" (the moving average), or "auto": the average where the run kept one.
-      shardings: of the parameters; None is whole on the first device.
-
-    Raises CheckpointError when there is no such checkpoint or it is damaged.
-    """
-    folder = pathlib.Path(workdir).absolute() / "checkpoints"
-    steps = complete_steps(folder)
-    if not steps:
-        raise CheckpointError(f"{str(workdir)!r} has no complete checkpoint under checkpoints/")
-    if step is not None and step not in steps:
-        raise CheckpointError(f"{str(workdir)!r} has no checkpoint of step {step}; there are: {steps}")
-    step = steps[-1] if step is None else step
-    has_ema = (folder / str(step) / "ema").is_dir()
-    if which == "ema" and not has_ema:
-        raise CheckpointError(f"the run in {str(workdir)!r} kept no moving average (train.ema_decay was 0)")
-    path = folder / str(step) / ("ema" if which == "ema" or (which == "auto" and has_ema) else "params")
-    return read_item(path, shardings), step
-
-
-def read_item(path: pathlib.Path, shardings=None) -> Any:
-    """The arrays of one item of a checkpoint (`checkpoints/STEP/params`, say), as `shardings` says or on one device.
-
-    Raises CheckpointError when it cannot be read.
-    """
-    device = SingleDeviceSharding(jax.local_devices()[0])
-    try:
-        with ocp.StandardCheckpointer() as reader:
-            found = dict(reader.metadata(path).item_metadata)
-            if shardings is None:
-                shardings = jax.tree.map(lambda _: device, found)
-            shapes = jax.tree.map(lambda m, s: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=s), found, shardings)
-            return reader.restore(path, shapes)
-    except Exception as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
-
-
-def save_params(directory: str | pathlib.Path, params, step: int = 0) -> None:
-    """Writes `params` alone as the only checkpoint of `directory`, so that `load_params` finds them."""
-    folder = pathlib.Path(directory).absolute() / "checkpoints"
-    if folder.exists():
-        raise CheckpointError(f"{str(folder)!r} exists already; save to a new directory")
-    with ocp.CheckpointManager(folder, item_names=("params",)) as manager:
-        manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
-        manager.wait_until_finished()
-    _write_manifest(folder / str(step))

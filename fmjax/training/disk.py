@@ -18,10 +18,3 @@ def disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def first_line(error: BaseException, length: int = 300) -> str:
-    """The first line of an error's message, its middle left out where it is long; its type where it has none."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    half = length // 2
-    return lines[0] if len(lines[0]) <= length else f"{lines[0][:half]} ... {lines[0][-half:]}"

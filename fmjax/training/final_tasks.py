@@ -31,7 +31,7 @@ def check(names, data, module) -> None:
     if not names:
         return
     from fmjax.errors import InputError
-    from fmjax.load import Model
+    from fmjax.inference.model import Model
     from fmjax.tasks.catalogue import get_task
     from fmjax.tasks.protocol import Rolling, TaskContext
     from fmjax.tasks.runner import check_capabilities, prepare

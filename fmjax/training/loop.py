@@ -11,21 +11,26 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fmjax.assemble import build_module, completed, open_data
+from fmjax.checkpoint_files import last_good
 from fmjax.config import save_config
 from fmjax.data.loader import Loader
-from fmjax.errors import InputError, RunError
+from fmjax.errors import InputError, RunError, first_line
+from fmjax.inference.model import Model
 from fmjax.parallel import watch
-from fmjax.parallel.hosts import check_shared
+from fmjax.parallel.hosts import check_shared, connect
 from fmjax.parallel.sharding import local_rows
 from fmjax.training import final_tasks, resume
-from fmjax.training.checkpoint import Checkpointer, SaveError, last_good
+from fmjax.training.checkpoint import Checkpointer, SaveError
+from fmjax.training.checks import check_fit, check_outputs
 from fmjax.training.clock import Clock
-from fmjax.training.disk import disk_full, first_line
+from fmjax.training.disk import disk_full
 from fmjax.training.evaluation import evaluate_loss, to_global
-from fmjax.training.metrics import MetricsWriter, SampleLog, plot_loss
+from fmjax.training.metrics import MetricsWriter, plot_loss
 from fmjax.training.profile import Profile
+from fmjax.training.program import make_program
+from fmjax.training.sampling import SampleLog
 from fmjax.training.settings import TrainConfig
-from fmjax.training.setup import build_module, check_fit, check_outputs, completed, make_program, open_data
 from fmjax.training.stopping import Stop, stop_signals
 
 log = logging.getLogger("fmjax")
@@ -93,6 +98,7 @@ class Run:
         resume.check_config(workdir, config)
         example = self.data.train[0]
         self.program = make_program(config, module, example)
+        connect(self.program.mesh)
         self.can_sample = check_outputs(self.settings, self.program.objective, module, self.data)
         self.checkpointer = Checkpointer(workdir, self.settings.keep_last, self.settings.keep_every)
         opened.callback(self.checkpointer.manager.close)
@@ -299,6 +305,17 @@ class Run:
         """The parameters that evaluation and samples use: the moving average where the run keeps one."""
         return self.state.params if self.state.ema is None else self.state.ema
 
+    def _model(self) -> Model:
+        """The model as it is now, for samples and tasks."""
+        return Model(
+            self.program.module,
+            self.eval_params,
+            self.config.to_dict(),
+            self.data.tokenizer,
+            self.step,
+            str(self.workdir),
+        )
+
     def _evaluate(self) -> None:
         if not self.data.evaluation or self.evaluated_step == self.step:
             return
@@ -321,7 +338,7 @@ class Run:
         key = jax.random.fold_in(self.program.key, self.step)
         watch.at(f"the samples of step {self.step}")
         with self.program.inference():
-            texts = self.program.objective.sample(self.program.module, self.eval_params, self.data, key)
+            texts = self.program.objective.sample(self._model(), key)
         self.sampled_step = self.step
         if self.main and texts:
             self.last_samples = texts
@@ -351,21 +368,11 @@ class Run:
         if not settings.final_tasks:
             return
         self._leave_if_stopped()
-        from fmjax.load import Model
-
-        model = Model(
-            self.program.module,
-            self.eval_params,
-            self.config.to_dict(),
-            self.data.tokenizer,
-            self.step,
-            str(self.workdir),
-        )
         watch.at(f"the tasks of step {self.step}", limited=False)
         with self.program.inference():
             results = final_tasks.run(
                 settings.final_tasks,
-                model,
+                self._model(),
                 self.data,
                 settings.final_tasks_limit,
                 self.progress,

@@ -3,7 +3,6 @@
 import json
 import math
 import pathlib
-import re
 
 from fmjax.training.tensorboard import TensorBoard
 
@@ -24,7 +23,7 @@ class MetricsWriter:
         self.path = workdir / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= start_step]
         self.found = {name: v for row in kept if row["step"] == start_step for name, v in row.items() if name != "step"}
-        _rewrite(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        rewrite(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = self.path.open("a", encoding="utf-8")
         self.tensorboard = TensorBoard(workdir / "tensorboard", start_step) if tensorboard else None
 
@@ -42,7 +41,7 @@ class MetricsWriter:
         kept = [row for row in rows if row["step"] != step or not values.keys() & row.keys()]
         if len(kept) < len(rows):
             self.file.close()
-            _rewrite(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            rewrite(self.path, "".join(json.dumps(row) + "\n" for row in kept))
             self.file = self.path.open("a", encoding="utf-8")
         self.write(step, values)
 
@@ -60,42 +59,7 @@ class MetricsWriter:
                 self.tensorboard.close()
 
 
-class SampleLog:
-    """Appends texts drawn from the model to `WORKDIR/samples.txt`, a block a step.
-
-    Args:
-      start_step: blocks of later steps, and one that a kill tore, are dropped, as in `MetricsWriter`.
-
-    Attributes:
-      found: whether the file already holds `start_step`.
-    """
-
-    def __init__(self, workdir: pathlib.Path, start_step: int = 0):
-        self.path = workdir / "samples.txt"
-        blocks = [(step, block) for step, block in read_samples(self.path) if step <= start_step]
-        self.found = any(step == start_step for step, _ in blocks)
-        if self.path.exists():
-            _rewrite(self.path, "".join(block for _, block in blocks))
-
-    def write(self, step: int, texts: list[str]) -> str:
-        """Appends the block of `step`, and returns it."""
-        block = f"===== step {step} =====\n" + "\n-----\n".join(texts) + "\n\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(block)
-        return block
-
-
-def read_samples(path: pathlib.Path) -> list[tuple[int, str]]:
-    """(step, block) of each complete block of a `samples.txt`; none when the file does not exist."""
-    if not path.is_file():
-        return []
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    parts = re.split(r"^(===== step (\d+) =====\n)", text, flags=re.MULTILINE)[1:]
-    blocks = [(int(step), header + body) for header, step, body in zip(parts[::3], parts[1::3], parts[2::3])]
-    return [(step, block) for step, block in blocks if block.endswith("\n\n")]
-
-
-def _rewrite(path: pathlib.Path, text: str) -> None:
+def rewrite(path: pathlib.Path, text: str) -> None:
     """Replaces a file's content, whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(text.encode())

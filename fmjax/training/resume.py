@@ -7,8 +7,9 @@ import pathlib
 from collections.abc import Mapping
 
 from fmjax import file_lock
-from fmjax.config import PLUGINS, SETTINGS, differing_keys, json_copy, load_workdir_config
+from fmjax.config import PLUGINS, SETTINGS, load_workdir_config
 from fmjax.config_fields import field_types, nested_registry
+from fmjax.config_values import differing_keys, json_copy
 from fmjax.errors import ConfigError, DataError
 from fmjax.registry import Registry
 

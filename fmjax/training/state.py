@@ -10,8 +10,9 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fmjax.assemble import init_params, param_spec
 from fmjax.parallel.mesh import MeshConfig
-from fmjax.parallel.sharding import like_params, logical_axes, param_shardings
+from fmjax.parallel.sharding import like_params, param_shardings
 
 
 @struct.dataclass
@@ -40,32 +41,6 @@ class StateSpec:
     shapes: TrainState  # of jax.ShapeDtypeStruct with sharding
     axes: Any  # logical axis names of the parameters
     shardings: TrainState
-
-
-def init_params(module: nn.Module, key: jax.Array, inputs: dict):
-    """Parameters of `module`, with their boxes of logical axis names.
-
-    Raises ValueError when `init` makes another collection than parameters (state that is not a gradient needs an
-    objective that carries it).
-    """
-    variables = module.init({"params": key, "dropout": key}, **inputs)
-    kept = {k: v for k, v in variables.items() if k not in ("reads", "cache")}
-    if set(kept) != {"params"}:
-        raise ValueError(
-            f"{type(module).__name__}.init made the collections {sorted(kept)}; only 'params' can be trained"
-        )
-    return kept["params"]
-
-
-def param_spec(module: nn.Module, inputs: dict):
-    """(shapes, logical axis names) of a module's parameters, known without computing anything.
-
-    Args:
-      inputs: keyword arguments of `module.init`, arrays or ShapeDtypeStructs.
-    """
-    # The key is made inside: nothing is computed, so the mesh in context may be of devices that are not there.
-    boxed = jax.eval_shape(lambda x: init_params(module, jax.random.key(0), x), inputs)
-    return nn.unbox(boxed), logical_axes(boxed)
 
 
 def make_spec(module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: MeshConfig, ema: bool) -> StateSpec:

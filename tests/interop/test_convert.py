@@ -61,7 +61,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     folder = folders.published(tmp_path / "in", "gpt2")
-    monkeypatch.setattr("fmjax.training.checkpoint.save_params", full)
+    monkeypatch.setattr("fmjax.checkpoint_files.save_params", full)
     with pytest.raises(OSError, match="No space"):
         run(f"--input={folder}", f"--output={tmp_path / 'out'}", "--to=fmjax")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -7,12 +7,12 @@ import pytest
 
 import fmjax
 from fmjax import config as configs
+from fmjax.checkpoint_files import load_params
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.interop.loading import initial_params, model_section, placed
 from fmjax.load import Model
 from fmjax.parallel.placement import Placement
-from fmjax.training.checkpoint import load_params
 from fmjax.training.loop import train
 
 

@@ -18,13 +18,14 @@ import scipy.optimize
 
 from fmjax import config as configs
 from fmjax import plan as command
+from fmjax.assemble import build_module, open_data
 from fmjax.commands import cli
 from fmjax.data import DATASETS
 from fmjax.errors import ConfigError
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.planning import counts, plan, report, search, topology
 from fmjax.training.hardware import Chip
-from fmjax.training.setup import build_module, make_program, open_data
+from fmjax.training.program import make_program
 
 KEYS = """topology num_devices device_kind hbm_bytes_per_device argument_bytes temp_bytes peak_bytes_per_device fits
 model_flops_per_step hardware_flops_per_step tokens_per_step mfu_bound limited_by compile_seconds""".split()

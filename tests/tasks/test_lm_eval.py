@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fmjax.commands import cli
+from fmjax.commands import lm_eval as command
 from fmjax.errors import InputError
 from fmjax.tasks import lm_eval as adapter
 from fmjax.tasks.catalogue import get_task
@@ -197,7 +198,7 @@ def test_the_command(folder, tmp_path, capsys):
     config = {"model": {"name": "gpt", **fields}, "data": {"tokenizer": "bytes"}}
     dataclasses.replace(MODEL, config=config).save(tmp_path / "model")
     argv = [f"--model={tmp_path / 'model'}", f"--include_path={folder / 'tasks'}", f"--output={tmp_path / 'out.json'}"]
-    assert cli.run(adapter.main, [*argv, "--tasks=copa,piqa", "--num_fewshot=1", "--limit=4"]) == 0
+    assert cli.run(command.main, [*argv, "--tasks=copa,piqa", "--num_fewshot=1", "--limit=4"]) == 0
     report = json.loads((tmp_path / "out.json").read_text())
     want = native(folder, ["copa"], 1)["copa"].samples[:4]
     assert report["results"]["copa"]["acc,none"] == np.mean([sample["statistics"]["acc"] for sample in want])
@@ -207,7 +208,7 @@ def test_the_command(folder, tmp_path, capsys):
         (["--model=nowhere", "--tasks=a"], "--output"),
         (["--model=nowhere", "--tasks=a", "--output=b"], "nowhere"),
     ]:
-        assert cli.run(adapter.main, wrong) == 2
+        assert cli.run(command.main, wrong) == 2
         assert message in capsys.readouterr().err
 
 
@@ -220,7 +221,7 @@ def test_documents_that_cannot_be_fetched_are_said_in_one_message(folder, tmp_pa
     monkeypatch.setattr(lm_eval, "simple_evaluate", unreachable)
     monkeypatch.setattr(adapter, "HarnessModel", lambda *arguments, **options: None)
     argv = ["--model=m", "--tasks=piqa", f"--include_path={folder / 'tasks'}", f"--output={tmp_path / 'out.json'}"]
-    assert cli.run(adapter.main, argv) == 2
+    assert cli.run(command.main, argv) == 2
     message = capsys.readouterr().err
     assert "'baber/piqa' on the Hub; it needs the network" in message and message.count("\n") == 1
 
@@ -229,5 +230,5 @@ def test_without_the_harness_the_message_says_what_to_install(monkeypatch, capsy
     monkeypatch.setattr(adapter, "LM", object)
     with pytest.raises(InputError, match=r"pip install -e '.\[lm-eval\]'"):
         HarnessModel(MODEL)
-    assert cli.run(adapter.main, ["--model=x", "--tasks=a", "--output=b"]) == 2
+    assert cli.run(command.main, ["--model=x", "--tasks=a", "--output=b"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fmjax import config as configs
+from fmjax.assemble import build_module
 from fmjax.training.evaluation import to_global
-from fmjax.training.setup import build_module, make_program
+from fmjax.training.program import make_program
 
 MODELS = {
     "llama": {"name": "llama", "num_heads": 8, "num_kv_heads": 4},

@@ -11,7 +11,8 @@ import pytest
 
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.training import clock as clocks
-from fmjax.training.metrics import MetricsWriter, SampleLog, _smooth, plot_loss, read_metrics, read_samples
+from fmjax.training.metrics import MetricsWriter, _smooth, plot_loss, read_metrics
+from fmjax.training.sampling import SampleLog, read_samples
 
 
 def test_a_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path):

@@ -15,15 +15,16 @@ import pytest
 
 import fmjax
 from fmjax import config as configs
+from fmjax.checkpoint_files import complete_steps
 from fmjax.errors import InputError
 from fmjax.objectives.causal_lm import CausalLM
 from fmjax.parallel import watch
 from fmjax.tasks.runner import run_tasks
 from fmjax.training import final_tasks, loop
-from fmjax.training.checkpoint import complete_steps
-from fmjax.training.metrics import read_metrics, read_samples
+from fmjax.training.checks import check_outputs
+from fmjax.training.metrics import read_metrics
+from fmjax.training.sampling import read_samples
 from fmjax.training.settings import TrainConfig
-from fmjax.training.setup import check_outputs
 from fmjax.training.stopping import stop_signals
 
 TEXT = "the cat sees the dog and the dog sees a bird " * 20

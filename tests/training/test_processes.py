@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import evaluations, last_logged, losses
 
-from fmjax.training.checkpoint import complete_steps, read_item
+from fmjax.checkpoint_files import complete_steps, read_item
 from tests import processes
 
 STEPS = 12

@@ -14,6 +14,8 @@ import pytest
 
 from fmjax import config as configs
 from fmjax import file_lock
+from fmjax.checkpoint_files import complete_steps
+from fmjax.config_values import json_copy
 from fmjax.errors import CheckpointError, ConfigError
 from fmjax.training import checkpoint, resume
 from fmjax.training.disk import disk_full
@@ -101,7 +103,7 @@ def test_a_save_that_fails_deletes_no_older_checkpoint(tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         with contextlib.suppress(Exception):
             saver.manager.close()
-    assert checkpoint.complete_steps(folder) == [1]
+    assert complete_steps(folder) == [1]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_a_run_saved_before_a_field_existed_resumes_with_its_default(tmp_path):
     for section, key in (("optimizer", "eps"), ("model", "rope_theta"), ("train", "ema_decay")):
         del saved[section][key]
     del saved["optimizer"]["schedule"]["final_fraction"]
-    (tmp_path / "config.json").write_text(json.dumps(configs.json_copy(saved)))
+    (tmp_path / "config.json").write_text(json.dumps(json_copy(saved)))
     resume.check_config(tmp_path, changed())
     for key, value in {"optimizer__eps": "1e-3", "optimizer__schedule__final_fraction": "0.5"}.items():
         with pytest.raises(ConfigError, match=key.replace("__", r"\.")):

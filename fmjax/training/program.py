@@ -1,7 +1,6 @@
-"""From a resolved config to everything a run is made of: data, module, objective, optimizer, mesh, steps."""
+"""The pure parts of a run on a mesh: objective, optimizer, state and steps, made from a config, a module and an example."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,17 +8,13 @@ import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
-from ml_collections import FrozenConfigDict
 
 from fmjax.config import build
-from fmjax.data import DATASETS
-from fmjax.errors import ConfigError
-from fmjax.models import MODELS
 from fmjax.objectives import OBJECTIVES
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.placement import inference_context
 from fmjax.parallel.sharding import batch_sharding, check_batch
-from fmjax.training import OPTIMIZERS, final_tasks
+from fmjax.training import OPTIMIZERS
 from fmjax.training.settings import TrainConfig
 from fmjax.training.state import StateSpec, TrainState, init_state, make_spec
 from fmjax.training.step import make_eval_step, make_train_step
@@ -66,36 +61,12 @@ class Program:
             return self.train_step.lower(self.spec.shapes, self.batch_spec, key).compile()
 
 
-def open_data(config, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False):
-    """The run's data, opened: tokenised, packed and ready for random access."""
-    return build(config["data"], DATASETS).open(
-        seed=config["seed"], cache_dir=cache_dir, workdir=workdir, progress=progress
-    )
-
-
-def build_module(config, model_fields: dict[str, Any]) -> nn.Module:
-    """The module of `config`; fields it leaves at None are filled from what the data knows (`vocab_size`, say).
-
-    Raises ConfigError when a field is still None that the data could not tell.
-    """
-    module = build(config["model"], MODELS)
-    unset = {k: v for k, v in model_fields.items() if getattr(module, k, v) is None}
-    return module.clone(**unset) if unset else module
-
-
-def completed(config: FrozenConfigDict, module: nn.Module) -> FrozenConfigDict:
-    """`config` with the model's fields that the data filled in."""
-    plain = config.to_dict()
-    plain["model"] = {k: getattr(module, k, None) if v is None else v for k, v in plain["model"].items()}
-    return FrozenConfigDict(plain)
-
-
 def make_program(config, module: nn.Module, example: dict[str, Any], devices=None) -> Program:
     """Assembles the steps for `devices` (default: all).
 
     Args:
       config: a resolved config.
-      module: from `build_module`.
+      module: from `fmjax.assemble.build_module`.
       example: one row of data, arrays or `jax.ShapeDtypeStruct`s without a batch axis.
 
     Raises ConfigError where batch or parameters do not divide over the mesh.
@@ -142,30 +113,3 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
         rules=rules,
         key=jax.random.key(config["seed"]),
     )
-
-
-def check_fit(config, data, module) -> None:
-    """Raises ConfigError when the data and the module do not fit each other."""
-    missing = [k for k in data.model_fields if getattr(module, k, 0) is None]
-    if missing:
-        raise ConfigError(f"model.{missing[0]} is not set and the data does not tell it")
-    data.check(module)
-
-
-def check_outputs(settings: TrainConfig, objective, module, data) -> bool:
-    """Whether the run will sample. Raises InputError for what was asked for on the way or at the end and cannot be had."""
-    if settings.eval_every and not data.evaluation:
-        raise ConfigError(
-            f"train.eval_every = {settings.eval_every}, but these data have nothing to evaluate on; set it to 0, or "
-            "set data.eval_source or a larger data.heldout_fraction where the data are text"
-        )
-    if hasattr(objective, "check"):
-        objective.check(module, data)
-    can_sample = hasattr(objective, "sample") and getattr(objective, "can_sample", lambda *_: True)(module, data)
-    if settings.sample_every and not can_sample:
-        raise ConfigError(
-            f"train.sample_every = {settings.sample_every}, but objective {type(objective).__name__} cannot sample "
-            "with this model and these data; set it to 0"
-        )
-    final_tasks.check(settings.final_tasks, data, module)
-    return can_sample

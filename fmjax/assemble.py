@@ -1,0 +1,63 @@
+"""From a resolved config to its data and its module: what training, planning, loading and evaluation all need."""
+
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+from ml_collections import FrozenConfigDict
+
+from fmjax.config import build
+from fmjax.data import DATASETS
+from fmjax.models import MODELS
+from fmjax.parallel.sharding import logical_axes
+
+
+def open_data(config, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False):
+    """The run's data, opened: tokenised, packed and ready for random access."""
+    return build(config["data"], DATASETS).open(
+        seed=config["seed"], cache_dir=cache_dir, workdir=workdir, progress=progress
+    )
+
+
+def build_module(config, model_fields: dict[str, Any]) -> nn.Module:
+    """The module of `config`; fields it leaves at None are filled from what the data knows (`vocab_size`, say).
+
+    Raises ConfigError when a field is still None that the data could not tell.
+    """
+    module = build(config["model"], MODELS)
+    unset = {k: v for k, v in model_fields.items() if getattr(module, k, v) is None}
+    return module.clone(**unset) if unset else module
+
+
+def completed(config: FrozenConfigDict, module: nn.Module) -> FrozenConfigDict:
+    """`config` with the model's fields that the data filled in."""
+    plain = config.to_dict()
+    plain["model"] = {k: getattr(module, k, None) if v is None else v for k, v in plain["model"].items()}
+    return FrozenConfigDict(plain)
+
+
+def init_params(module: nn.Module, key: jax.Array, inputs: dict):
+    """Parameters of `module`, with their boxes of logical axis names.
+
+    Raises ValueError when `init` makes another collection than parameters (state that is not a gradient needs an
+    objective that carries it).
+    """
+    variables = module.init({"params": key, "dropout": key}, **inputs)
+    kept = {k: v for k, v in variables.items() if k not in ("reads", "cache")}
+    if set(kept) != {"params"}:
+        raise ValueError(
+            f"{type(module).__name__}.init made the collections {sorted(kept)}; only 'params' can be trained"
+        )
+    return kept["params"]
+
+
+def param_spec(module: nn.Module, inputs: dict):
+    """(shapes, logical axis names) of a module's parameters, known without computing anything.
+
+    Args:
+      inputs: keyword arguments of `module.init`, arrays or ShapeDtypeStructs.
+    """
+    # The key is made inside: nothing is computed, so the mesh in context may be of devices that are not there.
+    boxed = jax.eval_shape(lambda x: init_params(module, jax.random.key(0), x), inputs)
+    return nn.unbox(boxed), logical_axes(boxed)

@@ -1,0 +1,32 @@
+"""What can be known of a run before it begins: whether data, module, objective and outputs fit each other."""
+
+from fmjax.errors import ConfigError
+from fmjax.training import final_tasks
+from fmjax.training.settings import TrainConfig
+
+
+def check_fit(config, data, module) -> None:
+    """Raises ConfigError when the data and the module do not fit each other."""
+    missing = [k for k in data.model_fields if getattr(module, k, 0) is None]
+    if missing:
+        raise ConfigError(f"model.{missing[0]} is not set and the data does not tell it")
+    data.check(module)
+
+
+def check_outputs(settings: TrainConfig, objective, module, data) -> bool:
+    """Whether the run will sample. Raises InputError for what was asked for on the way or at the end and cannot be had."""
+    if settings.eval_every and not data.evaluation:
+        raise ConfigError(
+            f"train.eval_every = {settings.eval_every}, but these data have nothing to evaluate on; set it to 0, or "
+            "set data.eval_source or a larger data.heldout_fraction where the data are text"
+        )
+    if hasattr(objective, "check"):
+        objective.check(module, data)
+    can_sample = hasattr(objective, "sample") and getattr(objective, "can_sample", lambda *_: True)(module, data)
+    if settings.sample_every and not can_sample:
+        raise ConfigError(
+            f"train.sample_every = {settings.sample_every}, but objective {type(objective).__name__} cannot sample "
+            "with this model and these data; set it to 0"
+        )
+    final_tasks.check(settings.final_tasks, data, module)
+    return can_sample
