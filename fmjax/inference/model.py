@@ -87,9 +87,9 @@ class Model:
         return contextlib.nullcontext() if self.placement is None else self.placement.inference()
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text as a prompt: with BOS in front where training had it, and BOS alone for an empty text.
+        """Tokens of a text as a prompt: with BOS in front where training had it; for an empty text the tokenizer's `prefix_id`.
 
-        Raises InputError without a tokenizer, and for an empty text where there is no BOS.
+        Raises InputError without a tokenizer, and for an empty text where there is neither BOS nor EOS.
         """
         return self.with_bos(self.tokens([text])[0], repr(text))
 
@@ -148,7 +148,8 @@ class Model:
         return self.generate([self.encode_chat(messages, **template or {})], **options)[0]
 
     def generate(self, prompts: Sequence[str | Sequence[int]], **options) -> list[str]:
-        """Continuations of texts, without the texts themselves; "" starts from BOS.
+        """Continuations of texts, without the texts themselves; "" starts from BOS, or EOS
+        where the tokenizer has none.
 
         Each ends at one of `eos_ids`, before a stop string, after `max_new_tokens`, or where the context is full.
         In float32 the same prompt and seed give the same text whatever else is in the list (`Options.seed`); copies of
@@ -252,7 +253,7 @@ class Model:
         fit keeps its end (the number of such is logged).
 
         Args:
-          pairs: (context, continuation); an empty context is BOS, and an empty continuation scores (0.0, True, 0).
+          pairs: (context, continuation); an empty context is the tokenizer's `prefix_id`, and an empty continuation scores (0.0, True, 0).
           progress: label of a progress bar; None shows none.
 
         Returns: (log-likelihood in nats, whether every token was the likeliest, number of tokens) for each.
@@ -268,7 +269,8 @@ class Model:
         return [found[index] for index in range(len(segments))]
 
     def loglikelihood_rolling(self, texts: Sequence[str], *, progress: str | None = None) -> list[tuple[float, int]]:
-        """(log-likelihood in nats, number of tokens) of whole texts of any length, from BOS.
+        """(log-likelihood in nats, number of tokens) of whole texts of any length, from the tokenizer's
+        `prefix_id`.
 
         In windows of the model's context, as `fmjax.inference.scoring.rolling_windows` says. EOS is not scored.
         progress: label of a progress bar; None shows none.
@@ -413,14 +415,19 @@ class Model:
             raise InputError(f"{what} has the token {token!r}, for which the model has no embedding")
 
     def with_bos(self, tokens: list[int], what: str, force: bool = False) -> list[int]:
-        """The tokens with BOS in front where texts begin with it, and always where there are none, or with `force`.
+        """The tokens with BOS in front where texts begin with it; where there are none, or with `force`, always with
+        the tokenizer's `prefix_id`.
 
-        Raises InputError naming `what` where BOS is needed and there is none.
+        Raises InputError naming `what` where that is needed and there is neither BOS nor EOS.
         """
-        bos = self.tokenizer.bos_id
-        if bos is None and (force or not tokens):
-            raise InputError(f"{what}: nothing to start from: the text before it is empty and the tokenizer has no BOS")
-        return [bos, *tokens] if bos is not None and (self.add_bos or force or not tokens) else tokens
+        if not force and tokens:
+            return [self.tokenizer.bos_id, *tokens] if self.add_bos and self.tokenizer.bos_id is not None else tokens
+        first = self.tokenizer.prefix_id
+        if first is None:
+            raise InputError(
+                f"{what}: nothing to start from: the text before it is empty and the tokenizer has neither BOS nor EOS"
+            )
+        return [first, *tokens]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "options"))

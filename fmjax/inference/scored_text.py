@@ -12,7 +12,7 @@ def continuation_segments(model, pairs: Sequence[tuple[str, str]]) -> tuple[list
     """For each (context, continuation), the segment that scores the continuation, and whether its context was cut.
 
     Spaces at the end of a context belong to the continuation, whose tokens are those that `context + continuation` has
-    beyond the context's. An empty context is BOS. A context that does not fit keeps its end.
+    beyond the context's. An empty context is the tokenizer's `prefix_id`. A context that does not fit keeps its end.
 
     Args:
       model: a `fmjax.load.Model` of a decoder.
@@ -46,7 +46,8 @@ def continuation_segments(model, pairs: Sequence[tuple[str, str]]) -> tuple[list
 
 
 def rolling_segments(model, texts: Sequence[str]) -> tuple[list[Segment], list[int]]:
-    """Segments that score every token of every text once, from BOS, and the text that each belongs to.
+    """Segments that score every token of every text once, from the tokenizer's `prefix_id`, and the text that each
+    belongs to.
 
     Windows of the model's context, as `fmjax.inference.scoring.rolling_windows` says. EOS is not scored.
     Raises InputError as `continuation_segments`.

@@ -22,7 +22,7 @@ class CausalLM:
     Attributes:
       z_loss: coefficient of the squared log-partition function, added to the training loss only; 0 for none.
       chunk_size: positions of each row whose logits exist at the same time; none: by the platform.
-      sample_prompts: continued for `samples.txt`; "" starts from BOS; none: no samples.
+      sample_prompts: continued for `samples.txt`; "" starts from BOS or EOS; none: no samples.
       sample_tokens, sample_temperature: length and temperature of those continuations.
     """
 
@@ -101,8 +101,8 @@ class CausalLM:
             return "the data have no tokenizer"
         for prompt in self.sample_prompts:
             length = len(tokenizer.encode(prompt)) + (tokenizer.bos_id is not None)
-            if not length:
-                return f"{prompt!r} has no tokens, and the tokenizer no BOS to start from"
+            if not length and tokenizer.prefix_id is None:
+                return f"{prompt!r} has no tokens, and the tokenizer neither BOS nor EOS to start from"
             if context is not None and length >= context:
                 return f"{prompt[:40]!r} has {length} tokens, which fill model.max_length = {context}"
         return None

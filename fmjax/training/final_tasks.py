@@ -26,7 +26,7 @@ def check(names, data, module) -> None:
     """Raises InputError, naming the task, for what would end a run at its very end.
 
     That is documents that cannot be read or are none, or a model that cannot answer: without tokenizer, without what
-    the task asks for, or without BOS where whole texts are scored.
+    the task asks for, or without BOS and EOS where whole texts are scored.
     """
     if not names:
         return
@@ -46,8 +46,10 @@ def check(names, data, module) -> None:
         except InputError as error:
             raise type(error)(f"train.final_tasks: {error}") from None
         asks = {type(request) for group in prepared.requests for request in group}
-        if Rolling in asks and data.tokenizer.bos_id is None:
-            raise ConfigError(f"train.final_tasks, task {name}: scores whole texts from BOS, which the tokenizer lacks")
+        if Rolling in asks and data.tokenizer.prefix_id is None:
+            raise ConfigError(
+                f"train.final_tasks, task {name}: scores whole texts from BOS or EOS, and the tokenizer has neither"
+            )
 
 
 def run(names, model, data, limit: int, progress: bool, folder: pathlib.Path):

@@ -229,15 +229,32 @@ class NoBos(ByteTokenizer):
     bos_id = None
 
 
-def test_nothing_to_start_from_is_an_error(bytes_model):
+class NoEnds(ByteTokenizer):
+    bos_id = eos_id = None
+
+
+def test_without_bos_texts_start_from_eos(bytes_model):
+    """As lm-evaluation-harness has it: an empty context is BOS, or else EOS; a text with tokens stands alone."""
     model = Model(bytes_model.module, bytes_model.params, {}, NoBos())
+    assert (model.encode(""), model.encode("x"), ByteTokenizer().prefix_id) == ([257], [120], 256)
+    logits = np.asarray(model.apply(np.array([[257, 120, 121]])), np.float64)[0]
+    nats = [logits[i, token] - np.log(np.exp(logits[i]).sum()) for i, token in enumerate((120, 121))]
+    (first,), ((rolled, count),) = model.score([("", "x")]), model.loglikelihood_rolling(["xy"])
+    assert first[0] == pytest.approx(nats[0], abs=1e-4) and first[2] == 1
+    assert rolled == pytest.approx(sum(nats), abs=1e-4) and count == 2
+    greedy = dict(max_new_tokens=3, temperature=0)
+    assert model.generate(["", "x"], **greedy) == [model.generate([ids], **greedy)[0] for ids in ([257], [120])]
+
+
+def test_nothing_to_start_from_is_an_error(bytes_model):
+    model = Model(bytes_model.module, bytes_model.params, {}, NoEnds())
     assert len(model.generate(["x"], max_new_tokens=2)) == 1
     for call, argument in [
         (model.generate, ["x", ""]),
         (model.score, [("", "x")]),
         (model.loglikelihood_rolling, ["x"]),
     ]:
-        with pytest.raises(InputError, match="no BOS"):
+        with pytest.raises(InputError, match="neither BOS nor EOS"):
             call(argument)
 
 

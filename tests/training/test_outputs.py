@@ -31,9 +31,9 @@ TEXT = "the cat sees the dog and the dog sees a bird " * 20
 
 
 class Words:
-    """A tokenizer without BOS."""
+    """A tokenizer without BOS and EOS."""
 
-    bos_id = None
+    bos_id = prefix_id = None
 
     def encode(self, text):
         return text.split()
@@ -54,7 +54,7 @@ ENDLESS = types.SimpleNamespace(init_cache=None)
     "prompts, module, tokenizer, reason",
     [
         (("a b",), DECODER, None, "the data have no tokenizer"),
-        (("a b", ""), DECODER, Words(), "'' has no tokens, and the tokenizer no BOS"),
+        (("a b", ""), DECODER, Words(), "'' has no tokens, and the tokenizer neither BOS nor EOS"),
         (("a " * 8,), DECODER, Words(), "has 8 tokens, which fill model.max_length = 8"),
         (("a b",), types.SimpleNamespace(), Words(), "cannot generate"),
     ],
@@ -78,12 +78,12 @@ def test_prompts_that_nobody_asked_for_are_left_out_with_a_line(caplog):
 
 def test_final_tasks_that_cannot_be_run_are_refused_at_the_start(tmp_path):
     bos = Words()
-    bos.bos_id = 1
+    bos.bos_id = bos.prefix_id = 1
     with pytest.raises(InputError, match="task text:typo.txt: 'typo.txt' cannot be read"):
         final_tasks.check(["text:typo.txt"], data(bos), DECODER)
     with pytest.raises(InputError, match="task heldout: there are no documents"):
         final_tasks.check(["heldout"], data(bos, []), DECODER)
-    with pytest.raises(InputError, match="task heldout: scores whole texts from BOS"):
+    with pytest.raises(InputError, match="task heldout: scores whole texts from BOS or EOS, and the tokenizer has neither"):
         final_tasks.check(["heldout"], data(Words(), ["a b"]), DECODER)
     with pytest.raises(InputError, match="these data have none"):
         final_tasks.check(["heldout"], data(None, ["a b"]), DECODER)

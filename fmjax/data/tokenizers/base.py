@@ -43,6 +43,12 @@ class Tokenizer(Protocol):
     source: str = "the tokenizer"
     fingerprint: str
 
+    @property
+    def prefix_id(self) -> int | None:
+        """What a text follows where nothing stands before it: BOS, or EOS where there is none (Qwen's), as in
+        lm-evaluation-harness; None where there is neither."""
+        return self.eos_id if self.bos_id is None else self.bos_id
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special ones in front and behind.
 
