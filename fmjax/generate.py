@@ -68,7 +68,11 @@ def _parser() -> cli.ArgumentParser:
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add("--mesh", type=cli.mesh, help="split the model over devices, such as fsdp:2,tensor:2 (default: one device)")
 
-    add("--prompt", help="text to continue; an empty one starts from BOS, or EOS. A translation model is given the source")
+    add(
+        "--prompt",
+        help="text to continue, in which names of control tokens are text (see --special); an empty one starts from "
+        "BOS, or EOS. A translation model is given the source",
+    )
     add("--prompt_file", help="a file with it; - is stdin. One newline at its end is not part of it")
     add("--chat", action="store_true", help="a conversation; /help there lists its commands")
     add("--prompts", help='JSONL, on each line {"prompt": TEXT}, {"messages": [...]} or a JSON string')
@@ -100,7 +104,7 @@ def _parser() -> cli.ArgumentParser:
     add(
         "--special",
         action="store_true",
-        help="names of control tokens in prompts, such as <|im_start|>, stand for them",
+        help="names of control tokens in prompts, such as <|im_start|>, stand for them; without it they are text",
     )
 
     add("--system", help="with --chat: the system prompt")

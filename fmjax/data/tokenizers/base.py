@@ -2,7 +2,7 @@
 
 import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
 from fmjax.errors import TokenizerError
@@ -22,6 +22,7 @@ class Tokenizer(Protocol):
       add_bos, add_eos: whether a text of this model begins with BOS (LLaMA and Gemma: yes; GPT-2 and Qwen: no) and
         ends with EOS.
       special_tokens: the surfaces of those that there are: {"bos_token": "<s>", ...}.
+      control_tokens: the surfaces that only `encode_special` takes for tokens, those of `special_tokens` among them.
       chat_templates: Jinja sources by name; the usual one is "default". See `fmjax.data.tokenizers.chat`.
       source: where the tokenizer came from, for messages.
       fingerprint: equal for tokenizers that give equal ids.
@@ -39,6 +40,7 @@ class Tokenizer(Protocol):
     add_bos: bool = False
     add_eos: bool = False
     special_tokens: Mapping[str, str] = {}
+    control_tokens: Sequence[str] = ()
     chat_templates: Mapping[str, str] = {}
     source: str = "the tokenizer"
     fingerprint: str
@@ -52,15 +54,15 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special ones in front and behind.
 
-        SentencePiece takes the name of a control token in a text for ordinary characters; a `tokenizer.json` takes it
-        for the token, as in `transformers`. `encode_special` recognises such names everywhere.
+        Text is text: the name of a control token in it, such as <|im_end|>, is ordinary characters here
+        (`split_special_tokens=True` in `transformers`). `encode_special` recognises such names.
         """
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on several threads where the library has them."""
 
     def encode_special(self, text: str) -> list[int]:
-        """As `encode`, where the name of a special or added token, such as <|im_start|>, stands for that token.
+        """As `encode`, where the name of a control or added token, such as <|im_start|>, stands for that token.
 
         For rendered chats and prompts written by hand; never for the text of documents.
         """
@@ -93,6 +95,20 @@ class Tokenizer(Protocol):
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes files that `load_tokenizer(directory)` and the `transformers` AutoTokenizer read."""
+
+
+def spelt_out(
+    ids: Sequence[int], spans: Sequence[tuple[int, int]], text: str, control: Set[int], encode: Callable[[str], list[int]]
+) -> list[int]:
+    """The ids of a text, where a control token that the vocabulary itself found in it (a merge can make one) gives way
+    to its characters.
+
+    spans: (start, end) of each id's characters. encode: of one character.
+    """
+    found = []
+    for id, (start, end) in zip(ids, spans):
+        found += [i for character in text[start:end] for i in encode(character)] if id in control else [id]
+    return found
 
 
 def digest(*parts: bytes) -> str:

@@ -22,6 +22,7 @@ from fmjax.errors import InputError, TokenizerError
 # Stand around what the assistant generated while a mask is computed. Not characters (Unicode 15, section 23.7), so no
 # text has them.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
+_TEXT = "\ufdd2"  # stands inside the name of a control token that is a part of a message, and so text
 
 Message = Mapping[str, Any]
 
@@ -58,10 +59,43 @@ def render_chat(
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
     """Ids of a chat, as `render_chat` writes it with the same options.
 
-    Control tokens are recognised in all of the text, in that of a user too, as `transformers` does. No BOS is added:
-    templates that need one write it.
+    The control tokens are those that the template writes: the name of one in a message is text, as in any document
+    (`transformers` takes it for the token). No BOS is added: templates that need one write it.
     """
-    return tokenizer.encode_special(render_chat(tokenizer, messages, **options))
+    text, _, places = _take_marks(render_chat(tokenizer, _as_text(tokenizer, messages), **options))
+    return _encode(tokenizer, text, places)[0]
+
+
+def _as_text(tokenizer: Tokenizer, messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages with a mark inside each name of a control token in what they say."""
+    names = sorted(tokenizer.control_tokens, key=len, reverse=True)
+    if not names:
+        return messages
+    pattern = re.compile("|".join(map(re.escape, names)))
+
+    def marked(value: Any) -> Any:
+        if isinstance(value, str):
+            return pattern.sub(lambda match: match[0][:1] + _TEXT + match[0][1:], value)
+        if isinstance(value, list | tuple):
+            return [marked(item) for item in value]
+        if isinstance(value, Mapping):
+            return {key: item if key in ("role", "type") else marked(item) for key, item in value.items()}
+        return value
+
+    return marked(_checked(messages))
+
+
+def _encode(tokenizer: Tokenizer, text: str, places: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """`encode_special_spans`, where a control token with one of the places inside its name is text."""
+    ids, spans = tokenizer.encode_special_spans(text)
+    if not places:
+        return ids, spans
+    control = {tokenizer.token_to_id(token) for token in tokenizer.control_tokens}
+    found = []
+    for id, (start, end) in zip(ids, spans):
+        is_text = id in control and any(start < place < end for place in places)
+        found += [(i, (start, end)) for i in (tokenizer.encode(text[start:end]) if is_text else [id])]
+    return [id for id, _ in found], [span for _, span in found]
 
 
 def encode_chat_with_mask(
@@ -87,28 +121,32 @@ def encode_chat_with_mask(
             f"the chat template of {tokenizer.source} does not say what is the assistant's; put {{% generation %}} and "
             f"{{% endgeneration %}} around it in {TEMPLATE_PLACES}"
         )
-    now = now or datetime.datetime.now()
+    now, messages = now or datetime.datetime.now(), _as_text(tokenizer, messages)
     marked = _render(tokenizer, source, messages, add_generation_prompt, tools, now, variables, marked=True)
     plain = _render(tokenizer, source, messages, add_generation_prompt, tools, now, variables, marked=False)
-    spans, text = _take_marks(marked)
-    if text != plain:
+    text, spans, places = _take_marks(marked)
+    if text != _take_marks(plain)[0]:
         raise TokenizerError(
             f"the chat template of {tokenizer.source} changes what stands in its {{% generation %}}; no mask is "
             "possible"
         )
-    ids, places = tokenizer.encode_special_spans(plain)
-    mask = [int(any(start < last and end > first for first, last in spans)) for start, end in places]
+    ids, found = _encode(tokenizer, text, places)
+    mask = [int(any(start < last and end > first for first, last in spans)) for start, end in found]
     return ids, mask
 
 
-def _take_marks(marked: str) -> tuple[list[tuple[int, int]], str]:
-    """The (start, end) of what stands between marks, and the text without them."""
-    spans, text = [], ""
-    for index, part in enumerate(marked.replace(_END, _BEGIN).split(_BEGIN)):
-        if index % 2:
-            spans.append((len(text), len(text) + len(part)))
-        text += part
-    return spans, text
+def _take_marks(marked: str) -> tuple[str, list[tuple[int, int]], list[int]]:
+    """A text without its marks, the (start, end) of what stands between those of the assistant, and the places of those
+    inside names of control tokens."""
+    text, ends, places = "", [], []
+    for part in re.split(f"([{_BEGIN}{_END}{_TEXT}])", marked):
+        if part == _TEXT:
+            places.append(len(text))
+        elif part in (_BEGIN, _END):
+            ends.append(len(text))
+        else:
+            text += part
+    return text, list(zip(ends[::2], ends[1::2])), places
 
 
 def _chosen(tokenizer: Tokenizer, name: str | None, has_tools: bool) -> str:

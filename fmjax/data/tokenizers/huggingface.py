@@ -1,12 +1,16 @@
 """A `tokenizer.json`, read by the `tokenizers` library."""
 
 import json
+import logging
 import pathlib
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 
-from fmjax.data.tokenizers.base import SPECIAL_NAMES, Tokenizer, check_ids, digest
+from fmjax.data.tokenizers.base import SPECIAL_NAMES, Tokenizer, check_ids, digest, spelt_out
 from fmjax.data.tokenizers.published_settings import AddedToken, TokenizerConfig, write_config
 from fmjax.errors import TokenizerError
+
+log = logging.getLogger("fmjax")
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -58,8 +62,15 @@ class HuggingFaceTokenizer(Tokenizer):
                     "special_tokens_map.json, or add it with its id in added_tokens.json"
                 )
         is_changed |= self._register_special(named.values())
+        self._tokenizer.encode_special_tokens = True  # as any other text
+        self._lock = threading.Lock()
         self._definition = self._tokenizer.to_str() if is_changed else definition
         self.special_tokens = {key: named[key] for key in SPECIAL_NAMES if key in named}
+        special = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        special |= {token: self._tokenizer.token_to_id(token) for token in named.values()}
+        self.control_tokens = tuple(special)
+        # What the vocabulary does not know is no control token, whatever else the same id is for.
+        self._control = frozenset(special.values()) - {special.get(named.get("unk_token"))}
         for key in SPECIAL_NAMES:
             token = named.get(key)
             setattr(self, key.replace("_token", "_id"), None if token is None else self._tokenizer.token_to_id(token))
@@ -108,18 +119,44 @@ class HuggingFaceTokenizer(Tokenizer):
         return bool(missing)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with self._lock:
+            return self._as_text(self._tokenizer.encode(text, add_special_tokens=False), text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        texts = list(texts)
+        with self._lock:
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+            return [self._as_text(encoding, text) for encoding, text in zip(encodings, texts)]
+
+    def _as_text(self, encoding, text: str) -> list[int]:
+        if self._control.isdisjoint(encoding.ids):
+            return encoding.ids
+        return spelt_out(encoding.ids, encoding.offsets, text, self._control, self._encode_character)
+
+    def _encode_character(self, character: str) -> list[int]:
+        return self._tokenizer.encode(character, add_special_tokens=False).ids
 
     def encode_special_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with self._lock:  # the library has one switch for all threads
+            self._tokenizer.encode_special_tokens = False
+            try:
+                encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            finally:
+                self._tokenizer.encode_special_tokens = True
         return encoding.ids, encoding.offsets
 
     def encode_pair(self, first: str, second: str | None = None) -> tuple[list[int], list[int]]:
-        encoding = self._tokenizer.encode(first, second, add_special_tokens=True)
-        return encoding.ids, encoding.type_ids
+        texts = [first] if second is None else [first, second]
+        ids, types = [], []
+        with self._lock:
+            found = self._tokenizer.encode(*texts, add_special_tokens=True)
+            for id, kind, span, place in zip(found.ids, found.type_ids, found.offsets, found.sequence_ids):
+                part = [id]
+                if place is not None:
+                    part = spelt_out(part, [span], texts[place], self._control, self._encode_character)
+                ids += part
+                types += [kind] * len(part)
+        return ids, types
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(check_ids(ids, self.vocab_size), skip_special_tokens=True)
@@ -147,12 +184,24 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def read_tokenizer_json(path: pathlib.Path, config: TokenizerConfig) -> HuggingFaceTokenizer:
-    """A published `tokenizer.json`, with what is said beside it."""
+    """A published `tokenizer.json`, with what is said beside it.
+
+    Its own post-processor says whether a text begins with BOS and ends with EOS: `add_bos_token` and `add_eos_token` of
+    `tokenizer_config.json` are not read beside it, as in `transformers` 5. Ones that say otherwise are warned of.
+    """
     try:
         definition = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from None
-    return from_definition(definition, config, path)
+    tokenizer = from_definition(definition, config, path)
+    for name in ("add_bos", "add_eos"):
+        if config.flag(f"{name}_token") is (not getattr(tokenizer, name)):
+            log.warning(
+                "%s: %s_token = %s of tokenizer_config.json is not read: the post-processor of tokenizer.json says "
+                "otherwise, and counts, as in transformers 5",
+                path, name, str(config.flag(f"{name}_token")).lower(),
+            )  # fmt: skip
+    return tokenizer
 
 
 def from_definition(definition: str, config: TokenizerConfig, path: pathlib.Path) -> HuggingFaceTokenizer:

@@ -46,6 +46,7 @@ class ByteTokenizer(Tokenizer):
     eos_id = 257
     add_bos = True
     special_tokens = {"bos_token": "<bos>", "eos_token": "<eos>"}
+    control_tokens = ()  # no text stands for them
     source = "bytes"
     fingerprint = "bytes"
 

@@ -56,6 +56,7 @@ class MarianTokenizer(Tokenizer):
             if token not in vocabulary:
                 raise TokenizerError(f"{name}: {key} {token!r} is not in vocab.json; do the files belong together?")
             setattr(self, key.replace("_token", "_id"), vocabulary[token])
+        self.control_tokens = tuple(self.special_tokens.values())
         self.add_eos = True
         self._codes = {piece for piece in vocabulary if _CODE.fullmatch(piece)}
         self._languages = {key: config.options.get(key) for key in ("source_lang", "target_lang")}
@@ -71,7 +72,8 @@ class MarianTokenizer(Tokenizer):
                 raise TokenizerError(f"{self.source}: no language {code[0]} in its vocabulary; known: {known}")
             ids, text = [self._ids[code[0]]], text[code.end() :]
         pieces = self._processors[file].encode(text, out_type=str)
-        return ids + [self._ids.get(piece, self.unk_id) for piece in pieces]
+        known = [piece not in self.control_tokens for piece in pieces]
+        return ids + [self._ids.get(piece, self.unk_id) if k else self.unk_id for piece, k in zip(pieces, known)]
 
     def encode(self, text: str) -> list[int]:
         return self._encode("source.spm", text)

@@ -7,7 +7,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
-from fmjax.data.tokenizers.base import SPECIAL_NAMES, Tokenizer, check_ids, cut_at_lines, digest
+from fmjax.data.tokenizers.base import SPECIAL_NAMES, Tokenizer, check_ids, cut_at_lines, digest, spelt_out
 from fmjax.data.tokenizers.published_settings import TokenizerConfig, write_config
 from fmjax.errors import TokenizerError
 
@@ -64,6 +64,12 @@ class SentencePieceTokenizer(Tokenizer):
         add_bos, add_eos = config.flag("add_bos_token"), config.flag("add_eos_token")
         self.add_bos = self.bos_id is not None and add_bos is not False
         self.add_eos = self.eos_id is not None and add_eos is True
+        special = {self.token_to_id(token): token for token in self.special_tokens.values()}
+        special |= {index: token.content for index, token in self._added.items() if token.special}
+        controls = (i for i in range(self._num_pieces) if self._processor.is_control(i))
+        self.control_tokens = tuple({**{i: self.token(i) for i in controls}, **special}.values())
+        # Those that the model itself may find in a text, such as Gemma's <start_of_turn>.
+        self._found = frozenset(special) - {self.unk_id}
         self._legacy = config.flag("legacy") is not False
         self.chat_templates = dict(config.chat_templates)
         added = [[i, t.content, t.special, t.lstrip, t.rstrip] for i, t in sorted(self._added.items())]
@@ -123,21 +129,28 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         if self._is_plain(text):
-            return self._processor.encode(text)
+            return self._as_text(self._processor.encode(text), text)
         ids: list[int] = []
         for index, part in enumerate(text.split(_SPACE_MARK)):
             if index:
                 ids += self._mark
             chunks = cut_at_lines(part, _LONGEST_ENCODED)
-            for chunk in self._processor.encode(chunks, num_threads=self._num_threads):
-                ids += chunk
+            for chunk, encoded in zip(chunks, self._processor.encode(chunks, num_threads=self._num_threads)):
+                ids += self._as_text(encoded, chunk)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         texts = list(texts)
         plain = [self._is_plain(text) for text in texts]
         encoded = iter(self._processor.encode([t for t, p in zip(texts, plain) if p], num_threads=self._num_threads))
-        return [next(encoded) if p else self.encode(text) for text, p in zip(texts, plain)]
+        return [self._as_text(next(encoded), text) if p else self.encode(text) for text, p in zip(texts, plain)]
+
+    def _as_text(self, ids: list[int], text: str) -> list[int]:
+        """The ids that the model gives a text, without control tokens."""
+        if self._found.isdisjoint(ids):
+            return ids
+        ids, spans = zip(*_spans(self._processor, text))
+        return spelt_out(ids, spans, text, self._found, self._inside.encode)
 
     def encode_special_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         found: list[tuple[int, tuple[int, int]]] = []

@@ -146,10 +146,17 @@ def byte_level(
 
 def _gpt2(pieces, pairs, config: TokenizerConfig) -> tokenizers.Tokenizer:
     built = byte_level(pieces, pairs, config.flag("add_prefix_space") is True)
-    if config.flag("add_bos_token"):
-        bos = _special(pieces, config, "bos_token")
+    begins, ends = (
+        [_special(pieces, config, f"{name}_token")] if config.flag(f"add_{name}_token") else []
+        for name in ("bos", "eos")
+    )
+    if begins or ends:
+        before, after = ("".join(token for token, _ in tokens) for tokens in (begins, ends))
+        single = f"{before} $A {after}".split()
+        pair = [*single, *(f"{part}:1" for part in f"{before} $B {after}".split())]
+        tokens = dict(begins + ends)
         built.post_processor = processors.TemplateProcessing(
-            single=f"{bos[0]} $A", pair=f"{bos[0]} $A {bos[0]}:1 $B:1", special_tokens=[bos]
+            single=single, pair=pair, special_tokens=list(tokens.items())
         )
     return built
 

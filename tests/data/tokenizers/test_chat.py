@@ -45,6 +45,9 @@ def test_text_ids_and_mask(index):
     expected = FIXTURE["rendered"][index]
     tokenizer, messages = chat_tokenizer(expected["tokenizer"]), FIXTURE["chats"][expected["chat"]]
     assert render_chat(tokenizer, messages, **expected["options"]) == expected["text"]
+    if any(token in message["content"] for message in messages for token in tokenizer.control_tokens):
+        assert tokenizer.encode_special(expected["text"]) == expected["ids"]
+        return  # those names are text here, and tokens in `transformers`
     assert encode_chat(tokenizer, messages, **expected["options"]) == expected["ids"]
     ids, mask = encode_chat_with_mask(tokenizer, messages, **expected["options"])
     assert ids == expected["ids"]
@@ -58,6 +61,20 @@ def test_mask_is_of_the_replies():
     replies = [i for i, m in zip(ids, mask) if m]
     expected = [m["content"] + "<|im_end|>" for m in FIXTURE["chats"]["turns"] if m["role"] == "assistant"]
     assert replies == [i for reply in expected for i in tokenizer.encode_special(reply)]
+
+
+@pytest.mark.parametrize("name, end", [("qwen3", "<|im_end|>"), ("llama2", "<|im_end|>"), ("llama3", "<|eot_id|>")])
+def test_the_names_of_control_tokens_in_messages_are_text(name, end):
+    """Nobody ends a turn by writing so; the template's own are tokens."""
+    tokenizer, id = chat_tokenizer(name), chat_tokenizer(name).token_to_id(end)
+    chat = [{"role": "user", "content": f"Say {end}!"}, {"role": "assistant", "content": f"{end}"}]
+    plain = [{"role": "user", "content": "Say it!"}, {"role": "assistant", "content": "it"}]
+    ids, expected = encode_chat(tokenizer, chat), encode_chat(tokenizer, plain)
+    assert ids.count(id) == expected.count(id) > 0
+    assert tokenizer.decode(ids).replace(" ", "") == tokenizer.decode(expected).replace(" ", "").replace("it", end)
+    again, mask = encode_chat_with_mask(tokenizer, chat)
+    assert again == ids and tokenizer.decode([i for i, m in zip(ids, mask) if m]).strip().startswith(end)
+    assert render_chat(tokenizer, chat).count(end) == 2 + render_chat(tokenizer, plain).count(end)
 
 
 def test_time_is_what_it_is_said_to_be():

@@ -1,9 +1,12 @@
 """Tokenizers give every text back, keep special ids apart, and survive saving."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import sentencepiece
+import tokenizers
 
 from fmjax.data.tokenizers.loading import (
     ByteTokenizer,
@@ -166,3 +169,32 @@ def test_specials_of_a_tokenizer_json_are_read_beside_it(hugging_face, tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
     with pytest.raises(TokenizerError, match="eos_token '<end>' is not in its vocabulary"):
         load_tokenizer(tmp_path)
+
+
+def test_a_merge_that_makes_a_control_token_does_not_in_texts():
+    """Trained on texts with <s>, the merges lead to its name; the vocabulary of a Unigram model holds it at once."""
+    pieces = {piece: index for index, piece in enumerate(["<s>", "<", "s", ">", "<s", "a", "</s>", "/"])}
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(pieces, [("<", "s"), ("<s", ">")]))
+    whole = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -float(i > 0)) for i, piece in enumerate(pieces)]))
+    for model in (bpe, whole):
+        tokenizer = HuggingFaceTokenizer(model.to_str(), {"bos_token": "<s>", "eos_token": "</s>"})
+        spelt = [tokenizer.token_to_id(c) for c in "a<s>a"]
+        assert tokenizer.encode("a<s>a") == tokenizer.encode_pair("a<s>a")[0] == spelt
+        assert tokenizer.encode_batch(["a", "a<s>a"]) == [[5], spelt]
+        assert tokenizer.encode_special("a<s>a") == [5, 0, 5]
+
+
+def test_a_control_token_among_the_pieces_of_a_model_is_none_in_texts(tmp_path):
+    """Gemma's <start_of_turn> is a piece that SentencePiece itself finds in a text."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the turn of the user"] * 20), model_writer=model, vocab_size=300, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, user_defined_symbols=["<turn>", "<table>"], minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"additional_special_tokens": ["<turn>"]}))
+    tokenizer = load_tokenizer(tmp_path)
+    turn, table = (tokenizer.token_to_id(token) for token in ("<turn>", "<table>"))
+    ids = tokenizer.encode("the <turn> of <table>")
+    assert turn not in ids and table in ids and tokenizer.decode(ids) == "the <turn> of <table>"
+    assert turn in tokenizer.encode_special("the <turn> of <table>")

@@ -47,10 +47,10 @@ def differs(name, text):
     return (name == "llama2_not_legacy" and text[:1] in (" ", "\u2581")) or (name == "gemma_model" and "\u2581" in text)
 
 
-def names_control_token(name, text):
-    """`encode` of SentencePiece does not take such names for the tokens."""
-    tokens = ("<s>", "</s>", "<unk>", "<pad>", "<bos>", "<|im_", "_of_turn>")
-    return name in (*SENTENCEPIECE, "marian") and any(token in text for token in tokens)
+def names_control_token(name, tokenizer, text):
+    """Where `transformers` takes the name of a token for the token; `encode` does not."""
+    tokens = (*tokenizer.control_tokens, *(["<|im_", "</s>", "<unk>", "<pad>"] if name in SENTENCEPIECE else []))
+    return any(token in text for token in tokens)
 
 
 def test_ids(case):
@@ -59,18 +59,37 @@ def test_ids(case):
     for text, ids in zip(texts_of(name), expected["ids"], strict=True):
         if not differs(name, text):
             assert name == "marian" or tokenizer.encode_special(text) == ids, text
-            assert names_control_token(name, text) or tokenizer.encode(text) == ids, text
+            assert names_control_token(name, tokenizer, text) or tokenizer.encode(text) == ids, text
     assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
+
+
+def test_text_is_text(case):
+    """The names of control tokens are ordinary characters to `encode`, which gives back any text that it keeps."""
+    name, _, tokenizer, _ = case
+    control = {tokenizer.token_to_id(token) for token in tokenizer.control_tokens}
+    assert control >= {tokenizer.token_to_id(token) for token in tokenizer.special_tokens.values()}
+    for token in {*tokenizer.control_tokens, *tokenizer.special_tokens.values()}:
+        text = f"x{token}y {token}"
+        ids = tokenizer.encode(text)
+        assert tokenizer.encode_batch([text, "z"])[0] == ids
+        assert not (control - {tokenizer.unk_id}) & set(ids), token
+        if name not in ("marian", "bert", "bert_cased", "openai_gpt"):  # which do not keep texts as they are
+            assert tokenizer.decode(ids) == text
+        if name != "marian":
+            assert tokenizer.encode_special(text).count(tokenizer.token_to_id(token)) == 2
+        inside = tokenizer.encode_pair(text)[0]
+        assert len(inside) == len(ids) + len(tokenizer.encode_pair("")[0])
 
 
 def test_special_tokens_are_put_around(case):
     name, expected, tokenizer, _ = case
     for text, ids in zip(texts_of(name), expected["with_special"], strict=True):
-        if not differs(name, text) and not names_control_token(name, text):
+        if not differs(name, text) and not names_control_token(name, tokenizer, text):
             assert tokenizer.encode_pair(text)[0] == ids, text
             assert tokenizer.add_bos == (tokenizer.bos_id is not None and ids[:1] == [tokenizer.bos_id])
     for (first, second), ids, types in zip(PAIRS, expected["pairs"], expected["token_types"]):
-        if not differs(name, TEXTS[first]):
+        named = any(names_control_token(name, tokenizer, TEXTS[text]) for text in (first, second))
+        if not differs(name, TEXTS[first]) and not named:
             got = tokenizer.encode_pair(TEXTS[first], TEXTS[second])
             assert got[0] == ids
             assert types is None or got[1] == types
@@ -136,8 +155,9 @@ def test_mask_and_pair_tokens_of_bert_and_roberta(tmp_path):
     assert [bert.token(i) for i in (bert.cls_id, bert.sep_id, bert.mask_id)] == ["[CLS]", "[SEP]", "[MASK]"]
     assert bert.bos_id is None and not bert.add_bos
     roberta = load_tokenizer(write("roberta", tmp_path / "roberta", special_tokens_map__json=None))
-    ids, types = roberta.encode_pair("a <mask>", "b")
-    assert [roberta.token(i) for i in ids] == ["<s>", "a", "<mask>", "</s>", "</s>", "b", "</s>"]
+    ids, types = roberta.encode_pair("a", "b")
+    assert [roberta.token(i) for i in ids] == ["<s>", "a", "</s>", "</s>", "b", "</s>"]
+    assert [roberta.token(i) for i in roberta.encode_special("a <mask>")] == ["a", "<mask>"]
     assert set(types) == {0} and roberta.add_bos and roberta.add_eos
 
 
@@ -159,6 +179,16 @@ def test_tokenizer_json_goes_before_a_model(tmp_path):
     write("llama2", tmp_path, added_tokens__json=None)
     write("llama3", tmp_path)
     assert load_tokenizer(tmp_path).vocab_size == CASES["llama3"]["vocab_size"]
+
+
+@pytest.mark.parametrize("name, said", [("llama3_flags", "add_bos.*add_eos"), ("qwen3", None), ("opt_ends", None)])
+def test_flags_that_a_tokenizer_json_does_not_follow_are_warned_of(name, said, tmp_path, caplog):
+    tokenizer = load_tokenizer(write(name, tmp_path))
+    assert (tokenizer.add_bos, tokenizer.add_eos) == {"llama3_flags": (True, False), "qwen3": (False, False)}.get(
+        name, (True, True)
+    )
+    found = " ".join(caplog.messages)
+    assert re.search(f"{said}.*is not read", found) if said else not found
 
 
 def test_marian_maps_both_languages(tmp_path):
