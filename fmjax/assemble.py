@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 from ml_collections import FrozenConfigDict
 
+from fmjax.adapt import WEIGHTS
 from fmjax.config import build
 from fmjax.data import DATASETS
 from fmjax.models import MODELS
@@ -37,8 +38,13 @@ def completed(config: FrozenConfigDict, module: nn.Module) -> FrozenConfigDict:
     return FrozenConfigDict(plain)
 
 
-def init_params(module: nn.Module, key: jax.Array, inputs: dict):
-    """Parameters of `module`, with their boxes of logical axis names.
+def build_weights(config):
+    """What the config makes of the parameters, `fmjax.adapt.base.Weights`, or None where it says nothing of them."""
+    return build(config["weights"], WEIGHTS) if config.get("weights") else None
+
+
+def init_params(module: nn.Module, key: jax.Array, inputs: dict, weights=None):
+    """Parameters of `module`, with their boxes of logical axis names, as `weights` (`build_weights`) makes them.
 
     Raises ValueError when `init` makes another collection than parameters (state that is not a gradient needs an
     objective that carries it).
@@ -49,15 +55,15 @@ def init_params(module: nn.Module, key: jax.Array, inputs: dict):
         raise ValueError(
             f"{type(module).__name__}.init made the collections {sorted(kept)}; only 'params' can be trained"
         )
-    return kept["params"]
+    return kept["params"] if weights is None else weights.attach(kept["params"], jax.random.fold_in(key, 1))
 
 
-def param_spec(module: nn.Module, inputs: dict):
+def param_spec(module: nn.Module, inputs: dict, weights=None):
     """(shapes, logical axis names) of a module's parameters, known without computing anything.
 
     Args:
       inputs: keyword arguments of `module.init`, arrays or ShapeDtypeStructs.
     """
     # The key is made inside: nothing is computed, so the mesh in context may be of devices that are not there.
-    boxed = jax.eval_shape(lambda x: init_params(module, jax.random.key(0), x), inputs)
+    boxed = jax.eval_shape(lambda x: init_params(module, jax.random.key(0), x, weights), inputs)
     return nn.unbox(boxed), logical_axes(boxed)

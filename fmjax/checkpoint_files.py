@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from fmjax.errors import CheckpointError, first_line
+from fmjax.parallel.sharding import path_name
 
 MANIFEST = "files.json"
 """Lists the size of every file of a checkpoint."""
@@ -90,25 +91,53 @@ def load_params(
     has_ema = (folder / str(step) / "ema").is_dir()
     if which == "ema" and not has_ema:
         raise CheckpointError(f"the run in {str(workdir)!r} kept no moving average (train.ema_decay was 0)")
-    path = folder / str(step) / ("ema" if which == "ema" or (which == "auto" and has_ema) else "params")
-    return read_item(path, shardings), step
+    average = which == "ema" or (which == "auto" and has_ema)
+    found = read_item(folder / str(step) / ("ema" if average else "params"), shardings)
+    if average and any(leaf is None for leaf in jax.tree.leaves(found, is_leaf=lambda x: x is None)):
+        # Of what did not train no average was kept.
+        rest = read_item(folder / str(step) / "params", shardings)
+        found = jax.tree.map(lambda a, b: b if a is None else a, found, rest, is_leaf=lambda x: x is None)
+    return found, step
 
 
 def read_item(path: pathlib.Path, shardings=None) -> Any:
-    """The arrays of one item of a checkpoint (`checkpoints/STEP/params`, say), as `shardings` says or on one device.
+    """The arrays of one item of a checkpoint (`checkpoints/STEP/params`, say).
 
-    Raises CheckpointError when it cannot be read.
+    Args:
+      shardings: a tree like the one that was saved, which is returned; None is nested dicts, whole on the first device.
+
+    Raises CheckpointError when it cannot be read, or is not like `shardings`.
     """
     device = SingleDeviceSharding(jax.local_devices()[0])
     try:
         with ocp.StandardCheckpointer() as reader:
-            found = dict(reader.metadata(path).item_metadata)
+            saved = dict(reader.metadata(path).item_metadata)
             if shardings is None:
-                shardings = jax.tree.map(lambda _: device, found)
-            shapes = jax.tree.map(lambda m, s: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=s), found, shardings)
-            return reader.restore(path, shapes)
+                return reader.restore(path, jax.tree.map(lambda m: _shape(m, device), saved))
+            places, structure = jax.tree_util.tree_flatten_with_path(shardings)
+            places = {path_name(name): place for name, place in places}
+            _check_names(path, saved, places)
+            shapes = jax.tree_util.tree_map_with_path(lambda name, m: _shape(m, places[path_name(name)]), saved)
+            found = jax.tree_util.tree_flatten_with_path(reader.restore(path, shapes))[0]
+            found = {path_name(name): array for name, array in found}
+            return structure.unflatten([found.get(name) for name in places])
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+
+
+def _shape(metadata, sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(metadata.shape, metadata.dtype, sharding=sharding)
+
+
+def _check_names(path: pathlib.Path, saved, places) -> None:
+    """Raises CheckpointError naming the first array that is saved and not expected, or the reverse."""
+    leaves = jax.tree_util.tree_flatten_with_path(saved, is_leaf=lambda x: x is None)[0]
+    saved = {path_name(name) for name, _ in leaves}
+    for name in sorted(saved ^ places.keys()):
+        there = "holds" if name in saved else "lacks"
+        raise CheckpointError(f"{str(path)!r} {there} {name!r}, which its config.json does not say; is it of another run?")
 
 
 def save_params(directory: str | pathlib.Path, params, step: int = 0) -> None:

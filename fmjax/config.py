@@ -5,7 +5,7 @@ A config is nested plain data. Each part is owned by the code that reads it:
     seed                      an integer
     train, mesh               fields of `TrainConfig` and `MeshConfig`
     model, objective, data,   `name`, a registered name or an import path `package.module:Object`,
-    optimizer                 and the fields of the dataclass (a Linen module is one) it names
+    optimizer, weights        and the fields of the dataclass (a Linen module is one) it names; weights may be left out
 
 So the keys that exist are the fields that exist: nothing is declared twice. A field annotated with
 `Annotated[dict, REGISTRY]` is a nested section of the same kind (`optimizer.schedule`); one annotated with
@@ -24,6 +24,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from fmjax.adapt import WEIGHTS
 from fmjax.config_fields import entry_class, field_types, nested_registry, unread_fields
 from fmjax.config_values import FlagText, coerce, json_copy, type_name
 from fmjax.data import DATASETS
@@ -37,6 +38,8 @@ from fmjax.training.settings import TrainConfig
 
 SETTINGS = {"train": TrainConfig, "mesh": MeshConfig}
 PLUGINS = {"model": MODELS, "objective": OBJECTIVES, "data": DATASETS, "optimizer": OPTIMIZERS}
+OPTIONAL = {"weights": WEIGHTS}
+"""Sections that a config may lack; one that it lacks is no key of the resolved config."""
 
 
 def load_config_file(path: str) -> dict:
@@ -105,7 +108,7 @@ def resolve(config: Mapping[str, Any]) -> FrozenConfigDict:
     or that nothing reads.
     """
     config = dict(config)
-    known = ("seed", *SETTINGS, *PLUGINS)
+    known = ("seed", *SETTINGS, *PLUGINS, *OPTIONAL)
     for key in config:
         if key not in known:
             raise ConfigError(f"unknown config key {key!r}{nearest(key, known)} Known: {', '.join(known)}")
@@ -118,11 +121,16 @@ def resolve(config: Mapping[str, Any]) -> FrozenConfigDict:
         if key not in config:
             raise ConfigError(f"the config has no section {key!r}; it needs at least {key}.name")
         resolved[key] = _resolve_plugin(config[key], registry, key)
+    for key, registry in OPTIONAL.items():
+        if config.get(key) is not None:
+            resolved[key] = _resolve_plugin(config[key], registry, key)
     _refuse_dots(resolved)
     # Constructing the settings runs their own checks (ranges, values that exclude each other) before anything slow.
     for key, settings in SETTINGS.items():
         settings(**resolved[key])
     built = {key: build(resolved[key], registry) for key, registry in PLUGINS.items()}
+    for key in OPTIONAL.keys() & resolved.keys():
+        build(resolved[key], OPTIONAL[key])
     built["optimizer"].make_schedule(resolved["train"]["steps"])
     return FrozenConfigDict(resolved)
 

@@ -10,13 +10,16 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from fmjax.assemble import build_module
+import jax
+
+from fmjax.assemble import build_module, build_weights
 from fmjax.checkpoint_files import load_params
 from fmjax.config import load_workdir_config
 from fmjax.errors import InputError
 from fmjax.inference.model import Model
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
+from fmjax.layers.weights import merged
 from fmjax.parallel.placement import Placement
 
 
@@ -24,7 +27,7 @@ def load(
     path: str | pathlib.Path,
     dtype: str = "float32",
     step: int | None = None,
-    mesh: Mapping[str, Any] | None = None,
+    mesh: Mapping[str, Any] | Placement | None = None,
     progress: bool = False,
 ) -> Model:
     """Loads a model.
@@ -35,13 +38,13 @@ def load(
       dtype: "float32", "bfloat16" or "float16": of the parameters and of what is computed with them.
       step: which checkpoint of a workdir; None is the newest complete one.
       mesh: how the model is split over all devices: fields of `fmjax.parallel.mesh.MeshConfig`, such as
-        {"fsdp": 2, "tensor": 2}; None is the first device alone.
+        {"fsdp": 2, "tensor": 2}, or a `Placement`; None is the first device alone.
       progress: show a progress bar while published weights are read.
 
     Raises: InputError for a path that holds no model, saying what was found; CheckpointError for damaged weights.
     """
     check_choice("dtype", dtype, COMPUTE_DTYPES)
-    placement = None if mesh is None else Placement.make(mesh)
+    placement = mesh if mesh is None or isinstance(mesh, Placement) else Placement.make(mesh)
     folder = loading.find_folder(path)
     if step is None:
         folder, step = loading.checkpoint_step(folder)
@@ -50,6 +53,22 @@ def load(
             return reader(folder, dtype, step, placement, progress)
     found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else ["a file"]
     raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {loading.EXPECTED}")
+
+
+def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, Any]:
+    """(module, its parameters as `jax.ShapeDtypeStruct`s in their shards) of what `load` would load; no weight is read.
+
+    Raises InputError as `load`.
+    """
+    folder, _ = loading.checkpoint_step(loading.find_folder(path))
+    if _is_workdir(folder):
+        module = _run_module(folder)[0]
+    elif loading.is_published(folder):
+        module = loading.published_module(folder)
+    else:
+        raise InputError(f"{str(path)!r} is not a model; {loading.EXPECTED}")
+    shapes, shardings = loading.placed(module, placement)
+    return module, jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 
 
 def _is_workdir(folder: pathlib.Path) -> bool:
@@ -64,7 +83,8 @@ def _load_published(folder: pathlib.Path, dtype: str, step: int | None, placemen
     return loading.load_published(folder, dtype, placement, progress)
 
 
-def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool) -> Model:
+def _run_module(folder: pathlib.Path):
+    """(module, config, tokenizer) of a run's folder."""
     config = load_workdir_config(folder)
     if not isinstance(config.get("model"), dict):
         raise InputError(f"{str(folder / 'config.json')!r} has no section 'model'; is it the config of a run?")
@@ -75,8 +95,16 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement,
     filled = {k: getattr(module, k) for k, v in config["model"].items() if v is None and k in known}
     config = {**config, "model": {**config["model"], **filled}}
     loading.check_tokenizer(tokenizer, module, folder)
-    shardings = None if placement is None else loading.placed(module, placement)[1]
+    return module, config, tokenizer
+
+
+def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool) -> Model:
+    module, config, tokenizer = _run_module(folder)
+    weights, shardings = build_weights(config), None
+    if placement is not None or weights is not None:
+        _, shardings = loading.placed(module, placement, weights)
     params, step = load_params(folder, step, shardings=shardings)
+    params = merged(params)
     module, params = loading.cast(module, params, dtype)
     identity = _data_identity(folder, step)
     # The rows of a run's training begin with BOS; what was published says it in its tokenizer.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from fmjax.assemble import param_spec
+from fmjax.assemble import build_weights, param_spec
 from fmjax.checkpoint_files import load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
@@ -23,6 +23,7 @@ from fmjax.interop import hub
 from fmjax.interop.family import TOKEN_IDS, different_fields
 from fmjax.interop.importer import PublishedFolder
 from fmjax.interop.weights import flatten
+from fmjax.layers.weights import merged
 from fmjax.models import MODELS
 from fmjax.parallel.placement import Placement
 from fmjax.small_files import read_json
@@ -97,7 +98,12 @@ def initial_params(path: str, module, shapes, shardings):
         raise ConfigError(f"train.init_from = {path!r} is another model:\n{listed}")
     if published is not None:
         return published.params(shapes, shardings)
-    found, _ = load_params(folder, step, shardings=shardings)
+    weights = build_weights(load_workdir_config(folder))
+    if weights is None:
+        found, _ = load_params(folder, step, shardings=shardings)
+    else:
+        found, _ = load_params(folder, step, shardings=placed(module, None, weights)[1])
+        found = jax.device_put(merged(found), shardings)
     _check_shapes(found, shapes, path)
     return found
 
@@ -139,14 +145,20 @@ def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:
     return module, jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
 
 
-def placed(module, placement: Placement | None):
-    """(shapes, shardings) of a module's parameters; without a placement, whole on the first device.
+def published_module(folder: pathlib.Path):
+    """The module of a published folder."""
+    return build(PublishedFolder(folder).section, MODELS)
+
+
+def placed(module, placement: Placement | None, weights=None):
+    """(shapes, shardings) of a module's parameters, as `weights` (`fmjax.assemble.build_weights`) makes them; without a
+    placement, whole on the first device.
 
     Raises ConfigError where a parameter cannot be sharded as the placement says.
     """
     arguments = inspect.signature(type(module).__call__).parameters
     example = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    shapes, axes = param_spec(module, {name: example for name in ("tokens", "source_tokens") if name in arguments})
+    shapes, axes = param_spec(module, {name: example for name in ("tokens", "source_tokens") if name in arguments}, weights)
     if placement is not None:
         return shapes, placement.shardings(shapes, axes)
     device = SingleDeviceSharding(jax.local_devices()[0])

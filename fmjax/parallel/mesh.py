@@ -25,6 +25,7 @@ DEFAULT_RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
     "position": (),
     "norm": (),
+    "rank": (),  # of low-rank adapters
     # activations
     "batch": ("data", "fsdp"),
     "length": ("sequence",),

@@ -93,7 +93,7 @@ def plan(config, devices: Sequence[jax.Device], name: str, *, cache_dir: pathlib
 def planned_program(config, devices, cache_dir: pathlib.Path) -> tuple[Program, Mapping[str, Any]]:
     """(the run's `Program` on `devices`, shapes of one row of its data): what `fmjax.train` builds, without arrays."""
     module, example = shapes(config, cache_dir)
-    return make_program(config, module, example, devices), example
+    return make_program(config, module, example, devices, abstract=True), example
 
 
 def shapes(config, cache_dir: pathlib.Path):
@@ -158,13 +158,6 @@ def plan_program(program: Program, example: Mapping[str, Any], name: str) -> Pla
     )
 
 
-def lower(program: Program):
-    """The train step lowered for the program's mesh: the very one that `fmjax.train` compiles."""
-    with jax.set_mesh(program.mesh):
-        key = jax.eval_shape(lambda: program.key)
-        return program.train_step.lower(program.spec.shapes, program.batch_spec, key)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
     text: str
@@ -175,7 +168,7 @@ class _Compiled:
 
 
 def _compile(program: Program) -> _Compiled:
-    lowered = lower(program)
+    lowered = program.lower_train_step()
     if program.mesh.devices.flat[0].platform != "tpu":
         with _no_compilation_cache():  # which takes programs that differ in the names of their scopes for the same
             return _measured(lowered.compile())

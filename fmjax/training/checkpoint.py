@@ -1,7 +1,7 @@
 """Checkpoints: `WORKDIR/checkpoints/STEP/`, written by Orbax in the background, verified before they are trusted.
 
 A checkpoint has the items `params`, `train` (step, skipped updates, optimizer state), `ema` where the run keeps a
-moving average, and `meta` (JSON: what data the run saw). Beside Orbax's own files lies `files.json`, the size of
+moving average, `carry` where its objective has one, and `meta` (JSON: what data the run saw). Beside Orbax's own files lies `files.json`, the size of
 every file, so that a truncated or missing file is noticed even where the format would not notice.
 """
 
@@ -43,7 +43,7 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
             ),
-            item_names=("params", "train", "ema", "meta"),
+            item_names=("params", "train", "ema", "carry", "meta"),
         )
         self._started: int | None = None
 
@@ -61,6 +61,8 @@ class Checkpointer:
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
+        if state.carry is not None:
+            items["carry"] = ocp.args.StandardSave(state.carry)
         self._started = step
         watch.at(f"the checkpoint of step {step}")
         with self._explained():
@@ -143,11 +145,14 @@ class Checkpointer:
         }
         if shapes.ema is not None:
             items["ema"] = ocp.args.StandardRestore(shapes.ema)
+        if shapes.carry is not None:
+            items["carry"] = ocp.args.StandardRestore(shapes.carry)
         watch.at(f"the restoring of step {step}", limited=False)
         found = self.manager.restore(step, args=ocp.args.Composite(**items))
         train = found["train"]
         ema = found["ema"] if shapes.ema is not None else None
-        state = TrainState(train["step"], train["skipped"], found["params"], train["opt_state"], ema)
+        carry = found["carry"] if shapes.carry is not None else None
+        state = TrainState(train["step"], train["skipped"], found["params"], train["opt_state"], ema, carry)
         return state, found["meta"]
 
     def _set_aside(self, steps: list[int]) -> None:

@@ -11,6 +11,7 @@ from fmjax.data.loader import Loader
 from fmjax.errors import ConfigError
 from fmjax.parallel import watch
 from fmjax.parallel.sharding import local_rows
+from fmjax.training.program import EVALUATION
 from fmjax.training.step import metric_terms
 
 
@@ -49,7 +50,8 @@ def to_global(batch: dict[str, np.ndarray], rows: list[int], spec) -> dict[str, 
 
 
 def evaluate_loss(
-    program, params, sets: dict, batch_size: int, max_batches: int = 0, before_batch: Callable[[], None] = lambda: None
+    program, params, sets: dict, batch_size: int, max_batches: int = 0,
+    before_batch: Callable[[], None] = lambda: None, carry=None,
 ) -> dict[str, float]:
     """Means of the objective's sums over the evaluation sets.
 
@@ -57,6 +59,7 @@ def evaluate_loss(
       sets: name to finite random-access rows.
       max_batches: batches read from each set; 0 = all.
       before_batch: called before each; what it raises ends the evaluation.
+      carry: the objective's, which is read.
 
     Returns:
       {"eval/loss": ...} and so on over all sets together, and {"eval/NAME/loss": ...} each where there are several.
@@ -77,17 +80,19 @@ def evaluate_loss(
                 before_batch()
                 batch = to_global(next(loader), rows, program.batch_spec)
                 watch.at(f"batch {number + 1} of the evaluation set {name!r}")
-                sums = program.eval_step(params, batch, jax.random.fold_in(program.key, number))
+                sums = program.eval_step(params, batch, program.key_for(EVALUATION, number), carry, program.models)
                 total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         totals[name] = jax.device_get(total)
     pooled = jax.tree.map(lambda *parts: sum(parts), *totals.values())
-    results = _means("eval", pooled)
+    results = _named("eval", program.objective, pooled)
     if len(totals) > 1:
         for name, sums in totals.items():
-            results |= _means(f"eval/{name}", sums)
+            results |= _named(f"eval/{name}", program.objective, sums)
     return results
 
 
-def _means(prefix: str, sums) -> dict[str, float]:
+def _named(prefix: str, objective, sums) -> dict[str, float]:
+    if hasattr(objective, "reduce"):
+        return {f"{prefix}/{name}": float(value) for name, value in objective.reduce(sums).items()}
     mean = lambda total, weight: float(total) / float(weight) if weight else float("nan")
     return {f"{prefix}/{name}": sum(mean(*term) for term in metric_terms(metric)) for name, metric in sums.items()}

@@ -17,6 +17,7 @@ from fmjax.config import save_config
 from fmjax.data.loader import Loader
 from fmjax.errors import InputError, RunError, first_line
 from fmjax.inference.model import Model
+from fmjax.layers.weights import bare
 from fmjax.parallel import watch
 from fmjax.parallel.hosts import check_shared, connect
 from fmjax.parallel.sharding import local_rows
@@ -27,8 +28,9 @@ from fmjax.training.clock import Clock
 from fmjax.training.disk import disk_full
 from fmjax.training.evaluation import evaluate_loss, to_global
 from fmjax.training.metrics import MetricsWriter, plot_loss
+from fmjax.training.other_models import fingerprints
 from fmjax.training.profile import Profile
-from fmjax.training.program import make_program
+from fmjax.training.program import SAMPLES, make_program
 from fmjax.training.sampling import SampleLog
 from fmjax.training.settings import TrainConfig
 from fmjax.training.stopping import Stop, stop_signals
@@ -103,6 +105,8 @@ class Run:
         self.checkpointer = Checkpointer(workdir, self.settings.keep_last, self.settings.keep_every)
         opened.callback(self.checkpointer.manager.close)
         self.meta = {"data": self.data.identity}
+        if self.program.models:
+            self.meta["models"] = fingerprints(self.program.models, self.program.placement)
         self.state = self._start()
         self.saved_step = self.step = int(self.state.step)
         if self.main:
@@ -134,6 +138,7 @@ class Run:
             return self.program.init(self._initial_params())
         state, meta = restored
         resume.check_identity(self.workdir, meta["data"], self.meta["data"])
+        resume.check_models(self.workdir, meta.get("models", {}), self.meta.get("models", {}))
         log.info("resuming %s at step %d of %d", self.workdir, int(state.step), self.settings.steps)
         return state
 
@@ -145,7 +150,7 @@ class Run:
 
         spec = self.program.spec
         params = initial_params(
-            self.settings.init_from, self.program.module, spec.shapes.params, spec.shardings.params
+            self.settings.init_from, self.program.module, bare(spec.shapes.params), bare(spec.shardings.params)
         )  # fmt: skip
         log.info("beginning with the parameters of %s", self.settings.init_from)
         return params
@@ -213,7 +218,7 @@ class Run:
             self.profile.at(self.step + 1, self.state)
             batch = to_global(next(self.loader), self.rows, self.program.batch_spec)
             watch.at(f"step {self.step + 1}")
-            self.state, metrics = train_step(self.state, batch, self.program.key)
+            self.state, metrics = train_step(self.state, batch, self.program.key, *self.program.others)
             self.step += 1
             # The device computes this step while the host reads the one before (but for `fmjax.cpu.run_in_turn`).
             if pending is not None:
@@ -303,7 +308,7 @@ class Run:
     @property
     def eval_params(self):
         """The parameters that evaluation and samples use: the moving average where the run keeps one."""
-        return self.state.params if self.state.ema is None else self.state.ema
+        return self.program.average(self.state)
 
     def _model(self) -> Model:
         """The model as it is now, for samples and tasks."""
@@ -322,7 +327,7 @@ class Run:
         settings = self.settings
         results = evaluate_loss(
             self.program, self.eval_params, self.data.evaluation, settings.batch_size, settings.eval_batches,
-            before_batch=self._leave_if_stopped,
+            before_batch=self._leave_if_stopped, carry=self.state.carry,
         )  # fmt: skip
         self.evaluated_step = self.step
         self._write(self.step, results)
@@ -335,7 +340,7 @@ class Run:
         if not self.can_sample or self.sampled_step == self.step:
             return
         self._leave_if_stopped()
-        key = jax.random.fold_in(self.program.key, self.step)
+        key = self.program.key_for(SAMPLES, self.step)
         watch.at(f"the samples of step {self.step}")
         with self.program.inference():
             texts = self.program.objective.sample(self._model(), key)

@@ -9,15 +9,22 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from fmjax.assemble import build_weights
 from fmjax.config import build
+from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
+from fmjax.objectives.base import OtherModel, evaluate, has_carry
 from fmjax.parallel.mesh import MeshConfig, make_mesh
-from fmjax.parallel.placement import inference_context
-from fmjax.parallel.sharding import batch_sharding, check_batch
+from fmjax.parallel.placement import Placement, inference_context
+from fmjax.parallel.sharding import batch_sharding, check_batch, path_name
 from fmjax.training import OPTIMIZERS
+from fmjax.training.other_models import open_models
 from fmjax.training.settings import TrainConfig
 from fmjax.training.state import StateSpec, TrainState, init_state, make_spec
-from fmjax.training.step import make_eval_step, make_train_step
+from fmjax.training.step import make_eval_step, make_train_step, with_keys
+
+# What a run's random key is folded with, by purpose. Step n of the training takes n itself, which is less than these.
+INITIALISATION, EVALUATION, SAMPLES, CARRY = (2**31 - n for n in (1, 2, 3, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +32,14 @@ class Program:
     """The pure parts of a run on a mesh: what training, planning, benchmarks and notebooks share.
 
     Attributes:
-      train_step: `(state, batch, key) -> (state, metrics)`, jitted, its state donated.
-      eval_step: `(params, batch, key) -> sums`, jitted.
+      train_step: `(state, batch, key, *others) -> (state, metrics)`, jitted, its state donated.
+      eval_step: `(params, batch, key, carry, models) -> sums`, jitted.
       batch_spec: the global batch as `jax.ShapeDtypeStruct`s with shardings.
       rules: pairs (logical axis, mesh axes).
-      key: the run's random key; step n uses `fold_in(key, n)`.
+      key: the run's random key; step n uses `fold_in(key, n)`, anything else a key of its own (`key_for`).
+      models: those that the objective names, by name; None where it names none.
+      weights: what the config makes of the parameters, or None.
+      placement: the mesh with its config.
     """
 
     module: nn.Module
@@ -43,36 +53,70 @@ class Program:
     eval_step: Callable
     rules: tuple
     key: jax.Array
+    models: dict[str, OtherModel] | None = None
+    weights: Any = None
+    placement: Placement | None = None
+
+    @property
+    def others(self) -> tuple:
+        """Further arguments of the train step: the models, where there are any."""
+        return () if self.models is None else (self.models,)
+
+    def key_for(self, purpose: int, number: int | None = None) -> jax.Array:
+        """The key of a purpose, of its `number` where it has several."""
+        key = jax.random.fold_in(self.key, purpose)
+        return key if number is None else jax.random.fold_in(key, number)
 
     def init(self, params=None) -> TrainState:
-        """A fresh state in its shards, with these parameters or drawn from the run's seed."""
+        """A fresh state in its shards, with these parameters of the module or drawn from the run's seed."""
         with jax.set_mesh(self.mesh):
-            inputs, key = self.objective.inputs(self.batch_spec), jax.random.fold_in(self.key, 2**31 - 1)
-            return init_state(self.module, inputs, self.optimizer, key, self.spec, params)
+            return init_state(
+                self.module,
+                self.objective.inputs(self.batch_spec),
+                self.optimizer,
+                self.key_for(INITIALISATION),
+                self.spec,
+                params,
+                _initial_carry(self.objective, self.module, self.key),
+                self.weights,
+            )
+
+    def average(self, state: TrainState):
+        """The parameters that evaluation and samples use: the moving average where the run keeps one."""
+        if state.ema is None:
+            return state.params
+        return self.spec.trainable.merge(state.ema, self.spec.trainable.split(state.params)[1])
 
     def inference(self):
         """The context for generation and scoring with the run's parameters (`inference_context`)."""
         return inference_context(self.mesh, dict(self.rules))
 
+    def lower_train_step(self):
+        """The train step lowered for this mesh and batch."""
+        with jax.set_mesh(self.mesh):
+            key = jax.eval_shape(lambda: self.key)
+            return self.train_step.lower(self.spec.shapes, self.batch_spec, key, *self.others)
+
     def compile_train_step(self):
         """The train step compiled for this mesh and batch, ahead of its first call."""
         with jax.set_mesh(self.mesh):
-            key = jax.ShapeDtypeStruct(self.key.shape, self.key.dtype)
-            return self.train_step.lower(self.spec.shapes, self.batch_spec, key).compile()
+            return self.lower_train_step().compile()
 
 
-def make_program(config, module: nn.Module, example: dict[str, Any], devices=None) -> Program:
+def make_program(config, module: nn.Module, example: dict[str, Any], devices=None, abstract: bool = False) -> Program:
     """Assembles the steps for `devices` (default: all).
 
     Args:
       config: a resolved config.
       module: from `fmjax.assemble.build_module`.
       example: one row of data, arrays or `jax.ShapeDtypeStruct`s without a batch axis.
+      abstract: only shapes of other models in the step, for devices that are not there.
 
-    Raises ConfigError where batch or parameters do not divide over the mesh.
+    Raises ConfigError where batch or parameters do not divide over the mesh, or the objective breaks its protocol.
     """
     train, mesh_config = TrainConfig(**config["train"]), MeshConfig(**config["mesh"])
     objective, optimizer = build(config["objective"], OBJECTIVES), build(config["optimizer"], OPTIMIZERS)
+    weights = build_weights(config)
     mesh, table = make_mesh(mesh_config, devices), mesh_config.table
     check_batch(train.batch_size, mesh, table, "train.batch_size")
     if train.accumulate_steps > 1:
@@ -84,10 +128,15 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
         for name, array in example.items()
     }
     inputs = objective.inputs(batch_spec)
+    placement = Placement(mesh, mesh_config)
+    models = open_models(objective, module, placement, abstract)
+    key = jax.random.key(config["seed"])
+    patterns = train.trainable or (() if weights is None else weights.trainable)
     with jax.set_mesh(mesh):
         spec = make_spec(
-            module, inputs, lambda axes: optimizer.make(train.steps, axes), mesh, mesh_config, train.ema_decay > 0
-        )
+            module, inputs, lambda axes: optimizer.make(train.steps, axes), mesh, mesh_config, train.ema_decay > 0,
+            patterns, _initial_carry(objective, module, key), weights,
+        )  # fmt: skip
     transformation = optimizer.make(train.steps, spec.axes)
     rules = tuple(table.items())
     train_step = make_train_step(
@@ -96,11 +145,12 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
         transformation,
         optimizer.make_schedule(train.steps),
         rules=rules,
+        trainable=spec.trainable,
         accumulate_steps=train.accumulate_steps,
         ema_decay=train.ema_decay,
         nonfinite=train.nonfinite,
     )
-    return Program(
+    program = Program(
         module=module,
         objective=objective,
         optimizer=transformation,
@@ -111,5 +161,42 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(spec.shardings, None)),
         eval_step=jax.jit(make_eval_step(module.apply, objective, rules=rules)),
         rules=rules,
-        key=jax.random.key(config["seed"]),
+        key=key,
+        models=models,
+        weights=weights,
+        placement=placement,
     )
+    if has_carry(objective):
+        _check_carry(program)
+    return program
+
+
+def _initial_carry(objective, module, key):
+    """From parameters to the carry, drawn with the run's key; None where nothing is carried."""
+    if not has_carry(objective):
+        return None
+    return lambda params: objective.initial(module, params, jax.random.fold_in(key, CARRY))
+
+
+def _check_carry(program: Program) -> None:
+    """Raises ConfigError where a step would change the structure, a shape or a dtype of the carry."""
+    name = type(program.objective).__name__
+
+    def after(state, batch, key, models):
+        with nn.logical_axis_rules(program.rules):
+            batch = with_keys(batch, key)
+            out = evaluate(program.objective, program.module.apply, state.params, batch, key, True, state.carry, models)
+            return program.objective.after(state.carry, out[1], state.params)
+
+    with jax.set_mesh(program.mesh):
+        spec = program.spec.shapes
+        found = jax.eval_shape(after, spec, program.batch_spec, program.key, program.models)
+    before, now = (jax.tree_util.tree_flatten_with_path(tree) for tree in (spec.carry, found))
+    if before[1] != now[1]:
+        raise ConfigError(f"objective {name}: `after` returns another tree than `initial`: {now[1]}, was {before[1]}")
+    for (path, old), (_, new) in zip(before[0], now[0]):
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            raise ConfigError(
+                f"objective {name}: `after` makes {path_name(path)!r} of the carry {new.dtype} {new.shape}, it was "
+                f"{old.dtype} {old.shape}; shapes and dtypes of a carry stay as `initial` makes them"
+            )

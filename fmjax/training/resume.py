@@ -7,10 +7,10 @@ import pathlib
 from collections.abc import Mapping
 
 from fmjax import file_lock
-from fmjax.config import PLUGINS, SETTINGS, load_workdir_config
+from fmjax.config import OPTIONAL, PLUGINS, SETTINGS, load_workdir_config
 from fmjax.config_fields import field_types, nested_registry
 from fmjax.config_values import differing_keys, json_copy
-from fmjax.errors import ConfigError, DataError
+from fmjax.errors import CheckpointError, ConfigError, DataError
 from fmjax.registry import Registry
 
 # Keys that say how long, how often and on what, not what is learnt. Plugins add theirs as `RESUME_FREE`.
@@ -48,7 +48,7 @@ def with_defaults(saved: Mapping) -> dict:
     filled = json_copy(saved)
     for key, settings in SETTINGS.items():
         _fill_defaults(filled.get(key), settings)
-    for key, registry in PLUGINS.items():
+    for key, registry in (PLUGINS | OPTIONAL).items():
         _fill_plugin(filled.get(key), registry)
     return filled
 
@@ -76,7 +76,8 @@ def resume_free(config: Mapping) -> list[str]:
     """
     return [
         f"{key}.{field}"
-        for key, registry in PLUGINS.items()
+        for key, registry in (PLUGINS | OPTIONAL).items()
+        if key in config
         for field in getattr(registry.get(config[key]["name"]), "RESUME_FREE", ())
     ]
 
@@ -90,6 +91,16 @@ def check_identity(workdir: pathlib.Path, saved: dict, now: dict) -> None:
             f"the data have changed since the run in {str(workdir)!r} was saved:\n{listed}\n"
             "Put the data back to resume, or start a new --workdir"
         )
+
+
+def check_models(workdir: pathlib.Path, saved: dict, now: dict) -> None:
+    """Raises CheckpointError when another model in the step is not the one that the run was trained with."""
+    for name in sorted({*saved, *now}):
+        if saved.get(name) != now.get(name):
+            raise CheckpointError(
+                f"the objective's model {name!r} is not the one that the run in {str(workdir)!r} was trained with (its "
+                f"content was {saved.get(name)}, is {now.get(name)}); put it back to resume, or start a new --workdir"
+            )
 
 
 @contextlib.contextmanager

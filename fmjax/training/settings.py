@@ -1,6 +1,7 @@
 """The keys under `train` of every training config."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from fmjax.errors import ConfigError
@@ -13,6 +14,7 @@ class TrainConfig:
     steps: int  # optimizer updates in all; a later run may extend it
     batch_size: int  # examples of one update, over all devices
     init_from: str | None = None  # a run, saved or published model, or hub id, whose parameters a new run begins with
+    trainable: tuple[str, ...] = ()  # regular expressions: parameters whose names have one train; empty: all do
     accumulate_steps: int = 1  # a batch is computed in this many parts, one after another
     log_every: int = 10
     eval_every: int = 0  # besides the end of the run, where there is evaluation data
@@ -37,6 +39,11 @@ class TrainConfig:
         for name in (*counts, "final_tasks_limit", "tasks_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be 0 or more")
+        for pattern in self.trainable:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"train.trainable: {pattern!r} is not a regular expression ({error})") from None
         if self.batch_size % self.accumulate_steps:
             raise ConfigError(
                 f"train.batch_size = {self.batch_size} is not divisible by "

@@ -1,6 +1,7 @@
 """The training state, its shapes, its shardings, and its initialisation straight into the shards."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.assemble import init_params, param_spec
 from fmjax.parallel.mesh import MeshConfig
-from fmjax.parallel.sharding import like_params, param_shardings
+from fmjax.parallel.sharding import like_params, logical_axes, param_shardings
+from fmjax.training.trainable import Trainable
 
 
 @struct.dataclass
@@ -24,7 +26,8 @@ class TrainState:
       skipped: int32 [], updates left out because loss, gradient or update was not finite.
       params: tree of float32 arrays.
       opt_state: the optimizer's state.
-      ema: moving average of `params`, or None.
+      ema: moving average of the parameters that train, or None.
+      carry: what the objective carries from step to step, or None.
     """
 
     step: jax.Array
@@ -32,6 +35,7 @@ class TrainState:
     params: Any
     opt_state: Any
     ema: Any
+    carry: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,55 +43,82 @@ class StateSpec:
     """Shapes, logical axes and shardings of a run's state, known without computing anything."""
 
     shapes: TrainState  # of jax.ShapeDtypeStruct with sharding
-    axes: Any  # logical axis names of the parameters
+    axes: Any  # logical axis names of the parameters that train
     shardings: TrainState
+    trainable: Trainable
 
 
-def make_spec(module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: MeshConfig, ema: bool) -> StateSpec:
+def make_spec(
+    module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: MeshConfig, ema: bool,
+    patterns: Sequence[str] = (), initial_carry=None, weights=None,
+) -> StateSpec:  # fmt: skip
     """Plans the state for `mesh`.
 
     Args:
       inputs: keyword arguments of `module.init`, arrays or ShapeDtypeStructs.
-      optimizer: function from the tree of logical axes to an `optax.GradientTransformation`.
+      optimizer: function from the tree of logical axes, of what trains, to an `optax.GradientTransformation`.
+      ema: whether a moving average is kept.
+      patterns: `train.trainable`.
+      initial_carry: function from parameters to the carry, or None.
+      weights: what becomes of the parameters (`fmjax.assemble.build_weights`), or None.
 
-    Raises ConfigError where a parameter cannot be sharded as the table says.
+    Raises ConfigError where a parameter or a part of the carry cannot be sharded as the table says, or a pattern
+    matches nothing.
     """
-    param_shapes, axes = param_spec(module, inputs)
+    param_shapes, axes = param_spec(module, inputs, weights)
     shardings = param_shardings(param_shapes, axes, mesh, config.table, config.replicate)
+    trainable = Trainable(patterns, param_shapes)
+    trained, trained_shardings = trainable.split(param_shapes)[0], trainable.split(shardings)[0]
+    trained_axes = trainable.split(axes)[0]
     whole = NamedSharding(mesh, PartitionSpec())
-    opt_shapes = jax.eval_shape(optimizer(axes).init, param_shapes)
+    opt_shapes = jax.eval_shape(optimizer(trained_axes).init, trained)
     counter = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = TrainState(counter, counter, param_shapes, opt_shapes, param_shapes if ema else None)
+    carry = carry_shardings = None
+    if initial_carry is not None:
+        boxed = jax.eval_shape(initial_carry, param_shapes)
+        carry, carry_shardings = nn.unbox(boxed), _carry_shardings(boxed, param_shapes, shardings, mesh, config)
+    shapes = TrainState(counter, counter, param_shapes, opt_shapes, trained if ema else None, carry)
     state_shardings = TrainState(
-        whole, whole, shardings, like_params(opt_shapes, param_shapes, shardings, whole), shardings if ema else None
-    )
+        whole, whole, shardings, like_params(opt_shapes, trained, trained_shardings, whole),
+        trained_shardings if ema else None, carry_shardings,
+    )  # fmt: skip
     shapes = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, state_shardings)
-    return StateSpec(shapes, axes, state_shardings)
+    return StateSpec(shapes, trained_axes, state_shardings, trainable)
+
+
+def _carry_shardings(boxed, params, shardings, mesh: Mesh, config: MeshConfig):
+    """Of a carry: by names where a leaf is boxed with them, as the parameter that it mirrors, or whole."""
+    shapes, axes = nn.unbox(boxed), logical_axes(boxed)
+    whole = NamedSharding(mesh, PartitionSpec())
+    named = param_shardings(shapes, axes, mesh, config.table, replicate=(".*",))
+    mirrored = like_params(shapes, params, shardings, whole)
+    return jax.tree.map(lambda by_name, by_path, names: by_name if any(names) else by_path, named, mirrored, axes)
 
 
 def init_state(
-    module: nn.Module,
-    inputs: dict,
-    optimizer: optax.GradientTransformation,
-    key: jax.Array,
-    spec: StateSpec,
-    params=None,
-) -> TrainState:
+    module: nn.Module, inputs: dict, optimizer: optax.GradientTransformation, key: jax.Array, spec: StateSpec,
+    params=None, initial_carry=None, weights=None,
+) -> TrainState:  # fmt: skip
     """A fresh state, each shard computed on the device that keeps it: no device ever holds a whole parameter.
 
     Args:
-      params: what to begin with, in their shards, which the state takes over; None draws them with `key`.
+      params: the module's, to begin with, in their shards, which the state takes over; None draws them with `key`.
+      initial_carry, weights: as for `make_spec`.
     """
 
     def draw(key):
         arrays = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
-        return begin(nn.unbox(init_params(module, key, arrays)))
+        return begin(nn.unbox(init_params(module, key, arrays, weights)))
 
     def begin(params):
         zero = jnp.zeros((), jnp.int32)
-        ema = jax.tree.map(jnp.copy, params) if spec.shapes.ema is not None else None
-        return TrainState(zero, zero, params, optimizer.init(params), ema)
+        trained, _ = spec.trainable.split(params)
+        ema = jax.tree.map(jnp.copy, trained) if spec.shapes.ema is not None else None
+        carry = None if initial_carry is None else nn.unbox(initial_carry(params))
+        return TrainState(zero, zero, params, optimizer.init(trained), ema, carry)
 
     if params is None:
         return jax.jit(draw, out_shardings=spec.shardings)(key)
+    if weights is not None:
+        params = jax.jit(weights.attach, out_shardings=spec.shardings.params)(params, jax.random.fold_in(key, 1))
     return jax.jit(begin, out_shardings=spec.shardings, donate_argnums=0)(params)

@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fmjax.objectives.base import Proposal, evaluate, has_carry
 from fmjax.training.state import TrainState
+
+ROWS = 2**31 - 1
+"""Of a step's key, what the rows' keys are drawn from."""
 
 
 def make_train_step(
@@ -17,80 +21,96 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     rules,
+    trainable=None,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
     nonfinite: str = "stop",
 ) -> Callable:
-    """A pure function `(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
+    """A pure function `(state, batch, key, models=None) -> (state, metrics)`, to be jitted with the state donated.
 
     The loss is the sum over the global batch divided by its total weight, so neither accumulation nor sharding nor
     packing changes it; a loss of several terms is the sum of such quotients. Each step's randomness is
-    `fold_in(key, state.step)`.
+    `fold_in(key, state.step)`; of it every row of the batch gets a key of its own.
 
     Args:
       apply_fn: `module.apply`.
-      objective: `(apply_fn, params, batch, key, train) -> {name: (sum, weight)}` with "loss" among the names; or
-        {name: ((sum, weight), ...)}, a metric of several terms whose means are added. Weights must not depend on the
-        parameters.
+      objective: see `fmjax.objectives.base`; "loss" must be among its metrics.
+      optimizer: of the parameters that train.
       rules: pairs (logical axis, mesh axes) for the activations' sharding constraints.
+      trainable: a `fmjax.training.trainable.Trainable`; None trains all parameters.
       accumulate_steps: the batch is computed in this many equal parts, one after another.
-      nonfinite: "skip" leaves parameters and optimizer untouched where loss, gradient or update is not finite.
+      nonfinite: "skip" leaves parameters, optimizer and carry untouched where loss, gradient or update is not finite.
+
+    `models` are those that the objective names, as `fmjax.objectives.base.OtherModel`s by name.
 
     The metrics are float32 scalars: each name's mean, "grad_norm", "update_norm", "learning_rate", "finite", "skipped".
     """
+    split = (lambda tree: (tree, None)) if trainable is None else trainable.split
+    merge = (lambda trained, rest: trained) if trainable is None else trainable.merge
 
-    def loss_sum(params, batch, key, weights=None):
-        sums = objective(apply_fn, params, batch, key, True)
+    def loss_sum(trained, rest, batch, key, fixed, weights=None):
+        sums, proposal = evaluate(objective, apply_fn, merge(trained, rest), batch, key, True, **fixed)
         terms = metric_terms(sums["loss"])
         if len(terms) == 1:
-            return terms[0][0], sums  # its weight divides the gradient once all of it is there
+            return terms[0][0], (sums, proposal)  # its weight divides the gradient once all of it is there
         weights = weights or [weight for _, weight in terms]
-        return sum(total * _inverse(weight) for (total, _), weight in zip(terms, weights)), sums
+        return sum(total * _inverse(weight) for (total, _), weight in zip(terms, weights)), (sums, proposal)
 
     gradient = jax.grad(loss_sum, has_aux=True)
 
-    def loss_weights(params, batch, key):
+    def loss_weights(params, batch, key, fixed):
         """Of the terms of the loss. What else the objective computes, nobody reads: the compiler leaves it out."""
-        return [weight for _, weight in metric_terms(objective(apply_fn, params, batch, key, True)["loss"])]
+        sums, _ = evaluate(objective, apply_fn, params, batch, key, True, **fixed)
+        return [weight for _, weight in metric_terms(sums["loss"])]
 
-    def accumulate(params, batch, key):
+    def accumulate(trained, rest, batch, key, fixed):
+        """(gradients, (sums, proposal)) of the whole batch."""
         if accumulate_steps == 1:
-            return gradient(params, batch, key)
-        parts = jax.tree.map(lambda x: _split(x, accumulate_steps), batch)
-        first = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key)
-        several = len(metric_terms(first[1]["loss"])) > 1
-        weights = loss_weights(params, batch, key) if several else None
+            return gradient(trained, rest, batch, key, fixed)
+        parts = (jnp.arange(accumulate_steps), jax.tree.map(lambda x: _split(x, accumulate_steps), batch))
+        first = jax.eval_shape(gradient, trained, rest, jax.tree.map(lambda x: x[0], parts[1]), key, fixed)
+        weights = None
+        if len(metric_terms(first[1][0]["loss"])) > 1:
+            one = lambda part: loss_weights(merge(trained, rest), part[1], jax.random.fold_in(key, part[0]), fixed)
+            weights = jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(one, parts))
 
         def add(total, part):
             index, rows = part
-            out = gradient(params, rows, jax.random.fold_in(key, index), weights)
-            return jax.tree.map(jnp.add, total, out), None
+            grads, (sums, proposal) = gradient(trained, rest, rows, jax.random.fold_in(key, index), fixed, weights)
+            return jax.tree.map(jnp.add, total, (grads, sums, proposal.sums)), proposal.rows
 
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate_steps), parts))
-        return total
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (first[0], first[1][0], first[1][1].sums))
+        (grads, sums, statistics), rows = jax.lax.scan(add, zeros, parts)
+        return grads, (sums, Proposal(statistics, jax.tree.map(_join, rows)))
 
-    def train_step(state: TrainState, batch, key):
+    def train_step(state: TrainState, batch, key, models=None):
+        trained, rest = split(state.params)
+        key = jax.random.fold_in(key, state.step)
         with nn.logical_axis_rules(rules):
-            grads, sums = accumulate(state.params, batch, jax.random.fold_in(key, state.step))
+            fixed = {"carry": state.carry, "models": models}
+            grads, (sums, proposal) = accumulate(trained, rest, with_keys(batch, key), key, fixed)
         terms = metric_terms(sums["loss"])
         if len(terms) == 1:
             scale = _inverse(terms[0][1])
             grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
         grad_norm = optax.tree.norm(grads)
-        metrics = _means(sums)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = reduced(objective, sums)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         # A finite gradient may still make an update that overflows, and with it every checkpoint from here on.
         update_norm = optax.tree.norm(updates)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
+        trained = optax.apply_updates(trained, updates)
+        params, carry, ema = merge(trained, rest), state.carry, state.ema
+        if has_carry(objective):
+            with nn.logical_axis_rules(rules):
+                carry = objective.after(carry, proposal, params)
         if ema is not None:
-            ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+            ema = optax.incremental_update(trained, ema, 1.0 - ema_decay)
         skipped = state.skipped
         if nonfinite == "skip":
             keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-            params, opt_state, ema = keep((params, opt_state, ema), (state.params, state.opt_state, state.ema))
+            before = (state.params, state.opt_state, state.ema, state.carry)
+            params, opt_state, ema, carry = keep((params, opt_state, ema, carry), before)
             skipped = skipped + (1 - finite.astype(jnp.int32))
         metrics |= {
             "grad_norm": grad_norm,
@@ -100,25 +120,41 @@ def make_train_step(
             "skipped": skipped,
         }
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return TrainState(state.step + 1, skipped, params, opt_state, ema), metrics
+        return TrainState(state.step + 1, skipped, params, opt_state, ema, carry), metrics
 
     return train_step
 
 
 def make_eval_step(apply_fn: Callable, objective: Callable, *, rules) -> Callable:
-    """A pure function `(params, batch, key) -> {name: (sum, weight)}`, or several such pairs a name as in
-    `make_train_step`; sums of batches may be added up."""
+    """A pure function `(params, batch, key, carry=None, models=None) -> {name: (sum, weight)}`, or several such pairs a
+    name as in `make_train_step`; sums of batches may be added up."""
 
-    def eval_step(params, batch, key):
+    def eval_step(params, batch, key, carry=None, models=None):
         with nn.logical_axis_rules(rules):
-            return objective(apply_fn, params, batch, key, False)
+            batch = with_keys(batch, key)
+            sums, _ = evaluate(objective, apply_fn, params, batch, key, False, carry=carry, models=models)
+            return sums
 
     return eval_step
+
+
+def with_keys(batch: dict, key) -> dict:
+    """The batch with `keys` [B], one a row, drawn from `key`; without a key as it is."""
+    if key is None:
+        return batch
+    rows = len(next(iter(batch.values())))
+    # The parts of the batch have keys 0, 1, ...
+    return batch | {"keys": jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, ROWS), jnp.arange(rows))}
 
 
 def _split(x, parts: int):
     """[B, ...] -> [parts, B / parts, ...]; part i takes rows i, i + parts, ..., so each device keeps its own rows."""
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+
+def _join(x):
+    """What `_split` cut, in the order of the batch: [parts, B / parts, ...] -> [B, ...]."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def _inverse(weight):
@@ -131,7 +167,10 @@ def metric_terms(metric) -> tuple:
     return metric if isinstance(metric[0], tuple) else (metric,)
 
 
-def _means(sums) -> dict[str, jax.Array]:
+def reduced(objective, sums) -> dict[str, jax.Array]:
+    """The metrics of summed pairs: each name's mean, or what the objective's own `reduce` makes of them."""
+    if hasattr(objective, "reduce"):
+        return dict(objective.reduce(sums))
     return {
         name: sum(total * _inverse(weight) for total, weight in metric_terms(metric)) for name, metric in sums.items()
     }

@@ -9,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from fmjax.training.evaluation import PaddedRows
+from fmjax.errors import ConfigError
+from fmjax.objectives.base import OtherModel, Proposal, per_row
+from fmjax.training.evaluation import PaddedRows, _named
 from fmjax.training.state import TrainState
-from fmjax.training.step import make_eval_step, make_train_step
+from fmjax.training.step import make_eval_step, make_train_step, with_keys
+from fmjax.training.trainable import Trainable
 
 
 class Linear(nn.Module):
@@ -146,13 +149,12 @@ def test_a_loss_of_two_terms_is_the_sum_of_their_means_however_the_batch_is_cut(
 
 
 def test_the_means_of_two_terms_are_taken_over_a_whole_evaluation():
-    from fmjax.training.evaluation import _means
-
+    means = lambda prefix, sums: _named(prefix, TwoErrors(), sums)
     step = jax.jit(make_eval_step(Linear().apply, TwoErrors(), rules=()))
     data, state = two_batch(), start(optax.sgd(0.1))
     halves = [step(state.params, {k: v[part] for k, v in data.items()}, None) for part in (slice(4), slice(4, 8))]
-    whole = _means("eval", step(state.params, data, None))
-    pooled = _means("eval", jax.tree.map(jnp.add, *halves))
+    whole = means("eval", step(state.params, data, None))
+    pooled = means("eval", jax.tree.map(jnp.add, *halves))
     assert set(whole) == {"eval/loss", "eval/absolute"}
     np.testing.assert_allclose(pooled["eval/loss"], whole["eval/loss"], rtol=1e-6)
     error = data["x"] @ np.asarray(state.params["w"])[:, 0] - data["y"]
@@ -183,3 +185,137 @@ def test_rows_of_padding_do_not_count_in_an_evaluation():
         jax.tree.leaves(step(state.params, stacked, None)), jax.tree.leaves(step(state.params, whole, None))
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedErrors:
+    """Squared error of the rows that a draw under jit keeps, plus the mean square of all predictions."""
+
+    def __call__(self, apply_fn, params, batch, key, train):
+        predicted = apply_fn({"params": params}, batch["x"])[:, 0]
+        kept = per_row(lambda key: jax.random.bernoulli(key, 0.5).astype(jnp.float32), batch["keys"])
+        error = (((predicted - batch["y"]) ** 2 * kept).sum(), kept.sum())
+        return {"loss": (error, ((predicted**2).sum(), jnp.float32(len(predicted)))), "kept": (kept.sum(), jnp.float32(len(kept)))}
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_what_is_drawn_by_row_and_what_it_weighs_do_not_depend_on_accumulation(parts):
+    state, key = start(optax.sgd(0.1)), jax.random.key(1)
+
+    def run(parts):
+        step = make_train_step(
+            Linear().apply, MaskedErrors(), optax.sgd(0.1), lambda n: 0.1, rules=(), accumulate_steps=parts
+        )
+        return jax.jit(step)(state, batch(), key)
+
+    (whole, expected), (new, metrics) = run(1), run(parts)
+    for name in ("loss", "kept", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6)
+    np.testing.assert_allclose(new.params["w"], whole.params["w"], rtol=1e-6)
+    # By hand: the rows' keys are the ones that a batch has.
+    keys = with_keys(batch(), jax.random.fold_in(key, 0))["keys"]
+    kept = np.array([float(jax.random.bernoulli(k, 0.5)) for k in keys])
+    assert len({str(jax.random.key_data(k)) for k in keys}) == 8 and 0 < kept.sum() < 8
+    w, x, y = np.asarray(state.params["w"])[:, 0], batch()["x"], batch()["y"]
+    gradient = 2 * (kept * (x @ w - y)) @ x / kept.sum() + 2 * (x @ w) @ x / 8
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """Pulls predictions to a carried mean of the targets; keeps the newest targets in a queue of 12."""
+
+    def initial(self, module, params, key):
+        names = ("batch",)
+        return {"mean": jnp.zeros(()), "queue": nn.LogicallyPartitioned(jnp.zeros(12), names), "slow": dict(params)}
+
+    def __call__(self, apply_fn, params, batch, key, train, *, carry):
+        error = (apply_fn({"params": params}, batch["x"])[:, 0] - carry["mean"]) ** 2 + 0 * carry["queue"].sum()
+        proposal = Proposal({"sum": batch["y"].sum(), "count": jnp.float32(len(error))}, batch["y"])
+        return {"loss": (error.sum(), jnp.float32(len(error)))}, proposal
+
+    def after(self, carry, proposal, params):
+        mean = 0.5 * carry["mean"] + 0.5 * proposal.sums["sum"] / proposal.sums["count"]
+        queue = jnp.concatenate([proposal.rows, carry["queue"]])[:12]
+        return {"mean": mean, "queue": queue, "slow": jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, carry["slow"], params)}
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_carry_gets_the_statistics_and_rows_of_the_whole_batch_and_the_new_parameters(parts):
+    objective, state = Carried(), start(optax.sgd(0.1))
+    carry = nn.unbox(objective.initial(Linear(), state.params, None))
+    step = make_train_step(Linear().apply, objective, optax.sgd(0.1), lambda n: 0.1, rules=(), accumulate_steps=parts)
+    first, second = batch(8, seed=1), batch(8, seed=2)
+    one, _ = jax.jit(step)(dataclasses.replace(state, carry=carry), first, jax.random.key(1))
+    two, _ = jax.jit(step)(one, second, jax.random.key(1))
+    np.testing.assert_allclose(two.carry["mean"], 0.25 * first["y"].mean() + 0.5 * second["y"].mean(), rtol=1e-6)
+    np.testing.assert_array_equal(two.carry["queue"], np.concatenate([second["y"], first["y"]])[:12])
+    slow = 0.81 * state.params["w"] + 0.09 * one.params["w"] + 0.1 * two.params["w"]
+    np.testing.assert_allclose(two.carry["slow"]["w"], slow, rtol=1e-6)
+    # The second step pulled to what the first one carried on.
+    w, x, mean = np.asarray(one.params["w"])[:, 0], second["x"], 0.5 * first["y"].mean()
+    np.testing.assert_allclose(two.params["w"][:, 0], w - 0.2 * (x @ w - mean) @ x / 8, rtol=1e-5)
+
+
+def test_a_skipped_update_leaves_the_carry_alone():
+    objective, state = Carried(), start(optax.sgd(0.1))
+    state = dataclasses.replace(state, carry=nn.unbox(objective.initial(Linear(), state.params, None)))
+    step = make_train_step(Linear().apply, objective, optax.sgd(0.1), lambda n: 0.1, rules=(), nonfinite="skip")
+    new, _ = jax.jit(step)(state, batch() | {"x": np.full((8, 3), np.inf, np.float32)}, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, new.carry, state.carry)
+
+
+class TwoLayers(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        hidden = x @ self.param("inner", nn.initializers.normal(1.0), (x.shape[-1], 4))
+        return hidden @ self.param("outer", nn.initializers.normal(1.0), (4, 1))
+
+
+def test_only_what_trains_has_gradients_updates_and_optimizer_state():
+    params = TwoLayers().init(jax.random.key(0), np.zeros((1, 3)))["params"]
+    trainable, optimizer, zero = Trainable(("^outer$",), params), optax.adamw(0.1, weight_decay=0.5), jnp.int32(0)
+    trained, rest = trainable.split(params)
+    assert (trained["inner"], rest["outer"]) == (None, None)
+    jax.tree.map(np.testing.assert_array_equal, trainable.merge(trained, rest), params)
+    state = TrainState(zero, zero, params, optimizer.init(trained), jax.tree.map(jnp.copy, trained))
+    assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * 4 + 1  # two moments and a count
+    step = make_train_step(
+        TwoLayers().apply, SquaredError(), optimizer, lambda n: 0.1, rules=(), trainable=trainable, ema_decay=0.5
+    )
+    new, metrics = jax.jit(step)(state, batch(), jax.random.key(1))
+    np.testing.assert_array_equal(new.params["inner"], params["inner"])
+    assert new.ema["inner"] is None and not np.allclose(new.params["outer"], params["outer"])
+    x, y, weight = batch()["x"] @ params["inner"], batch()["y"], batch()["loss_weights"]
+    gradient = 2 * (weight * ((x @ params["outer"])[:, 0] - y)) @ x / weight.sum()
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
+
+
+def test_a_pattern_of_what_trains_that_matches_nothing_is_refused():
+    shapes = {"head": {"kernel": jax.ShapeDtypeStruct((2,), "float32"), "table": jax.ShapeDtypeStruct((2,), "int8")}}
+    with pytest.raises(ConfigError, match="train.trainable: 'hed' matches no parameter that can train.*head/kernel"):
+        Trainable(("head/kernel", "hed"), shapes)
+    with pytest.raises(ConfigError, match="'table' matches no parameter that can train"):
+        Trainable(("table",), shapes)
+    assert Trainable((), shapes).split(shapes)[0] == {"head": {"kernel": shapes["head"]["kernel"], "table": None}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+    def models(self):
+        return {"teacher": "a path"}
+
+    def __call__(self, apply_fn, params, batch, key, train, *, models):
+        error = (apply_fn({"params": params}, batch["x"]) - models["teacher"].apply(batch["x"]))[:, 0] ** 2
+        return {"loss": (error.sum(), jnp.float32(len(error)))}
+
+
+def test_another_model_in_the_step_is_read_and_not_trained():
+    state, teacher = start(optax.sgd(0.1)), {"w": jnp.ones((3, 1))}
+    step = make_train_step(Linear().apply, Distilled(), optax.sgd(0.1), lambda n: 0.1, rules=(), accumulate_steps=2)
+    models = {"teacher": OtherModel(Linear(), teacher)}
+    new, metrics = jax.jit(step)(state, batch(), jax.random.key(1), models)
+    start_w = np.asarray(start(optax.sgd(0.1)).params["w"])
+    error = batch()["x"] @ (start_w - 1.0)
+    np.testing.assert_allclose(metrics["loss"], np.mean(error**2), rtol=1e-6)
+    np.testing.assert_array_equal(teacher["w"], 1.0)

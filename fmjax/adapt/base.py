@@ -1,0 +1,25 @@
+"""The protocol of the config's section `weights`: what the leaves of a parameter tree become."""
+
+from typing import Any, Protocol
+
+import jax
+
+
+class Weights(Protocol):
+    """A frozen dataclass whose fields are the keys of the section.
+
+    Attributes:
+      trainable: regular expressions of the parameters that train where `train.trainable` names none; empty: all.
+    """
+
+    trainable: tuple[str, ...]
+
+    def attach(self, params: Any, key: jax.Array) -> Any:
+        """The tree with the leaves that the config asks for replaced by weights of `fmjax.layers.weights`.
+
+        Args:
+          params: a module's parameters; boxed with logical axis names, what replaces them is boxed too.
+          key: random key for what is drawn.
+
+        Raises ConfigError where a pattern matches nothing.
+        """
