@@ -31,6 +31,11 @@ Optional parts, each there if the method is:
         `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at resume.
     check_models(self, module, models) -> None
         Raises ConfigError where these models ({name: OtherModel}, perhaps of shapes alone) do not fit the module.
+    collect(self, model, prompts, key) -> rows and collected(self, prompt) -> row
+        On-policy training: every `rollout_steps` steps (a field) `collect` makes the rows that these steps train on, with
+        the model as it then is (`fmjax.inference.model.Model`), from `num_prompts(rows)` rows of the data; it may
+        compute on the host. Rows are dicts of arrays [rollout_steps * batch size, ...], a pure function of the arguments.
+        `collected` tells the arrays of one row, as `jax.ShapeDtypeStruct`s, from those of a prompt.
     reduce(self, sums) -> {name: value}
         Metrics that are no means of their sums: all of the objective's metrics from its summed (sum, weight) pairs.
     check(self, module, data) -> None
@@ -96,6 +101,11 @@ def evaluate(objective, apply_fn, params, batch, key, train: bool, carry=None, m
         taken["models"] = models
     out = objective(apply_fn, params, batch, key, train, **taken)
     return out if has_carry(objective) else (out, Proposal())
+
+
+def is_on_policy(objective) -> bool:
+    """Whether an objective makes the rows that it trains on."""
+    return hasattr(objective, "collect")
 
 
 def per_row(draw: Callable, keys: jax.Array, *arguments) -> Any:

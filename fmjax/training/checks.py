@@ -1,7 +1,9 @@
 """What can be known of a run before it begins: whether data, module, objective and outputs fit each other."""
 
 from fmjax.errors import ConfigError
+from fmjax.objectives.base import is_on_policy
 from fmjax.training import final_tasks
+from fmjax.training.experience import check_steps
 from fmjax.training.settings import TrainConfig
 
 
@@ -22,6 +24,8 @@ def check_outputs(settings: TrainConfig, objective, module, data) -> bool:
         )
     if hasattr(objective, "check"):
         objective.check(module, data)
+    if is_on_policy(objective):
+        check_steps(settings, objective)
     can_sample = hasattr(objective, "sample") and getattr(objective, "can_sample", lambda *_: True)(module, data)
     if settings.sample_every and not can_sample:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """The training loop: batches in, steps dispatched ahead, numbers out, states saved."""
 
 import contextlib
+import functools
 import logging
 import pathlib
 import sys
@@ -18,6 +19,7 @@ from fmjax.data.loader import Loader
 from fmjax.errors import InputError, RunError, first_line
 from fmjax.inference.model import Model
 from fmjax.layers.weights import bare
+from fmjax.objectives.base import is_on_policy
 from fmjax.parallel import watch
 from fmjax.parallel.hosts import check_shared, connect
 from fmjax.parallel.sharding import local_rows
@@ -27,10 +29,11 @@ from fmjax.training.checks import check_fit, check_outputs
 from fmjax.training.clock import Clock
 from fmjax.training.disk import disk_full
 from fmjax.training.evaluation import evaluate_loss, to_global
+from fmjax.training.experience import Experience
 from fmjax.training.metrics import MetricsWriter, plot_loss
 from fmjax.training.other_models import fingerprints
 from fmjax.training.profile import Profile
-from fmjax.training.program import SAMPLES, make_program
+from fmjax.training.program import ROLLOUTS, SAMPLES, make_program
 from fmjax.training.sampling import SampleLog
 from fmjax.training.settings import TrainConfig
 from fmjax.training.stopping import Stop, stop_signals
@@ -126,9 +129,17 @@ class Run:
         self.rows = rows
         self.profile = Profile(self.settings.profile_steps, workdir / "profile")
         opened.callback(self.profile.close)
-        self.loader = Loader(self.data.train, self.settings.batch_size, rows, self.step)
+        self.loader = self._loader(rows)
         opened.callback(self.loader.close)
         self.clock = self._clock(module, example)
+
+    def _loader(self, rows: list[int]) -> Loader | Experience:
+        objective, size = self.program.objective, self.settings.batch_size
+        if not is_on_policy(objective):
+            return Loader(self.data.train, size, rows, self.step)
+        example = {name: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for name, s in self.program.batch_spec.items()}
+        key_of = functools.partial(self.program.key_for, ROLLOUTS)
+        return Experience(objective, self.data.train, size, rows, example, key_of, self.program.inference)
 
     def _start(self):
         restored = self.checkpointer.restore_latest(self.program.spec.shapes)
@@ -216,6 +227,7 @@ class Run:
         stop.training = True
         while self.step < last and not self._must_stop(stop):
             self.profile.at(self.step + 1, self.state)
+            self.loader.prepare(self.step, self._trained_model)
             batch = to_global(next(self.loader), self.rows, self.program.batch_spec)
             watch.at(f"step {self.step + 1}")
             self.state, metrics = train_step(self.state, batch, self.program.key, *self.program.others)
@@ -310,11 +322,15 @@ class Run:
         """The parameters that evaluation and samples use: the moving average where the run keeps one."""
         return self.program.average(self.state)
 
-    def _model(self) -> Model:
-        """The model as it is now, for samples and tasks."""
+    def _trained_model(self) -> Model:
+        """The model with the parameters that train, whole on the mesh as they lie there."""
+        return self._model(self.state.params)
+
+    def _model(self, params=None) -> Model:
+        """The model as it is now, for samples and tasks: its average where one is kept, unless `params` are given."""
         return Model(
             self.program.module,
-            self.eval_params,
+            self.eval_params if params is None else params,
             self.config.to_dict(),
             self.data.tokenizer,
             self.step,
@@ -388,6 +404,8 @@ class Run:
             log.info("%s", result.headline)
 
     def _must_stop(self, stop: Stop) -> bool:
+        if self.step % getattr(self.program.objective, "rollout_steps", 1):
+            return False  # saved inside a rollout, it could not be resumed
         if jax.process_count() == 1:
             return stop.is_set()
         from jax.experimental import multihost_utils

@@ -13,7 +13,7 @@ from fmjax.assemble import build_weights
 from fmjax.config import build
 from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
-from fmjax.objectives.base import OtherModel, evaluate, has_carry
+from fmjax.objectives.base import OtherModel, evaluate, has_carry, is_on_policy
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.placement import Placement, inference_context
 from fmjax.parallel.sharding import batch_sharding, check_batch, path_name
@@ -24,7 +24,7 @@ from fmjax.training.state import StateSpec, TrainState, init_state, make_spec
 from fmjax.training.step import make_eval_step, make_train_step, with_keys
 
 # What a run's random key is folded with, by purpose. Step n of the training takes n itself, which is less than these.
-INITIALISATION, EVALUATION, SAMPLES, CARRY = (2**31 - n for n in (1, 2, 3, 4))
+INITIALISATION, EVALUATION, SAMPLES, CARRY, ROLLOUTS = (2**31 - n for n in (1, 2, 3, 4, 5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     Args:
       config: a resolved config.
       module: from `fmjax.assemble.build_module`.
-      example: one row of data, arrays or `jax.ShapeDtypeStruct`s without a batch axis.
+      example: one row of data, arrays or `jax.ShapeDtypeStruct`s without a batch axis; of an on-policy objective a prompt.
       abstract: only shapes of other models in the step, for devices that are not there.
 
     Raises ConfigError where batch or parameters do not divide over the mesh, or the objective breaks its protocol.
@@ -117,6 +117,8 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     train, mesh_config = TrainConfig(**config["train"]), MeshConfig(**config["mesh"])
     objective, optimizer = build(config["objective"], OBJECTIVES), build(config["optimizer"], OPTIMIZERS)
     weights = build_weights(config)
+    if is_on_policy(objective):
+        example = objective.collected(example)
     mesh, table = make_mesh(mesh_config, devices), mesh_config.table
     check_batch(train.batch_size, mesh, table, "train.batch_size")
     if train.accumulate_steps > 1:
