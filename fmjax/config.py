@@ -124,6 +124,9 @@ def resolve(config: Mapping[str, Any]) -> FrozenConfigDict:
     for key, registry in OPTIONAL.items():
         if config.get(key) is not None:
             resolved[key] = _resolve_plugin(config[key], registry, key)
+    given = config["data"] if isinstance(config["data"], Mapping) else {}
+    if resolved["train"]["init_from"] is not None and "tokenizer" in resolved["data"] and "tokenizer" not in given:
+        resolved["data"]["tokenizer"] = resolved["train"]["init_from"]  # where the parameters' own is
     _refuse_dots(resolved)
     # Constructing the settings runs their own checks (ranges, values that exclude each other) before anything slow.
     for key, settings in SETTINGS.items():

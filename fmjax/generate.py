@@ -230,10 +230,11 @@ def chat(flags) -> None:
 
 def _check_template(path: str, messages: list[dict], template: dict) -> None:
     """Raises InputError for a model that no chat is possible with, before its weights are read."""
+    from fmjax import hub
     from fmjax.data.tokenizers.chat import render_chat
     from fmjax.interop import loading
 
-    folder, _ = loading.checkpoint_step(loading.find_folder(path))
+    folder, _ = hub.checkpoint_step(loading.find_folder(path))
     tokenizer = loading.find_tokenizer(folder) if folder.is_dir() else None
     if tokenizer is not None:
         example = messages if any(message["role"] == "user" for message in messages) else None

@@ -15,6 +15,7 @@ import jax
 from fmjax.assemble import build_module, build_weights
 from fmjax.checkpoint_files import load_params
 from fmjax.config import load_workdir_config
+from fmjax import hub
 from fmjax.errors import InputError
 from fmjax.inference.model import Model
 from fmjax.interop import loading
@@ -47,7 +48,7 @@ def load(
     placement = mesh if mesh is None or isinstance(mesh, Placement) else Placement.make(mesh)
     folder = loading.find_folder(path)
     if step is None:
-        folder, step = loading.checkpoint_step(folder)
+        folder, step = hub.checkpoint_step(folder)
     for recognises, reader in READERS:
         if recognises(folder):
             return reader(folder, dtype, step, placement, progress)
@@ -60,7 +61,7 @@ def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, An
 
     Raises InputError as `load`.
     """
-    folder, _ = loading.checkpoint_step(loading.find_folder(path))
+    folder, _ = hub.checkpoint_step(loading.find_folder(path))
     if _is_workdir(folder):
         module = _run_module(folder)[0]
     elif loading.is_published(folder):

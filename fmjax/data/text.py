@@ -43,8 +43,9 @@ class TextData:
         document_separator, encoding, tfds_data_dir and heldout_fraction.
       sequence_length: inputs a row, T.
       tokenizer: "bytes"; one trained on the run's own training documents, "train:VOCAB_SIZE" (SentencePiece),
-        "train_wordpiece:VOCAB_SIZE" (BERT's) or "train_bpe:VOCAB_SIZE" (RoBERTa's); or the path of a tokenizer's file
-        or of a published model's folder (`fmjax.data.tokenizers.loading.load_tokenizer`).
+        "train_wordpiece:VOCAB_SIZE" (BERT's) or "train_bpe:VOCAB_SIZE" (RoBERTa's); or the path of a tokenizer's file,
+        of a run or of a published model's folder, or a hub id (`fmjax.data.tokenizers.loading.load_tokenizer`). Not
+        given in a run with `train.init_from`, it is the one that these parameters were trained with.
       text_field: field, column or feature with the text, of .jsonl, .parquet and TFDS; None is "text".
       document_separator: what stands between the documents of a plain text file, such as "<|endoftext|>"; None
         makes each file one document.

@@ -63,9 +63,9 @@ class Model:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that scoring gives the model at most: `module.max_length`, or its training rows' length if shorter."""
-        known = [getattr(self.module, "max_length", None), self.config.get("data", {}).get("sequence_length")]
-        return min((length for length in known if length), default=None)
+        """Tokens that the model reads at most, in scoring as in generation and where it is exported to:
+        `module.max_length`, whatever the length of its training rows; None where it says none."""
+        return getattr(self.module, "max_length", None)
 
     def apply(self, tokens, **inputs) -> jax.Array:
         """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from fmjax import hub
 from fmjax.assemble import build_weights, param_spec
 from fmjax.checkpoint_files import load_params
 from fmjax.config import build, load_workdir_config
@@ -19,7 +20,6 @@ from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
 from fmjax.data.tokenizers.published_settings import is_id
 from fmjax.errors import ConfigError, InputError, TokenizerError
 from fmjax.inference.model import Model
-from fmjax.interop import hub
 from fmjax.interop.family import TOKEN_IDS, different_fields
 from fmjax.interop.importer import PublishedFolder
 from fmjax.interop.weights import flatten
@@ -51,13 +51,6 @@ def find_folder(path: str | pathlib.Path) -> pathlib.Path:
     return hub.download(str(path))
 
 
-def checkpoint_step(folder: pathlib.Path) -> tuple[pathlib.Path, int | None]:
-    """(run's folder, step) of `WORKDIR/checkpoints/STEP`; any other folder is given back with None."""
-    if folder.is_dir() and folder.parent.name == "checkpoints" and folder.name.isdigit():
-        return folder.parent.parent, int(folder.name)
-    return folder, None
-
-
 def is_published(folder: pathlib.Path) -> bool:
     """Whether a folder is to be read as a published one: it has a config.json and no checkpoints of ours."""
     return (folder / "config.json").is_file() and not (folder / "checkpoints").is_dir()
@@ -85,7 +78,7 @@ def initial_params(path: str, module, shapes, shardings):
     Raises ConfigError, listing the fields, where the model is another function than `module`; CheckpointError for
     damaged weights.
     """
-    folder, step = checkpoint_step(find_folder(path))
+    folder, step = hub.checkpoint_step(find_folder(path))
     published = PublishedFolder(folder) if is_published(folder) else None
     section = load_workdir_config(folder).get("model") if published is None else published.section
     if not isinstance(section, dict):
@@ -106,6 +99,19 @@ def initial_params(path: str, module, shapes, shardings):
         found = jax.device_put(merged(found), shardings)
     _check_shapes(found, shapes, path)
     return found
+
+
+def check_initial_tokenizer(path: str, tokenizer, allow_other: bool) -> None:
+    """Raises ConfigError where the data of a run that begins with the parameters at `path` are cut by another tokenizer
+    than these were trained with, unless that is allowed. Without a tokenizer on either side there is nothing to say."""
+    theirs = find_tokenizer(hub.checkpoint_step(find_folder(path))[0])
+    if allow_other or tokenizer is None or theirs is None or tokenizer.fingerprint == theirs.fingerprint:
+        return
+    raise ConfigError(
+        f"train.init_from = {path!r} was trained with another tokenizer ({theirs.source}) than data.tokenizer gives "
+        f"({tokenizer.source}): an id would stand for another piece of text. Set data.tokenizer={path}, or "
+        "train.allow_other_tokenizer=True to begin with these parameters all the same"
+    )
 
 
 def _check_shapes(found, shapes, path) -> None:

@@ -1,10 +1,14 @@
 """What can be known of a run before it begins: whether data, module, objective and outputs fit each other."""
 
+import logging
+
 from fmjax.errors import ConfigError
 from fmjax.objectives.base import is_on_policy
 from fmjax.training import final_tasks
 from fmjax.training.experience import check_steps
 from fmjax.training.settings import TrainConfig
+
+log = logging.getLogger("fmjax")
 
 
 def check_fit(config, data, module) -> None:
@@ -13,6 +17,19 @@ def check_fit(config, data, module) -> None:
     if missing:
         raise ConfigError(f"model.{missing[0]} is not set and the data does not tell it")
     data.check(module)
+
+
+def say_context(config, module) -> None:
+    """Says in a line that the model reads more than a row of training has."""
+    rows, reads = config["data"].get("sequence_length"), getattr(module, "max_length", None)
+    if rows is None or reads is None or rows >= reads:
+        return
+    hint = f"no row trains the rest: model.max_length={rows} leaves it out"
+    if config["train"]["init_from"] is not None:
+        hint = "as before: train.init_from has learnt it"
+    log.info(
+        "rows have %d tokens; scoring, generation and export take up to model.max_length = %d (%s)", rows, reads, hint
+    )
 
 
 def check_outputs(settings: TrainConfig, objective, module, data) -> bool:

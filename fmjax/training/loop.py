@@ -25,7 +25,7 @@ from fmjax.parallel.hosts import check_shared, connect
 from fmjax.parallel.sharding import local_rows
 from fmjax.training import final_tasks, resume
 from fmjax.training.checkpoint import Checkpointer, SaveError
-from fmjax.training.checks import check_fit, check_outputs
+from fmjax.training.checks import check_fit, check_outputs, say_context
 from fmjax.training.clock import Clock
 from fmjax.training.disk import disk_full
 from fmjax.training.evaluation import evaluate_loss, to_global
@@ -99,6 +99,7 @@ class Run:
         self.data = open_data(config, cache_dir, workdir, self.progress)
         module = build_module(config, self.data.model_fields)
         check_fit(config, self.data, module)
+        say_context(config, module)
         self.config = config = completed(config, module)
         resume.check_config(workdir, config)
         example = self.data.train[0]
@@ -157,8 +158,10 @@ class Run:
         """What a new run begins with: `train.init_from`, or None."""
         if self.settings.init_from is None:
             return None
-        from fmjax.interop.loading import initial_params
+        from fmjax.interop.loading import check_initial_tokenizer, initial_params
 
+        settings = self.settings
+        check_initial_tokenizer(settings.init_from, self.data.tokenizer, settings.allow_other_tokenizer)
         spec = self.program.spec
         params = initial_params(
             self.settings.init_from, self.program.module, bare(spec.shapes.params), bare(spec.shardings.params)

@@ -14,6 +14,7 @@ class TrainConfig:
     steps: int  # optimizer updates in all; a later run may extend it
     batch_size: int  # examples of one update, over all devices
     init_from: str | None = None  # a run, saved or published model, or hub id, whose parameters a new run begins with
+    allow_other_tokenizer: bool = False  # with init_from: data.tokenizer may be another than the parameters' own
     trainable: tuple[str, ...] = ()  # regular expressions: parameters whose names have one train; empty: all do
     accumulate_steps: int = 1  # a batch is computed in this many parts, one after another
     log_every: int = 10
@@ -54,6 +55,8 @@ class TrainConfig:
         profile = self.profile_steps
         if profile and (len(profile) != 2 or not 1 <= profile[0] <= profile[1]):
             raise ConfigError(f"train.profile_steps = {self.profile_steps} must be (first, last), such as (10, 12)")
+        if self.allow_other_tokenizer and self.init_from is None:
+            raise ConfigError("train.allow_other_tokenizer = True is not read: train.init_from names no parameters")
         for name in ("final_tasks_limit", "tasks_every"):
             if getattr(self, name) and not self.final_tasks:
                 raise ConfigError(

@@ -8,7 +8,7 @@ from huggingface_hub import errors
 
 import fmjax
 from fmjax.errors import InputError
-from fmjax.interop import hub
+from fmjax import hub
 
 
 def test_what_is_a_hub_id():

@@ -1,9 +1,13 @@
 """Training that begins with published or saved parameters (`train.init_from`)."""
 
+import logging
+import shutil
+
 import folders
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 import fmjax
 from fmjax import config as configs
@@ -88,6 +92,44 @@ def test_another_model_is_refused_by_field(published, text, tmp_path):
             cache_dir=tmp_path / "cache",
             progress=False,
         )
+
+
+def other_folder(published, folder):
+    """The published model with another tokenizer of as many pieces."""
+    shutil.copytree(published, folder)
+    (folder / "tokenizer.bytes").unlink()
+    words = {"some": 257, **{chr(i + 0x100): i for i in range(257)}}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "some"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_the_tokenizer_is_that_of_the_parameters(published, text, tmp_path, caplog):
+    """Left out, it is theirs, of a published model as of a run; another one takes saying so."""
+    other = other_folder(published, tmp_path / "other")
+    options = dict(cache_dir=tmp_path / "cache", progress=False)
+
+    def begun(run, folder, **changes):
+        config = settings(folder, text, model=model_section(published), **changes.pop("train", {})).to_dict()
+        del config["data"]["tokenizer"]
+        config["data"] |= changes
+        with caplog.at_level(logging.INFO, "fmjax"):
+            train(configs.resolve(config), tmp_path / run, **options)
+        return fmjax.load(tmp_path / run)
+
+    model = begun("own", other)
+    assert model.tokenizer.token(257) == "some" and model.config["data"]["tokenizer"] == str(other)
+    assert "rows have 16 tokens; scoring, generation and export take up to model.max_length = 32 (as" in caplog.text
+    assert model.context_length == model.module.max_length == 32
+    for beginning in (tmp_path / "own", tmp_path / "own" / "checkpoints" / "1"):
+        assert begun(f"again {beginning.name}", beginning).tokenizer.fingerprint == model.tokenizer.fingerprint
+        with pytest.raises(ConfigError, match=r"trained with another tokenizer .*\(bytes\).*data.tokenizer=.*allow_other"):
+            begun("refused", beginning, tokenizer="bytes")
+    allowed = begun("allowed", other, tokenizer="bytes", train={"allow_other_tokenizer": True})
+    assert allowed.tokenizer.source == "bytes"
+    with pytest.raises(ConfigError, match="allow_other_tokenizer = True is not read"):
+        settings(published, text, init_from=None, allow_other_tokenizer=True)
 
 
 def test_damaged_weights_stop_the_run(published, text, tmp_path):

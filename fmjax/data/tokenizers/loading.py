@@ -8,6 +8,7 @@ Each kind has its file: `sentencepiece`, `huggingface`, `vocabularies`,
 import pathlib
 from collections.abc import Sequence
 
+from fmjax import hub
 from fmjax.data.tokenizers.base import Tokenizer, check_ids, cut_at_lines
 from fmjax.data.tokenizers.huggingface import HuggingFaceTokenizer, read_tokenizer_json
 from fmjax.data.tokenizers.marian import MarianTokenizer, read_marian
@@ -31,6 +32,8 @@ FILES = (
     "tokenizer.json", "source.spm", "tokenizer.model", "tokenizer.bytes", "vocab.txt", "vocab.json", "encoder.json",
 )  # fmt: skip
 """What a folder's tokenizer is read from; the first that is there."""
+
+_SUFFIXES = {pathlib.Path(file).suffix for file in FILES}
 
 _EXPECTED = (
     "tokenizer.model, tokenizer.json or tokenizer.bytes, vocab.txt (BERT), vocab.json with merges.txt or encoder.json "
@@ -84,7 +87,9 @@ def has_tokenizer(folder: str | pathlib.Path) -> bool:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-    """The tokenizer of a folder: a Hugging Face one, or what `Tokenizer.save` wrote; or of one of its files.
+    """The tokenizer of a folder: a Hugging Face one, a run's, or what `Tokenizer.save` wrote; or of one of its files.
+
+    What is no path but can be a hub id is that model, downloaded; `WORKDIR/checkpoints/STEP` is the run's.
 
     A folder's is read from the first of these that it has: tokenizer.json; source.spm with target.spm and vocab.json
     (Marian); tokenizer.model (SentencePiece); tokenizer.bytes; vocab.txt (BERT's WordPiece); vocab.json with
@@ -93,7 +98,10 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
 
     Raises: TokenizerError when there is none or it cannot be read; names the file and what to do.
     """
-    path = pathlib.Path(path).expanduser()
+    local = pathlib.Path(path).expanduser()
+    if not local.exists() and local.suffix not in _SUFFIXES and hub.is_hub_id(path):
+        local = hub.download(path)
+    path, _ = hub.checkpoint_step(local)
     if path.is_dir():
         for file in FILES:
             if (path / file).is_file():
@@ -101,7 +109,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise TokenizerError(f"no tokenizer in {path} (found there: {found}); expected {_EXPECTED}")
     if not path.is_file():
-        raise TokenizerError(f"no tokenizer at {path}; expected 'bytes', 'train:VOCAB_SIZE' (or train_wordpiece:, train_bpe:), or a file or folder")
+        raise TokenizerError(f"no tokenizer at {path}; expected 'bytes', 'train:VOCAB_SIZE' (or train_wordpiece:, train_bpe:), a file or folder, or a hub id")
     if path.suffix == ".bytes":
         return ByteTokenizer()
     config = read_config(path.parent)

@@ -1,4 +1,4 @@
-"""Models by their hub id, "organisation/name" or "organisation/name@revision"."""
+"""Where models are: by their hub id, "organisation/name" or "organisation/name@revision", or a checkpoint of a run."""
 
 import pathlib
 import re
@@ -58,3 +58,10 @@ def download(hub_id: str) -> pathlib.Path:
             "folder"
         ) from None
     return pathlib.Path(folder)
+
+
+def checkpoint_step(folder: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """(run's folder, step) of `WORKDIR/checkpoints/STEP`; any other folder is given back with None."""
+    if folder.is_dir() and folder.parent.name == "checkpoints" and folder.name.isdigit():
+        return folder.parent.parent, int(folder.name)
+    return folder, None
