@@ -18,11 +18,12 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.inference import cached
-from fmjax.inference.cached import Weights, bucket
+from fmjax.inference.cached import Weights
 from fmjax.inference.checks import check_whole, is_number
 from fmjax.inference.engine import Engine
 from fmjax.inference.engine_programs import PACKED_PROMPTS, PACKED_TOKENS, TRACES, Form
 from fmjax.inference.engine_requests import Request
+from fmjax.inference.rows import bucket
 from fmjax.inference.sampler import Uses, only_allowed
 from fmjax.layers.checks import check_choice
 from fmjax.parallel import watch

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
+from fmjax.inference.rows import bucket, lay
 from fmjax.layers.embed import output_logits
 
 
@@ -86,12 +87,6 @@ def _transposed(table):
     return table.T
 
 
-def bucket(length: int, low: int = 16, high: int | None = None) -> int:
-    """`length` rounded up to a power of two, at least `low`, at most `high` (which `length` must not exceed)."""
-    size = max(low, 1 << max(0, int(length) - 1).bit_length())
-    return size if high is None else min(size, high)
-
-
 def places(length: int, high: int | None = None) -> int:
     """Places of a cache for `length` positions: 64, 96, 128, 192, 256, ..., a power of two or three halves of one."""
     size = bucket(length, low=64)
@@ -100,18 +95,14 @@ def places(length: int, high: int | None = None) -> int:
 
 
 def pack(prompts: Sequence[Sequence[int]], rows: Sequence[int], capacity: int, batch_size: int, high=None) -> Packed:
-    """Packs `prompts` for the cache's `rows`; P is the bucket of their lengths' sum, R is `capacity`."""
+    """Packs `prompts` for the first of the cache's `rows`; P is the bucket of their lengths' sum, R is `capacity`."""
     length = bucket(sum(map(len, prompts)), low=32, high=high)
-    tokens, segment_ids, positions, slots = np.zeros((4, 1, length), np.int32)
+    laid = lay(prompts, [0] * len(prompts), (1, length))
+    slots = np.asarray([*rows, 0], np.int32)[laid.owners]
     last, owners = np.zeros(capacity, np.int32), np.full(capacity, batch_size, np.int32)
-    at = 0
-    for number, (prompt, row) in enumerate(zip(prompts, rows)):
-        span = slice(at, at + len(prompt))
-        tokens[0, span], segment_ids[0, span], slots[0, span] = prompt, number + 1, row
-        positions[0, span] = np.arange(len(prompt))
-        at += len(prompt)
-        last[number], owners[number] = at - 1, row
-    return Packed(tokens, segment_ids, positions, slots, last, owners)
+    last[: len(prompts)] = np.cumsum([*map(len, prompts)]) - 1
+    owners[: len(prompts)] = rows[: len(prompts)]
+    return Packed(laid.tokens, laid.segment_ids, laid.positions, slots, last, owners)
 
 
 def init_cache(module: nn.Module, batch_size: int, max_length: int, source_length: int | None = None):

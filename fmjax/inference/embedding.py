@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import counted
-from fmjax.inference.cached import bucket
-from fmjax.inference.packing import pack_rows
+from fmjax.inference.rows import bucket, check_lengths, lay, pack_rows, packed_batches
 from fmjax.layers.checks import check_choice
 from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
@@ -29,7 +28,7 @@ def pooled(module: nn.Module, params, tokens, segment_ids, positions, owners, *,
 
     Args:
       tokens, segment_ids, positions: int32 [B, T], packed rows.
-      owners: int32 [B, T], the text each token belongs to; `count` for padding.
+      owners: int32 [B, T], the text each token belongs to; -1, which is the last place, for padding.
       pooling: see `embed`.
     """
     TRACES["embed"] += 1
@@ -73,14 +72,12 @@ def embed(
     _check(module, texts, context)
     counted.read(map(len, texts))
     found: np.ndarray | None = None
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     with tqdm(total=len(texts), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
-        for length, group in _by_length(texts, order, context):
-            rows = pack_rows([len(texts[i]) for i in group], length)
-            height = min(bucket(len(rows), low=1), max(1, tokens_per_batch // length))
-            for start in range(0, len(rows), height):
+        for length, group in _by_length(texts, context):
+            packed = pack_rows([len(texts[i]) for i in group], length)
+            for part, height in packed_batches(packed, length, tokens_per_batch):
                 watch.at("a batch of embeddings")
-                part = [[group[i] for i in row] for row in rows[start : start + height]]
+                part = [[group[i] for i in row] for row in part]
                 for indices, vectors in _pieces(module, params, texts, part, (height, length), pooling):
                     found = np.zeros((len(texts), vectors.shape[1]), np.float32) if found is None else found
                     found[indices] = vectors
@@ -101,36 +98,23 @@ def _check(module, texts, context) -> None:
     for index, text in enumerate(texts):
         if not len(text):
             raise InputError(f"text {index} has no tokens, so there is nothing to embed")
-        if context is not None and len(text) > context:
-            raise InputError(
-                f"text {index} has {len(text)} tokens, more than the model's context of {context}; shorten or split it"
-            )
+    check_lengths(texts, context, "shorten or split it")
 
 
-def _by_length(texts, order, context):
+def _by_length(texts, context):
     """(row length, indices): short texts share short rows, so that attention does not pay for the longest."""
     groups = defaultdict(list)
-    for index in order:
+    for index in sorted(range(len(texts)), key=lambda i: len(texts[i])):
         groups[bucket(max(len(texts[index]), 256), high=None if context is None else max(context, 1))].append(index)
     yield from groups.items()
 
 
-def _pieces(module, params, texts, rows, shape, pooling):
+def _pieces(module, params, texts, packed, shape, pooling):
     """Runs packed rows; texts beyond a fixed number a call, which very short texts may exceed, go to another call."""
     count = bucket(max(1, shape[0] * shape[1] // 16), low=1)
-    members = [(r, i) for r, row in enumerate(rows) for i in row]
+    members = [(r, i) for r, row in enumerate(packed) for i in row]
     for begin in range(0, len(members), count):
-        chunk = members[begin : begin + count]
-        tokens, segment_ids, positions = np.zeros((3, *shape), np.int32)
-        owners = np.full(shape, count, np.int32)
-        filled = np.zeros(shape[0], int)
-        for number, (r, i) in enumerate(chunk):
-            span = slice(filled[r], filled[r] + len(texts[i]))
-            tokens[r, span], segment_ids[r, span] = texts[i], number + 1
-            positions[r, span], owners[r, span] = np.arange(len(texts[i])), number
-            filled[r] = span.stop
-        arrays = tokens, segment_ids, positions, owners
-        yield (
-            [i for _, i in chunk],
-            np.asarray(pooled(module, params, *arrays, pooling=pooling, count=count))[: len(chunk)],
-        )
+        rows, indices = zip(*members[begin : begin + count])
+        arrays = lay([texts[i] for i in indices], rows, shape)
+        vectors = pooled(module, params, *arrays, pooling=pooling, count=count)
+        yield list(indices), np.asarray(vectors)[: len(indices)]

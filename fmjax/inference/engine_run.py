@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import cached
-from fmjax.inference.cached import bucket
 from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting, programs
 from fmjax.inference.engine_requests import Chunk, Request, digest
+from fmjax.inference.rows import bucket
 from fmjax.inference.sampler import Settings, Uses
 from fmjax.parallel import watch
 

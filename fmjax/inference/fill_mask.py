@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference.cached import bucket
+from fmjax.inference.rows import batches, bucket, check_lengths, padded
 from fmjax.layers.embed import output_logits
 from fmjax.parallel.placement import whole
 
@@ -58,24 +58,16 @@ def fill_mask(
     for index, text in enumerate(texts):
         if mask_id not in text:
             raise InputError(f"text {index} has no mask token, so there is nothing to fill in")
-        if context is not None and len(text) > context:
-            raise InputError(
-                f"text {index} has {len(text)} tokens, more than the model's context of {context}; shorten it"
-            )
+    check_lengths(texts, context)
     found: list[list] = [[] for _ in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    rows = bucket(min(batch_size, max(1, len(texts))), low=1)
-    for start in range(0, len(order), rows):
-        group = order[start : start + rows]
-        width = bucket(max(len(texts[i]) for i in group), high=context)
-        tokens, segment_ids = np.zeros((2, rows, width), np.int32)
-        for row, i in enumerate(group):
-            tokens[row, : len(texts[i])], segment_ids[row, : len(texts[i])] = texts[i], 1
-        masks = [(i, row * width + at) for row, i in enumerate(group) for at, t in enumerate(texts[i]) if t == mask_id]
+    height = bucket(min(batch_size, max(1, len(texts))), low=1)
+    for group in batches([*map(len, texts)], height, "texts with masks"):
+        rows = padded([texts[i] for i in group], height, context)
+        masks = np.flatnonzero(rows.tokens == mask_id)
         places = np.zeros(bucket(len(masks)), np.int32)
-        places[: len(masks)] = [place for _, place in masks]
-        results = _guess(module, params, tokens, segment_ids, places, top_k=top_k, num_tokens=num_tokens)
+        places[: len(masks)] = masks
+        results = _guess(module, params, *rows[:2], places, top_k=top_k, num_tokens=num_tokens)
         probabilities, guesses = (np.asarray(x).tolist() for x in results)
-        for (i, _), p, g in zip(masks, probabilities, guesses):
-            found[i].append(list(zip(g, p)))
+        for owner, p, g in zip(rows.owners.reshape(-1)[masks], probabilities, guesses):
+            found[group[owner]].append(list(zip(g, p)))
     return found

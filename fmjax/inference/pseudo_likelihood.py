@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.errors import InputError
 from fmjax.inference import counted
-from fmjax.inference.cached import bucket
+from fmjax.inference.rows import batches, check_lengths, padded
 from fmjax.layers.embed import output_logits
-from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
 
 
@@ -48,26 +46,22 @@ def pseudo_loglikelihoods(
     Raises: InputError for a text longer than the model's positions.
     """
     context = getattr(module, "max_length", None)
-    for index, text in enumerate(texts):
-        if context is not None and len(text) > context:
-            raise InputError(
-                f"text {index} has {len(text)} tokens, more than the model's context of {context}; shorten it"
-            )
+    check_lengths(texts, context)
     work = [(i, place) for i, where in enumerate(places) for place in where]
-    counted.read(len(texts[i]) for i, _ in work)
-    work.sort(key=lambda one: len(texts[one[0]]))
+    lengths = [len(texts[i]) for i, _ in work]
+    counted.read(lengths)
     found: list[dict[int, float]] = [{} for _ in texts]
-    for start in range(0, len(work), batch_size):
-        watch.at("a batch of masked texts")
-        group = work[start : start + batch_size]
-        width = bucket(max(len(texts[i]) for i, _ in group), high=context)
-        tokens, segment_ids = np.zeros((2, batch_size, width), np.int32)
-        at, targets = np.zeros((2, batch_size), np.int32)
-        for row, (i, place) in enumerate(group):
-            tokens[row, : len(texts[i])], segment_ids[row, : len(texts[i])] = texts[i], 1
-            at[row], targets[row], tokens[row, place] = place, texts[i][place], mask_id
-        values = _masked_loglikelihoods(module, params, tokens, segment_ids, at, targets, num_tokens=num_tokens)
-        for (i, place), value in zip(group, np.asarray(values, np.float64).tolist()):
+    for group in batches(lengths, batch_size, "masked texts"):
+        copies = [work[index] for index in group]
+        rows = padded([texts[i] for i, _ in copies], batch_size, context)
+        at = np.zeros(batch_size, np.int32)
+        at[: len(copies)] = [place for _, place in copies]
+        one_each = np.arange(batch_size), at
+        targets = rows.tokens[one_each]
+        rows.tokens[one_each] = mask_id
+        values = _masked_loglikelihoods(
+            module, params, rows.tokens, rows.segment_ids, at, targets, num_tokens=num_tokens
+        )
+        for (i, place), value in zip(copies, np.asarray(values, np.float64).tolist()):
             found[i][place] = value
-    watch.at("what follows the masked texts", limited=False)
     return np.asarray([sum(one[place] for place in where) for one, where in zip(found, places)])

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from fmjax.errors import InputError
 from fmjax.inference.checks import check_list
-from fmjax.inference.packing import Segment
 from fmjax.inference.scoring import rolling_windows
+from fmjax.inference.segments import Segment
 
 
 def continuation_segments(model, pairs: Sequence[tuple[str, str]]) -> tuple[list[Segment], list[bool]]:

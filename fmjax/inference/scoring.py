@@ -1,6 +1,6 @@
 """Log-likelihoods of tokens given those before them, many segments packed into rows of constant shape.
 
-The context of a question is computed once for all its options (`fmjax.inference.packing`), and only the positions that
+The context of a question is computed once for all its options (`fmjax.inference.segments`), and only the positions that
 predict a wanted token go through the vocabulary projection: no [B, T, V] array exists.
 """
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import counted
-from fmjax.inference.packing import Batch, Segment, batches
+from fmjax.inference.segments import Batch, Segment, batches
 from fmjax.layers.attention.reference import Forked
 from fmjax.layers.embed import output_logits
 from fmjax.parallel import watch
@@ -50,7 +50,7 @@ class Score:
 
 @functools.partial(jax.jit, static_argnames=("module",))
 def token_logprobs(module: nn.Module, params, tokens, segment_ids, positions, branches, where, targets, count):
-    """Log-probabilities of chosen tokens at chosen places; arguments as the fields of `fmjax.inference.packing.Batch`.
+    """Log-probabilities of chosen tokens at chosen places; arguments as the fields of `fmjax.inference.segments.Batch`.
 
     Returns: log-probabilities float32 [B * T], and bool [B * T], whether the target has the largest logit (of equal
       ones the first).

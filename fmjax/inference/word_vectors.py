@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.inference import counted
-from fmjax.inference.cached import bucket
-from fmjax.parallel import watch
+from fmjax.inference.rows import batches, padded
 from fmjax.parallel.placement import whole
 
 
@@ -74,22 +73,12 @@ def word_vectors(model, sentences: Sequence[Sequence[str]], *, batch_size: int =
     placed = [word_places(model, sentence) for sentence in sentences]
     counted.read(len(tokens) for tokens, _ in placed)
     found: list = [None] * len(placed)
-    order = sorted(range(len(placed)), key=lambda i: len(placed[i][0]))
-    for start in range(0, len(order), batch_size):
-        watch.at("a batch of word vectors")
-        group = order[start : start + batch_size]
-        width = bucket(max(1, *(len(placed[i][0]) for i in group)), high=model.context_length)
-        num_words = bucket(max(1, *(len(placed[i][1]) for i in group)))
-        tokens, segment_ids = np.zeros((2, batch_size, width), np.int32)
-        places = np.zeros((batch_size, num_words), np.int32)
-        for row, i in enumerate(group):
-            ids, where = placed[i]
-            tokens[row, : len(ids)], segment_ids[row, : len(ids)] = ids, 1
-            places[row, : len(where)] = np.maximum(where, 0)
+    for group in batches([len(tokens) for tokens, _ in placed], batch_size, "word vectors"):
+        rows = padded([placed[i][0] for i in group], batch_size, model.context_length)
+        places = padded([np.maximum(placed[i][1], 0) for i in group], batch_size).tokens
         with model.inference():
-            vectors = np.asarray(_vectors_at(model.module, model.params, tokens, segment_ids, places))
+            vectors = np.asarray(_vectors_at(model.module, model.params, rows.tokens, rows.segment_ids, places))
         for row, i in enumerate(group):
             where = np.asarray(placed[i][1], int)
             found[i] = vectors[row, : len(where)] * (where >= 0)[:, None]
-    watch.at("what follows the word vectors", limited=False)
     return found

@@ -17,7 +17,7 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.inference import counted, embedding
-from fmjax.inference.cached import bucket
+from fmjax.inference.rows import padded
 from fmjax.inference.word_vectors import framed, word_places, word_vectors
 from fmjax.layers.checks import check_choice, check_positive
 from fmjax.layers.dense import Init, Linear
@@ -198,11 +198,8 @@ def _with(model, name: str, function, weights):
 
 
 def _padded(rows: Sequence[Sequence[int]], model) -> dict[str, np.ndarray]:
-    width = bucket(max(map(len, rows)), high=model.context_length)
-    tokens, segment_ids = np.zeros((2, len(rows), width), np.int32)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)], segment_ids[index, : len(row)] = row, 1
-    return {"tokens": tokens, "segment_ids": segment_ids}
+    laid = padded(rows, len(rows), model.context_length)
+    return {"tokens": laid.tokens, "segment_ids": laid.segment_ids}
 
 
 def _fit_probe(vectors: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, recipe: Recipe):

@@ -8,10 +8,11 @@ import pytest
 from tiny_decoder import TinyDecoder, full_logits
 
 from fmjax.errors import InputError
-from fmjax.inference import packing, scoring
-from fmjax.inference.packing import Segment, pack_rows
+from fmjax.inference import scoring
+from fmjax.inference import segments as packing
 from fmjax.inference.sampler import Sampling, Settings, Uses, sample
 from fmjax.inference.scoring import rolling_windows, score_segments
+from fmjax.inference.segments import Segment
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
 
@@ -170,14 +171,6 @@ def test_two_shapes_serve_every_call():
     before = dict(scoring.TRACES)
     score_segments(MODULE, PARAMS, list(random_segments(77, 2)), **options)
     assert scoring.TRACES == before
-
-
-def test_packing_fills_rows_and_loses_nothing():
-    sizes = np.random.default_rng(0).integers(1, 33, 500).tolist()
-    rows = pack_rows(sizes, 64)
-    assert sorted(sum(rows, [])) == list(range(500))
-    assert max(sum(sizes[i] for i in row) for row in rows) <= 64
-    assert len(rows) <= 1.02 * np.ceil(sum(sizes) / 64) + 1
 
 
 def harness_windows(tokens, first, length):

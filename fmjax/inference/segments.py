@@ -4,7 +4,6 @@ Segments of one batch share rows (`segment_ids` keep them apart), and segments t
 a tree whose trunk is computed once, with a branch for what each goes on with.
 """
 
-import bisect
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax.inference.cached import bucket
+from fmjax.inference.rows import bucket, pack_rows, packed_batches
 
 SHORT = 256
 """Longest row of the first length bucket; what is longer goes to rows of the model's full context."""
@@ -108,11 +107,8 @@ def batches(
     if not forks:
         trees = [_tree([one], len(one.inputs)) for one in alike]
     for length, rows in _length_buckets(trees, context_length):
-        # A shard's share is a power of two, or as many rows as its tokens allow.
-        share = bucket(-(-len(rows) // num_shards), low=1)
-        height = num_shards * min(share, max(1, tokens_per_batch // length))
-        for start in range(0, len(rows), height):
-            yield _fill(rows[start : start + height], segments, (height, length), forks)
+        for part, height in packed_batches(rows, length, tokens_per_batch, num_shards):
+            yield _fill(part, segments, (height, length), forks)
 
 
 def _same_inputs(segments, indices) -> Iterator[_Inputs]:
@@ -195,22 +191,6 @@ def _length_buckets(trees: Sequence[_Tree], context_length) -> Iterator[tuple[in
         yield length, long
     if short:
         yield pack(short)
-
-
-def pack_rows(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Indices of `sizes` gathered into rows of at most `length`: largest first, each into the fullest row it fits."""
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (what is left, row), sorted
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        place = bisect.bisect_left(room, (sizes[index], -1))
-        if place == len(room):
-            left, row = length, len(rows)
-            rows.append([])
-        else:
-            left, row = room.pop(place)
-        rows[row].append(index)
-        bisect.insort(room, (left - sizes[index], row))
-    return rows
 
 
 def _fill(rows: list[list[_Tree]], segments, shape: tuple[int, int], forks: bool) -> Batch:
