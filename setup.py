@@ -28,6 +28,7 @@ setup(
         "zstandard>=0.22",
         "tensorboardX>=2.6",
         "matplotlib>=3.8",
+        "pillow>=10",
         "tqdm>=4.66",
         "scikit-learn>=1.5",
     ],

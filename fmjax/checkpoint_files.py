@@ -100,6 +100,15 @@ def load_params(
     return found, step
 
 
+def load_carry(workdir: str | pathlib.Path, step: int) -> Any:
+    """What the objective of a run carried at a checkpoint, as nested dicts on one device; None where it carried nothing.
+
+    Raises CheckpointError when it cannot be read.
+    """
+    path = pathlib.Path(workdir).absolute() / "checkpoints" / str(step) / "carry"
+    return read_item(path) if path.is_dir() else None
+
+
 def read_item(path: pathlib.Path, shardings=None) -> Any:
     """The arrays of one item of a checkpoint (`checkpoints/STEP/params`, say).
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 
-from fmjax.assemble import build_module, build_weights
-from fmjax.checkpoint_files import load_params
-from fmjax.config import load_workdir_config
 from fmjax import hub
+from fmjax.assemble import build_module, build_weights
+from fmjax.checkpoint_files import load_carry, load_params
+from fmjax.config import load_workdir_config
+from fmjax.data.codecs.base import load_codecs
 from fmjax.errors import InputError
 from fmjax.inference.model import Model
 from fmjax.interop import loading
@@ -110,7 +111,10 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement,
     identity = _data_identity(folder, step)
     # The rows of a run's training begin with BOS; what was published says it in its tokenizer.
     add_bos = "published" not in config or (tokenizer is not None and tokenizer.add_bos)
-    return Model(module, params, config, tokenizer, step, str(folder), identity, add_bos, placement)
+    return Model(
+        module, params, config, tokenizer, step, str(folder), identity, add_bos, placement,
+        codecs=load_codecs(folder), carry=load_carry(folder, step),
+    )  # fmt: skip
 
 
 def _data_identity(folder: pathlib.Path, step: int) -> dict:

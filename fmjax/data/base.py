@@ -51,6 +51,8 @@ class OpenData:
       train: endless random-access rows, `train[i]` for any i >= 0. A pure function of (config, seed, i).
       evaluation: finite sequences of rows by name, such as {"heldout": rows}; may be empty.
       tokenizer: a `fmjax.data.tokenizers.loading.Tokenizer`, or None for data that are not text.
+      codecs: by modality ("image", "label", ...), what makes arrays of values and values of arrays
+        (`fmjax.data.codecs`); saved with the run. Text has the tokenizer.
       model_fields: fills the module's fields that the config leaves at None, such as {"vocab_size": 2048}.
       check: `check(module)` raises ConfigError when module and data do not fit together.
       identity: short strings that name the data (content hash) and tokenizer; saved with a run, compared at resume.
@@ -61,6 +63,7 @@ class OpenData:
     train: Rows
     evaluation: Mapping[str, Sequence[Row]] = dataclasses.field(default_factory=dict)
     tokenizer: Any = None
+    codecs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     model_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     check: Callable[[Any], None] = fits_any_module
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)

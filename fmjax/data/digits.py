@@ -7,7 +7,12 @@ import pathlib
 import numpy as np
 
 from fmjax.data.base import OpenData
+from fmjax.data.codecs.image import ImageCodec
+from fmjax.data.codecs.label import LabelCodec
 from fmjax.errors import ConfigError
+
+CODEC = ImageCodec(height=8, width=8, channels=1)
+"""Black is -1 and white 1; the 17 shades of the digits lie between them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Digits:
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
-        images = (pixels.reshape(-1, 8, 8, 1) / 8.0 - 1.0).astype(np.float32)
+        images = (pixels.reshape(-1, 8, 8, 1) / 8.0 - 1.0).astype(np.float32)  # as CODEC has them
         test = np.array([hashlib.blake2b(image.tobytes()).digest()[0] < 51 for image in images])
 
         def row(index: int) -> dict[str, np.ndarray]:
@@ -56,6 +61,7 @@ class Digits:
         return OpenData(
             train=train,
             evaluation={"test": held_out},
+            codecs={"image": CODEC, "label": LabelCodec(10)},
             model_fields={"image_size": 8, "num_channels": 1, "num_classes": 10},
             check=_check,
             identity={"dataset": f"digits:{content}"},

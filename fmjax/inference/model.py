@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.data.codecs.base import save_codecs
 from fmjax.data.tokenizers.published_settings import stated_eos_ids
 from fmjax.errors import InputError
 from fmjax.inference import continuations, scored_text, scoring
@@ -39,6 +40,8 @@ class Model:
       identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
       add_bos: whether a text starts with BOS, as the rows of training did.
       placement: the mesh that the parameters are split over; None for one device.
+      codecs: by modality, what makes arrays of values and values of arrays (`fmjax.data.codecs`); text has the tokenizer.
+      carry: what the objective of the run carried besides the parameters, or None.
       functions: further functions of (model, inputs) that evaluation tasks apply, by name (`fmjax.tasks.functions`);
         pytrees, such as `jax.tree_util.Partial`, of what they compute with.
       kept: what methods keep for their next call (`engine`).
@@ -54,6 +57,8 @@ class Model:
     add_bos: bool = True
     placement: Placement | None = None
     functions: dict[str, Any] = dataclasses.field(default_factory=dict)
+    codecs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    carry: Any = None
     kept: dict = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -66,6 +71,20 @@ class Model:
         """Tokens that the model reads at most, in scoring as in generation and where it is exported to:
         `module.max_length`, whatever the length of its training rows; None where it says none."""
         return getattr(self.module, "max_length", None)
+
+    @functools.cached_property
+    def objective(self):
+        """The objective that the model was trained with; None where the config tells none."""
+        from fmjax.config import build
+        from fmjax.objectives import OBJECTIVES
+
+        section = self.config.get("objective")
+        return build(section, OBJECTIVES) if section else None
+
+    @property
+    def codec(self):
+        """Of the values that the model makes: that of `objective.makes`, a modality; None for texts."""
+        return self.codecs.get(getattr(self.objective, "makes", None))
 
     def apply(self, tokens, **inputs) -> jax.Array:
         """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword.
@@ -377,6 +396,7 @@ class Model:
             save_params(folder, self.params, self.step or 0)
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
+            save_codecs(self.codecs, folder)
             (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
 
     def _texts(self, texts: Sequence[str]) -> Sequence[str]:

@@ -41,7 +41,7 @@ Optional parts, each there if the method is:
     check(self, module, data) -> None
         Raises ConfigError where the objective does not fit the module or the data.
     can_sample(self, module, data) -> bool and sample(self, model, key) -> list
-        Values drawn from the model on the way: texts, images, ..., of the model's modality.
+        Values drawn from the model on the way: texts, or those of the modality that the attribute `makes` names.
 """
 
 from collections.abc import Callable, Mapping

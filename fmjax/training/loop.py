@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fmjax.assemble import build_module, completed, open_data
 from fmjax.checkpoint_files import last_good
 from fmjax.config import save_config
+from fmjax.data.codecs.base import fingerprint, save_codecs
 from fmjax.data.loader import Loader
 from fmjax.errors import InputError, RunError, first_line
 from fmjax.inference.model import Model
@@ -110,13 +111,16 @@ class Run:
         opened.callback(self.checkpointer.manager.close)
         self.meta = {"data": self.data.identity}
         if self.program.models:
-            self.meta["models"] = fingerprints(self.program.models, self.program.placement)
+            self.meta["model"] = fingerprints(self.program.models, self.program.placement)
+        if self.data.codecs:
+            self.meta["codec"] = {name: fingerprint(codec) for name, codec in self.data.codecs.items()}
         self.state = self._start()
         self.saved_step = self.step = int(self.state.step)
         if self.main:
             save_config(config, workdir / "config.json")
             if self.data.tokenizer is not None:
                 self.data.tokenizer.save(workdir)
+            save_codecs(self.data.codecs, workdir)
         self.writer = self.samples = None
         self.last_samples: list[str] = []
         self.latest: dict[str, float] = {}
@@ -150,7 +154,7 @@ class Run:
             return self.program.init(self._initial_params())
         state, meta = restored
         resume.check_identity(self.workdir, meta["data"], self.meta["data"])
-        resume.check_models(self.workdir, meta.get("models", {}), self.meta.get("models", {}))
+        resume.check_content(self.workdir, meta, self.meta)
         log.info("resuming %s at step %d of %d", self.workdir, int(state.step), self.settings.steps)
         return state
 
@@ -338,6 +342,8 @@ class Run:
             self.data.tokenizer,
             self.step,
             str(self.workdir),
+            codecs=dict(self.data.codecs),
+            carry=self.state.carry,
         )
 
     def _evaluate(self) -> None:
@@ -362,11 +368,12 @@ class Run:
         key = self.program.key_for(SAMPLES, self.step)
         watch.at(f"the samples of step {self.step}")
         with self.program.inference():
-            texts = self.program.objective.sample(self._model(), key)
+            model = self._model()
+            values = self.program.objective.sample(model, key)
         self.sampled_step = self.step
-        if self.main and texts:
-            self.last_samples = texts
-            self.writer.text(self.step, "samples", self.samples.write(self.step, texts))
+        if self.main and values:
+            self.last_samples = [value for value in values if isinstance(value, str)]
+            self.samples.write(self.step, values, model.codec, self.writer)
 
     def _finish(self) -> None:
         self._evaluate()
@@ -382,7 +389,7 @@ class Run:
         if self.main:
             for text in self.last_samples:
                 log.info("%s\n%s", "-" * 40, text)
-            names = ("loss.png", "samples.txt", "metrics.jsonl", "results.json", "checkpoints")
+            names = ("loss.png", "samples.txt", "samples", "metrics.jsonl", "results.json", "checkpoints")
             found = ", ".join(name for name in names if (self.workdir / name).exists())
             log.info("%s\n%s: %s", "-" * 40, self.workdir, found)
 

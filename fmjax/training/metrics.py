@@ -50,6 +50,11 @@ class MetricsWriter:
         if self.tensorboard is not None:
             self.tensorboard.text(step, name, text)
 
+    def image(self, step: int, name: str, path: pathlib.Path) -> None:
+        """A picture for TensorBoard, from a PNG file."""
+        if self.tensorboard is not None:
+            self.tensorboard.image(step, name, path)
+
     def close(self) -> None:
         """Closes both files, also when the first cannot be written to its end."""
         try:

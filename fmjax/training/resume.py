@@ -93,14 +93,15 @@ def check_identity(workdir: pathlib.Path, saved: dict, now: dict) -> None:
         )
 
 
-def check_models(workdir: pathlib.Path, saved: dict, now: dict) -> None:
-    """Raises CheckpointError when another model in the step is not the one that the run was trained with."""
-    for name in sorted({*saved, *now}):
-        if saved.get(name) != now.get(name):
-            raise CheckpointError(
-                f"the objective's model {name!r} is not the one that the run in {str(workdir)!r} was trained with (its "
-                f"content was {saved.get(name)}, is {now.get(name)}); put it back to resume, or start a new --workdir"
-            )
+def check_content(workdir: pathlib.Path, saved: dict, now: dict) -> None:
+    """Raises CheckpointError when another model in the step, or a codec, is not the one the run was trained with."""
+    for kind in ("model", "codec"):
+        for name, before in saved.get(kind, {}).items():
+            if now.get(kind, {}).get(name) != before:
+                raise CheckpointError(
+                    f"the {kind} {name!r} is not the one that the run in {str(workdir)!r} was trained with (its content "
+                    f"was {before}, is {now.get(kind, {}).get(name)}); put it back to resume, or start a new --workdir"
+                )
 
 
 @contextlib.contextmanager

@@ -1,30 +1,60 @@
-"""What a run draws from its model on the way: and `samples.txt`."""
+"""What a run draws from its model on the way: texts go to `samples.txt`, other values to `samples/STEP/`."""
 
 import pathlib
 import re
+import shutil
+from collections.abc import Sequence
+from typing import Any
 
 from fmjax.training.metrics import rewrite
 
 
 class SampleLog:
-    """Appends texts drawn from the model to `WORKDIR/samples.txt`, a block a step.
+    """Writes values drawn from the model: texts to `WORKDIR/samples.txt`, a block a step; others as their codec does, each
+    to `WORKDIR/samples/STEP/` and all of them together to `all` there.
 
     Args:
-      start_step: blocks of later steps, and one that a kill tore, are dropped, as in `MetricsWriter`.
+      start_step: what is of later steps, and what a kill tore, is dropped, as in `MetricsWriter`.
 
     Attributes:
-      found: whether the file already holds `start_step`.
+      found: whether the samples of `start_step` are there already.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int = 0):
-        self.path = workdir / "samples.txt"
+        self.path, self.folder = workdir / "samples.txt", workdir / "samples"
         blocks = [(step, block) for step, block in read_samples(self.path) if step <= start_step]
         self.found = any(step == start_step for step, _ in blocks)
         if self.path.exists():
             rewrite(self.path, "".join(block for _, block in blocks))
+        for folder in self.folder.glob("[0-9]*"):  # the answers to tasks lie beside them
+            step = folder.name.removesuffix(".part")
+            if folder.is_dir() and step.isdigit() and (step != folder.name or int(step) > start_step):
+                shutil.rmtree(folder)
+        self.found = self.found or (self.folder / str(start_step)).is_dir()
 
-    def write(self, step: int, texts: list[str]) -> str:
-        """Appends the block of `step`, and returns it."""
+    def write(self, step: int, values: Sequence[Any], codec, writer) -> None:
+        """Writes the values of `step`.
+
+        Args:
+          codec: of values that are no texts (`fmjax.data.codecs.base.Codec`).
+          writer: a `MetricsWriter`, for TensorBoard.
+        """
+        if isinstance(values[0], str):
+            writer.text(step, "samples", self._append(step, values))
+            return
+        whole = self.folder / f"{step}.part"  # the folder of a step is there with all of it or not at all
+        shutil.rmtree(whole, ignore_errors=True)
+        whole.mkdir(parents=True)
+        for index, value in enumerate(values):
+            codec.write(value, whole / f"{index}{codec.suffix}")
+        codec.write_all(values, whole / f"all{codec.suffix}")
+        target = self.folder / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        whole.rename(target)
+        if codec.suffix == ".png":
+            writer.image(step, "samples", target / "all.png")
+
+    def _append(self, step: int, texts: Sequence[str]) -> str:
         block = f"===== step {step} =====\n" + "\n-----\n".join(texts) + "\n\n"
         with self.path.open("a", encoding="utf-8") as file:
             file.write(block)

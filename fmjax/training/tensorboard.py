@@ -40,6 +40,16 @@ class TensorBoard:
         self._write(step, summary=text_summary(name, text))
         self._flush_now_and_then()
 
+    def image(self, step: int, name: str, path: pathlib.Path) -> None:
+        from PIL import Image
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        with Image.open(path) as file:
+            width, height, channels = *file.size, len(file.getbands())
+        picture = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=path.read_bytes())
+        self._write(step, summary=Summary(value=[Summary.Value(tag=name, image=picture)]))
+        self._flush_now_and_then()
+
     def _write(self, step: int, **content) -> None:
         from tensorboardX.proto.event_pb2 import Event
 

@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import errors
 
 import fmjax
-from fmjax.errors import InputError
 from fmjax import hub
+from fmjax.errors import InputError
 
 
 def test_what_is_a_hub_id():

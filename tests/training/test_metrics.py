@@ -4,11 +4,14 @@ import errno
 import json
 import math
 import resource
+import struct
 import threading
 import time
 
+import numpy as np
 import pytest
 
+from fmjax.data.codecs.image import ImageCodec
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.training import clock as clocks
 from fmjax.training.metrics import MetricsWriter, _smooth, plot_loss, read_metrics
@@ -68,9 +71,9 @@ def test_a_full_disk_is_an_error_where_it_is_met(tmp_path):
 
 
 def test_samples_of_later_steps_and_torn_ones_are_dropped(tmp_path):
-    log = SampleLog(tmp_path)
+    log, writer = SampleLog(tmp_path), MetricsWriter(tmp_path, 0, tensorboard=False)
     for step in (2, 4, 6):
-        log.write(step, [f"text {step}", "line\n\nline"])
+        log.write(step, [f"text {step}", "line\n\nline"], None, writer)
     whole = (tmp_path / "samples.txt").read_text()
     assert SampleLog(tmp_path, 4).found
     assert [step for step, _ in read_samples(tmp_path / "samples.txt")] == [2, 4]
@@ -107,3 +110,32 @@ def test_speed_leaves_pauses_out_and_mfu_needs_a_known_chip(monkeypatch):
     assert read["perf/tokens_per_second"] == 20.0 and read["perf/examples_per_second"] == 2.0
     assert read["perf/input_wait_share"] == 0.1
     assert read["perf/model_flops_per_second"] == 5e5 and read["perf/mfu"] == 5e5 / 8e9
+
+
+def summaries(folder):
+    """The summaries of the event files in a folder: records of a length, its checksum, the event and a checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for file in folder.iterdir():
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            if event.HasField("summary"):
+                yield event.summary
+
+
+def test_images_have_a_folder_a_step_whole_or_not_at_all(tmp_path):
+    codec, images = ImageCodec(2, 3, 1), [np.full((2, 3, 1), value, np.uint8) for value in (0, 128, 255)]
+    log, writer = SampleLog(tmp_path), MetricsWriter(tmp_path, 0)
+    for step in (2, 4):
+        log.write(step, images, codec, writer)
+    writer.close()
+    assert {p.name for p in (tmp_path / "samples" / "4").iterdir()} == {"0.png", "1.png", "2.png", "all.png"}
+    np.testing.assert_array_equal(codec.read(tmp_path / "samples" / "2" / "1.png"), images[1])
+    events = [summary.value for summary in summaries(tmp_path / "tensorboard")]
+    assert [(v.tag, v.image.height, v.image.width) for values in events for v in values] == [("samples", 5, 7)] * 2
+    (tmp_path / "samples" / "5.part").mkdir()
+    (tmp_path / "samples" / "task.jsonl").touch()
+    assert SampleLog(tmp_path, 2).found and not SampleLog(tmp_path, 1).found
+    assert [p.name for p in (tmp_path / "samples").iterdir()] == ["task.jsonl"]

@@ -1,0 +1,5 @@
+"""Codecs: the values of a modality as arrays, and back; saved with a run, so that its models use the very same ones."""
+
+from fmjax.registry import Registry
+
+CODECS = Registry("codec", {"image": "fmjax.data.codecs.image:ImageCodec", "label": "fmjax.data.codecs.label:LabelCodec"})

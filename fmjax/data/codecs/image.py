@@ -1,0 +1,93 @@
+"""Images of one size: uint8 [H, W, C] outside, normalised float32 inside."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from fmjax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageCodec:
+    """Images uint8 [height, width, channels] as `images` float32 of that shape: (value / 255 - mean) / std.
+
+    Attributes:
+      height, width, channels: of every image; 1 channel is grey, 3 are red, green and blue.
+      mean, std: of the values between 0 and 1, a number a channel or one for all.
+      array: the name of the array.
+    """
+
+    suffix: ClassVar[str] = ".png"
+
+    height: int
+    width: int
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    array: str = "images"
+
+    def __post_init__(self):
+        if self.channels not in (1, 3):
+            raise ConfigError(f"image codec: channels = {self.channels} must be 1 or 3")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, self.channels):
+                raise ConfigError(f"image codec: {name} = {getattr(self, name)} has not 1 or {self.channels} numbers")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.channels
+
+    def encode(self, value) -> dict[str, np.ndarray]:
+        """{array: float32 [H, W, C]} of an image uint8 [H, W, C], or [H, W] where it is grey."""
+        image = np.asarray(value)
+        if image.ndim == 2:
+            image = image[..., None]
+        if image.dtype != np.uint8 or image.shape != self.shape:
+            raise DataError(f"an image is uint8 of shape {self.shape}, got {image.dtype} of shape {np.shape(value)}")
+        return {self.array: (image.astype(np.float32) / 255 - self._row(self.mean)) / self._row(self.std)}
+
+    def decode(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The image uint8 [H, W, C]; what lies beyond black and white is cut off."""
+        image = np.asarray(arrays[self.array], np.float32) * self._row(self.std) + self._row(self.mean)
+        return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
+
+    def read(self, path: pathlib.Path) -> np.ndarray:
+        """The image in a file of any format that Pillow reads, scaled to this size."""
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as file:
+                image = file.convert("L" if self.channels == 1 else "RGB")
+                image = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"{str(path)!r} cannot be read as an image: {error}") from None
+        return np.asarray(image, np.uint8).reshape(self.shape)
+
+    def write(self, value: np.ndarray, path: pathlib.Path) -> None:
+        """Writes an image uint8 [H, W, C] as PNG."""
+        from PIL import Image
+
+        Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value).save(path)
+
+    def write_all(self, values: Sequence[np.ndarray], path: pathlib.Path) -> None:
+        """Writes a grid of images, row by row, a pixel apart, as near to a square as their number allows."""
+        self.write(grid(values), path)
+
+    def _row(self, numbers: tuple[float, ...]) -> np.ndarray:
+        return np.asarray(numbers, np.float32)
+
+
+def grid(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images uint8 [H, W, C] side by side, uint8 [rows (H + 1) - 1, columns (W + 1) - 1, C]; black where there is none."""
+    height, width, channels = images[0].shape
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    whole = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        whole[top : top + height, left : left + width] = image
+    return whole

@@ -1,0 +1,90 @@
+"""Codecs: values come back as they were, files can be looked at, and a run's codec is the one that is loaded."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmjax.data.codecs.base import fingerprint, load_codecs, save_codecs
+from fmjax.data.codecs.image import ImageCodec, grid
+from fmjax.data.codecs.label import LabelCodec
+from fmjax.errors import ConfigError, DataError
+
+COLOUR = ImageCodec(4, 6, 3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def noise(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def test_an_image_is_normalised_and_comes_back():
+    image = noise((4, 6, 3))
+    arrays = COLOUR.encode(image)
+    assert arrays["images"].dtype == np.float32
+    np.testing.assert_allclose(arrays["images"][1, 2, 1], (image[1, 2, 1] / 255 - 0.456) / 0.224, rtol=1e-5)
+    np.testing.assert_array_equal(COLOUR.decode(arrays), image)
+    np.testing.assert_array_equal(COLOUR.decode({"images": arrays["images"] + 100}), 255)
+    grey = ImageCodec(4, 6, 1)
+    np.testing.assert_array_equal(grey.decode(grey.encode(image[..., 0])), image[..., :1])
+
+
+@pytest.mark.parametrize("value", [noise((6, 4, 3)), noise((4, 6)), noise((4, 6, 3)).astype(np.float32), "a text", None])
+def test_what_is_no_image_of_this_size_is_refused(value):
+    with pytest.raises(DataError, match=r"an image is uint8 of shape \(4, 6, 3\), got"):
+        COLOUR.encode(value)
+
+
+def test_image_files(tmp_path):
+    image = noise((4, 6, 3))
+    COLOUR.write(image, tmp_path / "one.png")
+    np.testing.assert_array_equal(COLOUR.read(tmp_path / "one.png"), image)
+    assert ImageCodec(2, 3, 1).read(tmp_path / "one.png").shape == (2, 3, 1)
+    (tmp_path / "torn.png").write_bytes((tmp_path / "one.png").read_bytes()[:40])
+    for name in ("torn.png", "none.png"):
+        with pytest.raises(DataError, match=f"{name}' cannot be read as an image"):
+            COLOUR.read(tmp_path / name)
+    images = [noise((4, 6, 3), seed) for seed in range(5)]
+    COLOUR.write_all(images, tmp_path / "all.png")
+    with Image.open(tmp_path / "all.png") as file:
+        np.testing.assert_array_equal(np.asarray(file), grid(images))
+    assert grid(images).shape == (9, 20, 3)
+    np.testing.assert_array_equal(grid(images)[5:, 7:13], images[4])
+
+
+def test_labels_have_numbers_and_names():
+    codec = LabelCodec(3, ("cat", "dog", "owl"))
+    assert codec.encode("dog")["labels"] == codec.encode(1)["labels"] == codec.encode("1")["labels"] == 1
+    assert codec.decode(codec.encode("owl")) == "owl" and LabelCodec(3).decode({"labels": np.int32(2)}) == 2
+    with pytest.raises(DataError, match="no class 'dgo'; did you mean 'dog'"):
+        codec.encode("dgo")
+    for wrong in (3, -1, True, 1.5, None):
+        with pytest.raises(DataError, match="a label is a whole number from 0 to 2"):
+            codec.encode(wrong)
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    what: Any = None
+
+
+def test_the_codecs_of_a_run_are_the_very_ones_that_are_loaded(tmp_path):
+    codecs = {"image": COLOUR, "label": LabelCodec(2, ("a", "b")), "other": Thing(3)}
+    save_codecs(codecs, tmp_path)
+    assert load_codecs(tmp_path) == codecs and load_codecs(tmp_path / "elsewhere") == {}
+    assert json.loads((tmp_path / "codecs.json").read_text())["image"]["name"] == "image"
+    names = {fingerprint(c) for c in (*codecs.values(), dataclasses.replace(COLOUR, std=(1.0,)))}
+    assert len(names) == 4
+    with pytest.raises(DataError, match="Thing: its fields must be plain values"):
+        save_codecs({"other": Thing(pathlib.Path())}, tmp_path)
+    (tmp_path / "codecs.json").write_text('{"image": {"name": "image", "depth": 3}}')
+    with pytest.raises(DataError, match="codecs.json: .*'depth'"):
+        load_codecs(tmp_path)
+    (tmp_path / "codecs.json").write_text('{"image": ')
+    with pytest.raises(DataError, match="codecs.json is not readable JSON"):
+        load_codecs(tmp_path)
+    with pytest.raises(ConfigError, match="std = .* has not 1 or 3 numbers"):
+        ImageCodec(2, 2, 3, std=(1.0, 2.0))
