@@ -183,18 +183,6 @@ def _rows(x):
     return [x[i] for i in range(x.shape[0])]
 
 
-def head_size(hidden_size: int, num_heads: int, head_dim: int | None) -> int:
-    """head_dim, or hidden_size / num_heads where it is None. Raises ConfigError when that is not a whole number."""
-    check_positive(hidden_size=hidden_size, num_heads=num_heads)
-    if head_dim is not None:
-        return head_dim
-    if hidden_size % num_heads:
-        raise ConfigError(
-            f"hidden_size={hidden_size} is not a multiple of num_heads={num_heads}; change one of them or set head_dim."
-        )
-    return hidden_size // num_heads
-
-
 def remat_policy(name: str):
     """(whether to rematerialise, policy for `jax.checkpoint`). Raises ConfigError for an unknown name."""
     if name.startswith("save_named:"):

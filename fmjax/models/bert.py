@@ -11,8 +11,9 @@ from fmjax.layers.embed import Embedding
 from fmjax.layers.mlp import ACTIVATIONS
 from fmjax.layers.norm import Norm
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
+from fmjax.layers.transformer import Transformer, TransformerConfig
 from fmjax.models.encoder import Encoder
+from fmjax.models.stack import LAYER_NORM, stack_config
 
 
 class Bert(Encoder):
@@ -67,33 +68,7 @@ class Bert(Encoder):
 
     @property
     def transformer(self) -> TransformerConfig:
-        init = Init(scale=self.init_std)
-        return TransformerConfig(
-            num_layers=self.num_layers,
-            hidden_size=self.hidden_size,
-            intermediate_size=4 * self.hidden_size if self.intermediate_size is None else self.intermediate_size,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_heads,
-            head_dim=head_size(self.hidden_size, self.num_heads, None),
-            norm="layernorm",
-            norm_epsilon=self.norm_eps,
-            placement="post",
-            activation=self.activation,
-            qkv_bias=True,
-            out_bias=True,
-            mlp_bias=True,
-            causal=False,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            qk_init=init,
-            value_init=init,
-            residual_init=init,
-            attention=self.attention,
-            dtype=self.dtype,
-            remat=self.remat,
-            unroll=self.unroll,
-            scan_layers=self.scan_layers,
-        )
+        return stack_config(self, placement="post", qkv_bias=True, causal=False, **LAYER_NORM)
 
     def setup(self):
         size, std, init = self.hidden_size, self.init_std, Init(scale=self.init_std)

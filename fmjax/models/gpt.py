@@ -9,8 +9,9 @@ from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init
 from fmjax.layers.embed import Embedding
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, head_size, layer_kinds
+from fmjax.layers.transformer import Transformer, TransformerConfig, layer_kinds
 from fmjax.models.decoder import Decoder
+from fmjax.models.stack import LAYER_NORM, stack_config
 
 
 class GPT(Decoder):
@@ -73,34 +74,12 @@ class GPT(Decoder):
 
     @property
     def transformer(self) -> TransformerConfig:
-        init = Init(scale=self.init_std)
         depth = math.sqrt(2 * max(1, self.num_layers)) if self.scale_residual_init else 1.0
-        return TransformerConfig(
-            num_layers=self.num_layers,
-            hidden_size=self.hidden_size,
-            intermediate_size=4 * self.hidden_size if self.intermediate_size is None else self.intermediate_size,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_heads,
-            head_dim=head_size(self.hidden_size, self.num_heads, self.head_dim),
+        return stack_config(
+            self,
             pattern=layer_kinds(self.window, self.layer_pattern),
-            norm="layernorm",
-            norm_epsilon=self.norm_eps,
-            placement=self.placement,
-            activation=self.activation,
-            qkv_bias=self.qkv_bias,
-            out_bias=True,
-            mlp_bias=True,
-            query_scale=self.query_scale,
-            dropout=self.dropout,
-            attention_dropout=self.dropout,
-            qk_init=init,
-            value_init=init,
             residual_init=Init(scale=self.init_std / depth),
-            attention=self.attention,
-            dtype=self.dtype,
-            remat=self.remat,
-            unroll=self.unroll,
-            scan_layers=self.scan_layers,
+            **LAYER_NORM,
         )
 
     def setup(self):

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.layers.checks import check_positive
-from fmjax.layers.dense import Init
 from fmjax.layers.embed import Embedding
 from fmjax.layers.position import ROPE_SCALINGS, Rope
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, head_size, layer_kinds
+from fmjax.layers.transformer import Transformer, TransformerConfig, layer_kinds
 from fmjax.models.decoder import Decoder
+from fmjax.models.stack import stack_config
 
 
 class Llama(Decoder):
@@ -79,31 +79,10 @@ class Llama(Decoder):
         intermediate = self.intermediate_size
         if intermediate is None:
             intermediate = -(-(8 * self.hidden_size // 3) // 256) * 256
-        init = Init(scale=self.init_std)
-        return TransformerConfig(
-            num_layers=self.num_layers,
-            hidden_size=self.hidden_size,
+        return stack_config(
+            self,
             intermediate_size=intermediate,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_heads if self.num_kv_heads is None else self.num_kv_heads,
-            head_dim=head_size(self.hidden_size, self.num_heads, self.head_dim),
             pattern=layer_kinds(self.window, self.layer_pattern, Rope(self.rope_theta, self.rope_scaling)),
-            norm="rmsnorm",
-            norm_epsilon=self.norm_eps,
-            activation="swiglu",
-            qkv_bias=self.qkv_bias,
-            out_bias=self.out_bias,
-            mlp_bias=self.mlp_bias,
-            dropout=self.dropout,
-            attention_dropout=self.dropout,
-            qk_init=init,
-            value_init=init,
-            residual_init=init,
-            attention=self.attention,
-            dtype=self.dtype,
-            remat=self.remat,
-            unroll=self.unroll,
-            scan_layers=self.scan_layers,
         )
 
     def setup(self):

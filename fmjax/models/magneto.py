@@ -10,9 +10,10 @@ from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init
 from fmjax.layers.embed import Embedding
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
+from fmjax.layers.transformer import Transformer, TransformerConfig
 from fmjax.models.decoder import Decoder
 from fmjax.models.encoder import Encoder
+from fmjax.models.stack import LAYER_NORM, stack_config
 
 
 def sub_ln_config(module, causal: bool) -> TransformerConfig:
@@ -22,32 +23,8 @@ def sub_ln_config(module, causal: bool) -> TransformerConfig:
     values, attention's output and both products of the MLP, while queries and keys keep gain 1.
     """
     gained = Init("glorot_normal", math.sqrt(math.log(2 * module.num_layers)))
-    return TransformerConfig(
-        num_layers=module.num_layers,
-        hidden_size=module.hidden_size,
-        intermediate_size=4 * module.hidden_size if module.intermediate_size is None else module.intermediate_size,
-        num_heads=module.num_heads,
-        num_kv_heads=module.num_heads,
-        head_dim=head_size(module.hidden_size, module.num_heads, None),
-        norm="layernorm",
-        norm_epsilon=module.norm_eps,
-        placement="sub",
-        activation="gelu",
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        causal=causal,
-        dropout=module.dropout,
-        attention_dropout=module.dropout,
-        qk_init=Init("glorot_normal", 1.0),
-        value_init=gained,
-        residual_init=gained,
-        attention=module.attention,
-        dtype=module.dtype,
-        remat=module.remat,
-        unroll=module.unroll,
-        scan_layers=module.scan_layers,
-    )
+    inits = dict(qk_init=Init("glorot_normal", 1.0), value_init=gained, residual_init=gained)
+    return stack_config(module, placement="sub", activation="gelu", qkv_bias=True, causal=causal, **inits, **LAYER_NORM)
 
 
 class Magneto(Decoder):

@@ -14,7 +14,8 @@ from fmjax.layers.embed import Embedding, output_logits
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.position import default_positions, sinusoids
 from fmjax.layers.tap import check_edits, tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, head_size, unstack_layers
+from fmjax.layers.transformer import Transformer, TransformerConfig, unstack_layers
+from fmjax.models.stack import LAYER_NORM, stack_config
 
 
 class EncoderDecoder(nn.Module):
@@ -72,35 +73,11 @@ class EncoderDecoder(nn.Module):
 
     def stack_config(self, decoder: bool) -> TransformerConfig:
         """Of the decoder or of the encoder."""
-        init = Init("glorot_uniform", 1.0)
-        layers = self.num_decoder_layers if decoder and self.num_decoder_layers is not None else self.num_layers
-        return TransformerConfig(
-            num_layers=layers,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_heads,
-            head_dim=head_size(self.hidden_size, self.num_heads, None),
-            norm="layernorm",
-            norm_epsilon=self.norm_eps,
-            placement="post",
-            activation=self.activation,
-            qkv_bias=True,
-            out_bias=True,
-            mlp_bias=True,
-            causal=decoder,
-            cross_attention=decoder,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            qk_init=init,
-            value_init=init,
-            residual_init=init,
-            attention=self.attention,
-            dtype=self.dtype,
-            remat=self.remat,
-            unroll=self.unroll,
-            scan_layers=self.scan_layers,
-        )
+        own = dict(placement="post", qkv_bias=True, causal=decoder, cross_attention=decoder)
+        own |= dict.fromkeys(("qk_init", "value_init", "residual_init"), Init("glorot_uniform", 1.0))
+        if decoder and self.num_decoder_layers is not None:
+            own["num_layers"] = self.num_decoder_layers
+        return stack_config(self, **own, **LAYER_NORM)
 
     def setup(self):
         if self.vocab_size is not None:

@@ -10,7 +10,8 @@ from fmjax.layers.embed import Embedding
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.patchify import patchify
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, head_size
+from fmjax.layers.transformer import Transformer, TransformerConfig
+from fmjax.models.stack import LAYER_NORM, stack_config
 
 
 class ViT(nn.Module):
@@ -48,30 +49,7 @@ class ViT(nn.Module):
 
     @property
     def transformer(self) -> TransformerConfig:
-        init = Init(scale=self.init_std)
-        return TransformerConfig(
-            num_layers=self.num_layers,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_heads,
-            head_dim=head_size(self.hidden_size, self.num_heads, None),
-            norm="layernorm",
-            norm_epsilon=1e-6,
-            activation="gelu",
-            qkv_bias=True,
-            out_bias=True,
-            mlp_bias=True,
-            causal=False,
-            dropout=self.dropout,
-            attention_dropout=self.dropout,
-            qk_init=init,
-            value_init=init,
-            residual_init=init,
-            attention=self.attention,
-            dtype=self.dtype,
-            remat=self.remat,
-        )
+        return stack_config(self, activation="gelu", qkv_bias=True, norm_epsilon=1e-6, causal=False, **LAYER_NORM)
 
     @nn.compact
     def __call__(self, images, train: bool = False) -> jax.Array:
