@@ -1,8 +1,9 @@
 """Train: `python -m fmjax.train --config=configs/NAME.py --workdir=DIR [--config.a.b=value ...]`.
 
 The same command on the same workdir resumes. `--config.a.b=value` replaces a key of the config; every key is checked
-before anything slow begins. Exit codes: 0 done (or stopped by a signal after saving), 1 a loss that is not finite or a
-full disk or another process that is missing, 2 wrong usage, config or input.
+before anything slow begins; `--config.help` prints them with their values, types, defaults and meanings. Exit codes: 0
+done (or stopped by a signal after saving), 1 a loss that is not finite or a full disk or another process that is
+missing, 2 wrong usage, config or input.
 
 Several processes, each with its own devices, train as one: see `fmjax.commands.launch`.
 """
@@ -27,13 +28,30 @@ def parse(argv: list[str]):
     parser.add_argument(
         "--config", required=True, help="a Python file with get_config(); FILE:ARGUMENT calls get_config(ARGUMENT)"
     )
-    parser.add_argument("--workdir", required=True, help="folder of the run: config, checkpoints, metrics, samples")
+    parser.add_argument(
+        cli.CONFIG_HELP, dest="config_help", action="store_true", help="print the config's keys, explained, and stop"
+    )
+    parser.add_argument("--workdir", help="folder of the run: config, checkpoints, metrics, samples")
     launch.add_flags(parser)
-    return parser.parse_args(rest), overrides
+    flags = parser.parse_args(rest)
+    if flags.workdir is None and not flags.config_help:
+        parser.error("the following arguments are required: --workdir")
+    return flags, overrides
+
+
+def explained(path: str, overrides: dict[str, str]) -> str:
+    """Every key of a config file, with these values replaced: its value, type, default and meaning."""
+    from fmjax import config as configs
+    from fmjax.commands.config_help import describe
+
+    return describe(configs.apply_overrides(configs.load_config_file(path), overrides))
 
 
 def main(argv: list[str]) -> None:
     flags, overrides = parse(argv)
+    if flags.config_help:
+        print(explained(flags.config, overrides))
+        return
     log = logging.getLogger("fmjax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler(sys.stderr))

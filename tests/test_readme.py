@@ -12,7 +12,7 @@ from fmjax import convert, evaluate, generate, plan, train
 from fmjax.commands import lm_eval
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in (ROOT / "README.md", *ROOT.glob("fmjax/**/*.md"))}
+PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in (ROOT / "README.md", *ROOT.glob("fmjax/**/README.md"))}
 COMMANDS = [
     (name, *command)
     for name, text in PAGES.items()

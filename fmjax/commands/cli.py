@@ -56,13 +56,17 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message} ({self.prog} --help lists the flags)")
 
 
+CONFIG_HELP = "--config.help"
+"""A flag, where all others that begin so replace keys of the config."""
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """(what `--config.a.b=value` replaces, the other arguments). Raises InputError for one without a value."""
     overrides, rest = {}, []
     arguments = list(argv)
     while arguments:
         argument = arguments.pop(0)
-        if not argument.startswith("--config."):
+        if not argument.startswith("--config.") or argument == CONFIG_HELP:
             rest.append(argument)
             continue
         flag, equals, value = argument.partition("=")

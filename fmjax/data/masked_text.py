@@ -37,9 +37,9 @@ MASKINGS = ("static", "dynamic")
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTextData(TextData):
-    """Documents for a masked language model; the fields not named here are those of `TextData`.
+    """Documents for a masked language model.
 
-    A row has the arrays of `Masker`, and with next_sentence `token_types` int32 [T] and `next_sentence_labels`
+    The fields not named here are those of `TextData`. A row has the arrays of `Masker`, and with next_sentence `token_types` int32 [T] and `next_sentence_labels`
     int32 [] (0 where the second part follows the first, 1 where it is random). Its first token is the tokenizer's
     CLS, or its BOS where it has no CLS; its parts end with SEP, or EOS. It is filled up with PAD, or 0. A tokenizer
     trained here has the pieces <s>, </s> and <mask>.
@@ -56,7 +56,7 @@ class MaskedTextData(TextData):
         e % duplicates. None is 10, as BERT's data were written ten times. Not read with dynamic masking of full
         sentences, which have one layout.
       mask_rate: share of the tokens that are predicted.
-      max_predictions: P, the most tokens of a row that are predicted; None is round(mask_rate * sequence_length).
+      max_predictions: the most tokens of a row that are predicted; None is round(mask_rate * sequence_length).
       short_sequence_rate: share of the pairs that are shorter than a row; None is 0.1. Not read without
         next_sentence.
 

@@ -36,18 +36,18 @@ class PairData:
 
     Attributes:
       source_file, target_file: files whose lines are aligned, also .gz or .zst.
-      source: instead of those, records with both texts: .jsonl, .json, .parquet or tfds:NAME, as in `TextData`.
-      source_field, target_field: the fields of such records, such as "de" and "en".
-      eval_source_file, eval_target_file, eval_source: where held-out pairs come from. Without them, records may have a
-        held-out split of their own; else heldout_fraction of the pairs are held out, by a hash of their number; None
-        is 0.02.
+      source: instead of source_file and target_file, records with both texts: .jsonl, .json, .parquet or tfds:NAME.
+      source_field, target_field: the fields of a record with the two texts, such as "de" and "en".
+      eval_source_file, eval_target_file: where held-out pairs come from, as source_file and target_file.
+      eval_source: where they come from, as source.
       sequence_length: decoder inputs a row, T.
       source_length: encoder inputs a row, S; None is as many.
       overlong: what becomes of a pair longer than a row: "drop" leaves it out and logs how many; "error" refuses.
-      tokenizer: of both sides: "train:VOCAB_SIZE" or a path, as in `TextData`.
+      tokenizer: of both sides: "train:VOCAB_SIZE" (SentencePiece) or another of `TextData`'s, or a path.
       encoding: of files; None is UTF-8.
       tfds_data_dir: folder of prepared TFDS datasets; None is a folder in the cache.
-      heldout_fraction: see above.
+      heldout_fraction: the share of pairs held out, by a hash of their number, where there is neither an eval source
+        nor a held-out split among the records; None is 0.02.
     """
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = (

@@ -53,7 +53,7 @@ def sinusoids(positions: jax.Array, features: int, interleaved: bool = True) -> 
 class LinearScaling:
     """Position interpolation (Chen et al. 2023): positions are divided by `factor`."""
 
-    factor: float
+    factor: float  # how much longer the context becomes
 
     def __post_init__(self):
         _check_factor(self.factor)
@@ -71,10 +71,10 @@ class Llama3Scaling:
     original_max_length / low_freq_factor.
     """
 
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_length: int = 8192
+    factor: float = 8.0  # by how much long waves are stretched
+    low_freq_factor: float = 1.0  # long waves are longer than original_max_length / low_freq_factor
+    high_freq_factor: float = 4.0  # short waves are shorter than original_max_length / high_freq_factor
+    original_max_length: int = 8192  # the context that the model was trained with before
 
     def __post_init__(self):
         _check_factor(self.factor)
@@ -98,6 +98,7 @@ class YarnScaling:
 
     Attributes:
       factor: how much longer than `original_max_length` the context is.
+      original_max_length: the context that the model was trained with before.
       beta_fast, beta_slow: pairs that turn more often than beta_fast within the original context are kept, those that
         turn less often than beta_slow are stretched by `factor`, those between blended linearly by index.
       attention_factor: on cosines and sines; None is the paper's 0.1 ln(factor) + 1.

@@ -41,8 +41,12 @@ class TransformerConfig:
     """Shape and composition of a stack. A model family is one way to fill this in.
 
     Attributes:
-      num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim: sizes; query heads share key-value
-        heads in groups of num_heads / num_kv_heads.
+      num_layers: blocks, each of attention and an MLP.
+      hidden_size: width of what goes from block to block.
+      intermediate_size: width inside the MLP.
+      num_heads: heads of queries.
+      num_kv_heads: heads of keys and values, a divisor of num_heads: each serves num_heads / num_kv_heads of queries.
+      head_dim: width of a head.
       pattern: kinds of the layers, repeated over the stack.
       norm, norm_epsilon: a kind of `fmjax.layers.norm.NORMS`.
       placement: where the norms are.
@@ -60,10 +64,11 @@ class TransformerConfig:
       dropout, attention_dropout: rates on the output of each half of a block, and on attention probabilities.
       qk_init, value_init, residual_init: how the kernels are drawn: of queries and keys; of values and the inner
         products of the MLP; of those that write to the residual stream.
-      attention: attention backend.
-      dtype: compute dtype; parameters are float32.
+      attention: attention backend; "auto" takes the fastest of the platform.
+      dtype: compute dtype (float32, bfloat16); parameters are float32.
       remat: what the backward pass recomputes. "none" saves everything, "full" only each block's input, "dots" the
-        products with weights, "save_named:a,b" what has these names (SAVED_NAMES).
+        products with weights, "save_named:a,b" what has these names
+        (`fmjax.layers.transformer.SAVED_NAMES`).
       unroll: layers per iteration of the scan.
       scan_layers: one scan over stacked parameters `blocks` [layers, ...], or, False, a program as long as the stack is
         deep over parameters `blocks_0`, `blocks_1`, ..., which decoding with a cache needs. `unstack_layers` turns the

@@ -23,7 +23,8 @@ class Bert(Encoder):
     The masked-language-model head is a product, the activation, a LayerNorm, and the token embedding with a bias.
 
     Attributes:
-      num_layers, hidden_size, intermediate_size, num_heads: size of the stack; None is 4 * hidden_size.
+      num_layers, hidden_size, num_heads: as in TransformerConfig.
+      intermediate_size: width inside the MLP; None is 4 * hidden_size.
       vocab_size: None until the data's tokenizer is known.
       max_length: number of learned positions for text.
       num_token_types: rows of the segment embedding.
@@ -32,12 +33,11 @@ class Bert(Encoder):
         which embeddings of texts are made.
       next_sentence: whether there is a pooler with a next-sentence head on the first token.
       activation: "gelu", or another of `fmjax.layers.mlp.ACTIVATIONS` with one input.
-      dropout, attention_dropout: rates after the embedding and on the output of each half of a block, and on attention
-        probabilities.
+      dropout: rate after the embedding and on the output of each half of a block.
+      attention_dropout: rate on attention probabilities.
       norm_eps: epsilon of LayerNorm.
       init_std: standard deviation of kernels and embeddings.
-      dtype: compute dtype (float32, bfloat16); parameters are float32.
-      remat, attention, unroll, scan_layers: as in TransformerConfig.
+      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     num_layers: int = 12

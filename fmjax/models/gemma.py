@@ -13,7 +13,9 @@ from fmjax.models.llama import Llama
 
 
 class Gemma3(Llama):
-    """A Gemma 3 text decoder; the defaults are Gemma 3 270M without its vocabulary. Fields as `Llama`, and:
+    """A Gemma 3 text decoder; the defaults are Gemma 3 270M without its vocabulary.
+
+    Fields as `Llama`, and:
 
     Attributes:
       local_rope_theta: base of the rotary embedding in local layers, which `rope_scaling` leaves alone.

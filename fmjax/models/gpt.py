@@ -25,9 +25,9 @@ class GPT(Decoder):
     to the residual stream scaled by 1 / sqrt(2 * num_layers).
 
     Attributes:
-      num_layers, hidden_size, num_heads: size of the stack.
-      intermediate_size: width of the MLP; None is 4 * hidden_size.
-      head_dim: None is hidden_size / num_heads.
+      num_layers, hidden_size, num_heads: as in TransformerConfig.
+      intermediate_size: width inside the MLP; None is 4 * hidden_size.
+      head_dim: width of a head; None is hidden_size / num_heads.
       vocab_size: None until the data's tokenizer is known.
       max_length: number of learned positions.
       placement: "pre" normalises the input of each half of a block, "post" its output after the residual sum.
@@ -37,10 +37,10 @@ class GPT(Decoder):
       query_scale: what queries are multiplied by; None is 1 / sqrt(head_dim) (GPT-Neo: 1).
       dropout: rate after the embedding, on attention probabilities and on the output of each half of a block.
       norm_eps: epsilon of LayerNorm.
-      init_std, position_init_std: standard deviation of kernels and token embedding, and of positions.
-      scale_residual_init: the scaling by depth described above.
-      dtype: compute dtype (float32, bfloat16); parameters are float32.
-      remat, attention, unroll, scan_layers: as in TransformerConfig.
+      init_std: standard deviation of kernels and token embedding.
+      position_init_std: standard deviation of positions.
+      scale_residual_init: whether kernels that write to the residual stream are scaled by 1 / sqrt(2 * num_layers).
+      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     num_layers: int = 12

@@ -25,23 +25,24 @@ class Llama(Decoder):
     with standard deviation 0.02 (`init_std`), those that write to the residual stream included.
 
     Attributes:
-      num_layers, hidden_size, num_heads: size of the stack.
-      intermediate_size: width of the MLP; None is 8/3 * hidden_size rounded up to a multiple of 256, LLaMA's rule.
+      num_layers, hidden_size, num_heads: as in TransformerConfig.
+      intermediate_size: width inside the MLP; None is 8/3 * hidden_size rounded up to a multiple of 256, LLaMA's rule.
       num_kv_heads: heads of keys and values, a divisor of num_heads; None is num_heads.
-      head_dim: None is hidden_size / num_heads.
+      head_dim: width of a head; None is hidden_size / num_heads.
       vocab_size: None until the data's tokenizer is known.
       max_length: longest sequence that the model is meant for.
       rope_theta: base of the rotary embedding.
-      rope_scaling: how it is stretched: a section with the name of one of `ROPE_SCALINGS` ("linear", "llama3", "yarn")
+      rope_scaling: how the rotary embedding is stretched: a section with the name of one of `ROPE_SCALINGS` ("linear", "llama3", "yarn")
         and its fields; None for not at all.
       window, layer_pattern: as in `layer_kinds`.
-      qkv_bias, out_bias, mlp_bias: as in TransformerConfig.
-      tie_embeddings: use the token embedding as output head.
+      qkv_bias: biases on the products of query, key and value.
+      out_bias: a bias on attention's output.
+      mlp_bias: biases in the MLP.
+      tie_embeddings: whether the token embedding is the output head too.
       norm_eps: epsilon of RMSNorm.
       init_std: standard deviation of all kernels and embeddings.
-      dropout: on attention probabilities and the output of each half of a block; published models use none.
-      dtype: compute dtype (float32, bfloat16); parameters are float32.
-      remat, attention, unroll, scan_layers: as in TransformerConfig.
+      dropout: rate on attention probabilities and the output of each half of a block; published models use none.
+      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     num_layers: int = 32

@@ -31,7 +31,16 @@ class Magneto(Decoder):
     """A Magneto decoder; the defaults are the size of GPT-2 small, without a vocabulary.
 
     Embeddings are normal with standard deviation 1 / sqrt(hidden_size), as in the authors' code (TorchScale); the
-    output head is tied to the tokens'. The fields are those of `fmjax.models.gpt.GPT`.
+    output head is tied to the tokens'.
+
+    Attributes:
+      num_layers, hidden_size, num_heads: as in TransformerConfig.
+      intermediate_size: width inside the MLP; None is 4 * hidden_size.
+      vocab_size: None until the data's tokenizer is known.
+      max_length: number of learned positions.
+      dropout: rate after the embedding, on attention probabilities and on the output of each half of a block.
+      norm_eps: epsilon of LayerNorm.
+      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     num_layers: int = 12
@@ -76,7 +85,12 @@ class Magneto(Decoder):
 
 
 class MagnetoEncoder(Encoder):
-    """A Magneto encoder for masked language modelling: as `Magneto`, without causal mask, with a bias on the logits."""
+    """A Magneto encoder for masked language modelling: as `Magneto`, without causal mask, with a bias on the logits.
+
+    Attributes:
+      num_layers, hidden_size, intermediate_size, num_heads, vocab_size, max_length, dropout, norm_eps: as in Magneto.
+      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
+    """
 
     num_layers: int = 12
     hidden_size: int = 768

@@ -26,19 +26,19 @@ class EncoderDecoder(nn.Module):
     the authors' code. Packed pairs: a target token attends the source tokens of the same segment id.
 
     Attributes:
-      num_layers, num_decoder_layers: of the encoder and of the decoder; None is as many.
-      hidden_size, intermediate_size, num_heads: sizes of both.
+      num_layers: blocks of the encoder.
+      num_decoder_layers: blocks of the decoder; None is as many as the encoder's.
+      hidden_size, intermediate_size, num_heads: as in TransformerConfig; of both.
       vocab_size: None until the data's tokenizer is known.
       max_length: longest source or target that the model is meant for.
       activation: a key of `fmjax.layers.mlp.ACTIVATIONS`.
-      interleaved_positions: sin and cos side by side as in the paper, or in two halves as in Marian.
-      use_head_bias: a bias on the logits (Marian).
+      interleaved_positions: True: sin and cos side by side, as in the paper; False: in two halves, as in Marian.
+      use_head_bias: whether there is a bias on the logits (Marian).
       start_id: the token that a target starts from; None is the tokenizer's BOS.
-      dropout: on sums of embeddings and positions and on the output of each sub-layer (section 5.4).
-      attention_dropout: on attention probabilities; the paper has none.
+      dropout: rate on sums of embeddings and positions and on the output of each sub-layer (section 5.4).
+      attention_dropout: rate on attention probabilities; the paper has none.
       norm_eps: epsilon of LayerNorm.
-      dtype: compute dtype (float32, bfloat16); parameters are float32.
-      remat, attention, unroll, scan_layers: as in TransformerConfig.
+      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     CAUSAL = False  # its encoder reads whole texts

@@ -18,12 +18,14 @@ class ViT(nn.Module):
     """An image classifier; the defaults are ViT-B/16 without its image size and classes.
 
     Attributes:
-      image_size, num_channels, num_classes: None until the data are known.
+      num_layers, hidden_size, intermediate_size, num_heads: as in TransformerConfig.
+      image_size: side of an image in pixels; None until the data are known.
+      num_channels: of an image; None until the data are known.
+      num_classes: logits of an image; None until the data are known.
       patch_size: side of a patch in pixels; must divide image_size.
       init_std: standard deviation of the kernels' initialisation.
       dropout: rate after the embedding, on attention probabilities and on the output of each half of a block.
-      dtype: compute dtype (float32, bfloat16); parameters are float32.
-      remat, attention: as in TransformerConfig.
+      dtype, remat, attention: as in TransformerConfig.
     """
 
     RESUME_FREE = ("remat", "attention")  # the same function, computed in another way

@@ -23,7 +23,8 @@ class CausalLM:
       z_loss: coefficient of the squared log-partition function, added to the training loss only; 0 for none.
       chunk_size: positions of each row whose logits exist at the same time; none: by the platform.
       sample_prompts: continued for `samples.txt`; "" starts from BOS or EOS; none: no samples.
-      sample_tokens, sample_temperature: length and temperature of those continuations.
+      sample_tokens: length of those continuations.
+      sample_temperature: their temperature; 0 is greedy.
     """
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size", "sample_prompts", "sample_tokens", "sample_temperature")

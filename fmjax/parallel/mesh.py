@@ -40,12 +40,13 @@ DEFAULT_RULES: dict[str, tuple[str, ...]] = {
 class MeshConfig:
     """How many devices along each mesh axis, and the table. One size may be -1: whatever is left."""
 
-    data: int = -1  # replicas of the whole model
-    fsdp: int = 1  # parameters, gradients and optimizer state split, batch split too
-    tensor: int = 1  # every layer split
-    sequence: int = 1  # long sequences split, and with them parameters, gradients and optimizer state
+    data: int = -1  # replicas of the whole model (DDP)
+    fsdp: int = 1  # parameters, gradients and optimizer state split, batch split too (FSDP, ZeRO-3)
+    tensor: int = 1  # every layer split (Megatron's tensor parallelism)
+    # long sequences split (context parallelism), and with them parameters, gradients and optimizer state
+    sequence: int = 1
     extra: dict[str, int] = dataclasses.field(default_factory=dict)  # further axes, {"expert": 4}, for `rules` to use
-    rules: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # added to or replacing DEFAULT_RULES
+    rules: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # logical axis to mesh axes, over DEFAULT_RULES
     replicate: tuple[str, ...] = ()  # parameters (regular expressions on names) that may stay whole on every device
 
     def __post_init__(self):

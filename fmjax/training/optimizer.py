@@ -28,9 +28,9 @@ class Optimizer:
     """
 
     learning_rate: float  # peak of the schedule
-    schedule: Annotated[dict, SCHEDULES] | None = None  # a schedule of `training.schedule`; None = constant
+    schedule: Annotated[dict, SCHEDULES] | None = None  # how the rate goes over the run; None = constant
     clip_norm: float = 1.0  # gradients are scaled down to this global norm; 0 = no clipping
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # share of a decaying parameter taken off per update, times the learning rate
     no_decay: tuple[str, ...] = ()  # regular expressions on parameter names that do not decay either
 
     def __post_init__(self):
@@ -71,9 +71,9 @@ class Optimizer:
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    b1: float = 0.9  # decay of the first moment's average
+    b2: float = 0.95  # decay of the second moment's average
+    eps: float = 1e-8  # added to the root of the second moment
     mu_dtype: str | None = None  # type of the first moment; None = that of the parameters
 
     def __post_init__(self):
@@ -95,8 +95,8 @@ class AdamW(Optimizer):
 class Lion(Optimizer):
     """Sign of an interpolated momentum (Chen et al. 2023)."""
 
-    b1: float = 0.9
-    b2: float = 0.99
+    b1: float = 0.9  # weight of the momentum in the update's sign
+    b2: float = 0.99  # decay of the momentum
 
     def _rule(self, schedule, mask, axes):
         return optax.lion(schedule, self.b1, self.b2, weight_decay=self.weight_decay, mask=mask)
@@ -106,10 +106,10 @@ class Lion(Optimizer):
 class Adafactor(Optimizer):
     """Second moments factored into row and column means (Shazeer & Stern 2018)."""
 
-    decay_rate: float = 0.8
-    momentum: float | None = None
-    min_dim_size_to_factor: int = 128
-    multiply_by_parameter_scale: bool = True
+    decay_rate: float = 0.8  # exponent of the second moment's decay, 1 - count**-decay_rate
+    momentum: float | None = None  # decay of a first moment; None = none is kept
+    min_dim_size_to_factor: int = 128  # matrices with a smaller side are not factored
+    multiply_by_parameter_scale: bool = True  # whether updates are relative to a parameter's own size
 
     def _rule(self, schedule, mask, axes):
         # optax decays by weight_decay_rate alone; scaling with the learning rate keeps the meaning of AdamW's.
@@ -136,13 +136,13 @@ class Muon(Optimizer):
     momentum look ahead (Nesterov).
     """
 
-    beta: float = 0.95
-    ns_steps: int = 5
+    beta: float = 0.95  # decay of the momentum
+    ns_steps: int = 5  # iterations of Newton-Schulz
     # Scales updates to AdamW's usual size (Liu et al. 2025); None: by sqrt(max(1, out / in)).
     consistent_rms: float | None = 0.2
     adam_learning_rate: float | None = None  # peak for the rest; None = learning_rate
-    adam_b1: float = 0.9
-    adam_b2: float = 0.95
+    adam_b1: float = 0.9  # b1 of AdamW, for the rest
+    adam_b2: float = 0.95  # b2 of AdamW, for the rest
 
     def _rule(self, schedule, mask, axes):
         dimensions = jax.tree.map(_muon_dimensions, axes, is_leaf=_is_names)
@@ -166,8 +166,8 @@ class Muon(Optimizer):
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum."""
 
-    momentum: float = 0.9
-    nesterov: bool = False
+    momentum: float = 0.9  # decay of the momentum; 0 = none
+    nesterov: bool = False  # whether the momentum looks ahead
 
     def _rule(self, schedule, mask, axes):
         decay = optax.add_decayed_weights(self.weight_decay, mask) if self.weight_decay else optax.identity()

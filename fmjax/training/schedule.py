@@ -35,7 +35,7 @@ def _check(name: str, warmup_steps: int, total_steps: int) -> None:
 class Constant:
     """Linear warm-up, then constant."""
 
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # updates of the linear warm-up
 
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
         _check("constant", self.warmup_steps, total_steps)
@@ -46,8 +46,8 @@ class Constant:
 class Linear:
     """Linear warm-up, then linear to `final_fraction` of the peak at the last step."""
 
-    warmup_steps: int = 0
-    final_fraction: float = 0.0
+    warmup_steps: int = 0  # updates of the linear warm-up
+    final_fraction: float = 0.0  # of the peak, at the end
 
     def __post_init__(self):
         _check_fraction(final_fraction=self.final_fraction)
@@ -63,8 +63,8 @@ class Linear:
 class Cosine:
     """Linear warm-up, then half a cosine to `final_fraction` of the peak at the end (Loshchilov & Hutter 2017)."""
 
-    warmup_steps: int = 0
-    final_fraction: float = 0.1
+    warmup_steps: int = 0  # updates of the linear warm-up
+    final_fraction: float = 0.1  # of the peak, at the end
 
     def __post_init__(self):
         _check_fraction(final_fraction=self.final_fraction)
@@ -87,7 +87,7 @@ class Noam:
 
     Attributes:
       hidden_size: the model's (d_model).
-      warmup_steps: see above.
+      warmup_steps: updates of the linear warm-up.
     """
 
     hidden_size: int
@@ -113,9 +113,9 @@ class Noam:
 class WarmupStableDecay:
     """Linear warm-up, constant, then linear to `final_fraction` over the last `decay_fraction` (Hu et al. 2024)."""
 
-    warmup_steps: int = 0
-    decay_fraction: float = 0.2
-    final_fraction: float = 0.0
+    warmup_steps: int = 0  # updates of the linear warm-up
+    decay_fraction: float = 0.2  # share of the run that decays
+    final_fraction: float = 0.0  # of the peak, at the end
 
     def __post_init__(self):
         _check_fraction(decay_fraction=self.decay_fraction, final_fraction=self.final_fraction)

@@ -17,20 +17,20 @@ class TrainConfig:
     allow_other_tokenizer: bool = False  # with init_from: data.tokenizer may be another than the parameters' own
     trainable: tuple[str, ...] = ()  # regular expressions: parameters whose names have one train; empty: all do
     accumulate_steps: int = 1  # a batch is computed in this many parts, one after another
-    log_every: int = 10
-    eval_every: int = 0  # besides the end of the run, where there is evaluation data
+    log_every: int = 10  # steps of a row of metrics.jsonl and a line of the terminal
+    eval_every: int = 0  # evaluation, besides the end of the run, where there is evaluation data
     eval_batches: int = 0  # batches of batch_size per evaluation; 0 = the whole evaluation set
-    sample_every: int = 0  # besides the end of the run, where the objective can sample
-    checkpoint_every: int = 1000  # besides the end of the run
+    sample_every: int = 0  # samples, besides the end of the run, where the objective can sample
+    checkpoint_every: int = 1000  # checkpoints, besides the end of the run
     keep_last: int = 2  # newest checkpoints kept
     keep_every: int = 0  # checkpoints at multiples of this are kept for ever
     ema_decay: float = 0.0  # exponential moving average of the parameters; 0 = none
-    nonfinite: Literal["stop", "skip"] = "stop"  # on a loss, gradient or update that is not finite
+    nonfinite: Literal["stop", "skip"] = "stop"  # where loss, gradient or update is not finite: end, or leave it out
     final_tasks: tuple[str, ...] = ()  # evaluation tasks run at the end
     final_tasks_limit: int = 0  # documents per task; 0 = all
     tasks_every: int = 0  # final_tasks run every so many steps, besides the end
     profile_steps: tuple[int, ...] = ()  # (first, last): a profiler trace of these steps goes to WORKDIR/profile
-    tensorboard: bool = True
+    tensorboard: bool = True  # whether TensorBoard events are written
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate_steps", "keep_last", "log_every"):
