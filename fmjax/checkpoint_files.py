@@ -11,6 +11,7 @@ from jax.sharding import SingleDeviceSharding
 
 from fmjax.errors import CheckpointError, first_line
 from fmjax.parallel.sharding import path_name
+from fmjax.small_files import write_whole
 
 MANIFEST = "files.json"
 """Lists the size of every file of a checkpoint."""
@@ -26,15 +27,13 @@ def _files(folder: pathlib.Path) -> dict[str, int]:
     return {
         str(f.relative_to(folder)): f.stat().st_size
         for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name not in (MANIFEST, MANIFEST + ".tmp")
+        if f.is_file() and f.name != MANIFEST
     }
 
 
 def write_manifest(folder: pathlib.Path) -> None:
     """Lists the files of a complete checkpoint and their sizes, for `verify`."""
-    temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(_files(folder), indent=0))
-    temporary.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(_files(folder), indent=0))
 
 
 def verify(folder: pathlib.Path) -> None:
@@ -146,7 +145,9 @@ def _check_names(path: pathlib.Path, saved, places) -> None:
     saved = {path_name(name) for name, _ in leaves}
     for name in sorted(saved ^ places.keys()):
         there = "holds" if name in saved else "lacks"
-        raise CheckpointError(f"{str(path)!r} {there} {name!r}, which its config.json does not say; is it of another run?")
+        raise CheckpointError(
+            f"{str(path)!r} {there} {name!r}, which its config.json does not say; is it of another run?"
+        )
 
 
 def save_params(directory: str | pathlib.Path, params, step: int = 0) -> None:

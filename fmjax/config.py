@@ -33,6 +33,7 @@ from fmjax.models import MODELS
 from fmjax.objectives import OBJECTIVES
 from fmjax.parallel.mesh import MeshConfig
 from fmjax.registry import Registry, nearest
+from fmjax.small_files import write_whole
 from fmjax.training import OPTIMIZERS
 from fmjax.training.settings import TrainConfig
 
@@ -240,9 +241,7 @@ def _plain(value):
 
 def save_config(config: FrozenConfigDict, path: pathlib.Path) -> None:
     """Writes the resolved config as JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(json_copy(config.to_dict()), indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(json_copy(config.to_dict()), indent=2) + "\n")
 
 
 def load_workdir_config(workdir: str | pathlib.Path) -> dict:

@@ -1,17 +1,18 @@
-"""Small files: JSON read with an error that names it, text written whole or not at all."""
+"""Small files: JSON read with an error that names it; files and folders that are there whole or not at all."""
 
+import contextlib
 import json
-import os
 import pathlib
+import shutil
 import types
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from fmjax.errors import ConfigError
 
 
-def read_json(
-    path: pathlib.Path, expected: type | types.UnionType = dict, error: type[Exception] = ConfigError
-) -> Any:
+def read_json(path: pathlib.Path, expected: type | types.UnionType = dict, error: type[Exception] = ConfigError) -> Any:
     """The contents of a JSON file. Raises `error` where they are not JSON, or not of the type expected."""
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
@@ -24,10 +25,23 @@ def read_json(
 
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a file such that it is there with all of the text or stays as it was, whatever happens."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with replacing(path) as partial:
+        partial.write_bytes(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where to write a file or make a folder that takes the place of `path` when it is complete.
+
+    It lies beside it as `.NAME.partial-...`, is gone when something fails, and stays there where the process is killed.
+    """
+    # Not a name of tempfile's, whose files nobody else may read.
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:12]}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        yield partial
+        partial.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise

@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fmjax import file_lock
 from fmjax.commands.chat_session import check_messages
 from fmjax.errors import DataError, InputError
 from fmjax.inference.beam import beam_search, check_options, check_width
@@ -206,7 +207,9 @@ def complete_file(
         write_whole(settings_path(output), json.dumps({"started": started, **settings}, indent=2) + "\n")
     bar = tqdm(total=len(units), initial=len(done), desc="generating", disable=not progress, dynamic_ncols=True)
     total = 0
-    with output.open("ab") as file, _held(file, output), bar:
+    with output.open("ab") as file, bar:
+        if not file_lock.take(file, output):
+            raise InputError(f"another process is writing to {output}; wait for it, or choose another output")
         if file.tell() != seen:
             raise InputError(f"another process has written to {output}; run this again to complete it")
         file.truncate(size)
@@ -341,18 +344,3 @@ def _read_output(output: pathlib.Path, units: Sequence[tuple[int, int]]) -> tupl
         done.add(unit)
         size += len(line) + 1
     return done, size
-
-
-@contextlib.contextmanager
-def _held(file, output: pathlib.Path) -> Iterator[None]:
-    """Keeps a second run from writing to the same file; goes with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
-        yield
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"another process is writing to {output}; wait for it, or choose another output") from None
-    yield

@@ -9,15 +9,11 @@ import os
 import pathlib
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 
+from fmjax import file_lock
 from fmjax.errors import DataError
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows; the atomic rename alone keeps the cache right
-    fcntl = None
+from fmjax.small_files import replacing, write_whole
 
 log = logging.getLogger("fmjax")
 
@@ -53,9 +49,7 @@ def content_hash(path: pathlib.Path, cache_dir: pathlib.Path) -> str:
     if time.time() - state.st_mtime > 2:
         try:
             memory.parent.mkdir(parents=True, exist_ok=True)
-            partial = memory.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps({"stamp": stamp, "hash": digest}))
-            partial.replace(memory)
+            write_whole(memory, json.dumps({"stamp": stamp, "hash": digest}))
         except OSError as error:
             log.info("the hash of %s cannot be kept in %s (%s)", path, memory.parent, error.strerror)
     return digest
@@ -73,9 +67,7 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise _unwritable(path.parent, error) from error
     with file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+        file_lock.take(file, path, wait=True)
         yield
 
 
@@ -110,19 +102,17 @@ def build_once(target: pathlib.Path, build: Callable[[pathlib.Path], None]) -> p
             if damage is None:
                 return target
             log.warning("The cached folder %s is damaged (%s): building it again.", target, damage)
-        # Not tempfile.mkdtemp, whose folders nobody else may read: a cache may be shared.
-        partial = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:12]}"
         try:
             if target.exists():
                 shutil.rmtree(target)
             for leftover in target.parent.glob(f".{target.name}.partial-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            partial.mkdir()
-            build(partial)
-            sizes = {name: path.stat().st_size for name, path in _files(partial)}
-            (partial / SIZES).write_text(json.dumps(sizes))
             try:
-                os.rename(partial, target)
+                with replacing(target) as partial:
+                    partial.mkdir()
+                    build(partial)
+                    sizes = {name: path.stat().st_size for name, path in _files(partial)}
+                    (partial / SIZES).write_text(json.dumps(sizes))
             except OSError:
                 # Where locks do not work, another process may have finished first: its folder is as good as ours.
                 if not (target.is_dir() and _damage(target) is None):
@@ -133,8 +123,6 @@ def build_once(target: pathlib.Path, build: Callable[[pathlib.Path], None]) -> p
             if error.errno not in _UNWRITABLE or (named and target.parent.absolute() not in named.parents):
                 raise
             raise _unwritable(target.parent, error) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

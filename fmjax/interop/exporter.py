@@ -4,8 +4,6 @@ import contextlib
 import functools
 import json
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 import jax
@@ -16,6 +14,7 @@ from fmjax.errors import InputError
 from fmjax.interop.family import TOKEN_IDS, publish
 from fmjax.interop.safetensors_files import Outgoing, write_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors
+from fmjax.small_files import replacing
 
 MAX_SHARD_SIZE = 5_000_000_000
 
@@ -101,14 +100,9 @@ def whole_folder(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
     directory = pathlib.Path(directory)
     check_new(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.rename(directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with replacing(directory) as partial:
+        partial.mkdir()
+        yield partial
 
 
 def _write_json(path: pathlib.Path, values: dict) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 
+from fmjax.small_files import replacing, write_whole
 from fmjax.training.tensorboard import TensorBoard
 
 
@@ -23,7 +24,7 @@ class MetricsWriter:
         self.path = workdir / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= start_step]
         self.found = {name: v for row in kept if row["step"] == start_step for name, v in row.items() if name != "step"}
-        rewrite(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = self.path.open("a", encoding="utf-8")
         self.tensorboard = TensorBoard(workdir / "tensorboard", start_step) if tensorboard else None
 
@@ -41,7 +42,7 @@ class MetricsWriter:
         kept = [row for row in rows if row["step"] != step or not values.keys() & row.keys()]
         if len(kept) < len(rows):
             self.file.close()
-            rewrite(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
             self.file = self.path.open("a", encoding="utf-8")
         self.write(step, values)
 
@@ -62,13 +63,6 @@ class MetricsWriter:
         finally:
             if self.tensorboard is not None:
                 self.tensorboard.close()
-
-
-def rewrite(path: pathlib.Path, text: str) -> None:
-    """Replaces a file's content, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(text.encode())
-    temporary.replace(path)
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
@@ -108,9 +102,8 @@ def plot_loss(workdir: pathlib.Path) -> None:
     axes.grid(alpha=0.3)
     if names:
         axes.legend()
-    temporary = workdir / "loss.tmp.png"
-    figure.savefig(temporary)
-    temporary.replace(workdir / "loss.png")
+    with replacing(workdir / "loss.png") as partial:
+        figure.savefig(partial, format="png")
 
 
 def _smooth(values, weight: float = 0.9) -> list[float]:

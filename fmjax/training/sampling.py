@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from fmjax.training.metrics import rewrite
+from fmjax.small_files import write_whole
 
 
 class SampleLog:
@@ -25,7 +25,7 @@ class SampleLog:
         blocks = [(step, block) for step, block in read_samples(self.path) if step <= start_step]
         self.found = any(step == start_step for step, _ in blocks)
         if self.path.exists():
-            rewrite(self.path, "".join(block for _, block in blocks))
+            write_whole(self.path, "".join(block for _, block in blocks))
         for folder in self.folder.glob("[0-9]*"):  # the answers to tasks lie beside them
             step = folder.name.removesuffix(".part")
             if folder.is_dir() and step.isdigit() and (step != folder.name or int(step) > start_step):
