@@ -169,6 +169,10 @@ def _resolve_plugin(section, registry: Registry, path: str) -> dict:
             f"{path}.name = {name!r} is not a dataclass (a flax.linen.Module is one), "
             "so its config keys are not known; make its settings annotated fields"
         )
+    try:
+        registry.check(plugin)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.name = {name!r}: {error}") from None
     fields = {k: v for k, v in section.items() if k != "name"}
     resolved = _resolve_fields(fields, plugin, path)
     for key in fields:

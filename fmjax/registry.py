@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Mapping
 
 from fmjax.errors import ConfigError
@@ -44,11 +45,30 @@ class Registry:
     Args:
       kind: what the names stand for, used in messages ("model", "objective", ...).
       table: short name to import path `package.module:Object`.
+      contract: import path of what every plugin of this kind must have: a `typing.Protocol`, or a class that it must
+        derive from; None asks for nothing.
     """
 
-    def __init__(self, kind: str, table: Mapping[str, str]):
+    def __init__(self, kind: str, table: Mapping[str, str], contract: str | None = None):
         self.kind = kind
         self.table = dict(table)
+        self.contract = contract
+
+    def check(self, plugin: type) -> None:
+        """Raises ConfigError saying what a class lacks of the contract, and what that is for."""
+        if self.contract is None:
+            return
+        contract = import_object(self.contract, "contract")
+        where = f"fmjax/README.md has the contract of a plugin of this kind ({self.kind}), with an example."
+        if not getattr(contract, "_is_protocol", False):
+            if not issubclass(plugin, contract):
+                raise ConfigError(f"{plugin.__name__} is no {self.contract.replace(':', '.')}, which it must derive from; {where}")
+            return
+        for method, wanted in vars(contract).items():
+            if inspect.isfunction(wanted) and method not in ("__init__", "__subclasshook__"):
+                problem = _problem(plugin, method, wanted, contract)
+                if problem:
+                    raise ConfigError(f"{problem}; {where}")
 
     def get(self, name: str):
         """The object registered as `name`, or found at the import path `name`. Raises ConfigError."""
@@ -62,3 +82,37 @@ class Registry:
             f"unknown {self.kind} {name!r}{nearest(name, self.table)} Known: {', '.join(sorted(self.table))}; "
             "or an import path 'package.module:Object'."
         )
+
+
+def _problem(plugin: type, method: str, wanted, contract: type) -> str | None:
+    """What is wrong with a class's method beside that of a protocol; None for nothing.
+
+    What the protocol takes by keyword alone must be taken by that name; all else by its place.
+    """
+    found = next((vars(cls)[method] for cls in plugin.__mro__ if method in vars(cls)), None)
+    told = f"{_call(method, wanted)}: {inspect.getdoc(wanted).partition(chr(10))[0].rstrip('.')}"
+    if not callable(found):
+        return f"{plugin.__name__} has no method {told}"
+    if not inspect.isfunction(found):
+        return None
+    places, names = [], {}
+    for parameter in inspect.signature(wanted).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            names[parameter.name] = None
+        else:
+            places.append(None)
+    # Arguments that come with other methods, where the class has these.
+    brought = getattr(contract, "BRINGS", {}).get(method, {})
+    names |= {argument: None for other, argument in brought.items() if hasattr(plugin, other)}
+    try:
+        inspect.signature(found).bind(*places, **names)
+    except TypeError as error:
+        return f"{plugin.__name__}.{_call(method, found)} cannot be called as {told} ({error})"
+    return None
+
+
+def _call(name: str, function) -> str:
+    """A method as it is called: names of its arguments, without self and annotations."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
+    return f"{name}{inspect.Signature(bare)}"

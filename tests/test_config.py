@@ -154,7 +154,9 @@ def test_a_field_that_no_code_reads_is_refused(tmp_path, monkeypatch):
         class Objective:
             used: int = 1
             forgotten: int = 2
-            def __call__(self):
+            def inputs(self, batch):
+                return {}
+            def __call__(self, apply_fn, params, batch, key, train):
                 return self.used
         """)
     )

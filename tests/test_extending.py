@@ -1,4 +1,5 @@
-"""The page on extending fmjax: the package that its examples make trains as it stands."""
+"""The page on extending fmjax: the package that its examples make trains as it stands, and what is wrong with one that
+is not like it is said."""
 
 import pathlib
 import re
@@ -8,6 +9,10 @@ import pytest
 
 import fmjax
 from fmjax import config as configs
+from fmjax.assemble import build_module
+from fmjax.config import build
+from fmjax.errors import ConfigError
+from fmjax.objectives import OBJECTIVES
 from fmjax.training.loop import train
 
 PAGE = (pathlib.Path(fmjax.__file__).parent / "README.md").read_text()
@@ -37,3 +42,88 @@ def test_the_package_of_the_page_learns(folder):
     assert config.model.width == 32 and config.optimizer.learning_rate == 0.01
     metrics = train(config, folder / "run", cache_dir=folder, progress=False)
     assert metrics["eval/error"] < 0.1 and metrics["eval/loss"] < 0.01
+
+
+def edited(folder, name, old, new):
+    """Writes a file of the package with a part of it replaced."""
+    file = folder / "my_lab" / name
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+def resolved(folder, **sections):
+    return configs.resolve(configs.load_config_file(str(folder / "curve.py")) | sections)
+
+
+@pytest.mark.parametrize(
+    "file, old, new, message",
+    [
+        ("objectives.py", "def inputs", "def imputs", "objective.name = 'my_lab.objectives:Huber': Huber has no method "
+         "inputs(batch): What the module is called with, by keyword"),
+        ("objectives.py", "def __call__", "def loss", r"Huber has no method __call__(apply_fn, params, batch, key, train)"),
+        ("objectives.py", "params, batch, key, train)", "params, batch)",
+         "Huber.__call__(apply_fn, params, batch) cannot be called as __call__(apply_fn, params, batch, key, train): The "
+         "metrics as {name: (sum, weight)}, \"loss\" among them (too many positional arguments)"),
+        ("objectives.py", "batch, key, train)", "batch, key, train, carry)", "(missing a required argument: 'carry')"),
+        ("data.py", "def open", "def load", "data.name = 'my_lab.data:Waves': Waves has no method open(*, seed, cache_dir, "
+         "workdir=None, progress=False): The data, read and prepared: an `OpenData`"),
+        ("data.py", "workdir=None, progress=False", "workdir=None", "unexpected keyword argument 'progress'"),
+        ("models.py", "nn.Module", "object", "'my_lab.models:Curve' is not a dataclass"),
+        ("optimizers.py", "def make(", "def made(", "Adam has no method make(total_steps, axes): The update rule"),
+        ("optimizers.py", "def make_schedule", "def schedule", "Adam has no method make_schedule(total_steps)"),
+    ],
+    ids=lambda value: value[:30],
+)  # fmt: skip
+def test_what_a_plugin_lacks_is_said_before_anything_begins(folder, file, old, new, message):
+    edited(folder, file, old, new)
+    with pytest.raises(ConfigError) as error:
+        resolved(folder)
+    assert message in str(error.value)
+    assert "not a dataclass" in message or "fmjax/README.md has the contract" in str(error.value)
+
+
+def test_a_plugin_of_another_kind_is_refused(folder):
+    with pytest.raises(ConfigError, match="Huber is no flax.linen.Module, which it must derive from; fmjax/README.md"):
+        resolved(folder, model={"name": "my_lab.objectives:Huber"})
+    with pytest.raises(ConfigError, match=r"optimizer.schedule.name = .*: Huber has no method make\(learning_rate, total"):
+        schedule = {"name": "my_lab.objectives:Huber"}
+        resolved(folder, optimizer={"name": "sgd", "learning_rate": 0.1, "schedule": schedule})
+
+
+def test_an_objective_with_a_carry_takes_it(folder):
+    edited(folder, "objectives.py", "batch, key, train)", "batch, key, train, *, carry)")
+    edited(folder, "objectives.py", "    def inputs", "    def initial(self, module, params, key):\n        pass\n\n    def inputs")
+    resolved(folder)
+
+
+@pytest.mark.parametrize(
+    "file, old, new, message",
+    [
+        ("objectives.py", '{"x": batch["x"]}', '{"x": batch["z"]}',
+         "objective Huber reads batch['z'], which the rows of these data do not have; they have loss_weights, x, y"),
+        ("objectives.py", '- batch["y"]', '- batch["target"]', "objective Huber reads batch['target']"),
+        ("objectives.py", '{"x": batch', '{"u": batch',
+         "objective Huber calls the model with u, and Curve takes x, train (missing a required argument: 'x')"),
+        ("models.py", "train: bool = False", "train", "(missing a required argument: 'train'); `train` needs a default"),
+        ("objectives.py", 'return {"loss": ((loss * weights).sum(), weights.sum()),', 'return {"loss": loss.mean(),',
+         "objective Huber returned an array of shape [] as 'loss'; expected {\"loss\": (sum over the batch, weight"),
+        ("objectives.py", 'return {"loss": ((loss * weights).sum(),', 'return {"loss": (loss * weights,',
+         "returned (an array of shape [32], an array of shape []) as 'loss'"),
+        ("objectives.py", 'return {"loss"', 'return {"lost"', "objective Huber returned no 'loss', but lost, error; expected"),
+    ],
+    ids=lambda value: value[:30],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_said(folder, file, old, new, message):
+    edited(folder, file, old, new)
+    with pytest.raises(ConfigError) as error:
+        train(resolved(folder), folder / "run", cache_dir=folder, progress=False)
+    assert message in str(error.value)
+
+
+def test_a_model_for_texts_must_give_features(folder):
+    edited(folder, "models.py", "def __call__(self, x, train", "def __call__(self, tokens, segment_ids, positions, train")
+    edited(folder, "models.py", "angles = x[:, None]", "angles = tokens[:, :1]")
+    config = resolved(folder, objective={"name": "causal_lm"}, data={"tokenizer": "bytes", "sequence_length": 8})
+    module = build_module(config, {"num_waves": 2})
+    with pytest.raises(ConfigError, match=r"CausalLM calls model.features\(tokens, ...\).* and which Curve does not have"):
+        build(config["objective"], OBJECTIVES).check(module, None)

@@ -2,4 +2,4 @@
 
 from fmjax.registry import Registry
 
-WEIGHTS = Registry("weights", {"lora": "fmjax.adapt.lora:LoRA"})
+WEIGHTS = Registry("weights", {"lora": "fmjax.adapt.lora:LoRA"}, contract="fmjax.adapt.base:Weights")

@@ -10,4 +10,5 @@ DATASETS = Registry(
         "pairs": "fmjax.data.pairs:PairData",
         "text": "fmjax.data.text:TextData",
     },
+    contract="fmjax.data.base:DataPlugin",
 )

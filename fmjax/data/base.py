@@ -1,15 +1,12 @@
 """What every data plugin hands to the trainer: `OpenData`, and the protocol of the plugin that opens it.
 
-A data plugin is a frozen dataclass whose fields are the keys of the config's `data` section, with a method
-
-    open(self, *, seed: int, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None,
-         progress: bool = False) -> OpenData
-
+A data plugin is a frozen dataclass whose fields are the keys of the config's `data` section, with a method `open`.
 Everything slow (reading, tokenising, packing) happens in `open` and is cached under `cache_dir`; `open` with the
 same fields, seed and source gives the same rows on every host, so a run is described by one integer, its step.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -68,3 +65,19 @@ class OpenData:
     check: Callable[[Any], None] = fits_any_module
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
     documents: Callable[..., Sequence[str]] = no_documents
+
+
+class DataPlugin(Protocol):
+    """What every data plugin has."""
+
+    def open(
+        self, *, seed: int, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False
+    ) -> OpenData:
+        """The data, read and prepared: an `OpenData`.
+
+        Args:
+          seed: of the shuffling, and of what else is random in the rows.
+          cache_dir: where prepared data are kept.
+          workdir: of the run; None where there is none.
+          progress: whether to show progress on stderr.
+        """

@@ -16,4 +16,5 @@ MODELS = Registry(
         "transformer": "fmjax.models.transformer:EncoderDecoder",
         "vit": "fmjax.models.vit:ViT",
     },
+    contract="flax.linen:Module",
 )

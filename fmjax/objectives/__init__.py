@@ -10,4 +10,5 @@ OBJECTIVES = Registry(
         "masked_lm": "fmjax.objectives.masked_lm:MaskedLM",
         "seq2seq": "fmjax.objectives.seq2seq:Seq2Seq",
     },
+    contract="fmjax.objectives.base:Objective",
 )

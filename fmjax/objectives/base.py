@@ -48,7 +48,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import struct
+
+from fmjax.errors import ConfigError
 
 Sums = Mapping[str, Any]
 """Name to (sum, weight), or to a tuple of such pairs."""
@@ -82,9 +85,14 @@ class OtherModel:
 class Objective(Protocol):
     """What every objective has; the module's docstring tells all parts."""
 
-    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]: ...
+    # Of `__call__`: further arguments, by the method that they come with.
+    BRINGS = {"__call__": {"initial": "carry", "models": "models"}}
 
-    def __call__(self, apply_fn: Callable, params, batch: Mapping[str, Any], key, train: bool) -> Sums: ...
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the module is called with, by keyword."""
+
+    def __call__(self, apply_fn: Callable, params, batch: Mapping[str, Any], key, train: bool) -> Sums:
+        """The metrics as {name: (sum, weight)}, "loss" among them."""
 
 
 def has_carry(objective) -> bool:
@@ -99,8 +107,64 @@ def evaluate(objective, apply_fn, params, batch, key, train: bool, carry=None, m
         taken["carry"] = carry
     if hasattr(objective, "models"):
         taken["models"] = models
-    out = objective(apply_fn, params, batch, key, train, **taken)
-    return out if has_carry(objective) else (out, Proposal())
+    out = _told(objective, batch, lambda: objective(apply_fn, params, batch, key, train, **taken))
+    sums, proposal = out if has_carry(objective) else (out, Proposal())
+    _check_sums(objective, sums, train)
+    return sums, proposal
+
+
+def module_inputs(objective, batch) -> dict[str, Any]:
+    """What the module is called with. Raises ConfigError for an array that the objective reads and the data lack."""
+    return _told(objective, batch, lambda: objective.inputs(batch))
+
+
+def _told(objective, batch, call: Callable):
+    """What `call` gives; a key that the batch has not got becomes a ConfigError that says what it has."""
+    try:
+        return call()
+    except KeyError as error:
+        name = error.args[0] if error.args else None
+        if not isinstance(name, str) or name in batch:
+            raise
+        raise ConfigError(
+            f"objective {type(objective).__name__} reads batch[{name!r}], which the rows of these data do not have; "
+            f"they have {', '.join(sorted(batch.keys() - {'keys'}))}"
+        ) from error
+
+
+def need_features(objective, module) -> None:
+    """Raises ConfigError for a module without the method that the objectives of texts call."""
+    if not hasattr(module, "features"):
+        raise ConfigError(
+            f"objective {type(objective).__name__} calls model.features(tokens, ...), which gives (hidden, head) and which "
+            f"{type(module).__name__} does not have; derive it from fmjax.models.decoder.Decoder, or take an objective "
+            "that calls the model itself"
+        )
+
+
+def _check_sums(objective, sums, train: bool) -> None:
+    """Raises ConfigError where a call returned anything but scalar (sum, weight) pairs, with "loss" among them in
+    training. What is not the loss may be of another shape where the objective reduces it itself."""
+    name = f"objective {type(objective).__name__}"
+    expected = 'expected {"loss": (sum over the batch, weight to divide it by), ...}'
+    if not isinstance(sums, Mapping):
+        raise ConfigError(f"{name} returned {_shown(sums)}; {expected}")
+    if train and "loss" not in sums:
+        raise ConfigError(f"{name} returned no 'loss', but {', '.join(map(str, sums)) or 'nothing'}; {expected}")
+    for metric, value in sums.items():
+        if metric != "loss" and hasattr(objective, "reduce"):
+            continue
+        pairs = value if isinstance(value, tuple) and value and isinstance(value[0], tuple) else (value,)
+        for pair in pairs:
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or any(jnp.ndim(one) for one in pair):
+                raise ConfigError(f"{name} returned {_shown(pair)} as {metric!r}; {expected}, of numbers")
+
+
+def _shown(value) -> str:
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_shown, value))})"
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"an array of shape {list(shape)}"
 
 
 def is_on_policy(objective) -> bool:

@@ -8,6 +8,7 @@ import jax
 
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
+from fmjax.objectives.base import need_features
 from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
 
 log = logging.getLogger("fmjax")
@@ -80,7 +81,8 @@ class CausalLM:
         return {name: (value, weight) for name, value in named.items()}
 
     def check(self, module, data) -> None:
-        """Raises ConfigError for `sample_prompts` of one's own that could not be continued after training."""
+        """Raises ConfigError for another kind of model, or `sample_prompts` of one's own that could not be continued."""
+        need_features(self, module)
         obstacle = self._obstacle(module, data)
         if obstacle and self.sample_prompts != type(self).sample_prompts:
             raise ConfigError(f"objective.sample_prompts: {obstacle}; change them, or set them to () for no samples")

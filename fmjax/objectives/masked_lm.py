@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fmjax.errors import ConfigError
+from fmjax.objectives.base import need_features
 from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
 
 log = logging.getLogger("fmjax")
@@ -74,7 +75,8 @@ class MaskedLM:
         return named
 
     def check(self, module, data) -> None:
-        """Raises ConfigError where the data have next-sentence labels and the module no head for them."""
+        """Raises ConfigError for another kind of model, or next-sentence labels without a head for them."""
+        need_features(self, module)
         has_head = hasattr(module, "pretraining") and getattr(module, "next_sentence", True)
         has_labels = "next_sentence_labels" in data.train[0]
         if has_labels and not has_head:

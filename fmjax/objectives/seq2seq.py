@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 
 from fmjax.layers.checks import check_rate
+from fmjax.objectives.base import need_features
 from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
 
 INPUTS = ("tokens", "source_tokens", "segment_ids", "source_segment_ids", "positions", "source_positions")
@@ -68,3 +69,7 @@ class Seq2Seq:
             named["accuracy"] = sums["correct"]
         weight = weights.sum()
         return {name: (value, weight) for name, value in named.items()}
+
+    def check(self, module, data) -> None:
+        """Raises ConfigError for another kind of model."""
+        need_features(self, module)

@@ -5,6 +5,7 @@ from fmjax.registry import Registry
 OPTIMIZERS = Registry(
     "optimizer",
     {name.lower(): f"fmjax.training.optimizer:{name}" for name in ("AdamW", "Lion", "Adafactor", "Muon", "SGD")},
+    contract="fmjax.training.optimizer:OptimizerPlugin",
 )
 SCHEDULES = Registry(
     "schedule",
@@ -15,4 +16,5 @@ SCHEDULES = Registry(
         "noam": "fmjax.training.schedule:Noam",
         "wsd": "fmjax.training.schedule:WarmupStableDecay",
     },
+    contract="fmjax.training.schedule:SchedulePlugin",
 )

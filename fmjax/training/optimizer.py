@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,24 @@ STACK_AXES = ("layers",)
 DECAY_RATES = ("b1", "b2", "beta", "adam_b1", "adam_b2", "momentum")
 
 
+class OptimizerPlugin(Protocol):
+    """What every optimizer has."""
+
+    def make_schedule(self, total_steps: int) -> optax.Schedule:
+        """The learning rate as a function of the update count."""
+
+    def make(self, total_steps: int, axes: Any) -> optax.GradientTransformation:
+        """The update rule.
+
+        Args:
+          total_steps: updates in the whole run, for the schedule.
+          axes: tree of logical axis names of the parameters (`parallel.sharding.logical_axes`).
+        """
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What all optimizers share: the schedule, clipping, and which parameters decay.
+    """What the optimizers here share: the schedule, clipping, and which parameters decay.
 
     Weight decay applies to matrices (two or more axes besides the stacked layers), so not to biases and norms.
     """
@@ -50,16 +65,11 @@ class Optimizer:
                 raise ConfigError(f"optimizer.{name} = {getattr(self, name)} must not be negative")
 
     def make_schedule(self, total_steps: int) -> optax.Schedule:
-        """Learning rate as a function of the update count."""
+        """See `OptimizerPlugin`."""
         return (self.schedule or Constant()).make(self.learning_rate, total_steps)
 
     def make(self, total_steps: int, axes) -> optax.GradientTransformation:
-        """The update rule.
-
-        Args:
-          total_steps: updates in the whole run, for the schedule.
-          axes: tree of logical axis names of the parameters (`parallel.sharding.logical_axes`).
-        """
+        """See `OptimizerPlugin`."""
         rule = self._rule(self.make_schedule(total_steps), decay_mask(axes, self.no_decay), axes)
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), rule) if self.clip_norm else rule
 

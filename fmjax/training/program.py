@@ -1,6 +1,7 @@
 """The pure parts of a run on a mesh: objective, optimizer, state and steps, made from a config, a module and an example."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from fmjax.assemble import build_weights
 from fmjax.config import build
 from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
-from fmjax.objectives.base import OtherModel, evaluate, has_carry, is_on_policy
+from fmjax.objectives.base import OtherModel, evaluate, has_carry, is_on_policy, module_inputs
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.placement import Placement, inference_context
 from fmjax.parallel.sharding import batch_sharding, check_batch, path_name
@@ -72,7 +73,7 @@ class Program:
         with jax.set_mesh(self.mesh):
             return init_state(
                 self.module,
-                self.objective.inputs(self.batch_spec),
+                module_inputs(self.objective, self.batch_spec),
                 self.optimizer,
                 self.key_for(INITIALISATION),
                 self.spec,
@@ -129,7 +130,8 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
         name: jax.ShapeDtypeStruct((train.batch_size, *array.shape), array.dtype, sharding=sharding)
         for name, array in example.items()
     }
-    inputs = objective.inputs(batch_spec)
+    inputs = module_inputs(objective, batch_spec)
+    _check_call(module, inputs, objective)
     placement = Placement(mesh, mesh_config)
     models = open_models(objective, module, placement, abstract)
     key = jax.random.key(config["seed"])
@@ -171,6 +173,18 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     if has_carry(objective):
         _check_carry(program)
     return program
+
+
+def _check_call(module: nn.Module, inputs: dict[str, Any], objective) -> None:
+    """Raises ConfigError where the module does not take what the objective calls it with."""
+    model, taken = type(module).__name__, inspect.signature(type(module).__call__)
+    try:
+        taken.bind(module, **inputs)
+    except TypeError as error:
+        raise ConfigError(
+            f"objective {type(objective).__name__} calls the model with {', '.join(inputs) or 'nothing'}, and {model} "
+            f"takes {', '.join(list(taken.parameters)[1:]) or 'nothing'} ({error}); `train` needs a default"
+        ) from None
 
 
 def _initial_carry(objective, module, key):

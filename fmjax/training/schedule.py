@@ -1,6 +1,7 @@
 """Learning-rate schedules: each a dataclass that makes an `optax` schedule (update count to learning rate)."""
 
 import dataclasses
+from typing import Protocol
 
 import jax.numpy as jnp
 import optax
@@ -29,6 +30,13 @@ def _check(name: str, warmup_steps: int, total_steps: int) -> None:
             f"optimizer.schedule.warmup_steps = {warmup_steps} must lie between 0 and train.steps = {total_steps} "
             f"({name}); for a short run lower it too"
         )
+
+
+class SchedulePlugin(Protocol):
+    """What every schedule has."""
+
+    def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
+        """The learning rate as a function of the update count, for a run of so many updates."""
 
 
 @dataclasses.dataclass(frozen=True)
