@@ -19,7 +19,7 @@ import numpy as np
 from fmjax.errors import InputError
 from fmjax.inference import cached
 from fmjax.inference.cached import Weights
-from fmjax.inference.checks import check_whole, is_number
+from fmjax.inference.checks import check_whole, is_number, not_finite
 from fmjax.inference.engine import Engine
 from fmjax.inference.engine_programs import PACKED_PROMPTS, PACKED_TOKENS, TRACES, Form
 from fmjax.inference.engine_requests import Request
@@ -58,6 +58,7 @@ class Search(NamedTuple):
     finished_scores: jax.Array  # float32 [G, N], divided by the penalty, descending; -inf for none
     finished_lengths: jax.Array  # int32 [G, N]
     open: jax.Array  # bool [G]
+    broken: jax.Array  # int32 [G], the step at which the logits were not finite, which ends the search; -1 for none
 
 
 def length_penalty(lengths, alpha, normalization: str):
@@ -91,6 +92,7 @@ def _start(cache, last, limits, num_beams: int, length: int) -> Search:
         finished_scores=jnp.full(shape, -jnp.inf),
         finished_lengths=jnp.zeros(shape, jnp.int32),
         open=limits > 0,
+        broken=jnp.full(groups, -1, jnp.int32),
     )
 
 
@@ -101,6 +103,7 @@ def _step(form: Form, weights: Weights, search: Search, step, limits, stop_ids, 
     logits, cache = cached.step(form.module, weights, search.cache, search.last.reshape(-1), active)
     logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     vocab = logprobs.shape[-1]
+    broken = jnp.any(jnp.isnan(logprobs).reshape(groups, -1), axis=-1) & search.open
     logprobs = only_allowed(logprobs, form.num_tokens, form.banned_ids)
     candidates = (search.scores[..., None] + logprobs.reshape(groups, beams, vocab)).reshape(groups, -1)
     # Enough that `num_beams` go on even if every beam's best tokens are the stop tokens.
@@ -133,14 +136,16 @@ def _step(form: Form, weights: Weights, search: Search, step, limits, stop_ids, 
         finished=finished,
         finished_scores=finished_scores,
         finished_lengths=finished_lengths,
-        open=search.open & (best > finished_scores[:, -1]),
+        open=search.open & (best > finished_scores[:, -1]) & ~broken,
+        broken=jnp.where(broken, step, search.broken),
     )
 
 
 def _search(
     form: Form, weights: Weights, cache, last, limits, stop_ids, alpha, num_beams: int, length: int, normalization: str
 ):
-    """(tokens int32 [G, N, T], lengths int32 [G, N], scores float32 [G, N]) of the finished beams, best first.
+    """(tokens int32 [G, N, T], lengths int32 [G, N], scores float32 [G, N]) of the finished beams, best first, and the
+    step at which a search met logits that are not finite, int32 [G] or -1.
 
     Args:
       cache: G * num_beams rows, the first of each group holding the prompt but its last token.
@@ -162,7 +167,7 @@ def _search(
     with nn.logical_axis_rules(form.rules):
         search = _start(cache, last, limits, num_beams, length)
         _, search = jax.lax.while_loop(unfinished, body, (0, search))
-    return whole((search.finished, search.finished_lengths, search.finished_scores))
+    return whole((search.finished, search.finished_lengths, search.finished_scores, search.broken))
 
 
 def _prefill(form: Form, weights: Weights, cache, packed):
@@ -213,7 +218,7 @@ def beam_search(
       batch_size: rows of the cache; None is the engine's. At least one group of beams is searched at a time.
 
     Returns: for each prompt in order its beams, best first.
-    Raises: InputError for a prompt that cannot be continued, or a bad value.
+    Raises: InputError for a prompt that cannot be continued, or a bad value; RunError for logits that are not finite.
     """
     batch_size = engine.batch_size if batch_size is None else batch_size
     check_options(num_beams, max_new_tokens, length_penalty, normalization, num_results, batch_size)
@@ -233,6 +238,10 @@ def beam_search(
 
     options = (np.float32(length_penalty), num_beams, length, normalization)
     waiting, results = None, []
+
+    def read():
+        return _read(len(results), *waiting, stop_ids, num_results)
+
     for start in range(0, len(requests), groups):
         watch.at("a batch of beam search")
         part = requests[start : start + groups]
@@ -240,9 +249,9 @@ def beam_search(
         found = _dispatch(engine, part, limits, stops, options, sizes)
         # Read a batch when the next is on its way.
         if waiting is not None:
-            results += _read(*waiting, stop_ids, num_results)
+            results += read()
         waiting = part, limits, found
-    results += _read(*waiting, stop_ids, num_results)
+    results += read()
     watch.at("what follows the beam search", limited=False)
     return results
 
@@ -303,10 +312,13 @@ def _packs(lengths: dict[int, int]) -> list[list[int]]:
     return packs
 
 
-def _read(requests, limits, found, stop_ids, num_results) -> list[list[Beam]]:
-    tokens, lengths, scores = (np.asarray(x) for x in found)
+def _read(first: int, requests, limits, found, stop_ids, num_results) -> list[list[Beam]]:
+    """The beams of the requests from number `first` on. Raises RunError for logits that were not finite."""
+    tokens, lengths, scores, broken = (np.asarray(x) for x in found)
     results = []
     for group, request in enumerate(requests):
+        if broken[group] >= 0:
+            raise not_finite(first + group, broken[group])
         beams = []
         for beam in range(num_results):
             if not np.isfinite(scores[group, beam]):

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fmjax.errors import InputError
+from fmjax.errors import InputError, RunError
 from fmjax.layers.position import default_positions
 
 
@@ -44,6 +44,14 @@ def token_ids(what: str, prompt: Any) -> list[int]:
         return [operator.index(token) for token in prompt]
     except TypeError:
         raise InputError(f"{what} must be a text or a list of token ids, got {str(prompt)[:60]!r}") from None
+
+
+def not_finite(prompt: int, step: int) -> RunError:
+    """The error for logits, after `step` new tokens of a prompt, from which no token can be drawn."""
+    return RunError(
+        f"prompt {prompt}: after {step} new tokens the model's logits are not finite, and none can be drawn from them. "
+        "Damaged or diverged weights do that, numbers too large for float16, or a temperature near 0 (0 is greedy)"
+    )
 
 
 def check_inputs(module: nn.Module, params, tokens, inputs: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import cached
+from fmjax.inference.checks import not_finite
 from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting, programs
 from fmjax.inference.engine_requests import Chunk, Request, digest
 from fmjax.inference.rows import bucket
@@ -196,7 +197,7 @@ class Run:
         self._pending.append((owners, tokens, logprobs))
 
     def _read(self) -> Iterator[Chunk]:
-        """Waits for the oldest results and yields them."""
+        """Waits for the oldest results and yields them. Raises RunError for logits that were not finite."""
         if not self._pending:
             return
         owners, tokens, logprobs = self._pending.popleft()
@@ -207,6 +208,9 @@ class Run:
             if row.done:
                 continue
             count = int((tokens[place] >= 0).sum())
+            finite = np.isfinite(logprobs[place, :count])
+            if not finite.all():
+                raise not_finite(row.index, row.drawn + int(finite.argmin()))
             new = tokens[place, :count].tolist()
             row.drawn += count
             row.sent = row.drawn + sum(row in [r for _, _, r in other] for other, _, _ in self._pending) * self._steps

@@ -164,10 +164,12 @@ def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Arra
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def _pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+def pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     """Inverts the distribution function: int32 [B], token i with probability weights[i] / sum; uniform [B] in [0, 1).
 
-    One random number a row, where Gumbel noise takes one a token (30 times the time at a vocabulary of 32,000).
+    A token of weight 0 is never picked: sums of floats need not rise with what is added, so the search looks at groups
+    and tokens with a weight alone. One random number a row, where Gumbel noise takes one a token (30 times the time at
+    a vocabulary of 32,000).
     """
     batch, vocab = weights.shape
     width = min(LANES, vocab)
@@ -176,12 +178,18 @@ def _pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     sums = jnp.cumsum(jnp.sum(grouped, axis=-1), axis=-1)
     # Below the total: `uniform` is at most 1 - 2**-23.
     point = uniform[:, None] * sums[:, -1:]
-    group = jnp.sum(sums <= point, axis=-1, keepdims=True)
+    group = _first_beyond(sums, point, jnp.any(grouped > 0, axis=-1))
     before = jnp.where(group > 0, jnp.take_along_axis(sums, jnp.maximum(group - 1, 0), axis=-1), 0.0)
     inside = jnp.take_along_axis(grouped, group[:, :, None], axis=1)[:, 0]
-    place = jnp.sum(jnp.cumsum(inside, axis=-1) <= point - before, axis=-1, keepdims=True)
-    last = jnp.max(jnp.where(inside > 0, jnp.arange(width), 0), axis=-1, keepdims=True)
-    return (group * width + jnp.minimum(place, last))[:, 0].astype(jnp.int32)
+    place = _first_beyond(jnp.cumsum(inside, axis=-1), point - before, inside > 0)
+    return (group * width + place)[:, 0].astype(jnp.int32)
+
+
+def _first_beyond(sums: jax.Array, point: jax.Array, allowed: jax.Array) -> jax.Array:
+    """The first allowed index [B, 1] whose sum [B, N] is above the point [B, 1]; the last allowed one if none is."""
+    index = jnp.arange(sums.shape[-1])
+    last = jnp.max(jnp.where(allowed, index, 0), axis=-1, keepdims=True)
+    return jnp.min(jnp.where(allowed & (sums > point), index, last), axis=-1, keepdims=True)
 
 
 def only_allowed(scores: jax.Array, num_tokens: int | None, banned_ids: tuple[int, ...]) -> jax.Array:
@@ -210,7 +218,8 @@ def sample(
     Returns:
       tokens int32 [B], and log-probabilities float32 [B] of those tokens under softmax(logits / temperature), before
       the penalty, top-k, top-p and min-p (those of softmax(logits) when greedy): the log-probability that a later
-      forward pass over the same tokens can recompute.
+      forward pass over the same tokens can recompute. It is not finite where the logits have NaN or +inf, or -inf at
+      every token that may be drawn; the token then means nothing.
     """
     columns = Settings(*(jnp.asarray(x)[..., None] for x in settings))
     logits = logits.astype(jnp.float32)
@@ -236,7 +245,7 @@ def sample(
         if uses.truncate:
             scores = truncate(scores, *(columns[i].reshape(-1, 1) for i in (1, 2, 3)))
         weights = exponentials if plain and not uses.truncate else jnp.exp(scores - best)
-        drawn = _pick(weights, jax.vmap(jax.random.uniform)(keys))
+        drawn = pick(weights, jax.vmap(jax.random.uniform)(keys))
         tokens = jnp.where(columns.temperature[..., 0] > 0, drawn, tokens)
     chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)
     return tokens, (chosen - top - jnp.log(total))[:, 0]

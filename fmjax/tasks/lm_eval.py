@@ -177,10 +177,10 @@ def generate_request(context: str, options: Mapping[str, Any]) -> Generate:
     until = [until] if isinstance(until, str) else until
     lengths = [options.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")]
     length = next((int(one) for one in lengths if one is not None), MAX_NEW_TOKENS)
-    temperature = float(options.pop("temperature", None) or 0.0)
-    drawn = options.pop("do_sample", temperature > 0)
-    if drawn and temperature == 0:
-        temperature = 1.0
+    temperature, drawn = options.pop("temperature", None), options.pop("do_sample", None)
+    # As the harness's own models do, greedy unless it is asked for otherwise; a temperature of 0 is greedy too.
+    temperature = float(bool(drawn) if temperature is None else temperature)
+    drawn = temperature > 0 if drawn is None else drawn
     top_p = float(options.pop("top_p", None) or 1.0)
     neutral = {"num_beams": 1, "top_k": 0, "repetition_penalty": 1.0, "min_p": 0.0, "num_return_sequences": 1}
     unknown = {k: v for k, v in options.items() if v is not None and (k not in neutral or v != neutral[k])}

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import fmjax
-from fmjax.errors import ConfigError, InputError
+from fmjax.errors import ConfigError, InputError, RunError
 from fmjax.inference import engine_programs
 from fmjax.inference.beam import beam_search
 from fmjax.inference.engine import Engine
@@ -124,6 +124,16 @@ def test_one_beam_is_greedy_search_and_any_number_of_prompts_passes_through():
     long = beam_search(engine, [[1] * 10], num_beams=2, max_new_tokens=6)[0][0]
     assert len(long.tokens) == 3 and long.finish == "context"
     assert beam_search(engine, []) == []
+
+
+def test_logits_that_are_not_finite_are_an_error_that_names_prompt_and_step():
+    module = GPT(**SIZES)
+    params = spread(module, ZEROS)
+    places = params["position_embedding"]["embedding"].at[5:].set(jnp.nan)
+    engine = Engine(module, params | {"position_embedding": {"embedding": places}})
+    assert len(beam_search(engine, [[1, 3]], num_beams=2, max_new_tokens=4)[0][0].tokens) == 4
+    with pytest.raises(RunError, match="prompt 1: after 2 new tokens the model's logits are not finite"):
+        beam_search(engine, [[1], [1, 3, 0, 1]], num_beams=2, max_new_tokens=4, batch_size=2)
 
 
 def test_bad_values_are_refused():

@@ -12,7 +12,7 @@ import pytest
 from tiny_decoder import TinyDecoder, full_logits
 
 from fmjax.data.tokenizers.loading import ByteTokenizer
-from fmjax.errors import InputError
+from fmjax.errors import InputError, RunError
 from fmjax.inference import cached, engine_programs
 from fmjax.inference.engine import Engine, generate
 from fmjax.inference.engine_requests import Request, number_copies
@@ -335,3 +335,17 @@ def test_one_call_makes_its_own_engine():
     found = generate(module, params, PROMPTS, max_new_tokens=5, temperature=0, batch_size=4)
     assert tokens_of(found) == tokens_of(made_engine.generate(requests(PROMPTS, 5)))
     assert generate(module, params, []) == []
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(1.0)])
+def test_logits_that_are_not_finite_are_an_error_that_names_prompt_and_step(sampling):
+    """NaN at the positions from 4 on: a prompt of one token gets four, the next logits are NaN."""
+    _, module, params = made("tiny")
+    places = params["positions"]["embedding"].at[4:].set(jnp.nan)
+    engine = Engine(module, params | {"positions": {"embedding": places}}, batch_size=4, max_length=48)
+    whole = engine.generate(requests([[1, 2], [5]], 3, sampling))
+    assert [len(one.tokens) for one in whole] == [3, 3]
+    with pytest.raises(RunError, match="prompt 1: after 4 new tokens the model's logits are not finite"):
+        engine.generate([*requests([[1, 2]], 3, sampling), *requests([[5]], 8, sampling)])
+    with pytest.raises(RunError, match="prompt 0: after 0 new tokens"):
+        engine.generate(requests([[1, 2, 3, 4, 5]], 3, sampling))

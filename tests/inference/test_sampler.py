@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fmjax.errors import InputError
-from fmjax.inference.sampler import CANDIDATES, Sampling, Uses, penalise, sample, truncate
+from fmjax.inference.sampler import CANDIDATES, LANES, Sampling, Uses, penalise, pick, sample, truncate
 
 draw = jax.jit(sample, static_argnames=("uses", "num_tokens"))
 cut = jax.jit(truncate)
@@ -109,6 +109,53 @@ def test_draws_over_a_large_vocabulary_have_the_right_distribution():
     positive = probabilities > 0
     chi_square = ((counts - n * probabilities)[positive] ** 2 / (n * probabilities[positive])).sum()
     assert abs(chi_square - 199) < 5 * np.sqrt(2 * 199)  # 200 tokens: mean 199, variance 2 * 199
+
+
+def sparse_weights(kind, vocab, generator):
+    """Weights [vocab] of which most are 0."""
+    weights = np.zeros(vocab, np.float32)
+    if kind == "top-k":
+        places = generator.choice(vocab, min(50, vocab // 2), replace=False)
+        weights[places] = np.exp(-8 * generator.random(len(places)))
+    elif kind == "ends":
+        weights[[0, vocab - 1]] = [1.0, 1e-6]
+    elif kind == "tiny":
+        weights[::7] = 1e-30
+        weights[vocab // 2] = 1.0
+    else:  # every other group is empty
+        weights[:: 2 * LANES] = 0.5 + generator.random(len(weights[:: 2 * LANES]))
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["top-k", "ends", "tiny", "empty groups"])
+def test_a_token_of_weight_zero_is_never_picked(kind):
+    """For uniforms at the borders between tokens, to the last bit, and anywhere. Rounding moves a draw no further than
+    to the next token that may be drawn."""
+    generator = np.random.default_rng(0)
+    many = jax.jit(lambda weights, uniforms: jax.lax.map(lambda u: pick(weights, jnp.full(len(weights), u)), uniforms))
+    for vocab in (7, 300, 50_257):
+        weights = np.stack([sparse_weights(kind, vocab, generator) for _ in range(4)])
+        exact = np.cumsum(weights.astype(np.float64), axis=-1)
+        total = exact[:, -1:]
+        borders = np.concatenate([np.unique(row)[:50] for row in exact / total])
+        near = (borders[:, None] + np.arange(-6, 7) * 2.0**-24).ravel()
+        uniforms = np.concatenate([near, generator.random(50), [0, 1]])
+        uniforms = np.clip(uniforms, 0, 1 - 2**-23).astype(np.float32)
+        picked = np.asarray(many(weights, uniforms)).T
+        assert picked.min() >= 0 and picked.max() < vocab
+        chosen = np.take_along_axis(weights, picked, axis=-1)
+        assert (chosen > 0).all()
+        above = np.take_along_axis(exact, picked, axis=-1)
+        assert ((above - chosen) / total <= uniforms + 1e-5).all() and (above / total >= uniforms - 1e-5).all()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.8), Sampling(1.0, 5, 0.9)])
+def test_the_log_probability_of_what_is_drawn_from_nan_is_not_finite(sampling):
+    """Whatever is not finite shows in it: a NaN anywhere, an infinite logit, no token that may be drawn."""
+    logits = np.zeros((4, 12), np.float32)
+    logits[1, 11], logits[2, 3], logits[3, :] = np.nan, np.inf, -np.inf
+    _, logprobs = draw(logits, jax.random.split(jax.random.key(0), 4), sampling.values, sampling.uses, num_tokens=8)
+    assert np.isfinite(logprobs).tolist() == [True, False, False, False]
 
 
 def test_greedy_takes_the_first_largest():

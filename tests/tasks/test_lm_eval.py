@@ -142,6 +142,8 @@ def test_generation_options():
         "a", 3, (), 0.7, 0.9
     )
     assert generate_request("a", {"do_sample": True}).temperature == 1.0
+    # Temperature 0 is greedy, whatever else is asked for; transformers, which would divide by it, refuses it.
+    assert generate_request("a", {"do_sample": True, "temperature": 0.0}) == Generate("a", 256)
     assert generate_request("a", {"num_beams": 1, "until": ["", "b"]}) == Generate("a", 256, ("b",))
     with pytest.raises(InputError, match="generation options {'num_beams': 4}"):
         generate_request("a", {"num_beams": 4})
