@@ -118,8 +118,9 @@ def read_item(path: pathlib.Path, shardings=None) -> Any:
     """
     device = SingleDeviceSharding(jax.local_devices()[0])
     try:
+        # The handler's own: a Checkpointer looks for the metadata of a whole checkpoint, and misses them in an item.
+        saved = dict(ocp.StandardCheckpointHandler().metadata(path))
         with ocp.StandardCheckpointer() as reader:
-            saved = dict(reader.metadata(path).item_metadata)
             if shardings is None:
                 return reader.restore(path, jax.tree.map(lambda m: _shape(m, device), saved))
             places, structure = jax.tree_util.tree_flatten_with_path(shardings)

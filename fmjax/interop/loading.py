@@ -1,7 +1,6 @@
 """A published folder as a `fmjax.load.Model`."""
 
 import contextlib
-import inspect
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -160,11 +159,16 @@ def placed(module, placement: Placement | None, weights=None):
     """(shapes, shardings) of a module's parameters, as `weights` (`fmjax.assemble.build_weights`) makes them; without a
     placement, whole on the first device.
 
-    Raises ConfigError where a parameter cannot be sharded as the placement says.
+    Raises ConfigError where a parameter cannot be sharded as the placement says, or the module does not say what it
+    takes.
     """
-    arguments = inspect.signature(type(module).__call__).parameters
-    example = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    shapes, axes = param_spec(module, {name: example for name in ("tokens", "source_tokens") if name in arguments}, weights)
+    if not hasattr(module, "example"):
+        raise ConfigError(
+            f"{type(module).__name__} does not say what it takes, which its parameters' shapes follow from: give it a "
+            "method example() that returns its inputs by name, such as "
+            '{"tokens": jax.ShapeDtypeStruct((1, 1), jnp.int32)}'
+        )
+    shapes, axes = param_spec(module, module.example(), weights)
     if placement is not None:
         return shapes, placement.shardings(shapes, axes)
     device = SingleDeviceSharding(jax.local_devices()[0])

@@ -1,6 +1,7 @@
 """What every decoder-only language model shares: the protocol that objectives, generation and evaluation rely on."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
@@ -90,6 +91,11 @@ class Decoder(nn.Module):
     def unrolled(self, params):
         """(module, parameters) of the same function without a scan over layers, as decoding with a cache needs it."""
         return self.clone(scan_layers=False), unstack_layers(params)
+
+    @nn.nowrap
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
+        return {"tokens": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
 from fmjax.layers.embed import output_logits
@@ -60,6 +61,11 @@ class Encoder(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
         x, _ = self.stack(x, segment_ids=segment_ids, positions=positions, train=train)
         return x
+
+    @nn.nowrap
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
+        return {"tokens": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:

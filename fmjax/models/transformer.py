@@ -192,6 +192,11 @@ class EncoderDecoder(nn.Module):
         return output_logits(x, self.head()), cache
 
     @nn.nowrap
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
+        return dict.fromkeys(("tokens", "source_tokens"), jax.ShapeDtypeStruct((1, 1), jnp.int32))
+
+    @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:
         """FLOPs of forward and backward over one pair, by the convention of `fmjax.layers.flops`.
 

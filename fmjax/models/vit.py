@@ -75,6 +75,12 @@ class ViT(nn.Module):
         return head(x[:, 0].astype(jnp.float32))
 
     @nn.nowrap
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
+        size = self.image_size
+        return {"images": jax.ShapeDtypeStruct((1, size, size, self.num_channels), jnp.float32)}
+
+    @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:
         """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`."""
         tokens = (self.image_size // self.patch_size) ** 2

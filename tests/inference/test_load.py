@@ -1,5 +1,6 @@
 """fmjax.load: the folder in, the model out, and what its methods promise about text."""
 
+import logging
 import subprocess
 import sys
 
@@ -53,6 +54,12 @@ def test_a_saved_model_loads_equal(bytes_model, saved):
     half = fmjax.load(saved, dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
     np.testing.assert_allclose(half.apply(tokens), loaded.apply(tokens), atol=0.3)
+
+
+def test_loading_says_nothing_that_looks_like_a_fault(saved, caplog):
+    fmjax.load(saved)
+    fmjax.load(saved, mesh={"fsdp": 2})
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 class Reverse(nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import folders
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.inference.embedding import embed
 from fmjax.interop.importer import PublishedFolder
-from fmjax.interop.loading import model_section
+from fmjax.interop.loading import model_section, placed
 from fmjax.load import Model
+from fmjax.models.vit import ViT
 
 INDEX = "model.safetensors.index.json"
 
@@ -335,3 +337,25 @@ def test_added_tokens_without_a_row_are_said_and_texts_with_them_refused(llama, 
     assert model.tokenizer.vocab_size == 30 and len(model.score([("a", "b")])) == 1
     with pytest.raises(InputError, match="'<image> a' has the token '<image>', for which the model has no embedding"):
         model.encode_prompts(["<image> a"], special=True)
+
+
+def test_a_run_of_a_vision_transformer_lies_on_a_mesh(tmp_path):
+    sizes = dict(num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2, image_size=8, num_channels=1)
+    sizes |= dict(num_classes=4, patch_size=4)
+    module, images = ViT(**sizes), jnp.linspace(0, 1, 128).reshape(2, 8, 8, 1)
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), images)["params"])
+    params["head"] = jax.tree.map(lambda x: x + 0.1, params["head"])
+    Model(module, params, {"model": {"name": "vit", **sizes}}).save(tmp_path / "run")
+    model = fmjax.load(tmp_path / "run", mesh={"fsdp": 4, "tensor": 2})
+    assert len(model.params["patch_embedding"]["kernel"].devices()) == 8
+    found = jax.jit(lambda x: model.module.apply({"params": model.params}, x))(images)
+    np.testing.assert_allclose(found, module.apply({"params": params}, images), atol=1e-5)
+
+
+def test_a_module_that_does_not_say_what_it_takes_is_named():
+    class Silent(nn.Module):
+        def __call__(self, x):
+            return x
+
+    with pytest.raises(ConfigError, match=r"Silent does not say what it takes.*give it a method example\(\)"):
+        placed(Silent(), None)
