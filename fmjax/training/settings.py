@@ -24,7 +24,7 @@ class TrainConfig:
     checkpoint_every: int = 1000  # checkpoints, besides the end of the run
     keep_last: int = 2  # newest checkpoints kept
     keep_every: int = 0  # checkpoints at multiples of this are kept for ever
-    ema_decay: float = 0.0  # exponential moving average of the parameters; 0 = none
+    ema_decay: float = 0.0  # exponential moving average of the parameters, reached by a ramp; 0 = none
     nonfinite: Literal["stop", "skip"] = "stop"  # where loss, gradient or update is not finite: end, or leave it out
     final_tasks: tuple[str, ...] = ()  # evaluation tasks run at the end
     final_tasks_limit: int = 0  # documents per task; 0 = all

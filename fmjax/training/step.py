@@ -39,6 +39,7 @@ def make_train_step(
       rules: pairs (logical axis, mesh axes) for the activations' sharding constraints.
       trainable: a `fmjax.training.trainable.Trainable`; None trains all parameters.
       accumulate_steps: the batch is computed in this many equal parts, one after another.
+      ema_decay: of the moving average, reached by a ramp (`_ramp`).
       nonfinite: "skip" leaves parameters, optimizer and carry untouched where loss, gradient or update is not finite.
 
     `models` are those that the objective names, as `fmjax.objectives.base.OtherModel`s by name.
@@ -105,7 +106,7 @@ def make_train_step(
             with nn.logical_axis_rules(rules):
                 carry = objective.after(carry, proposal, params)
         if ema is not None:
-            ema = optax.incremental_update(trained, ema, 1.0 - ema_decay)
+            ema = optax.incremental_update(trained, ema, 1.0 - _ramp(ema_decay, state.step - state.skipped))
         skipped = state.skipped
         if nonfinite == "skip":
             keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -155,6 +156,16 @@ def _split(x, parts: int):
 def _join(x):
     """What `_split` cut, in the order of the batch: [parts, B / parts, ...] -> [B, ...]."""
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def _ramp(decay: float, updates):
+    """The moving average's decay after so many updates: min(decay, (1 + t) / (10 + t)), float32 [].
+
+    So the average forgets the initialisation early, whatever the decay. It is the rule of TensorFlow's
+    `tf.train.ExponentialMovingAverage` (`num_updates`).
+    """
+    count = jnp.asarray(updates, jnp.float32)
+    return jnp.minimum(decay, (1.0 + count) / (10.0 + count))
 
 
 def _inverse(weight):

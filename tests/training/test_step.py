@@ -88,7 +88,20 @@ def test_a_batch_without_weight_changes_nothing_and_stays_finite():
 def test_moving_average_follows_the_parameters():
     step, state = step_with(ema_decay=0.75)
     first, _ = step(state, batch(), jax.random.key(1))
-    np.testing.assert_allclose(first.ema["w"], 0.75 * state.params["w"] + 0.25 * first.params["w"], rtol=1e-6)
+    np.testing.assert_allclose(first.ema["w"], 0.1 * state.params["w"] + 0.9 * first.params["w"], rtol=1e-6)
+
+
+def test_the_moving_average_forgets_the_initialisation_by_a_ramp_that_skipped_updates_do_not_advance():
+    step, state = step_with(nonfinite="skip", ema_decay=0.3)
+    expected, updates = np.array(state.params["w"]), 0
+    for number in range(6):
+        bad = number in (0, 2)
+        rows = batch() | ({"y": np.full(8, np.nan, np.float32)} if bad else {})
+        state, _ = step(state, rows, jax.random.key(1))
+        if not bad:
+            decay = min(0.3, (1 + updates) / (10 + updates))
+            expected, updates = decay * expected + (1 - decay) * np.array(state.params["w"]), updates + 1
+        np.testing.assert_allclose(state.ema["w"], expected, rtol=1e-6)
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted_when_told_so():
