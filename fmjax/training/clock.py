@@ -1,5 +1,6 @@
 """Speed of a run: what it did between two log lines, with everything that is not training taken out."""
 
+import concurrent.futures
 import resource
 import sys
 import time
@@ -26,17 +27,22 @@ class Clock:
         self.peak = None if (one := peak_flops(self.device)) is None else one * mesh.size
         self.restart(0.0)
 
-    def restart(self, input_wait: float) -> None:
-        """Starts a new reading; `input_wait` is the loader's counter of seconds waited."""
-        self.start, self.steps, self.paused, self.input_wait = time.perf_counter(), 0, 0.0, input_wait
+    def restart(self, input_wait: float, at: float | None = None) -> None:
+        """Starts a new reading, now or at that `time.perf_counter()`; `input_wait` is the loader's seconds waited."""
+        self.start = time.perf_counter() if at is None else at
+        self.steps, self.paused, self.input_wait = 0, 0.0, input_wait
 
     def pause(self, seconds: float) -> None:
         """Takes time spent on something else (evaluation, a save) out of the reading."""
         self.paused += seconds
 
-    def read(self, input_wait: float) -> dict[str, float]:
-        """The `perf/...` metrics since the last reading, which starts anew. `steps` must have been counted up."""
-        elapsed = max(time.perf_counter() - self.start - self.paused, 1e-9)
+    def read(self, input_wait: float, at: float | None = None) -> dict[str, float]:
+        """The `perf/...` metrics from the last reading until now, or until `at`, from where the next one counts.
+
+        `steps` must have been counted up; `at` is the `time.perf_counter()` at which the last of them was complete.
+        """
+        at = time.perf_counter() if at is None else at
+        elapsed = max(at - self.start - self.paused, 1e-9)
         seconds = elapsed / max(self.steps, 1)
         values = {
             "perf/seconds_per_step": seconds,
@@ -50,8 +56,23 @@ class Clock:
             if self.peak:
                 values["perf/mfu"] = self.flops_per_step / seconds / self.peak
         values |= memory(self.device)
-        self.restart(input_wait)
+        self.restart(input_wait, at)
         return values
+
+
+class Completions:
+    """Notes when steps are complete, whenever the host comes to read them: a thread waits for each in turn."""
+
+    def __init__(self):
+        self.thread = concurrent.futures.ThreadPoolExecutor(1, "completions")
+
+    def of(self, arrays) -> concurrent.futures.Future:
+        """Of the `time.perf_counter()` at which `arrays` are computed."""
+        return self.thread.submit(lambda: (jax.block_until_ready(arrays), time.perf_counter())[1])
+
+    def close(self) -> None:
+        """Waits for what is under way."""
+        self.thread.shutdown()
 
 
 def memory(device: jax.Device) -> dict[str, float]:

@@ -27,7 +27,7 @@ from fmjax.parallel.sharding import local_rows
 from fmjax.training import final_tasks, resume
 from fmjax.training.checkpoint import Checkpointer, SaveError
 from fmjax.training.checks import check_fit, check_outputs, say_context
-from fmjax.training.clock import Clock
+from fmjax.training.clock import Clock, Completions
 from fmjax.training.disk import disk_full
 from fmjax.training.evaluation import evaluate_loss, to_global
 from fmjax.training.experience import Experience
@@ -137,6 +137,8 @@ class Run:
         self.loader = self._loader(rows)
         opened.callback(self.loader.close)
         self.clock = self._clock(module, example)
+        self.completions = Completions()
+        opened.callback(self.completions.close)
 
     def _loader(self, rows: list[int]) -> Loader | Experience:
         objective, size = self.program.objective, self.settings.batch_size
@@ -242,7 +244,7 @@ class Run:
             # The device computes this step while the host reads the one before (but for `fmjax.cpu.run_in_turn`).
             if pending is not None:
                 self._record(*pending, bar)
-            pending = (self.step, metrics)
+            pending = (self.step, metrics, self.completions.of(metrics))
             if self.step == first + 1:
                 jax.block_until_ready(metrics)
                 seconds = time.time() - self.started
@@ -285,8 +287,11 @@ class Run:
             self._run_tasks()
         self.clock.pause(time.perf_counter() - begin)
 
-    def _record(self, step: int, metrics, bar) -> None:
-        """Reads the metrics of a step, waiting for it if it is still running; stops the run if they are not finite."""
+    def _record(self, step: int, metrics, completed, bar) -> None:
+        """Reads the metrics of a step, waiting for it if it is still running; stops the run if they are not finite.
+
+        The clock's interval ends where the step was complete (`completed`, a future), not where it is read.
+        """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.clock.steps += 1
         if not values.pop("finite"):
@@ -294,7 +299,7 @@ class Run:
         bar.update(1)
         if step % self.settings.log_every and step != self.settings.steps:
             return
-        speed = self.clock.read(self.loader.wait_seconds)
+        speed = self.clock.read(self.loader.wait_seconds, completed.result())
         row = {f"train/{name}": value for name, value in values.items()}
         row |= speed if step != self.first + 1 else {}  # the first step of a process says nothing about speed
         self._write(step, row)

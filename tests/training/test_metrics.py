@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -110,6 +111,21 @@ def test_speed_leaves_pauses_out_and_mfu_needs_a_known_chip(monkeypatch):
     assert read["perf/tokens_per_second"] == 20.0 and read["perf/examples_per_second"] == 2.0
     assert read["perf/input_wait_share"] == 0.1
     assert read["perf/model_flops_per_second"] == 5e5 and read["perf/mfu"] == 5e5 / 8e9
+
+
+def test_an_interval_ends_where_its_last_step_was_complete_not_where_it_is_read():
+    completions = clocks.Completions()
+    clock = clocks.Clock(make_mesh(MeshConfig(data=8)), 4, 40, None)
+    clock.restart(0.0)
+    completed = completions.of(jnp.zeros(()))
+    time.sleep(0.2)  # as where the next step has run before this one's metrics are read
+    following = completions.of(jnp.zeros(()))
+    seconds = []
+    for future in (completed, following):
+        clock.steps += 1
+        seconds.append(clock.read(0.0, future.result())["perf/seconds_per_step"])
+    completions.close()
+    assert seconds[0] < 0.15 < seconds[1]
 
 
 def summaries(folder):
