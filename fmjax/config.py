@@ -243,9 +243,13 @@ def _plain(value):
     return value
 
 
-def save_config(config: FrozenConfigDict, path: pathlib.Path) -> None:
-    """Writes the resolved config as JSON, whole or not at all."""
-    write_whole(path, json.dumps(json_copy(config.to_dict()), indent=2) + "\n")
+def save_config(config: FrozenConfigDict, path: pathlib.Path, published: Mapping | None = None) -> None:
+    """Writes the resolved config as JSON, whole or not at all.
+
+    published: what came with the parameters that the run began with; where there is any, it becomes a section.
+    """
+    values = json_copy(config.to_dict()) | ({"published": published} if published else {})
+    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def load_workdir_config(workdir: str | pathlib.Path) -> dict:

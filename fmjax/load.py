@@ -109,8 +109,8 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement,
     params = merged(params)
     module, params = loading.cast(module, params, dtype)
     identity = _data_identity(folder, step)
-    # The rows of a run's training begin with BOS; what was published says it in its tokenizer.
-    add_bos = "published" not in config or (tokenizer is not None and tokenizer.add_bos)
+    # The rows of a run's training begin with BOS; what was published and only saved says it in its tokenizer.
+    add_bos = "train" in config or "published" not in config or (tokenizer is not None and tokenizer.add_bos)
     return Model(
         module, params, config, tokenizer, step, str(folder), identity, add_bos, placement,
         codecs=load_codecs(folder), carry=load_carry(folder, step),

@@ -113,6 +113,23 @@ def check_initial_tokenizer(path: str, tokenizer, allow_other: bool) -> None:
     )
 
 
+def initial_published(path: str, tokenizer) -> dict:
+    """What the model at `path` says beside its weights, such as end tokens, bans and generation settings, for a run that
+    begins with it; empty for one that was never published.
+
+    Of a run with another tokenizer, whose ids stand for other tokens, the architecture alone.
+    """
+    folder, _ = hub.checkpoint_step(find_folder(path))
+    if is_published(folder):
+        kept = _kept(PublishedFolder(folder))
+    else:
+        kept = load_workdir_config(folder).get("published", {})
+    theirs = find_tokenizer(folder)
+    if tokenizer is not None and theirs is not None and tokenizer.fingerprint != theirs.fingerprint:
+        kept = {key: value for key, value in kept.items() if key == "architecture"}
+    return kept
+
+
 def _check_shapes(found, shapes, path) -> None:
     theirs, ours = ({name: leaf.shape for name, leaf in flatten(tree).items()} for tree in (found, shapes))
     for name in {*theirs, *ours}:

@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fmjax.assemble import build_module, completed, open_data
 from fmjax.checkpoint_files import last_good
-from fmjax.config import save_config
+from fmjax.config import load_workdir_config, save_config
 from fmjax.data.codecs.base import fingerprint, save_codecs
 from fmjax.data.loader import Loader
 from fmjax.errors import InputError, RunError, first_line
@@ -103,6 +103,7 @@ class Run:
         say_context(config, module)
         self.config = config = completed(config, module)
         resume.check_config(workdir, config)
+        self.published = self._published()
         example = self.data.train[0]
         self.program = make_program(config, module, example)
         connect(self.program.mesh)
@@ -117,7 +118,7 @@ class Run:
         self.state = self._start()
         self.saved_step = self.step = int(self.state.step)
         if self.main:
-            save_config(config, workdir / "config.json")
+            save_config(config, workdir / "config.json", self.published)
             if self.data.tokenizer is not None:
                 self.data.tokenizer.save(workdir)
             save_codecs(self.data.codecs, workdir)
@@ -174,6 +175,16 @@ class Run:
         )  # fmt: skip
         log.info("beginning with the parameters of %s", self.settings.init_from)
         return params
+
+    def _published(self) -> dict:
+        """What came with the parameters that the run began with (`initial_published`); a run keeps it."""
+        if (self.workdir / "config.json").exists():
+            return load_workdir_config(self.workdir).get("published", {})
+        if self.settings.init_from is None:
+            return {}
+        from fmjax.interop.loading import initial_published
+
+        return initial_published(self.settings.init_from, self.data.tokenizer)
 
     def _done_before(self) -> tuple[int, int]:
         """The step the run starts at, if its evaluation was written before, and the same of its samples; else -1."""
@@ -343,7 +354,7 @@ class Run:
         return Model(
             self.program.module,
             self.eval_params if params is None else params,
-            self.config.to_dict(),
+            self.config.to_dict() | ({"published": self.published} if self.published else {}),
             self.data.tokenizer,
             self.step,
             str(self.workdir),

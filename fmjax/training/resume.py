@@ -18,7 +18,7 @@ FREE = (
     "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.final_tasks", "train.final_tasks_limit",
     "train.tasks_every", "train.profile_steps", "train.tensorboard", "train.nonfinite",
-    "train.accumulate_steps", "mesh.",
+    "train.accumulate_steps", "mesh.", "published",
 )  # fmt: skip
 
 

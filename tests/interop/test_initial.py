@@ -1,5 +1,6 @@
 """Training that begins with published or saved parameters (`train.init_from`)."""
 
+import json
 import logging
 import shutil
 
@@ -130,6 +131,25 @@ def test_the_tokenizer_is_that_of_the_parameters(published, text, tmp_path, capl
     assert allowed.tokenizer.source == "bytes"
     with pytest.raises(ConfigError, match="allow_other_tokenizer = True is not read"):
         settings(published, text, init_from=None, allow_other_tokenizer=True)
+
+
+def test_end_tokens_bans_and_generation_settings_stay_with_a_run_and_its_export(published, text, tmp_path):
+    folder = tmp_path / "chat"
+    shutil.copytree(published, folder)
+    generation = {"eos_token_id": [257, 10], "bad_words_ids": [[7]], "do_sample": True, "temperature": 0.6}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    for steps in (1, 2):  # the second call resumes
+        train(settings(folder, text, steps=steps), tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
+    tuned = fmjax.load(tmp_path / "run")
+    assert tuned.eos_ids == fmjax.load(folder).eos_ids == (10, 257) and tuned.add_bos
+    assert tuned.config["published"]["banned_ids"] == [7]
+    assert tuned.engine.banned_ids == (7,)
+    # A run that begins with the run has them from there.
+    again = settings(tmp_path / "run", text, tuned.config["model"])
+    train(again, tmp_path / "next", cache_dir=tmp_path / "cache", progress=False)
+    assert fmjax.load(tmp_path / "next").config["published"] == tuned.config["published"]
+    tuned.save(tmp_path / "back", format="hf")
+    assert json.loads((tmp_path / "back" / "generation_config.json").read_text()) == generation
 
 
 def test_damaged_weights_stop_the_run(published, text, tmp_path):
