@@ -122,8 +122,10 @@ class SST2Data(Classification):
 class SST2(SST2Data, Prompted):
     """SST-2 with lm-evaluation-harness's prompt."""
 
+    labels = ("Question: Is this sentence positive or negative?", "Answer:")
+
     def prompt(self, document):
-        return f"{document['text']}\nQuestion: Is this sentence positive or negative?\nAnswer:"
+        return "\n".join((document["text"], *self.labels))
 
 
 class SST2Probe(SST2Data, Probed):
@@ -181,9 +183,10 @@ class AGNews(AGNewsData, Prompted):
     """AG News with a prompt in the manner of lm-evaluation-harness's SST-2, which has no AG News of its own."""
 
     version = "2"
+    labels = ("Question: Is this article about World, Sports, Business or Sci/Tech?", "Answer:")
 
     def prompt(self, document):
-        return f"{document['text']}\nQuestion: Is this article about World, Sports, Business or Sci/Tech?\nAnswer:"
+        return "\n".join((document["text"], *self.labels))
 
 
 class AGNewsProbe(AGNewsData, Probed):

@@ -20,6 +20,7 @@ class DialogSum(Task):
     description = "summaries of conversations, by ROUGE with stemmer"
     needs = "eval_dialogsum/dialogsum.test.jsonl, examples from dialogsum.dev.jsonl (CC BY-NC-SA 4.0)"
     uses = ("generate",)
+    labels = ("Summarize the following dialogue.", "Summary:")
 
     def check(self):
         self.details()  # asks the library

@@ -109,6 +109,7 @@ class WNUT17(WNUT17Data):
     uses = ("generate",)
     num_shots = 3
     description = "entities of a sentence, generated: entity F1, seqeval default and strict"
+    labels = ("Sentence:", "Entities:")
     preamble = f"Entities are of the kinds {', '.join(KINDS)}.\n\n"
 
     def examples(self, context):

@@ -29,6 +29,7 @@ class Multi30k(Task):
         if subset is not None:
             self.name = f"multi30k_{subset}"
         self.languages = (subset or "en-de").split("-")
+        self.labels = tuple(f"{_LANGUAGES[language]} phrase:" for language in self.languages)
 
     def check(self):
         self.details()  # asks the library
@@ -63,5 +64,5 @@ class Multi30k(Task):
         return {"bleu": translation.bleu_signature(), "chrf": translation.chrf_signature()}
 
     def _question(self, document) -> str:
-        source, target = (_LANGUAGES[language] for language in self.languages)
-        return f"{source} phrase: {document['source']}\n{target} phrase:"
+        source, target = self.labels
+        return f"{source} {document['source']}\n{target}"

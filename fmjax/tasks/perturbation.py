@@ -5,8 +5,10 @@ the pairing makes small. What is changed depends on the seed in the task's name 
 """
 
 import dataclasses
+import difflib
 import functools
 import hashlib
+import itertools
 import math
 import os.path
 import re
@@ -16,6 +18,11 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.tasks.protocol import Generate, Request, Score, Task
+
+
+# Noncharacters, so that no text holds them; no perturbation changes them.
+_GAP = "\uffff"  # stands for what differs among the contexts of one document
+_LABEL = "\ufffe"  # stands for a label of the task's template
 
 
 def typos(text: str, rng: np.random.Generator, rate: float = 0.1) -> str:
@@ -75,7 +82,7 @@ def paraphrase(text: str, rng: np.random.Generator) -> str:
         if not old[0].isupper():
             return new
         before = text[: match.start()].rstrip(" \"'(")
-        if before and before[-1] not in ".?!:\n":  # in a name or a title: "We Bought a Zoo"
+        if before and before[-1] not in f".?!:\n{_LABEL}":  # in a name or a title: "We Bought a Zoo"
             return old
         return new[0].upper() + new[1:]
 
@@ -93,11 +100,23 @@ _DISTRACTORS = (
 
 
 def distractor(text: str, rng: np.random.Generator) -> str:
-    """A sentence that has nothing to do with the text in front of it."""
-    return f"{_DISTRACTORS[rng.integers(len(_DISTRACTORS))]} {text}"
+    """A sentence that has nothing to do with the text in front of it, behind a label."""
+    start = re.match(rf"[{_LABEL}\s]*", text).end() if text.startswith(_LABEL) else 0
+    return f"{text[:start]}{_DISTRACTORS[rng.integers(len(_DISTRACTORS))]} {text[start:]}"
 
 
-_GAP = "\uffff"  # stands for no character, so no text holds it, and no perturbation changes it
+def around_labels(labels: Sequence[str], text: str, change: Callable[[str], str]) -> str:
+    """A text perturbed, but for the labels that stand at the beginning of its lines."""
+    pattern = re.compile("|".join(map(re.escape, sorted(labels, key=len, reverse=True))) or "(?!)")
+    pattern = re.compile(rf"^(?:{pattern.pattern})", re.MULTILINE)
+    parts = change(pattern.sub(_LABEL, text)).split(_LABEL)
+    return "".join(part + label for part, label in itertools.zip_longest(parts, pattern.findall(text), fillvalue=""))
+
+
+def words_changed(before: str, after: str) -> int:
+    """Words in which two texts differ: replaced, left out or added."""
+    compared = difflib.SequenceMatcher(None, before.split(), after.split(), autojunk=False)
+    return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in compared.get_opcodes() if tag != "equal")
 
 
 def around_gap(texts: Sequence[str], change: Callable[[str], str]) -> dict[str, str]:
@@ -138,15 +157,17 @@ class Perturbed(Task):
     """A task beside its perturbed self.
 
     The perturbation changes what the document itself asks, in its contexts (`Score`) and prompts (`Generate`), not the
-    examples in front of it and not the continuations that are scored. Where a document's contexts are one text with a
+    examples in front of it, not the template's labels (`Task.labels`) and not the continuations that are scored. Where a
+    document's contexts are one text with a
     gap (`Task.gap_in_context`), all of them are changed alike, outside of the gap.
 
     Args:
       task: the task.
       perturbation: a name of `PERTURBATIONS`.
 
-    Metrics: for each metric of the task, itself, NAME_perturbed, and NAME_drop, the first less the second; and
-    `changed`, the part of the documents that the perturbation changed at all.
+    Metrics: for each metric of the task, itself, NAME_perturbed, and NAME_drop, the first less the second; `changed`,
+    the part of the documents that the perturbation changed at all, and `words_changed`, how many words of a document it
+    changed in the mean.
 
     Raises InputError for a task that the perturbation cannot change, and from `check_changes`.
     """
@@ -165,9 +186,9 @@ class Perturbed(Task):
             )
         self.task, self.perturbation = task, perturbation
         self.name = f"{task.name}+{perturbation}"
-        self.version = f"{task.version}.2"
+        self.version = f"{task.version}.3"
         self.metrics = tuple(name + end for name in task.metrics for end in ("", "_perturbed", "_drop"))
-        self.metrics += ("changed",)
+        self.metrics += ("changed", "words_changed")
         self.description = f"{task.description}; beside it with {perturbation}"
         for field in ("needs", "uses", "num_shots", "separator", "examples_in_order"):
             setattr(self, field, getattr(task, field))
@@ -216,7 +237,11 @@ class Perturbed(Task):
         change = PERTURBATIONS[self.perturbation]
         if change is not None:
             texts = list(dict.fromkeys(self._text(request) for request in perturbed))
-            changed = self._changed(texts, lambda text: change(text, self._rng(document.plain)))
+
+            def own(text: str) -> str:
+                return change(text, self._rng(document.plain))
+
+            changed = self._changed(texts, lambda text: around_labels(self.task.labels, text, own))
             perturbed = [self._with_text(request, changed[self._text(request)]) for request in perturbed]
         return plain, perturbed
 
@@ -254,14 +279,17 @@ class Perturbed(Task):
         perturbed = self.task.statistics(document.perturbed, answers[half:])
         before, after = document.requests
         sides = {f"plain/{k}": v for k, v in plain.items()} | {f"perturbed/{k}": v for k, v in perturbed.items()}
-        return sides | {"changed": float(before != after)}
+        texts = {(self._text(old), self._text(new)) for old, new in zip(before, after)}
+        words = max(words_changed(*pair) for pair in texts)
+        return sides | {"changed": float(before != after), "words_changed": float(words)}
 
     @property
     def is_summable(self):
         return self.task.is_summable
 
     def reduce_documents(self, statistics):
-        metrics = {"changed": math.fsum(statistics["changed"]) / math.fsum(statistics["documents"])}
+        total = math.fsum(statistics["documents"])
+        metrics = {name: math.fsum(statistics[name]) / total for name in ("changed", "words_changed")}
         sides = [
             self.task.reduce_documents(
                 {k.removeprefix(side): v for k, v in statistics.items() if k.startswith(side)}

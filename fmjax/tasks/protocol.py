@@ -176,6 +176,8 @@ class Task:
       subsets: what may stand behind the name, `NAME_SUBSET`, and is then given to the constructor.
       examples_in_order: whether the examples are the first ones, in their order, instead of drawn for each document,
         whatever their order.
+      labels: what the task's template puts at the beginning of lines, in contexts and prompts, around the document's
+        own text: perturbations leave it as it is.
       gap_in_context: whether the contexts of one document, where they differ, are one text whose gap is filled in
         several ways, so that a perturbation must leave them different there alone.
     """
@@ -191,6 +193,7 @@ class Task:
     separator: str = "\n\n"
     subsets: tuple[str, ...] = ()
     examples_in_order: bool = False
+    labels: Sequence[str] = ("Question:", "Answer:", "Passage:", "Q:", "A:")
     gap_in_context: bool = False
 
     def check(self) -> None:

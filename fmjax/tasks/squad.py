@@ -55,8 +55,12 @@ class Squad(Task):
         return document["context"]
 
     def _question(self, document) -> str:
-        context, question, answer = _WORDS[self.language]
-        return f"{context}: {document['context']}\n\n{question}: {document['question']}\n\n{answer}:"
+        context, question, answer = self.labels
+        return f"{context} {document['context']}\n\n{question} {document['question']}\n\n{answer}"
+
+    @property
+    def labels(self):
+        return tuple(f"{word}:" for word in _WORDS[self.language])
 
 
 class XQuAD(Squad):

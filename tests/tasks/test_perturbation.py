@@ -9,7 +9,15 @@ from fmjax.errors import InputError
 from fmjax.tasks import statistics
 from fmjax.tasks.calibration import Calibrated
 from fmjax.tasks.multiple_choice import Choices, LetteredChoice
-from fmjax.tasks.perturbation import Perturbed, around_gap, distractor, paraphrase, typos
+from fmjax.tasks.commonsense import PIQA
+from fmjax.tasks.perturbation import (
+    Perturbed,
+    around_gap,
+    distractor,
+    paraphrase,
+    typos,
+    words_changed,
+)
 from fmjax.tasks.protocol import TaskContext
 from fmjax.tasks.runner import run_tasks
 from tests.tasks.quiz import MODEL, Quiz, questions
@@ -93,7 +101,7 @@ def test_a_perturbed_task_adds_up_where_its_task_does_and_makes_its_requests_onc
         statistics.bootstrap(columns, task.reduce_documents, 0, summable=summable) for summable in (True, False)
     )
     assert quick == pytest.approx(slow, rel=1e-9) and quick.keys() == {
-        "changed", "acc", "acc_perturbed", "acc_drop"
+        "changed", "words_changed", "acc", "acc_perturbed", "acc_drop"
     }  # fmt: skip
     uncertain = run_tasks(MODEL, [Perturbed(Uncertain(), "typos")])["uncertain+typos"].metrics
     assert {name: uncertain[name] for name in quick} == {name: result.metrics[name] for name in quick}
@@ -112,6 +120,29 @@ def test_the_drop_and_what_changes():
     for sample in changed:
         before, after = sample["requests"][0]["context"], sample["requests"][3]["context"]
         assert sorted(before) == sorted(after) and before.split("\n\n")[0] == after.split("\n\n")[0]
+
+
+@pytest.mark.parametrize("name", ["typos", "paraphrase", "distractor"])
+def test_the_labels_of_a_template_stay(name):
+    """PIQA asks "Question: GOAL\\nAnswer:": the goal is what is perturbed, and the words changed are counted."""
+    goals = [f"how do I peel {number} oranges because of something" for number in range(30)]
+    piqa = PIQA()
+    piqa.documents = lambda context: [piqa.from_tfds({"goal": goal, "sol1": "a", "sol2": "b", "label": 0}) for goal in goals]
+    task, counts = Perturbed(piqa, name), []
+    for both in task.documents(TaskContext()):
+        (before, _), (after, _) = both.requests
+        goal = after.context.removeprefix("Question: ").removesuffix("\nAnswer:")
+        assert after.context == f"Question: {goal}\nAnswer:" and before.context != after.context
+        assert name != "distractor" or goal.endswith(before.context[len("Question: ") : -len("\nAnswer:")])
+        counts.append(words_changed(before.context, after.context))
+    assert min(counts) > 0 and (name != "typos" or set(counts) == {1})
+    metrics = run_tasks(MODEL, [task])[f"piqa+{name}"].metrics
+    assert metrics["words_changed"] == pytest.approx(np.mean(counts)) and metrics["changed"] == 1
+
+
+def test_words_changed():
+    assert words_changed("a b c d", "a x c d") == 1 and words_changed("a b", "a b") == 0
+    assert words_changed("a b", "x y a b") == 2 and words_changed("do not go", "don't go") == 2
 
 
 def test_perturbed_texts():

@@ -264,7 +264,7 @@ def test_evaluate_command_writes_what_it_promises(workdir, tmp_path, capsys):
     assert report["results"]["capitals"]["acc"] == 0.5 and report["task_versions"]["capitals"] == "2"
     heldout = report["results"]["heldout"]
     assert heldout["bits_per_byte"] > 4 and heldout["bits_per_byte_stderr"] > 0
-    assert report["model"]["context_length"] == 48 and report["model"]["tokenizer"] == "bytes"
+    assert report["model"]["context_length"] == 64 and report["model"]["tokenizer"] == "bytes"
     assert report["config"]["model"]["vocab_size"] == 258 and report["versions"]["jax"] == jax.__version__
     samples = [json.loads(line) for line in (out / "samples" / "heldout.jsonl").read_text().splitlines()]
     assert len(samples) == report["num_documents"]["heldout"] > 1
