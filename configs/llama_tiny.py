@@ -15,7 +15,7 @@ def get_config():
         "mesh": {"data": -1},
         "model": {
             "name": "llama", "num_layers": 2, "hidden_size": 64, "intermediate_size": 192, "num_heads": 4,
-            "num_kv_heads": 2, "max_length": 256,
+            "num_kv_heads": 2, "max_length": 128,
         },
         "objective": {"name": "causal_lm"},
         "data": {"source": "builtin", "sequence_length": 128, "tokenizer": "bytes"},

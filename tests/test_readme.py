@@ -10,6 +10,7 @@ import pytest
 from fmjax import config as configs
 from fmjax import convert, evaluate, generate, plan, train
 from fmjax.commands import lm_eval
+from tests.interop.folders import stand_for_hub_ids
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in (ROOT / "README.md", *ROOT.glob("fmjax/**/README.md"))}
@@ -21,8 +22,9 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("page, module, arguments", COMMANDS, ids=[f"{p} {m} {a[:50]}" for p, m, a in COMMANDS])
-def test_every_command_parses(page, module, arguments, monkeypatch):
+def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
+    stand_for_hub_ids(monkeypatch, tmp_path / "hub")
     argv = shlex.split(arguments)
     if module in ("train", "plan"):
         flags, overrides = {"train": train, "plan": plan}[module].parse(argv)

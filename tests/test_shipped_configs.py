@@ -7,22 +7,44 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from small_models import byte_model
 
+import fmjax
 from fmjax import config as configs
 from fmjax.assemble import build_module
+from fmjax.training.loop import train
 from fmjax.training.program import make_program
+from tests.interop.folders import stand_for_hub_ids
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.py")))
-def test_every_shipped_config_resolves_and_documents_itself(name):
+def test_every_shipped_config_resolves_and_documents_itself(name, tmp_path, monkeypatch):
+    stand_for_hub_ids(monkeypatch, tmp_path / "hub")
     file = FOLDER / f"{name}.py"
     configs.resolve(configs.load_config_file(str(file)))
     text = file.read_text()
     assert f"--config=configs/{name}.py" in text
-    for size in set(re.findall(rf"--config=configs/{name}\.py:([\w.]+)", text)):
+    for size in set(re.findall(rf"--config=configs/{name}\.py:([\w./-]+)", text)):
         configs.resolve(configs.load_config_file(f"{file}:{size}"))
+
+
+def test_finetuning_goes_from_a_published_folder_to_one(tmp_path):
+    byte_model(max_length=256).save(tmp_path / "model", format="hf")
+    (tmp_path / "text.txt").write_text("A rose is a rose is a rose.\n" * 400)
+    file = f"{FOLDER / 'finetune.py'}:{tmp_path / 'model'}"
+    overrides = {"train.steps": "6", "data.source": str(tmp_path / "text.txt"), "mesh.data": "-1", "mesh.fsdp": "1"}
+    overrides |= {"train.batch_size": "8", "optimizer.learning_rate": "1e-2"}
+    config = configs.resolve(configs.apply_overrides(configs.load_config_file(file), overrides))
+    train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
+    before, after = fmjax.load(tmp_path / "model"), fmjax.load(tmp_path / "run")
+    assert after.tokenizer.fingerprint == before.tokenizer.fingerprint
+    assert after.context_length == before.context_length == 256 > config.data.sequence_length
+    text = "A rose is a rose."
+    assert after.loglikelihood_rolling([text])[0] > before.loglikelihood_rolling([text])[0]
+    after.save(tmp_path / "tuned", format="hf")
+    assert fmjax.load(tmp_path / "tuned").context_length == 256
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,15 @@ def is_published(folder: pathlib.Path) -> bool:
 
 
 def model_section(path: str | pathlib.Path) -> dict:
-    """The section `model` of a training config that starts from published weights; for config files.
+    """The section `model` of a training config that begins with a model's parameters; for config files.
 
     Args:
-      path: a published folder or a hub id; give it as `train.init_from` too.
+      path: a published folder, a hub id or a run; give it as `train.init_from` too.
 
     Raises InputError subclasses as `PublishedFolder`.
     """
-    return PublishedFolder(find_folder(path)).section
+    folder, _ = hub.checkpoint_step(find_folder(path))
+    return PublishedFolder(folder).section if is_published(folder) else load_workdir_config(folder)["model"]
 
 
 def stored_dtype(folder: pathlib.Path) -> str:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import huggingface_hub
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -33,3 +34,9 @@ def published(folder: pathlib.Path, name: str, **changes) -> pathlib.Path:
     """The folder of a fixture, with keys of its config.json changed."""
     fixture = read(name)
     return write(folder, part(fixture, "weight/"), json.loads(str(fixture["config"])) | changes)
+
+
+def stand_for_hub_ids(monkeypatch, folder: pathlib.Path) -> None:
+    """Any hub id is from here on the tiny LLaMA that is written into this folder."""
+    written = published(folder, "llama")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *arguments, **options: str(written))
