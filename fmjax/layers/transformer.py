@@ -69,7 +69,8 @@ class TransformerConfig:
       remat: what the backward pass recomputes. "none" saves everything, "full" only each block's input, "dots" the
         products with weights, "save_named:a,b" what has these names
         (`fmjax.layers.transformer.SAVED_NAMES`).
-      unroll: layers per iteration of the scan.
+      unroll: layers per iteration of the scan; under remat at most half of the stack, since XLA merges what a program
+        without a loop computes twice and then keeps it.
       scan_layers: one scan over stacked parameters `blocks` [layers, ...], or, False, a program as long as the stack is
         deep over parameters `blocks_0`, `blocks_1`, ..., which decoding with a cache needs. `unstack_layers` turns the
         one tree into the other.
@@ -420,7 +421,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.num_layers,
-            unroll=c.unroll,
+            unroll=c.unroll if c.remat == "none" else max(1, min(c.unroll, c.num_layers // 2)),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, name="blocks")
         kinds = jnp.arange(c.num_layers) % len(c.pattern)

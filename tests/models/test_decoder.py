@@ -164,6 +164,19 @@ def test_remat_changes_nothing_but_memory(stack, remat):
     )
 
 
+def test_remat_saves_memory_however_many_layers_are_unrolled():
+    def temporaries(**fields):
+        c = dict(num_layers=4, hidden_size=32, intermediate_size=128, num_heads=2, num_kv_heads=2, head_dim=16)
+        module, x = Transformer(TransformerConfig(**c | fields)), jax.ShapeDtypeStruct((8, 32, 32), jnp.float32)
+        params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), x))
+        gradient = jax.jit(jax.grad(lambda p, x: (module.apply(p, x)[0] ** 2).sum()))
+        return gradient.lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    plain = temporaries(remat="none", unroll=4)
+    assert temporaries(remat="full", unroll=4) < 0.75 * plain
+    assert temporaries(remat="full", unroll=3) < 0.75 * plain
+
+
 def test_unrolled_and_bfloat16_follow_the_plain_model(stack):
     module, params = stack
     tokens = random_tokens(2, 8)
