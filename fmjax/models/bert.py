@@ -118,6 +118,15 @@ class Bert(Encoder):
             return self.pretraining(tokens, segment_ids, positions, token_types, train)[:2]
         return super().features(tokens, segment_ids, positions, token_types, train)
 
+    @nn.nowrap
+    def flops_per_example(self, shapes: dict) -> float:
+        """See `Encoder.flops_per_example`; here with the head's transform and the next-sentence head."""
+        (predicted,) = shapes.get("masked_positions", shapes["tokens"])
+        size = self.hidden_size
+        transform = predicted * size**2 if self.masked_lm_head else 0
+        sentence = size**2 + 2 * size if self.next_sentence else 0
+        return super().flops_per_example(shapes) + 6.0 * (transform + sentence)
+
     def pretraining(self, tokens, segment_ids=None, positions=None, token_types=None, train=False):
         """(hidden, head, next-sentence logits float32 [B, 2]); class 0 says that the second sentence follows."""
         hidden = self.hidden(tokens, segment_ids, positions, token_types, train)

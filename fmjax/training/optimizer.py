@@ -114,7 +114,7 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adafactor(Optimizer):
-    """Second moments factored into row and column means (Shazeer & Stern 2018)."""
+    """Second moments factored into row and column means (Shazeer & Stern 2018), of each layer by itself."""
 
     decay_rate: float = 0.8  # exponent of the second moment's decay, 1 - count**-decay_rate
     momentum: float | None = None  # decay of a first moment; None = none is kept
@@ -122,16 +122,19 @@ class Adafactor(Optimizer):
     multiply_by_parameter_scale: bool = True  # whether updates are relative to a parameter's own size
 
     def _rule(self, schedule, mask, axes):
+        # The parts and the state of `optax.adafactor`, which takes a stack of layers for one parameter.
+        steps = [
+            _factored_rms(axes, decay_rate=self.decay_rate, min_dim_size_to_factor=self.min_dim_size_to_factor),
+            _each_layer(optax.clip_by_block_rms(1.0), axes),
+        ]
+        if self.multiply_by_parameter_scale:
+            steps.append(_each_layer(optax.scale_by_param_block_rms(), axes))
+        if self.momentum is not None:
+            steps.append(optax.ema(self.momentum, debias=False))
         # optax decays by weight_decay_rate alone; scaling with the learning rate keeps the meaning of AdamW's.
         decay = optax.add_decayed_weights(self.weight_decay, mask) if self.weight_decay else optax.identity()
         return optax.chain(
-            optax.adafactor(
-                None,
-                min_dim_size_to_factor=self.min_dim_size_to_factor,
-                decay_rate=self.decay_rate,
-                multiply_by_parameter_scale=self.multiply_by_parameter_scale,
-                momentum=self.momentum,
-            ),
+            optax.chain(*steps, optax.scale(-1.0)),
             optax.scale(-1.0),
             decay,
             optax.scale_by_learning_rate(schedule),
@@ -142,8 +145,11 @@ class Adafactor(Optimizer):
 class Muon(Optimizer):
     """Momentum orthogonalised by Newton-Schulz for hidden matrices, AdamW for the rest (Jordan et al. 2024).
 
-    Embeddings and the output head (any parameter with a `vocab` or `position` axis) count as the rest. Both kinds of
-    momentum look ahead (Nesterov).
+    A hidden matrix has two axes besides the stacked layers, both named and none of them `vocab` or `position`. So
+    embeddings, heads, the embedding of patches, and whatever a module does not annotate count as the rest. Both kinds
+    of momentum look ahead (Nesterov).
+
+    Raises ConfigError where no parameter is a hidden matrix.
     """
 
     beta: float = 0.95  # decay of the momentum
@@ -155,7 +161,7 @@ class Muon(Optimizer):
     adam_b2: float = 0.95  # b2 of AdamW, for the rest
 
     def _rule(self, schedule, mask, axes):
-        dimensions = jax.tree.map(_muon_dimensions, axes, is_leaf=_is_names)
+        dimensions = muon_dimensions(axes)
         ratio = (self.adam_learning_rate or self.learning_rate) / self.learning_rate
         return optax.contrib.muon(
             schedule,
@@ -209,6 +215,77 @@ def _own_axes(names) -> list:
     return [n for n in names if n not in STACK_AXES]
 
 
-def _muon_dimensions(names):
-    matrix = len(_own_axes(names)) == 2 and not {"vocab", "position"} & set(names)
-    return optax.contrib.MuonDimensionNumbers(len(names) - 2, len(names) - 1) if matrix else None
+def muon_dimensions(axes) -> Any:
+    """For a tree of logical axis names: which dimensions make a hidden matrix, or None for what is none (see `Muon`).
+
+    Raises ConfigError where there is no hidden matrix.
+    """
+
+    def dimensions(names):
+        own = _own_axes(names)
+        hidden = len(own) == 2 and not {None, "vocab", "position"} & set(own)
+        return optax.contrib.MuonDimensionNumbers(len(names) - 2, len(names) - 1) if hidden else None
+
+    found = jax.tree.map(dimensions, axes, is_leaf=_is_names)
+    if not jax.tree.leaves(found):
+        raise ConfigError(
+            "optimizer.name = 'muon', but no parameter is a hidden matrix: name both of its axes with "
+            "nn.with_logical_partitioning, or take 'adamw'"
+        )
+    return found
+
+
+def _map_layers(function, names, in_axes=0, out_axes=0):
+    """`function` of one layer, mapped over the stacked axes that lead `names`."""
+    for name in names:
+        if name not in STACK_AXES:
+            break
+        function = jax.vmap(function, in_axes, out_axes)
+    return function
+
+
+def _each_layer(rule: optax.GradientTransformation, axes) -> optax.GradientTransformation:
+    """A rule without state, applied to each layer of a stacked parameter by itself."""
+
+    def update(updates, state, params):
+        one = lambda u, p: rule.update(u, state, p)[0]
+        return jax.tree.map(lambda u, p, names: _map_layers(one, names)(u, p), updates, params, axes), state
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def _factored_rms(axes, **options) -> optax.GradientTransformation:
+    """`optax.scale_by_factored_rms` of each layer by itself; its statistics have the stacked axes in front."""
+    rule = optax.scale_by_factored_rms(**options)
+
+    def stacked(param, names):
+        """Which parts of a parameter's state have stacked axes: the others are optax's placeholders of one element."""
+        layer = jax.ShapeDtypeStruct(param.shape[len(names) - len(_own_axes(names)) :], param.dtype)
+        factored = jax.eval_shape(rule.init, layer).v.shape != layer.shape
+        return optax.FactoredState(None, 0 if factored else None, 0 if factored else None, None if factored else 0)
+
+    def init(params):
+        one = lambda p, names: _map_layers(rule.init, names, 0, stacked(p, names))(p)
+        return gather(jax.tree.map(one, params, axes), jnp.zeros([], jnp.int32))
+
+    def update(updates, state, params):
+        def one(update, v_row, v_col, v, param, names):
+            layout = stacked(param, names)
+            return _map_layers(rule.update, names, (0, layout, 0), (0, layout))(
+                update, optax.FactoredState(state.count, v_row, v_col, v), param
+            )
+
+        pairs = jax.tree.map(one, updates, state.v_row, state.v_col, state.v, params, axes)
+        is_pair = lambda x: isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], optax.FactoredState)
+        first, states = (jax.tree.map(lambda pair: pair[i], pairs, is_leaf=is_pair) for i in (0, 1))
+        return first, gather(states, optax.safe_increment(state.count))
+
+    def gather(states, count):
+        part = lambda name: jax.tree.map(lambda s: getattr(s, name), states, is_leaf=_is_factored)
+        return optax.FactoredState(count, part("v_row"), part("v_col"), part("v"))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_factored(x) -> bool:
+    return isinstance(x, optax.FactoredState)

@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import allowed_pairs
+from fmjax.models.bert import Bert
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
 
@@ -29,6 +31,27 @@ def test_formula_is_the_compilers_count(family):
     expected = module.flops_per_example({"tokens": (length,)}) + 3 * 4 * masked * 256
     counted = jax.jit(jax.grad(loss)).lower(params, tokens).compile().cost_analysis()["flops"]
     assert counted == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("next_sentence", [True, False])
+def test_formula_of_bert_is_the_compilers_count(next_sentence):
+    """With the transform of the masked-language-model head, and pooler and next-sentence head where there are such."""
+    length, size = 32, 256
+    module = Bert(
+        num_layers=1, hidden_size=size, intermediate_size=256, num_heads=2, vocab_size=256, max_length=length,
+        next_sentence=next_sentence, attention="reference",
+    )  # fmt: skip
+    tokens = jnp.zeros((1, length), jnp.int32)
+    params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens))["params"]
+
+    def loss(params, tokens):
+        if not next_sentence:
+            return jnp.mean(module.apply({"params": params}, tokens) ** 2)
+        hidden, head, sentence = module.apply({"params": params}, tokens, method="pretraining")
+        return jnp.mean(output_logits(hidden, head) ** 2) + jnp.mean(sentence**2)
+
+    counted = jax.jit(jax.grad(loss)).lower(params, tokens).compile().cost_analysis()["flops"]
+    assert counted == pytest.approx(module.flops_per_example({"tokens": (length,)}), rel=0.05)
 
 
 def test_formula_by_hand():

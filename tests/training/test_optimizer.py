@@ -3,13 +3,23 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fmjax.errors import ConfigError
+from fmjax.models.bert import Bert
+from fmjax.models.gpt import GPT
+from fmjax.models.llama import Llama
+from fmjax.models.magneto import Magneto, MagnetoEncoder
+from fmjax.models.transformer import EncoderDecoder
+from fmjax.models.vit import ViT
+from fmjax.parallel.sharding import logical_axes, path_name
 from fmjax.training import OPTIMIZERS, schedule
-from fmjax.training.optimizer import SGD, AdamW, Lion, Muon, decay_mask
+from fmjax.training.optimizer import SGD, Adafactor, AdamW, Lion, Muon, decay_mask, muon_dimensions
 
 AXES = {"layers": {"kernel": ("layers", "embed", "mlp"), "bias": ("layers", "mlp")}, "table": ("vocab", "embed")}
+SIZES = dict(num_layers=2, hidden_size=8, intermediate_size=16, num_heads=2)
+TOKENS = (jnp.zeros((1, 4), jnp.int32),)
 
 
 def params(seed=0):
@@ -97,6 +107,97 @@ def test_every_optimizer_lowers_a_quadratic(name):
     for _ in range(100):
         p, state = step(p, state)
     assert loss(p) < 0.7 * before
+
+
+STACKED = {"kernel": ("layers", "embed", "mlp"), "bias": ("layers", "mlp"), "gate": ("layers",), "small": ("norm",)}
+OWN = {"kernel": ("embed", "mlp"), "bias": ("mlp",), "gate": (), "small": ("norm",)}
+OPTIONS = {"adafactor": dict(min_dim_size_to_factor=4, momentum=0.9)}
+
+
+def stacked_params(seed):
+    """Of three layers, of very different sizes."""
+    size = jnp.array([1e-3, 1.0, 30.0])
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "kernel": jax.random.normal(keys[0], (3, 4, 5)) * size[:, None, None],
+        "bias": jax.random.normal(keys[1], (3, 5)) * size[:, None],
+        "gate": size,
+        "small": jax.random.normal(keys[2], (4,)),
+    }
+
+
+def trained(transformation, p, gradients):
+    def step(carry, g):
+        updates, state = transformation.update(g, carry[1], carry[0])
+        return (jax.tree.map(jnp.add, carry[0], updates), state), None
+
+    return jax.lax.scan(step, (p, transformation.init(p)), gradients)[0]
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS.table))
+def test_a_stack_of_layers_is_trained_as_its_layers_are(name):
+    options = dict(learning_rate=0.05, weight_decay=0.1, clip_norm=0.0) | OPTIONS.get(name, {})
+    optimizer = OPTIMIZERS.get(name)(**options)
+    p, gradients = stacked_params(0), jax.tree.map(lambda *g: jnp.stack(g), *map(stacked_params, (1, 2, 3)))
+    found, _ = jax.jit(lambda: trained(optimizer.make(10, STACKED), p, gradients))()
+    alone = jax.jit(lambda p, g: trained(optimizer.make(10, OWN), p, g)[0])
+    for layer in range(3):
+        pick = lambda tree, of: {k: v if k == "small" else of(v) for k, v in tree.items()}
+        expected = alone(pick(p, lambda x: x[layer]), pick(gradients, lambda x: x[:, layer]))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7), pick(found, lambda x: x[layer]), expected
+        )
+
+
+def test_adafactor_of_a_layer_is_optaxs():
+    optimizer = Adafactor(learning_rate=0.05, clip_norm=0.0, **OPTIONS["adafactor"])
+    reference = optax.adafactor(0.05, multiply_by_parameter_scale=True, **OPTIONS["adafactor"])
+    p, gradients = stacked_params(0), jax.tree.map(lambda *g: jnp.stack(g), *map(stacked_params, (1, 2, 3)))
+    found, state = jax.jit(lambda: trained(optimizer.make(10, STACKED), p, gradients))()
+    for layer in range(3):
+        kernel, steps = ({"kernel": x} for x in (p["kernel"][layer], gradients["kernel"][:, layer]))
+        expected, _ = jax.jit(lambda p, g: trained(reference, p, g))(kernel, steps)
+        np.testing.assert_allclose(found["kernel"][layer], expected["kernel"], rtol=1e-5)
+    # The state of a run from before layers were told apart is taken up: its shapes are the same.
+    before = jax.eval_shape(reference.init, {name: p[name] for name in ("kernel", "bias", "small")})[0]
+    after = state[0][0]
+    for part in ("v_row", "v_col", "v"):
+        for name, old in getattr(before, part).items():
+            assert getattr(after, part)[name].shape == old.shape, (part, name)
+
+
+FAMILIES = {
+    "bert": (Bert(**SIZES, vocab_size=11, max_length=8), TOKENS),
+    "gpt": (GPT(**SIZES, vocab_size=11, max_length=8), TOKENS),
+    "llama": (Llama(**SIZES, vocab_size=11, max_length=8), TOKENS),
+    "magneto": (Magneto(**SIZES, vocab_size=11, max_length=8), TOKENS),
+    "magneto_encoder": (MagnetoEncoder(**SIZES, vocab_size=11, max_length=8), TOKENS),
+    "transformer": (EncoderDecoder(**SIZES, vocab_size=11, max_length=8), (TOKENS[0], TOKENS[0])),
+    "vit": (ViT(**SIZES, image_size=8, patch_size=4, num_channels=3, num_classes=5), (jnp.zeros((1, 8, 8, 3)),)),
+}
+BLOCK = {f"attention/{name}/kernel" for name in ("query", "key", "value", "out")} | {"mlp/up/kernel", "mlp/down/kernel"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_muon_orthogonalises_the_matrices_of_the_blocks_alone(name):
+    module, inputs = FAMILIES[name]
+    axes = logical_axes(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+    flat, _ = jax.tree_util.tree_flatten_with_path(muon_dimensions(axes))
+    found = {path_name(path[:-1]) for path, _ in flat}
+    block = BLOCK | ({"mlp/gate/kernel"} if name == "llama" else set())
+    expected = {f"stack/blocks/{matrix}" for matrix in block}
+    if name == "transformer":
+        cross = {matrix.replace("attention", "cross_attention") for matrix in BLOCK if "attention" in matrix}
+        expected = {f"encoder/blocks/{matrix}" for matrix in block}
+        expected |= {f"decoder/blocks/{matrix}" for matrix in block | cross}
+    assert found == expected
+
+
+def test_muon_leaves_what_has_no_names_alone():
+    axes = {"embedding": (None, None), "table": ("vocab", "embed"), "patches": (None, "embed")}
+    assert list(muon_dimensions(axes | {"up": ("embed", "mlp")}).values())[:3] == [None] * 3
+    with pytest.raises(ConfigError, match="muon.*no parameter is a hidden matrix"):
+        muon_dimensions(axes)
 
 
 def test_decay_mask_patterns_must_match():
