@@ -1,6 +1,7 @@
 """BERT and RoBERTa, with their masked-language-model heads or, for embeddings of texts, without one."""
 
-from fmjax.interop.family import Family, published_word
+from fmjax.interop.config_keys import INIT_STD, Expected, Key, Rule, always
+from fmjax.interop.family import Family
 from fmjax.interop.weights import Weight, linear, norm
 
 ACTIVATIONS = {
@@ -10,7 +11,6 @@ ACTIVATIONS = {
     "relu": "relu",
     "silu": "silu",
 }
-PUBLISHED_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
 
 
 def _encoder(root: str, tied: str) -> tuple[Weight, ...]:
@@ -50,97 +50,74 @@ OLD_NORMS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerN
 IGNORED = (r"embeddings\.position_ids", r"pooler\.dense\.(weight|bias)")
 
 
-def _read(config, max_length, norm_eps):
-    config.fixed(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-    config.fixed(tie_word_embeddings=True)
-    return {
-        "num_layers": config.get("num_hidden_layers", int, 12),
-        "hidden_size": config.get("hidden_size", int, 768),
-        "intermediate_size": config.get("intermediate_size", int, 3072),
-        "num_heads": config.get("num_attention_heads", int, 12),
-        "vocab_size": config.get("vocab_size", int),
-        "max_length": max_length,
-        "num_token_types": config.get("type_vocab_size", int, 2),
-        "dropout": config.get("hidden_dropout_prob", float, 0.1),
-        "attention_dropout": config.get("attention_probs_dropout_prob", float, 0.1),
-        "norm_eps": config.get("layer_norm_eps", float, norm_eps),
-        "init_std": config.raw("initializer_range") or 0.02,
-    }
+KEYS = (
+    Expected(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False, tie_word_embeddings=True),
+    Key("num_hidden_layers", "num_layers", default=12),
+    Key("hidden_size", "hidden_size", default=768),
+    Key("intermediate_size", "intermediate_size", default=3072),
+    Key("num_attention_heads", "num_heads", default=12),
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_act", "activation", default="gelu", words=ACTIVATIONS),
+    Key("type_vocab_size", "num_token_types", default=2),
+    Key("hidden_dropout_prob", "dropout", float, 0.1),
+    Key("attention_probs_dropout_prob", "attention_dropout", float, 0.1),
+    Key("layer_norm_eps", "norm_eps", float, 1e-12),
+    INIT_STD,
+)
+HEADLESS = always(masked_lm_head=False, next_sentence=False)
+"""Of a class without a head. Its pooler is not used either."""
 
 
-def _write(module):
-    return {
-        "num_hidden_layers": module.num_layers,
-        "hidden_size": module.hidden_size,
-        "intermediate_size": module.transformer.intermediate_size,
-        "num_attention_heads": module.num_heads,
-        "vocab_size": module.vocab_size,
-        "max_position_embeddings": module.max_length + module.position_offset,
-        "type_vocab_size": module.num_token_types,
-        "hidden_act": published_word("activation", module.activation, PUBLISHED_ACTIVATIONS),
-        "hidden_dropout_prob": module.dropout,
-        "attention_probs_dropout_prob": module.attention_dropout,
-        "layer_norm_eps": module.norm_eps,
-        "initializer_range": module.init_std,
-    }
-
-
-def _read_bert(config, names):
-    return _read(config, config.get("max_position_embeddings", int, 512), 1e-12) | {
-        "activation": config.choice("hidden_act", ACTIVATIONS, "gelu"),
-        "next_sentence": "cls.seq_relationship.weight" in names,
-    }
-
-
-def _headless(read):
-    """`read` for the class without a head. Its pooler is not used either."""
-    return lambda config, names: read(config, names) | {"masked_lm_head": False, "next_sentence": False}
-
-
-def _bert(architecture: str, read, table=BERT_TABLE) -> Family:
+def _bert(architecture: str, heads: Rule, table=BERT_TABLE) -> Family:
     return Family(
         architectures=(architecture,),
         model_type="bert",
         model="bert",
         table=table,
-        read=read,
-        write=_write,
+        keys=(*KEYS, Key("max_position_embeddings", "max_length", default=512), heads),
         prefix="bert.",
         ignored=IGNORED,
         renamed=OLD_NORMS,
     )
 
 
-BERT = _bert("BertForMaskedLM", _read_bert)
-BERT_PRETRAINING = _bert(
-    "BertForPreTraining", lambda config, names: _read_bert(config, names) | {"next_sentence": True}
+BERT = _bert(
+    "BertForMaskedLM", Rule(lambda config, names, fields: {"next_sentence": "cls.seq_relationship.weight" in names})
 )
-BERT_HEADLESS = _bert("BertModel", _headless(_read_bert), _encoder("bert", "cls.predictions.decoder.weight"))
+BERT_PRETRAINING = _bert("BertForPreTraining", always(next_sentence=True))
+BERT_HEADLESS = _bert("BertModel", HEADLESS, _encoder("bert", "cls.predictions.decoder.weight"))
 
 
-def _read_roberta(config, names):
-    config.fixed(hidden_act="gelu")  # the class's output head knows no other
+def _read_positions(config, names, fields):
     # Positions are counted from the row after that of the padding token.
     offset = config.get("pad_token_id", int, 1) + 1
-    max_length = config.get("max_position_embeddings", int, 512) - offset
-    return _read(config, max_length, 1e-12) | {"position_offset": offset, "activation": "gelu", "next_sentence": False}
+    return {"position_offset": offset, "max_length": config.get("max_position_embeddings", int, 512) - offset}
 
 
-def _roberta(architecture: str, read, table=ROBERTA_TABLE) -> Family:
+def _write_positions(module):
+    offset = module.position_offset
+    return {"pad_token_id": offset - 1, "max_position_embeddings": module.max_length + offset}
+
+
+def _roberta(architecture: str, heads: Rule, table=ROBERTA_TABLE) -> Family:
     return Family(
         architectures=(architecture,),
         model_type="roberta",
         model="roberta",
         table=table,
-        read=read,
-        write=lambda module: _write(module) | {"pad_token_id": module.position_offset - 1},
+        keys=(
+            Expected(hidden_act="gelu"),  # the class's output head knows no other
+            *KEYS,
+            Rule(_read_positions, _write_positions),
+            heads,
+        ),
         prefix="roberta.",
         ignored=IGNORED,
         renamed=OLD_NORMS,
     )
 
 
-ROBERTA = _roberta("RobertaForMaskedLM", _read_roberta)
-ROBERTA_HEADLESS = _roberta("RobertaModel", _headless(_read_roberta), _encoder("roberta", "lm_head.decoder.weight"))
+ROBERTA = _roberta("RobertaForMaskedLM", always(next_sentence=False))
+ROBERTA_HEADLESS = _roberta("RobertaModel", HEADLESS, _encoder("roberta", "lm_head.decoder.weight"))
 
 FAMILIES = (BERT, BERT_PRETRAINING, BERT_HEADLESS, ROBERTA, ROBERTA_HEADLESS)

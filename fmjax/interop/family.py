@@ -1,12 +1,13 @@
-"""What a published family is to fmjax: architectures, a table of weights, and two functions between configs."""
+"""What a published family is to fmjax: architectures, a table of weights, and one of the keys of its config."""
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fmjax.config import build
 from fmjax.errors import ConfigError, InputError
+from fmjax.interop.config_keys import read_keys, write_keys
 from fmjax.interop.published_config import PublishedConfig
 from fmjax.interop.weights import Weight
 from fmjax.layers.transformer import TransformerConfig
@@ -26,9 +27,8 @@ class Family:
       model_type: the `model_type` of config.json.
       model: the name of the fmjax model, as in a config's `model.name`.
       table: its weights.
-      read: `read(config, names)` gives the fields of the config's section `model`; `names` are those of the tensors.
-      write: `write(module)` gives the keys of config.json. What it cannot express may be left out: whether the module
-        is represented exactly is found by reading the result back.
+      keys: entries of `fmjax.interop.config_keys`, between config.json and the config's section `model`. What they
+        cannot express is left out: whether a module is represented exactly is found by reading back what was written.
       prefix: first part of names that files of the bare model, without a head, lack.
       ignored: regular expressions of tensors that files may hold and that are no weights of this model: buffers.
       renamed: (old ending, new ending) of names as older files have them.
@@ -38,8 +38,7 @@ class Family:
     model_type: str
     model: str
     table: Sequence[Weight]
-    read: Callable[[PublishedConfig, Collection[str]], dict[str, Any]]
-    write: Callable[[Any], dict[str, Any]]
+    keys: Sequence[Any]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
@@ -51,13 +50,6 @@ MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian")
 def families() -> list[Family]:
     """Every family there is."""
     return [f for name in MODULES for f in importlib.import_module(f"fmjax.interop.{name}").FAMILIES]
-
-
-def published_word(field: str, value: str, words: Mapping[str, str]) -> str:
-    """The published word for one of ours. Raises ConfigError where there is none."""
-    if value not in words:
-        raise ConfigError(f"it has no {field} {value!r} (it has {', '.join(words)})")
-    return words[value]
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
@@ -98,7 +90,7 @@ def read_section(family: Family, values: Mapping[str, Any], names: Collection[st
     Raises ConfigError naming an option that fmjax does not honour, with its value.
     """
     config = PublishedConfig(values, source)
-    fields = family.read(config, names)
+    fields = read_keys(family.keys, config, names)
     config.finish()
     return {"name": family.model, **fields}
 
@@ -149,7 +141,7 @@ def publish(module, prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
     for family in sorted(ours, key=lambda family: prefer not in family.architectures):
         name = family.architectures[0]
         try:
-            values = family.write(module)
+            values = write_keys(family.keys, module)
             rows = different_fields(module, build(read_section(family, values, (), "config.json"), MODELS))
         except ConfigError as error:
             reasons.append(f"{name}: {error}")

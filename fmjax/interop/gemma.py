@@ -1,7 +1,8 @@
 """Gemma 3, the text model."""
 
+from fmjax.interop.config_keys import Constant, Expected, Rule
 from fmjax.interop.family import Family
-from fmjax.interop.llama import ATTENTION_AND_MLP, BUFFERS, ENDS, read_layers, read_sizes, write_sizes
+from fmjax.interop.llama import ATTENTION_AND_MLP, BIASES, BUFFERS, ENDS, layer_types, read_layers, sizes
 from fmjax.interop.rope import old_keys, read_scaling, write_rope
 from fmjax.interop.weights import Weight
 from fmjax.layers.position import Rope
@@ -18,19 +19,26 @@ TABLE = (
 )
 
 
-def _read(config, names):
-    config.fixed(hidden_activation="gelu_pytorch_tanh", use_bidirectional_attention=(False, None))
-    config.fixed(attn_logit_softcapping=None, final_logit_softcapping=None)
-    sizes = read_sizes(config, kv_heads=4, head_dim=256, tied=True)
+def _read_windows(config, names, fields):
     every = config.get("sliding_window_pattern", int, config.get("_sliding_window_pattern", int, 6))
-    default = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(sizes["num_layers"])]
-    layers = read_layers(config, config.get("sliding_window", int, 4096, null=True), default)
-    bias = config.get("attention_bias", bool, False)
-    scale = config.get("query_pre_attn_scalar", float, 256.0) ** -0.5
-    return sizes | layers | _read_rotary(config) | {"qkv_bias": bias, "out_bias": bias, "query_scale": scale}
+    default = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(fields["num_layers"])]
+    return read_layers(config, config.get("sliding_window", int, 4096, null=True), default)
 
 
-def _read_rotary(config):
+def _write_windows(module):
+    return {"sliding_window": module.window, "layer_types": layer_types(module)}
+
+
+def _read_scale(config, names, fields):
+    return {"query_scale": config.get("query_pre_attn_scalar", float, 256.0) ** -0.5}
+
+
+def _write_scale(module):
+    scale = module.transformer.query_scale
+    return {"query_pre_attn_scalar": module.transformer.head_dim if scale is None else round(scale**-2)}
+
+
+def _read_rotary(config, names, fields):
     """Bases and scaling: `rope_parameters` by kind of layer, or rope_theta, rope_scaling and rope_local_base_freq."""
     nested = config.raw("rope_parameters") or {}
     full, local = (dict(nested.get(kind) or {}) for kind in ("full_attention", "sliding_attention"))
@@ -49,32 +57,32 @@ def _read_rotary(config):
     }
 
 
-def _write(module):
-    stack = module.transformer
-    scalar = stack.head_dim if stack.query_scale is None else round(stack.query_scale**-2)
+def _write_rotary(module):
     full = write_rope(Rope(module.rope_theta, module.rope_scaling))
-    return write_sizes(module) | {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "attention_bias": module.qkv_bias,
-        "query_pre_attn_scalar": scalar,
-        "sliding_window": module.window,
-        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in stack.windows],
-        "rope_parameters": {
-            "full_attention": full,
-            "sliding_attention": {"rope_type": "default", "rope_theta": module.local_rope_theta},
-        },
+    local = {"rope_type": "default", "rope_theta": module.local_rope_theta}
+    return {
+        "rope_parameters": {"full_attention": full, "sliding_attention": local},
         **old_keys(full),
         "rope_local_base_freq": module.local_rope_theta,
     }
 
+
+KEYS = (
+    *sizes(kv_heads=4, head_dim=256, tied=True),
+    Rule(_read_windows, _write_windows),
+    Rule(_read_rotary, _write_rotary),
+    Rule(_read_scale, _write_scale),
+    BIASES,
+    Constant(hidden_activation="gelu_pytorch_tanh"),
+    Expected(use_bidirectional_attention=(False, None), attn_logit_softcapping=None, final_logit_softcapping=None),
+)
 
 GEMMA3 = Family(
     architectures=("Gemma3ForCausalLM", "Gemma3TextModel"),
     model_type="gemma3_text",
     model="gemma3",
     table=TABLE,
-    read=_read,
-    write=_write,
+    keys=KEYS,
     prefix="model.",
     ignored=BUFFERS,
 )

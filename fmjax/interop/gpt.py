@@ -1,6 +1,7 @@
 """GPT-2, GPT (2018) and GPT-Neo, whose alternating dense and local layers are those of GPT-3."""
 
-from fmjax.interop.family import Family, published_word
+from fmjax.interop.config_keys import INIT_STD, Constant, Expected, Key, Rates, Rule, always, ignored
+from fmjax.interop.family import Family
 from fmjax.interop.weights import SAME, Weight, linear, norm, part
 
 ACTIVATIONS = {
@@ -10,7 +11,6 @@ ACTIVATIONS = {
     "relu": "relu",
     "silu": "silu",
 }
-PUBLISHED_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
 
 
 def _conv1d_blocks(root: str) -> tuple[Weight, ...]:
@@ -35,63 +35,32 @@ GPT2_TABLE = (
 )
 
 
-def _read_gpt2(config, names):
-    config.fixed(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    config.fixed(tie_word_embeddings=True, reorder_and_upcast_attn=(False, True))  # the last is about precision
-    return _sizes(config) | {
-        "intermediate_size": config.get("n_inner", int, None),
-        "activation": config.choice("activation_function", ACTIVATIONS, "gelu_new"),
-    }
-
-
-def _sizes(config):
-    """The keys that GPT and GPT-2 share."""
-    for key in ("n_ctx", "n_special"):
-        config.raw(key)
-    rates = {key: config.get(key, float, 0.1) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
-    return {
-        "num_layers": config.get("n_layer", int, 12),
-        "hidden_size": config.get("n_embd", int, 768),
-        "num_heads": config.get("n_head", int, 12),
-        "vocab_size": config.get("vocab_size", int),
-        "max_length": config.get("n_positions", int),
-        "dropout": config.one_rate(rates),
-        "norm_eps": config.get("layer_norm_epsilon", float, 1e-5),
-        "init_std": config.raw("initializer_range") or 0.02,
-    }
-
-
-def _write_gpt2(module):
-    return {
-        **_write_sizes(module),
-        "n_inner": module.transformer.intermediate_size,
-        "activation_function": published_word("activation", module.activation, PUBLISHED_ACTIVATIONS),
-        "tie_word_embeddings": True,
-    }
-
-
-def _write_sizes(module):
-    return {
-        "n_layer": module.num_layers,
-        "n_embd": module.hidden_size,
-        "n_head": module.num_heads,
-        "vocab_size": module.vocab_size,
-        "n_positions": module.max_length,
-        "resid_pdrop": module.dropout,
-        "embd_pdrop": module.dropout,
-        "attn_pdrop": module.dropout,
-        "layer_norm_epsilon": module.norm_eps,
-        "initializer_range": module.init_std,
-    }
-
+SIZES = (
+    ignored("n_ctx", "n_special"),
+    Key("n_layer", "num_layers", default=12),
+    Key("n_embd", "hidden_size", default=768),
+    Key("n_head", "num_heads", default=12),
+    Key("vocab_size", "vocab_size"),
+    Key("n_positions", "max_length"),
+    Rates(("resid_pdrop", "embd_pdrop", "attn_pdrop"), "dropout", 0.1),
+    Key("layer_norm_epsilon", "norm_eps", float, 1e-5),
+    INIT_STD,
+)
+GPT2_KEYS = (
+    *SIZES,
+    Key("n_inner", "intermediate_size", default=None),
+    Key("activation_function", "activation", default="gelu_new", words=ACTIVATIONS),
+    Constant(tie_word_embeddings=True),
+    Expected(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
+    Expected(reorder_and_upcast_attn=(False, True)),  # about precision
+)
 
 GPT2 = Family(
     architectures=("GPT2LMHeadModel", "GPT2Model"),
     model_type="gpt2",
     model="gpt",
     table=GPT2_TABLE,
-    read=_read_gpt2,
-    write=_write_gpt2,
+    keys=GPT2_KEYS,
     prefix="transformer.",
     ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),
 )
@@ -104,30 +73,20 @@ GPT1_TABLE = (
 )
 
 
-def _read_gpt1(config, names):
-    config.fixed(tie_word_embeddings=True)
+GPT1_KEYS = (
+    *SIZES,
     # What this class calls "gelu" is the approximation by tanh.
-    activations = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu"}
-    return _sizes(config) | {
-        "placement": "post",
-        "activation": config.choice("afn", activations, "gelu"),
-        "position_init_std": 0.02,
-        "scale_residual_init": False,
-    }
-
-
-def _write_gpt1(module):
-    words = {"gelu_tanh": "gelu", "relu": "relu", "silu": "silu"}
-    return _write_sizes(module) | {"afn": published_word("activation", module.activation, words)}
-
+    Key("afn", "activation", default="gelu", words={"gelu": "gelu_tanh", "relu": "relu", "silu": "silu"}),
+    Expected(tie_word_embeddings=True),
+    always(placement="post", position_init_std=0.02, scale_residual_init=False),
+)
 
 GPT1 = Family(
     architectures=("OpenAIGPTLMHeadModel", "OpenAIGPTModel"),
     model_type="openai-gpt",
     model="gpt",
     table=GPT1_TABLE,
-    read=_read_gpt1,
-    write=_write_gpt1,
+    keys=GPT1_KEYS,
     prefix="transformer.",
     ignored=(r"h\.\d+\.attn\.bias", r"position_ids"),
 )
@@ -148,62 +107,48 @@ GPT_NEO_TABLE = (
 )
 
 
-def _read_gpt_neo(config, names):
-    config.fixed(tie_word_embeddings=True)
-    num_layers = config.get("num_layers", int, 24)
+def _read_layers(config, names, fields):
+    num_layers = fields["num_layers"]
     types = config.get("attention_types", list, [[["global", "local"], 12]])
     pattern = [word for words, count in types for _ in range(count) for word in words]
     if len(pattern) != num_layers or set(pattern) - {"global", "local"}:
         config.refuse("attention_types", types, f"expected 'global' or 'local' for each of {num_layers} layers")
     config.fixed(attention_layers=pattern)
     window = config.get("window_size", int, 256)
-    rates = {key: config.get(key, float, 0.0) for key in ("resid_dropout", "embed_dropout", "attention_dropout")}
-    return {
-        "num_layers": num_layers,
-        "hidden_size": config.get("hidden_size", int, 2048),
-        "intermediate_size": config.get("intermediate_size", int, None),
-        "num_heads": config.get("num_heads", int, 16),
-        "vocab_size": config.get("vocab_size", int),
-        "max_length": config.get("max_position_embeddings", int, 2048),
-        "activation": config.choice("activation_function", ACTIVATIONS, "gelu_new"),
-        "window": window if "local" in pattern else None,
-        "layer_pattern": pattern,
-        "qkv_bias": False,
-        "query_scale": 1.0,
-        "dropout": config.one_rate(rates),
-        "norm_eps": config.get("layer_norm_epsilon", float, 1e-5),
-    }
+    return {"window": window if "local" in pattern else None, "layer_pattern": pattern}
 
 
-def _write_gpt_neo(module):
+def _write_layers(module):
     kinds = ["global" if window is None else "local" for window in module.transformer.windows]
     period = next(n for n in range(1, len(kinds) + 1) if len(kinds) % n == 0 and kinds == kinds[:n] * (len(kinds) // n))
     return {
-        "num_layers": module.num_layers,
-        "hidden_size": module.hidden_size,
-        "intermediate_size": module.transformer.intermediate_size,
-        "num_heads": module.num_heads,
-        "vocab_size": module.vocab_size,
-        "max_position_embeddings": module.max_length,
-        "activation_function": published_word("activation", module.activation, PUBLISHED_ACTIVATIONS),
         "attention_types": [[kinds[:period], len(kinds) // period]],
         "window_size": 256 if module.window is None else module.window,
-        "resid_dropout": module.dropout,
-        "embed_dropout": module.dropout,
-        "attention_dropout": module.dropout,
-        "layer_norm_epsilon": module.norm_eps,
-        "initializer_range": module.init_std,
-        "tie_word_embeddings": True,
     }
 
+
+GPT_NEO_KEYS = (
+    Key("num_layers", "num_layers", default=24),
+    Key("hidden_size", "hidden_size", default=2048),
+    Key("intermediate_size", "intermediate_size", default=None),
+    Key("num_heads", "num_heads", default=16),
+    Key("vocab_size", "vocab_size"),
+    Key("max_position_embeddings", "max_length", default=2048),
+    Key("activation_function", "activation", default="gelu_new", words=ACTIVATIONS),
+    Rule(_read_layers, _write_layers),
+    Rates(("resid_dropout", "embed_dropout", "attention_dropout"), "dropout", 0.0),
+    Key("layer_norm_epsilon", "norm_eps", float, 1e-5),
+    INIT_STD,
+    Constant(tie_word_embeddings=True),
+    always(qkv_bias=False, query_scale=1.0),
+)
 
 GPT_NEO = Family(
     architectures=("GPTNeoForCausalLM", "GPTNeoModel"),
     model_type="gpt_neo",
     model="gpt",
     table=GPT_NEO_TABLE,
-    read=_read_gpt_neo,
-    write=_write_gpt_neo,
+    keys=GPT_NEO_KEYS,
     prefix="transformer.",
     ignored=(r"h\.\d+\.attn\.attention\.(bias|masked_bias)",),
 )

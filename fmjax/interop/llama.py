@@ -1,5 +1,6 @@
 """LLaMA 1 to 3, Mistral, and Qwen 2, which differ in biases, windows and defaults."""
 
+from fmjax.interop.config_keys import INIT_STD, Constant, Key, Rule, always, ignored
 from fmjax.interop.family import Family
 from fmjax.interop.rope import old_keys, read_rope, write_rope
 from fmjax.interop.weights import LINEAR, Weight, linear
@@ -24,90 +25,51 @@ TABLE = (
     Weight("stack/blocks/attention_norm/scale", "model.layers.{layer}.input_layernorm.weight"),
     Weight("stack/blocks/mlp_norm/scale", "model.layers.{layer}.post_attention_layernorm.weight"),
 )
-SILU = ("silu", "swish")
 BUFFERS = (r".*rotary_emb\.(inv_freq|cos_cached|sin_cached)",)
 
 
-def read_sizes(config, *, kv_heads=None, head_dim=None, tied=False):
+def sizes(kv_heads: int | None = None, head_dim: int | None = None, tied: bool = False) -> tuple:
     """The keys that LLaMA and its descendants share, with the defaults that differ by class."""
-    config.raw("pretraining_tp")  # how products were split when training; not what they are
-    return {
-        "num_layers": config.get("num_hidden_layers", int),
-        "hidden_size": config.get("hidden_size", int),
-        "intermediate_size": config.get("intermediate_size", int),
-        "num_heads": config.get("num_attention_heads", int),
-        "num_kv_heads": config.get("num_key_value_heads", int, kv_heads, null=True),
-        "head_dim": config.get("head_dim", int, head_dim, null=True),
-        "vocab_size": config.get("vocab_size", int),
-        "max_length": config.get("max_position_embeddings", int),
-        "norm_eps": config.get("rms_norm_eps", float, 1e-6),
-        "tie_embeddings": config.get("tie_word_embeddings", bool, tied),
-        "init_std": config.raw("initializer_range") or 0.02,
-    }
+    return (
+        ignored("pretraining_tp"),  # how products were split when training
+        Key("num_hidden_layers", "num_layers"),
+        Key("hidden_size", "hidden_size"),
+        Key("intermediate_size", "intermediate_size"),
+        Key("num_attention_heads", "num_heads"),
+        Key("num_key_value_heads", "num_kv_heads", default=kv_heads, null=True),
+        Key("head_dim", "head_dim", default=head_dim, null=True),
+        Key("vocab_size", "vocab_size"),
+        Key("max_position_embeddings", "max_length"),
+        Key("rms_norm_eps", "norm_eps", float, 1e-6),
+        Key("tie_word_embeddings", "tie_embeddings", bool, tied),
+        INIT_STD,
+    )
 
 
-def write_sizes(module):
-    """The keys that LLaMA and its descendants share."""
-    stack = module.transformer
-    return {
-        "num_hidden_layers": module.num_layers,
-        "hidden_size": module.hidden_size,
-        "intermediate_size": stack.intermediate_size,
-        "num_attention_heads": stack.num_heads,
-        "num_key_value_heads": stack.num_kv_heads,
-        "head_dim": stack.head_dim,
-        "vocab_size": module.vocab_size,
-        "max_position_embeddings": module.max_length,
-        "rms_norm_eps": module.norm_eps,
-        "tie_word_embeddings": module.tie_embeddings,
-        "initializer_range": module.init_std,
-    }
-
-
-def read_rotary(config):
-    """`rope_theta` and `rope_scaling`."""
+def _read_rotary(config, names, fields):
     theta, scaling = read_rope(config, 10000.0)
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def write_rotary(module):
-    """The one rotary embedding of a module, in both ways of writing it."""
+def _write_rotary(module):
     section = write_rope(module.transformer.pattern[0].rope)
     return {"rope_parameters": section, **old_keys(section)}
 
 
-def _read_llama(config, names):
-    config.fixed(hidden_act=SILU)
-    bias = config.get("attention_bias", bool, False)
-    biases = {"qkv_bias": bias, "out_bias": bias, "mlp_bias": config.get("mlp_bias", bool, False)}
-    return read_sizes(config) | read_rotary(config) | biases
-
-
-def _write_llama(module):
-    biases = {"attention_bias": module.qkv_bias, "mlp_bias": module.mlp_bias}
-    return write_sizes(module) | write_rotary(module) | biases | {"hidden_act": "silu"}
-
+ROTARY = Rule(_read_rotary, _write_rotary)
+"""The one rotary embedding of a module, written in both ways."""
+SILU = Constant(hidden_act=("silu", "swish"))
+BIASES = Key("attention_bias", ("qkv_bias", "out_bias"), bool, False)
 
 LLAMA = Family(
     architectures=("LlamaForCausalLM", "LlamaModel"),
     model_type="llama",
     model="llama",
     table=TABLE,
-    read=_read_llama,
-    write=_write_llama,
+    keys=(*sizes(), ROTARY, SILU, BIASES, Key("mlp_bias", "mlp_bias", bool, False)),
     prefix="model.",
     ignored=BUFFERS,
 )
-
-
-def _read_mistral(config, names):
-    config.fixed(hidden_act=SILU)
-    window = config.get("sliding_window", int, 4096, null=True)
-    return read_sizes(config, kv_heads=8) | read_rotary(config) | {"window": window}
-
-
-def _write_mistral(module):
-    return write_sizes(module) | write_rotary(module) | {"hidden_act": "silu", "sliding_window": module.window}
 
 
 MISTRAL = Family(
@@ -115,8 +77,7 @@ MISTRAL = Family(
     model_type="mistral",
     model="llama",
     table=TABLE,
-    read=_read_mistral,
-    write=_write_mistral,
+    keys=(*sizes(kv_heads=8), ROTARY, SILU, Key("sliding_window", "window", default=4096, null=True)),
     prefix="model.",
     ignored=BUFFERS,
 )
@@ -141,9 +102,21 @@ def read_layers(config, window: int | None, default: list[str]) -> dict:
     return {"window": window if "local" in pattern else None, "layer_pattern": pattern}
 
 
-def write_windows(module) -> dict:
-    """Windows as Qwen 2 and 3 write them."""
-    types = ["full_attention" if window is None else "sliding_attention" for window in module.transformer.windows]
+def layer_types(module) -> list[str]:
+    """The kind of each layer, in the words of `layer_types`."""
+    return ["full_attention" if window is None else "sliding_attention" for window in module.transformer.windows]
+
+
+def _read_windows(config, names, fields):
+    window = config.get("sliding_window", int, 4096, null=True)
+    window = window if config.get("use_sliding_window", bool, False) else None
+    first = config.get("max_window_layers", int, 28)
+    local = [window is not None and layer >= first for layer in range(fields["num_layers"])]
+    return read_layers(config, window, ["sliding_attention" if one else "full_attention" for one in local])
+
+
+def _write_windows(module):
+    types = layer_types(module)
     return {
         "layer_types": types,
         "use_sliding_window": module.window is not None,
@@ -152,32 +125,15 @@ def write_windows(module) -> dict:
     }
 
 
-def read_windows(config, num_layers: int) -> dict:
-    """Windows as Qwen 2 and 3 write them."""
-    window = config.get("sliding_window", int, 4096, null=True)
-    window = window if config.get("use_sliding_window", bool, False) else None
-    first = config.get("max_window_layers", int, 28)
-    local = [window is not None and layer >= first for layer in range(num_layers)]
-    return read_layers(config, window, ["sliding_attention" if one else "full_attention" for one in local])
-
-
-def _read_qwen2(config, names):
-    config.fixed(hidden_act=SILU)
-    sizes = read_sizes(config, kv_heads=32)
-    return sizes | read_rotary(config) | read_windows(config, sizes["num_layers"]) | {"qkv_bias": True}
-
-
-def _write_qwen2(module):
-    return write_sizes(module) | write_rotary(module) | write_windows(module) | {"hidden_act": "silu"}
-
+WINDOWS = Rule(_read_windows, _write_windows)
+"""Windows as Qwen 2 and 3 write them."""
 
 QWEN2 = Family(
     architectures=("Qwen2ForCausalLM", "Qwen2Model"),
     model_type="qwen2",
     model="llama",
     table=TABLE,
-    read=_read_qwen2,
-    write=_write_qwen2,
+    keys=(*sizes(kv_heads=32), ROTARY, SILU, WINDOWS, always(qkv_bias=True)),
     prefix="model.",
     ignored=BUFFERS,
 )

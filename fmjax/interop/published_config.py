@@ -8,7 +8,7 @@ from fmjax.errors import ConfigError
 
 log = logging.getLogger("fmjax")
 
-_REQUIRED = object()
+REQUIRED = object()
 
 # Keys that any config.json may have and that change nothing about what a model computes from tokens to logits.
 _NEUTRAL = frozenset((
@@ -57,14 +57,14 @@ class PublishedConfig:
         self._read.add(key)
         return self.values.get(key)
 
-    def get(self, key: str, kind: type, default: Any = _REQUIRED, null: bool = False) -> Any:
+    def get(self, key: str, kind: type, default: Any = REQUIRED, null: bool = False) -> Any:
         """The value of `key`, of type `kind`; an absent one is `default`. `null` or a default of None allow null.
 
         Raises ConfigError for a missing key without default, or a value of another type.
         """
         value = self.raw(key)
         if key not in self.values:
-            if default is _REQUIRED:
+            if default is REQUIRED:
                 raise ConfigError(f"{self.source} has no {key!r}, which says what the model is ({kind.__name__})")
             return default
         if value is None and (null or default is None):

@@ -1,17 +1,7 @@
 """Qwen 3 (dense)."""
 
 from fmjax.interop.family import Family
-from fmjax.interop.llama import (
-    BUFFERS,
-    SILU,
-    TABLE,
-    read_rotary,
-    read_sizes,
-    read_windows,
-    write_rotary,
-    write_sizes,
-    write_windows,
-)
+from fmjax.interop.llama import BIASES, BUFFERS, ROTARY, SILU, TABLE, WINDOWS, sizes
 from fmjax.interop.weights import Weight
 
 QWEN3_TABLE = (
@@ -21,26 +11,12 @@ QWEN3_TABLE = (
 )
 
 
-def _read(config, names):
-    config.fixed(hidden_act=SILU)
-    sizes = read_sizes(config, kv_heads=32, head_dim=128)
-    bias = config.get("attention_bias", bool, False)
-    windows = read_windows(config, sizes["num_layers"])
-    return sizes | read_rotary(config) | windows | {"qkv_bias": bias, "out_bias": bias}
-
-
-def _write(module):
-    keys = write_sizes(module) | write_rotary(module) | write_windows(module)
-    return keys | {"attention_bias": module.qkv_bias, "hidden_act": "silu"}
-
-
 QWEN3 = Family(
     architectures=("Qwen3ForCausalLM", "Qwen3Model"),
     model_type="qwen3",
     model="qwen3",
     table=QWEN3_TABLE,
-    read=_read,
-    write=_write,
+    keys=(*sizes(kv_heads=32, head_dim=128), ROTARY, SILU, WINDOWS, BIASES),
     prefix="model.",
     ignored=BUFFERS,
 )
