@@ -79,7 +79,11 @@ def _parser() -> cli.ArgumentParser:
     add("--output", help="with --prompts: JSONL to write or to complete")
 
     add("--max_new_tokens", type=number(int, low=1), help="tokens drawn at most (default: 64; in a chat 512)")
-    add("--temperature", type=number(float, low=0, high=1e6), help="divides the logits; 0 is greedy (default: 1)")
+    add(
+        "--temperature",
+        type=number(float, low=0, high=1e6),
+        help="divides the logits; 0 is greedy (default: 1; in a chat what generation_config.json says, or 0)",
+    )
     add("--top_k", type=number(int, low=0), help="draw from the k likeliest; 0: all (default)")
     add(
         "--top_p",
@@ -225,6 +229,8 @@ def chat(flags) -> None:
     _check_template(flags.model, messages, template)
     model = _load(flags)
     session = ChatSession(model, messages, template=template, **_given(flags, "max_new_tokens", *DRAWING))
+    drawn = " ".join(f"--{name}={value:g}" for name, value in session.settings.items())
+    print(f"replies are drawn with {drawn}; flags that you give count before the model's own", file=sys.stderr)
     converse(session, autosave=file)
 
 

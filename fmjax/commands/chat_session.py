@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fmjax.errors import DataError, InputError
+from fmjax.inference.chat_settings import NAMES, RETRY
 from fmjax.inference.continuations import Options
 from fmjax.small_files import write_whole
 
@@ -26,13 +27,14 @@ class ChatSession:
       template: options of `Model.encode_chat`.
       max_new_tokens: tokens of a reply at most.
       steps: see `fmjax.inference.continuations.Options`.
-      options: how replies are drawn, as in `Model.generate`.
+      options: how replies are drawn, as in `Model.generate`; what is not given is `Model.chat_settings`.
 
     Raises InputError for a bad value.
 
     Attributes:
       messages: [{"role": "user", "content": ...}, ...]; all of them, those left out of the last prompt too.
       left_out: how many of the oldest messages after the system prompt the context had no room for.
+      settings: how replies are drawn, with the defaults of the model.
       finish: why the last reply ended (`fmjax.inference.continuations.Continuation.finish`); "" where it was cut short.
     """
 
@@ -41,7 +43,11 @@ class ChatSession:
         max_new_tokens: int = 512, steps: int = 1, **options,
     ):  # fmt: skip
         self._model, self._template = model, dict(template or {})
-        self._options = {"max_new_tokens": max_new_tokens, "steps": steps, **options}
+        self.settings = model.chat_settings | {name: options[name] for name in options if name in NAMES}
+        self._options = {"max_new_tokens": max_new_tokens, "steps": steps, **options, **self.settings}
+        # Of a reply that is greedy by default, and not by wish.
+        greedy = "temperature" not in options and self.settings["temperature"] == 0
+        self._retries = {name: RETRY[name] for name in RETRY if greedy and name not in options}
         Options(**self._options)  # refuses a bad value now rather than in the first reply
         self.messages = list(messages)
         self.left_out, self.finish = 0, ""
@@ -103,7 +109,7 @@ class ChatSession:
         reply, self.finish = "", ""
         try:
             prompt = self._prompt()
-            options = self._options | {"cache_length": self._places(len(prompt))}
+            options = self._options | {"cache_length": self._places(len(prompt))} | (self._retries if attempt else {})
             for piece in self._model.pieces([prompt], copies=[attempt], **options):
                 reply += piece.text
                 self.finish = piece.whole.finish if piece.whole else ""

@@ -19,6 +19,7 @@ from fmjax.data.tokenizers.published_settings import stated_eos_ids
 from fmjax.errors import InputError
 from fmjax.inference import continuations, scored_text, scoring
 from fmjax.inference.checks import check_inputs, check_list, token_ids
+from fmjax.inference.chat_settings import chat_settings
 from fmjax.inference.engine import Engine
 from fmjax.layers.checks import check_choice
 from fmjax.parallel.placement import Placement, each_inside
@@ -162,9 +163,15 @@ class Model:
 
         Args:
           messages, template: see `encode_chat`; `template` are its options.
-          options: as in `generate`.
+          options: as in `generate`; temperature, top_k and the like that are not given are `chat_settings`.
         """
+        options = self.chat_settings | options
         return self.generate([self.encode_chat(messages, **template or {})], **options)[0]
+
+    @property
+    def chat_settings(self) -> dict[str, float]:
+        """How replies of a chat are drawn by default: as the model's generation_config.json says, or else greedily."""
+        return chat_settings(self.config.get("published", {}).get("generation", {}))
 
     def generate(self, prompts: Sequence[str | Sequence[int]], **options) -> list[str]:
         """Continuations of texts, without the texts themselves; "" starts from BOS, or EOS
