@@ -1,5 +1,6 @@
 """Where a run's numbers and samples go: `metrics.jsonl`, TensorBoard, `samples.txt`, and the picture `loss.png`."""
 
+import itertools
 import json
 import math
 import pathlib
@@ -106,11 +107,12 @@ def plot_loss(workdir: pathlib.Path) -> None:
         figure.savefig(partial, format="png")
 
 
-def _smooth(values, weight: float = 0.9) -> list[float]:
-    """Exponential moving average without the pull towards the first value."""
-    smoothed, total, norm = [], 0.0, 0.0
-    for value in values:
-        total = weight * total + (1 - weight) * value
-        norm = weight * norm + (1 - weight)
-        smoothed.append(total / norm)
-    return smoothed
+def _smooth(values, share: float = 0.05) -> list[float]:
+    """The mean over a window centred on each value, so that the curve does not lag; it narrows towards the ends.
+
+    share: of all values, how many lie to each side of the middle one.
+    """
+    half, count = max(round(share * len(values)), 1), len(values)
+    sums = [0.0, *itertools.accumulate(values)]
+    reaches = [min(half, index, count - 1 - index) for index in range(count)]
+    return [(sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1) for i, reach in enumerate(reaches)]

@@ -113,6 +113,11 @@ def test_speed_leaves_pauses_out_and_mfu_needs_a_known_chip(monkeypatch):
     assert read["perf/model_flops_per_second"] == 5e5 and read["perf/mfu"] == 5e5 / 8e9
 
 
+def test_the_smoothed_curve_does_not_lag():
+    falling = [100.0 - step for step in range(101)]
+    np.testing.assert_allclose(_smooth(falling), falling)
+
+
 def test_an_interval_ends_where_its_last_step_was_complete_not_where_it_is_read():
     completions = clocks.Completions()
     clock = clocks.Clock(make_mesh(MeshConfig(data=8)), 4, 40, None)
