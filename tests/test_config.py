@@ -59,7 +59,7 @@ def test_defaults_are_written_out_and_survive_json(tmp_path):
         ("train.batch_size", "none", "should be int"),
         ("train.nonfinite", "ignore", "should be Literal['stop', 'skip']"),
         ("optimizer.learning_rate", "-1", "must be positive"),
-        ("optimizer.schedule.warmup_steps", "9", "between 0 and train.steps = 4"),
+        ("optimizer.schedule.warmup_steps", "-1", "warmup_steps = -1 must be at least 0"),
         ("mesh.data", "0", "mesh.data = 0"),
         ("model.num_heads", "3", "hidden_size=16 is not a multiple of num_heads=3"),
         ("train.steps.more", "1", "train.steps is a value, not a section"),

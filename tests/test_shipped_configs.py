@@ -24,10 +24,13 @@ def test_every_shipped_config_resolves_and_documents_itself(name, tmp_path, monk
     stand_for_hub_ids(monkeypatch, tmp_path / "hub")
     file = FOLDER / f"{name}.py"
     configs.resolve(configs.load_config_file(str(file)))
+    configs.resolve(configs.apply_overrides(configs.load_config_file(str(file)), {"train.steps": "6"}))
     text = file.read_text()
     assert f"--config=configs/{name}.py" in text
     for size in set(re.findall(rf"--config=configs/{name}\.py:([\w./-]+)", text)):
-        configs.resolve(configs.load_config_file(f"{file}:{size}"))
+        raw = configs.load_config_file(f"{file}:{size}")
+        configs.resolve(raw)
+        configs.resolve(configs.apply_overrides(raw, {"train.steps": "6"}))
 
 
 def test_finetuning_goes_from_a_published_folder_to_one(tmp_path):

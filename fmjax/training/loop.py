@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fmjax.assemble import build_module, completed, open_data
 from fmjax.checkpoint_files import last_good
-from fmjax.config import load_workdir_config, save_config
+from fmjax.config import build, load_workdir_config, save_config
 from fmjax.data.codecs.base import fingerprint, save_codecs
 from fmjax.data.loader import Loader
 from fmjax.errors import InputError, RunError, first_line
@@ -24,7 +24,7 @@ from fmjax.objectives.base import is_on_policy
 from fmjax.parallel import watch
 from fmjax.parallel.hosts import check_shared, connect
 from fmjax.parallel.sharding import local_rows
-from fmjax.training import final_tasks, resume
+from fmjax.training import OPTIMIZERS, final_tasks, resume
 from fmjax.training.checkpoint import Checkpointer, SaveError
 from fmjax.training.checks import check_fit, check_outputs, say_context
 from fmjax.training.clock import Clock, Completions
@@ -36,6 +36,7 @@ from fmjax.training.other_models import fingerprints
 from fmjax.training.profile import Profile
 from fmjax.training.program import ROLLOUTS, SAMPLES, make_program
 from fmjax.training.sampling import SampleLog
+from fmjax.training.schedule import shortened
 from fmjax.training.settings import TrainConfig
 from fmjax.training.stopping import Stop, stop_signals
 
@@ -450,6 +451,9 @@ class Run:
             "%s with %s parameters on %s (%s); compiling the train step",
             type(self.program.module).__name__, f"{count:,}", mesh, self.clock.device.device_kind,
         )  # fmt: skip
+        schedule = getattr(build(self.config["optimizer"], OPTIMIZERS), "schedule", None)
+        if (note := shortened(schedule, self.settings.steps)) is not None:
+            log.info(note)
 
     def _bar(self, last: int):
         # A terminal is redrawn often; a log file gets a line now and then.

@@ -1,4 +1,7 @@
-"""Learning-rate schedules: each a dataclass that makes an `optax` schedule (update count to learning rate)."""
+"""Learning-rate schedules: each a dataclass that makes an `optax` schedule (update count to learning rate).
+
+A warm-up longer than the run is shortened (`fitted_warmup`), but for Noam's, which is part of its formula.
+"""
 
 import dataclasses
 from typing import Protocol
@@ -24,12 +27,21 @@ def _check_fraction(**fields: float) -> None:
             raise ConfigError(f"optimizer.schedule.{name} = {value} must be in [0, 1]")
 
 
-def _check(name: str, warmup_steps: int, total_steps: int) -> None:
-    if warmup_steps < 0 or warmup_steps > total_steps:
-        raise ConfigError(
-            f"optimizer.schedule.warmup_steps = {warmup_steps} must lie between 0 and train.steps = {total_steps} "
-            f"({name}); for a short run lower it too"
-        )
+def fitted_warmup(warmup_steps: int, total_steps: int) -> int:
+    """The warm-up that a run of so many steps has: a tenth of it where the one asked for is longer than the run."""
+    if warmup_steps < 0:
+        raise ConfigError(f"optimizer.schedule.warmup_steps = {warmup_steps} must be at least 0")
+    return warmup_steps if warmup_steps <= total_steps else max(total_steps // 10, 1)
+
+
+def shortened(schedule, total_steps: int) -> str | None:
+    """What to tell of a schedule whose warm-up such a run shortens; None where it does not."""
+    asked = 0 if isinstance(schedule, Noam) else getattr(schedule, "warmup_steps", 0)
+    if asked <= total_steps:
+        return None
+    return f"optimizer.schedule.warmup_steps = {asked} is more than the run has: warming up for " + (
+        f"{fitted_warmup(asked, total_steps)} of its {total_steps} steps"
+    )
 
 
 class SchedulePlugin(Protocol):
@@ -46,8 +58,8 @@ class Constant:
     warmup_steps: int = 0  # updates of the linear warm-up
 
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
-        _check("constant", self.warmup_steps, total_steps)
-        return _warmup_then(self.warmup_steps, learning_rate, optax.constant_schedule(learning_rate))
+        warmup_steps = fitted_warmup(self.warmup_steps, total_steps)
+        return _warmup_then(warmup_steps, learning_rate, optax.constant_schedule(learning_rate))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +73,10 @@ class Linear:
         _check_fraction(final_fraction=self.final_fraction)
 
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
-        _check("linear", self.warmup_steps, total_steps)
-        rest = max(total_steps - self.warmup_steps, 1)
+        warmup_steps = fitted_warmup(self.warmup_steps, total_steps)
+        rest = max(total_steps - warmup_steps, 1)
         decay = optax.linear_schedule(learning_rate, learning_rate * self.final_fraction, rest)
-        return _warmup_then(self.warmup_steps, learning_rate, decay)
+        return _warmup_then(warmup_steps, learning_rate, decay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +90,10 @@ class Cosine:
         _check_fraction(final_fraction=self.final_fraction)
 
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
-        _check("cosine", self.warmup_steps, total_steps)
-        rest = max(total_steps - self.warmup_steps, 1)
+        warmup_steps = fitted_warmup(self.warmup_steps, total_steps)
+        rest = max(total_steps - warmup_steps, 1)
         decay = optax.cosine_decay_schedule(learning_rate, rest, alpha=self.final_fraction)
-        return _warmup_then(self.warmup_steps, learning_rate, decay)
+        return _warmup_then(warmup_steps, learning_rate, decay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +119,6 @@ class Noam:
                 raise ConfigError(f"optimizer.schedule.{name} = {getattr(self, name)} must be at least 1 (noam)")
 
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
-        _check("noam", self.warmup_steps, total_steps)
         scale = learning_rate * self.hidden_size**-0.5
 
         def schedule(count):
@@ -131,14 +142,14 @@ class WarmupStableDecay:
             raise ConfigError("optimizer.schedule.decay_fraction = 0 leaves nothing to decay; take 'constant' instead")
 
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
-        _check("wsd", self.warmup_steps, total_steps)
+        warmup_steps = fitted_warmup(self.warmup_steps, total_steps)
         decay_steps = max(round(total_steps * self.decay_fraction), 1)
-        stable = total_steps - self.warmup_steps - decay_steps
+        stable = total_steps - warmup_steps - decay_steps
         if stable < 0:
             raise ConfigError(
-                f"optimizer.schedule: warmup_steps = {self.warmup_steps} and a decay of {decay_steps} steps "
+                f"optimizer.schedule: warmup_steps = {warmup_steps} and a decay of {decay_steps} steps "
                 f"(decay_fraction = {self.decay_fraction}) are more than train.steps = {total_steps} (wsd)"
             )
         decay = optax.linear_schedule(learning_rate, learning_rate * self.final_fraction, decay_steps)
         rest = optax.join_schedules([optax.constant_schedule(learning_rate), decay], [stable])
-        return _warmup_then(self.warmup_steps, learning_rate, rest)
+        return _warmup_then(warmup_steps, learning_rate, rest)

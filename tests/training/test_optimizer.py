@@ -221,8 +221,18 @@ def test_noam_is_equation_3():
     ):
         with pytest.raises(ConfigError, match=message):
             schedule.Noam(**fields)
-    with pytest.raises(ConfigError, match="warmup_steps = 4000 must lie between 0 and train.steps = 1000"):
-        schedule.Noam(hidden_size=512).make(1.0, 1000)
+    short = schedule.Noam(hidden_size=512, warmup_steps=4000)  # a run shorter than the warm-up stays in it
+    np.testing.assert_allclose(short.make(1.0, 6)(5), 512**-0.5 * 6 * 4000**-1.5, rtol=1e-6)
+    assert schedule.shortened(short, 6) is None
+
+
+@pytest.mark.parametrize("kind", ["Constant", "Linear", "Cosine", "WarmupStableDecay"])
+def test_a_warmup_longer_than_the_run_takes_a_tenth_of_it(kind):
+    long, tenth = (getattr(schedule, kind)(warmup_steps=n) for n in (300, 4))
+    found, expected = long.make(2.0, 40), tenth.make(2.0, 40)
+    np.testing.assert_allclose([found(n) for n in (0, 3, 4, 39)], [expected(n) for n in (0, 3, 4, 39)])
+    assert "warming up for 4 of its 40 steps" in schedule.shortened(long, 40)
+    assert schedule.shortened(tenth, 40) is None
 
 
 def test_schedules_have_their_published_shapes():
