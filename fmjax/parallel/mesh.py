@@ -14,6 +14,9 @@ from fmjax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
+# Axes that may go from slice to slice (a host, on GPUs), the one that sends least first.
+SLICED = ("data", "fsdp", "sequence", "tensor")
+
 # Logical axis of a parameter or activation -> mesh axes. An empty tuple says: replicated, on purpose.
 DEFAULT_RULES: dict[str, tuple[str, ...]] = {
     # parameters
@@ -114,18 +117,22 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
 
 
 def _laid_out(sizes: Mapping[str, int], devices) -> np.ndarray:
-    """The devices such that neighbours along an axis are near each other; `data` goes from slice to slice."""
+    """The devices such that neighbours along an axis are near each other; `SLICED` go from slice to slice."""
     shape = tuple(sizes.values())
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
     if num_slices == 1:
         # An axis may take a part of a dimension of the torus, where whole dimensions do not give the sizes.
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    first = AXES[0]
-    if sizes[first] % num_slices:
+    between, left = {}, num_slices
+    for axis in SLICED:
+        between[axis] = math.gcd(sizes[axis], left)
+        left //= between[axis]
+    if left > 1:
+        given = ", ".join(f"mesh.{axis} = {sizes[axis]}" for axis in SLICED)
         raise ConfigError(
-            f"mesh.{first} = {sizes[first]} does not divide over {num_slices} slices, which hold replicas; "
-            f"make mesh.{first} a multiple of {num_slices}, or -1"
+            f"{given} do not divide over {num_slices} slices (hosts, on GPUs), across which only these axes go; "
+            f"make their product a multiple of {num_slices}"
         )
-    within = tuple(size // num_slices if axis == first else size for axis, size in sizes.items())
-    between = tuple(num_slices if axis == first else 1 for axis in sizes)
-    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    within = tuple(size // between.get(axis, 1) for axis, size in sizes.items())
+    across = tuple(between.get(axis, 1) for axis in sizes)
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)

@@ -442,7 +442,7 @@ def test_several_slices_hold_replicas():
     seconds = topology.link_seconds({"data": 1.0, "data+fsdp": 1.0}, topology.axis_bandwidths(mesh))
     assert seconds == {}
     with pytest.raises(ConfigError, match="2 slices"):
-        make_mesh(MeshConfig(data=1, fsdp=8), list(devices))
+        make_mesh(MeshConfig(data=1, extra={"expert": 8}), list(devices))
 
 
 @has_compiler
