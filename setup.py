@@ -41,6 +41,7 @@ setup(
             "pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", *EVAL,
             f"{TPU_COMPILER}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],  # fmt: skip
+        "tensorboard": ["tensorboard>=2.16"],  # to look at the events of a run
         "lm-eval": ["lm-eval>=0.4.9"],
         "oracle": ["torch>=2.6", "transformers>=5"],
         "experiments": ["sacrebleu>=2.4"],
