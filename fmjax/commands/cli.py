@@ -46,7 +46,10 @@ class ArgumentParser(argparse.ArgumentParser):
             if flag == "--":
                 break
             if flag.startswith("--") and flag not in known:
-                raise InputError(f"unknown flag {flag!r}{nearest(flag, known)} Known: {', '.join(known)}")
+                hint = nearest(flag, known, cutoff=0.7)
+                if hint == "." and CONFIG_HELP in known:
+                    hint = "; a key of the config is replaced by --config.KEY=VALUE, such as --config.train.steps=6."
+                raise InputError(f"unknown flag {flag!r}{hint} Known: {', '.join(known)}")
         namespace, rest = super().parse_known_args(arguments, namespace)
         if rest:
             raise InputError(f"unexpected argument {rest[0]!r}: every argument is a flag (--name=value)")

@@ -57,3 +57,11 @@ def test_exit_codes(capsys):
     assert capsys.readouterr().err == "the reason\n"
     with pytest.raises(RuntimeError):  # a fault keeps its traceback
         cli.run(fault, [])
+
+
+def test_a_flag_like_a_key_of_the_config_is_told_how_keys_are_replaced():
+    parser = cli.ArgumentParser("x", "x")
+    parser.add_argument(cli.CONFIG_HELP, dest="config_help", action="store_true")
+    with pytest.raises(InputError, match=r"'--stepz'; a key of the config is replaced by --config\.") as told:
+        parser.parse_args(["--stepz=3"])
+    assert "did you mean" not in str(told.value)

@@ -61,6 +61,8 @@ def train_sentencepiece(
             "some characters); use 'bytes' for less"
         )
     documents, megabytes, done = _begin(texts, vocab_size, progress)
+    if not any(documents):
+        raise TokenizerError(f"data.tokenizer 'train:{vocab_size}': the documents hold no text to train on")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

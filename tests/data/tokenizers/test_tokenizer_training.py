@@ -2,6 +2,7 @@
 
 import pytest
 
+from fmjax.data.tokenizers import training
 from fmjax.data.text import TextData, open_tokenizer
 from fmjax.data.tokenizers.loading import load_tokenizer
 from fmjax.data.tokenizers.training import train_bpe, train_wordpiece
@@ -106,3 +107,8 @@ def test_a_config_names_them(corpus, tmp_path):
 def test_malformed_names_are_refused(wanted):
     with pytest.raises(ConfigError, match=f"'{wanted}': expected '{wanted.partition(':')[0]}:VOCAB_SIZE'"):
         TextData(tokenizer=wanted)
+
+
+def test_no_text_is_no_internal_error_of_the_library():
+    with pytest.raises(TokenizerError, match="the documents hold no text to train on"):
+        training.train_sentencepiece([""], 400)
