@@ -72,7 +72,7 @@ def embed(
     _check(module, texts, context)
     counted.read(map(len, texts))
     found: np.ndarray | None = None
-    with tqdm(total=len(texts), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
+    with tqdm(total=len(texts), desc=progress, disable=progress is None, unit=" texts", dynamic_ncols=True) as bar:
         for length, group in _by_length(texts, context):
             packed = pack_rows([len(texts[i]) for i in group], length)
             for part, height in packed_batches(packed, length, tokens_per_batch):

@@ -70,7 +70,7 @@ class Run:
             source = getattr(engine.module, "max_length", cache_length)
         self._batch_size, self._max_length = batch_size, cache_length
         self._source_length = source if engine.start_id is not None else None
-        self._bar = tqdm(total=self._total, desc=progress, disable=progress is None, dynamic_ncols=True)
+        self._bar = tqdm(total=self._total, desc=progress, disable=progress is None, unit=" texts", dynamic_ncols=True)
         self._queue = collections.deque()
         self._requests = enumerate(requests)
         self._rows: list[_Row | None] = [None] * batch_size

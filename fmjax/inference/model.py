@@ -310,11 +310,11 @@ class Model:
         return [(loglikelihood, count) for loglikelihood, count in totals]
 
     def iter_scores(
-        self, segments: Sequence[scoring.Segment], progress: str | None = None
+        self, segments: Sequence[scoring.Segment], progress: str | None = None, unit: str = "texts"
     ) -> Iterator[tuple[int, tuple[float, bool, int]]]:
         """(index, score as in `score`) of segments of tokens, as they are done; see `fmjax.inference.scoring`."""
         placement = self.placement
-        options = dict(context_length=self.context_length, progress=progress)
+        options = dict(context_length=self.context_length, progress=progress, unit=unit)
         context = contextlib.nullcontext
         if placement is not None:
             context, options = placement.scoring, options | {"num_shards": placement.num_row_shards}

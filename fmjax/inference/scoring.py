@@ -105,6 +105,7 @@ def iter_scores(
     tokens_per_batch: int | None = None,
     num_shards: int = 1,
     progress: str | None = None,
+    unit: str = "texts",
 ) -> Iterator[tuple[int, Score]]:
     """Scores segments, giving (index, score) as batches are done, long ones first.
 
@@ -119,6 +120,7 @@ def iter_scores(
       num_shards: into how many parts the rows of a batch are split over the mesh
         (`fmjax.parallel.placement.scoring_context`).
       progress: label of a progress bar over the segments; None shows none.
+      unit: what the bar counts.
 
     Raises: InputError for a segment that is longer than the context or scores its first token, before anything is
       computed.
@@ -130,15 +132,16 @@ def iter_scores(
     if tokens_per_batch is None:
         tokens_per_batch = TOKENS_PER_BATCH.get(target_platform(), DEFAULT_TOKENS_PER_BATCH)
     options = dict(context_length=context_length, tokens_per_batch=tokens_per_batch, num_shards=num_shards)
-    return _iter_scores(module, params, segments, options, progress)
+    bar = dict(desc=progress, disable=progress is None, unit=f" {unit}", dynamic_ncols=True)
+    return _iter_scores(module, params, segments, options, bar)
 
 
-def _iter_scores(module, params, segments, options, progress):
+def _iter_scores(module, params, segments, options, bar):
     is_open = [segment.start < len(segment.tokens) for segment in segments]
     yield from ((index, Score(0.0, True, 0)) for index, wanted in enumerate(is_open) if not wanted)
     indices = [index for index, wanted in enumerate(is_open) if wanted]
     waiting, number = None, 0
-    with tqdm(total=len(indices), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
+    with tqdm(total=len(indices), **bar) as bar:
         found = batches(segments, indices, can_fork=getattr(module, "can_fork", False), **options)
         for batch in itertools.chain(found, [None]):
             results = None if batch is None else _call(module, params, batch)

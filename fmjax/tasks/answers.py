@@ -181,7 +181,7 @@ def _score(model, requests, seed, progress, work) -> Iterator[tuple[int, ScoreAn
     work.truncated += sum(cut)
     # Continuations of one token after one context are one sequence.
     work.lengths.update(len(inputs) for inputs in {segment.inputs for segment in segments})
-    for index, score in model.iter_scores(segments, progress):
+    for index, score in model.iter_scores(segments, progress, "continuations"):
         yield index, ScoreAnswer(*score)
 
 
@@ -191,7 +191,9 @@ def _rolling(model, requests, seed, progress, work) -> Iterator[tuple[int, Rolli
     parts = [[] for _ in requests]
     missing = collections.Counter(owners)
     yield from ((index, RollingAnswer(0.0, 0)) for index in range(len(requests)) if not missing[index])
-    for index, (loglikelihood, _, count) in model.iter_scores(segments, progress):
+    texts = f"{len(requests)} text{'s' * (len(requests) != 1)}"
+    label = None if progress is None else f"{progress}, {texts} in {len(segments)} windows"
+    for index, (loglikelihood, _, count) in model.iter_scores(segments, label, "windows"):
         owner = owners[index]
         parts[owner].append((index, loglikelihood, count))
         missing[owner] -= 1
@@ -246,7 +248,7 @@ def _generate(model, requests, seed, progress, work) -> Iterator[tuple[int, str]
 def _apply(model, requests, seed, progress, work) -> Iterator[tuple[int, Any]]:
     function = functions.get(model, requests[0].function)
     size = 256  # so many at a time, so that an interruption loses little
-    with tqdm(total=len(requests), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
+    with tqdm(total=len(requests), desc=progress, disable=progress is None, unit=" inputs", dynamic_ncols=True) as bar:
         for start in range(0, len(requests), size):
             part = [request.inputs for request in requests[start : start + size]]
             # Limited where the function says places of its own, as the model's functions do in their batches.

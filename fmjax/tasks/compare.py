@@ -14,7 +14,7 @@ from fmjax.errors import DataError, InputError
 from fmjax.small_files import read_json
 from fmjax.tasks import statistics
 from fmjax.tasks.catalogue import get_task
-from fmjax.tasks.report import aligned
+from fmjax.tasks.report import aligned, number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,14 +197,16 @@ def read_samples(folder: str | pathlib.Path, task: str) -> dict[tuple[str, int],
 
 
 def table(differences: list[Difference]) -> str:
-    """The differences as aligned text; * marks one of more than two standard errors."""
+    """The differences as aligned text; * marks one of more than two standard errors, as a last line then says."""
     rows = [("task", "metric", "documents", "first", "second", "difference", "stderr", "")]
     for d in differences:
-        error = "" if d.stderr is None else f"{d.stderr:.4f}"
+        error = "" if d.stderr is None else number(d.stderr)
         mark = "*" if d.z is not None and abs(d.z) > 2 else ""
-        values = f"{d.first:.4f}", f"{d.second:.4f}", f"{d.difference:+.4f}"
+        sign = "+" if d.difference >= 0 else ""
+        values = number(d.first), number(d.second), f"{sign}{number(d.difference)}"
         rows.append((d.task, d.metric, str(d.num_documents), *values, error, mark))
-    return aligned(rows)
+    legend = "\n* more than two standard errors" if any(row[-1] == "*" for row in rows) else ""
+    return aligned(rows) + legend
 
 
 def plot(differences: list[Difference], path: str | pathlib.Path, names: tuple[str, str]) -> None:

@@ -117,7 +117,7 @@ def run(model, requests: Sequence[Rollout], progress: str | None = None, work=No
     act = _policy_actions if hasattr(model, "act") else _language_actions
     states = {i: environment.reset(request.seed) for i, request in enumerate(requests)}
     totals = {i: 0.0 for i in states}
-    with tqdm(total=len(requests), desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
+    with tqdm(total=len(requests), desc=progress, disable=progress is None, unit=" episodes", dynamic_ncols=True) as bar:
         for step in range(1, environment.max_steps + 1):
             indices = sorted(states)
             prompts = [requests[i].prompt for i in indices]

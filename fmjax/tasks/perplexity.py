@@ -21,6 +21,7 @@ class RollingTask(Task):
     """A task whose documents are texts, each scored as a whole."""
 
     metrics = ("bits_per_byte", "byte_perplexity", "word_perplexity")
+    positive = ("byte_perplexity", "word_perplexity")
     uses = ("rolling",)
 
     def scored(self, document: str) -> str:

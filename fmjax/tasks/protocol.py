@@ -178,6 +178,8 @@ class Task:
         whatever their order.
       labels: what the task's template puts at the beginning of lines, in contexts and prompts, around the document's
         own text: perturbations leave it as it is.
+      positive: metrics that are above zero by their nature, such as perplexities: where two standard errors reach zero,
+        the resamples spread too widely for one, and there is none.
       gap_in_context: whether the contexts of one document, where they differ, are one text whose gap is filled in
         several ways, so that a perturbation must leave them different there alone.
     """
@@ -194,6 +196,7 @@ class Task:
     subsets: tuple[str, ...] = ()
     examples_in_order: bool = False
     labels: Sequence[str] = ("Question:", "Answer:", "Passage:", "Q:", "A:")
+    positive: tuple[str, ...] = ()
     gap_in_context: bool = False
 
     def check(self) -> None:

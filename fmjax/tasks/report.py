@@ -73,9 +73,14 @@ def table(report: dict[str, Any]) -> str:
         for name in metrics:
             if not name.endswith("_stderr"):
                 error = metrics.get(f"{name}_stderr")
-                shown = f"{metrics[name]:.4f}", "" if error is None else f"{error:.4f}"
+                shown = number(metrics[name]), "" if error is None else number(error)
                 rows.append((task, report["task_versions"][task], str(report["num_documents"][task]), name, *shown))
     return aligned(rows)
+
+
+def number(value: float) -> str:
+    """As a table shows it: four decimals, or six digits from 10,000 on."""
+    return f"{value:.4f}" if abs(value) < 10_000 else f"{value:.6g}"
 
 
 def cost_line(report: dict[str, Any]) -> str:

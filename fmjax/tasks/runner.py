@@ -358,7 +358,11 @@ def reduced(task: Task, samples: Sequence[Mapping], seed: int) -> tuple[dict, di
             f"task {task.name}: its metrics take a statistic {error} that its statistics() does not give; it gives "
             f"{', '.join(map(repr, columns))}"
         ) from error
-    return metrics, statistics.bootstrap(columns, task.reduce_documents, seed, clusters, summable=task.is_summable)
+    errors = statistics.bootstrap(columns, task.reduce_documents, seed, clusters, summable=task.is_summable)
+    for name in task.positive:
+        if errors.get(name) is not None and 2 * errors[name] >= metrics[name]:
+            errors[name] = None
+    return metrics, errors
 
 
 def _logged(request) -> dict:

@@ -12,7 +12,7 @@ import fmjax
 from fmjax import evaluate
 from fmjax.commands import cli
 from fmjax.errors import InputError
-from fmjax.tasks.compare import compare, notes
+from fmjax.tasks.compare import Difference, compare, notes, table
 from fmjax.tasks.protocol import Task
 from tests.tasks.quiz import MODEL, PARAMS
 
@@ -55,6 +55,7 @@ def test_two_evaluations_are_compared_document_by_document(tmp_path, capsys):
     pages = differences.reshape(8, 3).mean(axis=1)  # documents of one page are one cluster
     assert found["acc"].stderr == pytest.approx(pages.std() / math.sqrt(8), rel=0.15)
     assert "note:" not in printed
+    assert ("\n* more than two standard errors" in printed) == any(abs(d.z or 0) > 2 for d in found.values())
     # What else differs is said, and only what both have is compared.
     other = dict(num_shots=2, limit=9, seed=4)
     fmjax.evaluate(MODEL, ["quiz"], output=tmp_path / "d", task_path=[tmp_path / "quiz.py"], **other)
@@ -135,3 +136,13 @@ def test_a_comparison_finds_tasks_documents_and_metrics_as_they_were(tmp_path):
         "task partly_yes: only the first read y",
         "task partly_yes: x held something else for the second than for the first",
     ]
+
+
+def test_the_star_has_a_legend_and_large_numbers_no_decimals():
+    clear = Difference("quiz", "acc", 0.5, 0.75, 0.1, 40)
+    vague = Difference("text", "word_perplexity", 497213.123, 400000.0, None, 40)
+    shown = table([clear, vague]).split("\n")
+    assert shown[2].split() == ["quiz", "acc", "40", "0.5000", "0.7500", "+0.2500", "0.1000", "*"]
+    assert shown[3].split() == ["text", "word_perplexity", "40", "497213", "400000", "-97213.1"]
+    assert shown[4:] == ["* more than two standard errors"]
+    assert "more than two" not in table([vague])
