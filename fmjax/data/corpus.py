@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fmjax.data import sentences
-from fmjax.data.cache import build_once, fingerprint
 from fmjax.data.packing import PLAN_VERSION, PackingPlan, plan_packing
+from fmjax.data.prepared import build_once, fingerprint
 from fmjax.data.tokenizers.loading import Tokenizer
 from fmjax.errors import DataError
 

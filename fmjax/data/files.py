@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from fmjax.data import formats
-from fmjax.data.cache import content_hash, fingerprint
+from fmjax.data.prepared import content_hash, fingerprint
 from fmjax.data.splits import heldout_choice, split_of
 from fmjax.errors import DataError
 from fmjax.registry import nearest

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fmjax.data.base import Row, described
-from fmjax.data.cache import fingerprint
 from fmjax.data.corpus import Corpus
 from fmjax.data.masking import Masker
+from fmjax.data.prepared import fingerprint
 from fmjax.data.sentence_rows import (
     PLAN_VERSION,
     FullSentenceRows,

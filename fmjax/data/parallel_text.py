@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator
 
 from fmjax.data import formats
-from fmjax.data.cache import content_hash, fingerprint
+from fmjax.data.prepared import content_hash, fingerprint
 from fmjax.data.sources import Source, SourceSpec, open_source
 from fmjax.errors import DataError
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from fmjax.data.cache import build_once
+from fmjax.data.prepared import build_once
 from fmjax.data.splits import HELDOUT_FRACTION, is_heldout
 from fmjax.data.stdlib_files import PYTHON_VERSION, library_fingerprint, read_documents, stdlib_folder
 

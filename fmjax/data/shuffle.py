@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from fmjax.data.cache import fingerprint
+from fmjax.data.prepared import fingerprint
 
 _SMALL = 1 << 16  # Grain's keyed permutation walks a domain of this size, which takes milliseconds for a few rows
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from fmjax.data import formats
-from fmjax.data.cache import fingerprint
+from fmjax.data.prepared import fingerprint
 from fmjax.data.splits import HELDOUT_FRACTION, cut_tail, is_heldout
 from fmjax.errors import ConfigError, DataError
 from fmjax.registry import import_object

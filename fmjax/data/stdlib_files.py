@@ -15,7 +15,7 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator
 
-from fmjax.data.cache import fingerprint
+from fmjax.data.prepared import fingerprint
 from fmjax.errors import DataError
 
 SUFFIXES = (".py", ".rst", ".txt")

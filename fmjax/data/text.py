@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from fmjax.data.base import OpenData, described
-from fmjax.data.cache import build_once, fingerprint
 from fmjax.data.corpus import Corpus, require_documents, tokenize_corpus
 from fmjax.data.packing import PackedRows
+from fmjax.data.prepared import build_once, fingerprint
 from fmjax.data.shuffle import ShuffledIndices, shuffled
 from fmjax.data.sources import MixedSource, SourceSpec, SplitSource, open_source, split_evaluation, split_train
 from fmjax.data.tokenizers.loading import ByteTokenizer, Tokenizer, load_tokenizer

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 import fmjax.data.python_stdlib  # noqa: F401 (registers the builder, so that tfds:python_stdlib is known too)
 from fmjax.data import formats
-from fmjax.data.cache import content_hash, fingerprint
+from fmjax.data.prepared import content_hash, fingerprint
 from fmjax.data.reachable import TIMEOUT, unreachable_hosts
 from fmjax.data.splits import heldout_choice
 from fmjax.errors import ConfigError, DataError

@@ -1,15 +1,14 @@
 """Tokenizers of every kind behind one protocol: bytes, SentencePiece, Hugging Face, and published vocabularies.
 
-Each kind has its file: `sentencepiece`, `huggingface`, `vocabularies`,
-`marian`; what is said beside a vocabulary is read by `published_settings`, chat templates are rendered by
-`chat`, and `training` trains new ones.
+Each kind has its file: `byte`, `sentencepiece`, `huggingface`, `vocabularies`, `marian`; what is said beside a
+vocabulary is read by `published_settings`, chat templates are rendered by `chat`, and `training` trains new ones.
 """
 
 import pathlib
-from collections.abc import Sequence
 
 from fmjax import hub
-from fmjax.data.tokenizers.base import Tokenizer, check_ids, cut_at_lines
+from fmjax.data.tokenizers.base import Tokenizer, cut_at_lines
+from fmjax.data.tokenizers.byte import ByteTokenizer
 from fmjax.data.tokenizers.huggingface import HuggingFaceTokenizer, read_tokenizer_json
 from fmjax.data.tokenizers.marian import MarianTokenizer, read_marian
 from fmjax.data.tokenizers.published_settings import read_config, read_eos_ids
@@ -41,46 +40,6 @@ _EXPECTED = (
 )
 
 
-class ByteTokenizer(Tokenizer):
-    """The UTF-8 bytes of a text, 0..255; 256 begins and 257 ends a document."""
-
-    vocab_size = 258
-    bos_id = 256
-    eos_id = 257
-    add_bos = True
-    special_tokens = {"bos_token": "<bos>", "eos_token": "<eos>"}
-    control_tokens = ()  # no text stands for them
-    source = "bytes"
-    fingerprint = "bytes"
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
-    def encode_special_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The bytes alone: no text stands for 256 or 257."""
-        spans = [(index, index + 1) for index, character in enumerate(text) for _ in character.encode()]
-        return self.encode(text), spans
-
-    def decode(self, ids: Sequence[int]) -> str:
-        # A model may emit bytes that are no UTF-8: those show as U+FFFD.
-        return bytes(i for i in check_ids(ids, self.vocab_size) if i < 256).decode(errors="replace")
-
-    def token(self, id: int) -> str:
-        (id,) = check_ids([id], self.vocab_size)
-        if id >= 256:
-            return "<bos>" if id == self.bos_id else "<eos>"
-        return chr(id) if chr(id).isascii() and chr(id).isprintable() else f"<0x{id:02X}>"
-
-    def token_to_id(self, token: str) -> int | None:
-        return next((i for i in range(self.vocab_size) if self.token(i) == token), None)
-
-    def save(self, directory: pathlib.Path) -> None:
-        (pathlib.Path(directory) / "tokenizer.bytes").write_text("UTF-8 bytes 0..255; bos 256; eos 257\n")
-
-
 def has_tokenizer(folder: str | pathlib.Path) -> bool:
     """Whether a folder has a file that `load_tokenizer` would read."""
     return any((pathlib.Path(folder) / file).is_file() for file in FILES)
@@ -109,7 +68,9 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise TokenizerError(f"no tokenizer in {path} (found there: {found}); expected {_EXPECTED}")
     if not path.is_file():
-        raise TokenizerError(f"no tokenizer at {path}; expected 'bytes', 'train:VOCAB_SIZE' (or train_wordpiece:, train_bpe:), a file or folder, or a hub id")
+        raise TokenizerError(
+            f"no tokenizer at {path}; expected 'bytes', 'train:VOCAB_SIZE' (or train_wordpiece:, train_bpe:), a file or folder, or a hub id"
+        )
     if path.suffix == ".bytes":
         return ByteTokenizer()
     config = read_config(path.parent)

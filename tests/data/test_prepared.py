@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fmjax.data.cache import build_once, content_hash, fingerprint
+from fmjax.data.prepared import build_once, content_hash, fingerprint
 from fmjax.errors import DataError
 
 

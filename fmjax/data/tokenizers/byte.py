@@ -1,0 +1,46 @@
+"""The tokenizer that needs no vocabulary: bytes."""
+
+import pathlib
+from collections.abc import Sequence
+
+from fmjax.data.tokenizers.base import Tokenizer, check_ids
+
+
+class ByteTokenizer(Tokenizer):
+    """The UTF-8 bytes of a text, 0..255; 256 begins and 257 ends a document."""
+
+    vocab_size = 258
+    bos_id = 256
+    eos_id = 257
+    add_bos = True
+    special_tokens = {"bos_token": "<bos>", "eos_token": "<eos>"}
+    control_tokens = ()  # no text stands for them
+    source = "bytes"
+    fingerprint = "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def encode_special_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The bytes alone: no text stands for 256 or 257."""
+        spans = [(index, index + 1) for index, character in enumerate(text) for _ in character.encode()]
+        return self.encode(text), spans
+
+    def decode(self, ids: Sequence[int]) -> str:
+        # A model may emit bytes that are no UTF-8: those show as U+FFFD.
+        return bytes(i for i in check_ids(ids, self.vocab_size) if i < 256).decode(errors="replace")
+
+    def token(self, id: int) -> str:
+        (id,) = check_ids([id], self.vocab_size)
+        if id >= 256:
+            return "<bos>" if id == self.bos_id else "<eos>"
+        return chr(id) if chr(id).isascii() and chr(id).isprintable() else f"<0x{id:02X}>"
+
+    def token_to_id(self, token: str) -> int | None:
+        return next((i for i in range(self.vocab_size) if self.token(i) == token), None)
+
+    def save(self, directory: pathlib.Path) -> None:
+        (pathlib.Path(directory) / "tokenizer.bytes").write_text("UTF-8 bytes 0..255; bos 256; eos 257\n")
