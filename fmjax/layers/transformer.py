@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -136,6 +137,12 @@ class TransformerConfig:
         return self.pattern[layer % len(self.pattern)]
 
     @property
+    def period(self) -> int:
+        """After how many layers the kinds of the stack begin again."""
+        kinds = [self.kind(layer) for layer in range(self.num_layers)]
+        return next(n for n in range(1, self.num_layers + 1) if kinds[n:] == kinds[: self.num_layers - n])
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """The attention window of each layer."""
         return tuple(self.kind(layer).window for layer in range(self.num_layers))
@@ -189,6 +196,12 @@ def _rows(x):
     return [x[i] for i in range(x.shape[0])]
 
 
+def _cut(tree, sizes):
+    """A tree a size, with so many rows of each leaf in turn. The gradient of that concatenates; slices' would add."""
+    leaves, structure = jax.tree.flatten(tree)
+    return [structure.unflatten(part) for part in zip(*(jax.lax.split(leaf, sizes) for leaf in leaves))]
+
+
 def remat_policy(name: str):
     """(whether to rematerialise, policy for `jax.checkpoint`). Raises ConfigError for an unknown name."""
     if name.startswith("save_named:"):
@@ -220,7 +233,7 @@ class Attention(nn.Module):
           memory: [B, S, D] that keys and values come from (cross attention); None is x itself.
           segment_ids: as for `attention`.
           ropes: one table a kind of the pattern, or None entries for none.
-          kind: index of this layer's kind in the pattern; traced inside a scan.
+          kind: index of this layer's kind in the pattern.
           cache: None, or the pair (CacheStep, this layer's entry). For cross attention the entry is the keys and
             values of the memory themselves, and `memory` is not read.
         """
@@ -241,8 +254,8 @@ class Attention(nn.Module):
         if c.qk_norm:
             q = Norm(c.norm, c.norm_epsilon, name="q_norm")(q)
             k = None if k is None else Norm(c.norm, c.norm_epsilon, name="k_norm")(k)
-        if not cross:
-            q, k = _rotate((q, k), ropes, kind)
+        if not cross and ropes is not None and ropes[kind] is not None:
+            q, k = (apply_rope(x, ropes[kind]) for x in (q, k))
         axes = ("batch", "length", "act_heads", None)
         q = nn.with_logical_constraint(tap(self, "q", q), axes)
         if k is not None:
@@ -267,14 +280,7 @@ class Attention(nn.Module):
         )  # fmt: skip
         if cross:
             return attention(q, k, v, **options)
-        windows = [layer_kind.window for layer_kind in c.pattern]
-        if len(set(windows)) == 1 or isinstance(kind, int):
-            return attention(q, k, v, window=windows[kind if isinstance(kind, int) else 0], **options)
-        # One branch a distinct window, so that each keeps a static mask and skips what it masks.
-        distinct = list(dict.fromkeys(windows))
-        branch = jnp.array([distinct.index(window) for window in windows])[kind]
-        branches = [functools.partial(attention, window=window, **options) for window in distinct]
-        return jax.lax.switch(branch, branches, q, k, v)
+        return attention(q, k, v, window=c.pattern[kind].window, **options)
 
     @nn.nowrap
     def _cached(self, cache, q, k, v, segment_ids, kind, cross):
@@ -287,20 +293,6 @@ class Attention(nn.Module):
         return step.attend(entry, q, k, v, window=window, scale=c.query_scale, backend=c.attention)
 
 
-def _rotate(arrays, ropes, kind):
-    """Queries and keys turned by the table of their layer's kind."""
-    if ropes is None or all(table is None for table in ropes):
-        return arrays
-    if isinstance(kind, int):
-        return arrays if ropes[kind] is None else [apply_rope(x, ropes[kind]) for x in arrays]
-    # Layers without rotary embedding among layers with it are turned by nothing: cosine 1, sine 0.
-    some = next(table for table in ropes if table is not None)
-    still = (jnp.ones_like(some[0]), jnp.zeros_like(some[1]))
-    tables = [still if table is None else table for table in ropes]
-    table = jax.tree.map(lambda *parts: jnp.stack(parts)[kind], *tables) if len(set(map(id, tables))) > 1 else tables[0]
-    return [apply_rope(x, table) for x in arrays]
-
-
 class Block(nn.Module):
     """Attention, cross attention where there is one, and MLP, each with a residual connection."""
 
@@ -308,7 +300,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, layer, memory, segment_ids, ropes, train, cache=None):
-        """One layer; without a cache the signature is that of a scan body.
+        """One layer, the body of a scan over layers of one kind.
 
         Args:
           x: [B, T, D].
@@ -403,35 +395,90 @@ class Transformer(nn.Module):
             x = Norm(c.norm, c.norm_epsilon, name="final_norm")(x)
         return tap(self, "final", x), layers
 
-    def _block(self):
-        """The block's class, rematerialised as the config says."""
+    def _block(self, barriers):
+        """The block's class, rematerialised as the config says.
+
+        Args:
+          barriers: against computing again too early, or merging that with what was computed first: a program of
+            several blocks needs them. The body of a scan that is one block does not, and they cost time.
+        """
         rematerialise, policy = remat_policy(self.config.remat)
         if not rematerialise:
             return Block
-        # Inside a scan nothing can be merged across iterations, so the barriers against it would only cost time.
-        barriers = not self.config.scan_layers
-        static = (6,) if self.config.scan_layers else (2, 6)
-        return nn.remat(Block, policy=policy, prevent_cse=barriers, static_argnums=static)
+        return nn.remat(Block, policy=policy, prevent_cse=barriers, static_argnums=(2, 6))
+
+    @nn.nowrap
+    def _unroll(self, iterations):
+        """How many of a scan's iterations over equal parts of the stack are written out in one."""
+        wanted = -(-self.config.unroll * iterations // self.config.num_layers)
+        return wanted if self.config.remat == "none" else max(1, min(wanted, iterations // 2))
 
     def _scanned(self, x, memory, segment_ids, ropes, train):
         c = self.config
+        # Parameters are made by one body whatever the kinds, which do not change them.
+        if c.period > 1 and not self.is_initializing():
+            return self._by_period(x, memory, segment_ids, ropes, train)
         blocks = nn.scan(
-            self._block(),
+            self._block(barriers=False),
             variable_axes={"params": 0, "reads": 0, "edits": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=nn.broadcast,
             length=c.num_layers,
-            unroll=c.unroll if c.remat == "none" else max(1, min(c.unroll, c.num_layers // 2)),
+            unroll=self._unroll(c.num_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, name="blocks")
-        kinds = jnp.arange(c.num_layers) % len(c.pattern)
-        return blocks(x, kinds, memory, segment_ids, ropes, train)[0]
+        return blocks(x, 0, memory, segment_ids, ropes, train)[0]
+
+    def _by_period(self, x, memory, segment_ids, ropes, train):
+        """A scan over periods, in which the kind of each layer is static, and after it the layers left over."""
+        c = self.config
+        mutable = ["reads"] if self.is_mutable_collection("reads") else []
+        names = [name for name in ("params", "edits") if self.has_variable(name, "blocks")]
+        layers = {"variables": nn.unbox({name: self.get_variable(name, "blocks") for name in names})}
+        if train and self.has_rng("dropout"):
+            layers["rngs"] = {"dropout": jax.random.split(self.make_rng("dropout"), c.num_layers)}
+
+        block = self._block(barriers=True)(c, parent=None)
+
+        def one(kind, x, layer):
+            inputs = (x, kind, memory, segment_ids, ropes, train)
+            (x, _), state = block.apply(layer["variables"], *inputs, rngs=layer.get("rngs"), mutable=mutable)
+            return x, state.get("reads", {})
+
+        def run(x, layers):
+            """(x, reads [n, ...]) after n layers, the first of which begins a period: a scan for those of one kind."""
+            kinds = [c.kind(layer) for layer in range(len(jax.tree.leaves(layers)[0]))]
+            sizes = [len(list(alike)) for _, alike in itertools.groupby(kinds)]
+            reads = []
+            for i, alike in enumerate(_cut(layers, sizes)):
+                x, found = jax.lax.scan(functools.partial(one, sum(sizes[:i]) % c.period), x, alike)
+                reads.append(found)
+            return x, joined(reads)
+
+        def joined(parts):
+            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+        periods = c.num_layers // c.period
+        whole = periods * c.period if periods > 1 else 0
+        scanned, rest = _cut(layers, (whole, c.num_layers - whole))
+        parts = []
+        with jax.named_scope("blocks"):
+            if whole:
+                scanned = jax.tree.map(lambda leaf: leaf.reshape(periods, c.period, *leaf.shape[1:]), scanned)
+                x, reads = jax.lax.scan(run, x, scanned, unroll=self._unroll(periods))
+                parts.append(jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), reads))
+            if whole < c.num_layers:
+                x, reads = run(x, rest)
+                parts.append(reads)
+        if mutable:
+            self.put_variable("reads", "blocks", joined(parts))
+        return x
 
     def _unrolled(self, x, memory, segment_ids, ropes, train, cache):
         c = self.config
         entries = []
         for layer in range(c.num_layers):
-            block = self._block()(c, name=f"blocks_{layer}")
+            block = self._block(barriers=True)(c, name=f"blocks_{layer}")
             kind = layer % len(c.pattern)
             if cache is None:
                 x, _ = block(x, kind, memory, segment_ids, ropes, train)

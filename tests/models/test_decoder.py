@@ -27,7 +27,9 @@ MODELS = {
     "llama": Llama(**SIZES, num_kv_heads=2, rope_scaling=Llama3Scaling(original_max_length=8), qkv_bias=True),
     "mistral": Llama(**SIZES, num_kv_heads=1, window=5, tie_embeddings=True),
     "qwen3": Qwen3(**SIZES, num_kv_heads=2, head_dim=10),
-    "gemma3": Gemma3(**SIZES, num_kv_heads=2, head_dim=6, window=5, layer_pattern=("local", "global")),
+    "gemma3": Gemma3(
+        **SIZES | dict(num_layers=5), num_kv_heads=2, head_dim=6, window=5, layer_pattern=("local", "global")
+    ),
     "magneto": Magneto(**SIZES),
 }
 # One of each kind of stack, for what does not depend on the family's details.
