@@ -74,5 +74,7 @@ def unread_fields(plugin) -> frozenset[str]:
 
 @functools.cache
 def _names_read(file: str) -> frozenset[str]:
-    tree = ast.parse(pathlib.Path(file).read_text())
-    return frozenset(n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute))
+    """Names of attributes, and texts, by which `getattr` may read one."""
+    nodes = list(ast.walk(ast.parse(pathlib.Path(file).read_text())))
+    texts = (n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    return frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute)).union(texts)

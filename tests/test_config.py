@@ -153,15 +153,16 @@ def test_a_field_that_no_code_reads_is_refused(tmp_path, monkeypatch):
         @dataclasses.dataclass(frozen=True)
         class Objective:
             used: int = 1
+            by_name: int = 1
             forgotten: int = 2
             def inputs(self, batch):
-                return {}
+                return {"x": getattr(self, "by_name")}
             def __call__(self, apply_fn, params, batch, key, train):
                 return self.used
         """)
     )
     monkeypatch.syspath_prepend(tmp_path)
-    configs.resolve(BASE | {"objective": {"name": "forkplugin:Objective", "used": 3}})
+    configs.resolve(BASE | {"objective": {"name": "forkplugin:Objective", "used": 3, "by_name": 2}})
     with pytest.raises(ConfigError, match="objective.forgotten is declared by .* but none of its code reads it"):
         configs.resolve(BASE | {"objective": {"name": "forkplugin:Objective", "forgotten": 3}})
 
