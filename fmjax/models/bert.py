@@ -63,8 +63,7 @@ class Bert(Encoder):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(max_length=self.max_length, num_token_types=self.num_token_types)
-        self.transformer  # checks the rest
+        check_positive(num_token_types=self.num_token_types)
 
     @property
     def transformer(self) -> TransformerConfig:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from fmjax.errors import ConfigError
 from fmjax.layers.attention.dispatch import FORKING
 from fmjax.layers.cache import begin, init_cache
+from fmjax.layers.checks import check_positive
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.position import default_positions
@@ -23,6 +24,11 @@ class Decoder(nn.Module):
     """
 
     RESUME_FREE = ("remat", "attention", "unroll")  # the same function, computed in another way
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(max_length=self.max_length)
+        self.transformer  # checks the rest
 
     @property
     def transformer(self) -> TransformerConfig:

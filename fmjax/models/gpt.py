@@ -5,7 +5,6 @@ import math
 import flax.linen as nn
 import jax
 
-from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init
 from fmjax.layers.embed import Embedding
 from fmjax.layers.tap import tap
@@ -66,11 +65,6 @@ class GPT(Decoder):
     attention: str = "auto"
     unroll: int = 1
     scan_layers: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(max_length=self.max_length)
-        self.transformer  # checks the rest
 
     @property
     def transformer(self) -> TransformerConfig:

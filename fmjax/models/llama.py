@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.layers.checks import check_positive
 from fmjax.layers.embed import Embedding
 from fmjax.layers.position import ROPE_SCALINGS, Rope
 from fmjax.layers.tap import tap
@@ -69,11 +68,6 @@ class Llama(Decoder):
     attention: str = "auto"
     unroll: int = 1
     scan_layers: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(max_length=self.max_length)
-        self.transformer  # checks the rest
 
     @property
     def transformer(self) -> TransformerConfig:

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init
 from fmjax.layers.embed import Embedding
 from fmjax.layers.tap import tap
@@ -57,11 +56,6 @@ class Magneto(Decoder):
     unroll: int = 1
     scan_layers: bool = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(max_length=self.max_length)
-        self.transformer  # checks the rest
-
     @property
     def transformer(self) -> TransformerConfig:
         return sub_ln_config(self, causal=True)
@@ -105,11 +99,6 @@ class MagnetoEncoder(Encoder):
     attention: str = "auto"
     unroll: int = 1
     scan_layers: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(max_length=self.max_length)
-        self.transformer  # checks the rest
 
     @property
     def transformer(self) -> TransformerConfig:
