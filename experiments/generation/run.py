@@ -60,12 +60,12 @@ class Fmjax:
 
         import fmjax
         from fmjax.inference.engine import Engine
-        from fmjax.inference.engine_requests import Request
+        from fmjax.inference.engine_requests import PromptRequest
 
         model = fmjax.load(case["folder"], dtype=case["dtype"])
         tokens = prompts(case["batch"], case["prompt"], model.module.vocab_size)
         self.engine = Engine(model.module, model.params, batch_size=case["batch"], donate=True)
-        self.requests = [Request(prompt, case["new"]) for prompt in tokens]
+        self.requests = [PromptRequest(prompt, case["new"]) for prompt in tokens]
         self.device = str(jax.devices()[0].device_kind)
         del model
 

@@ -28,7 +28,7 @@ from fmjax.errors import DataError, InputError
 from fmjax.inference.beam import beam_search, check_options, check_width
 from fmjax.inference.checks import check_whole
 from fmjax.inference.continuations import Continuation, Options
-from fmjax.inference.engine_requests import Request, number_copies
+from fmjax.inference.engine_requests import PromptRequest, number_copies
 from fmjax.registry import nearest
 from fmjax.small_files import write_whole
 
@@ -103,7 +103,7 @@ class PromptFile:
                     (tokens,) = model.encode_prompts([prompt], special=special)
                 else:
                     tokens = model.encode_chat(prompt, **template)
-                model.engine.check(len(encoded), Request(tokens))
+                model.engine.check(len(encoded), PromptRequest(tokens))
             encoded.append(tokens)
         return encoded
 

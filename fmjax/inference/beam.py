@@ -22,7 +22,7 @@ from fmjax.inference.cached import Weights
 from fmjax.inference.checks import check_whole, is_number, not_finite
 from fmjax.inference.engine import Engine
 from fmjax.inference.engine_programs import PACKED_PROMPTS, PACKED_TOKENS, TRACES, Form
-from fmjax.inference.engine_requests import Request
+from fmjax.inference.engine_requests import PromptRequest
 from fmjax.inference.rows import bucket
 from fmjax.inference.sampler import Uses, only_allowed
 from fmjax.layers.checks import check_choice
@@ -222,7 +222,7 @@ def beam_search(
     """
     batch_size = engine.batch_size if batch_size is None else batch_size
     check_options(num_beams, max_new_tokens, length_penalty, normalization, num_results, batch_size)
-    requests = [Request(tokens, max_new_tokens) for tokens in prompts]
+    requests = [PromptRequest(tokens, max_new_tokens) for tokens in prompts]
     for index, request in enumerate(requests):
         engine.check(index, request)
     if not requests:
@@ -277,7 +277,7 @@ def check_width(engine: Engine, num_beams: int) -> None:
         raise InputError(f"num_beams={num_beams} is more than the vocabulary's {min(known)} tokens; give fewer")
 
 
-def _dispatch(engine: Engine, requests: Sequence[Request], limits, stops, options, sizes):
+def _dispatch(engine: Engine, requests: Sequence[PromptRequest], limits, stops, options, sizes):
     groups, num_beams = len(limits), options[1]
     form = engine.form(Uses(), groups * num_beams)
     empty, prefill, search = programs()

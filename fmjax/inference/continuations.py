@@ -8,7 +8,7 @@ from fmjax.inference.beam import beam_search, check_width
 from fmjax.inference.checks import check_whole
 from fmjax.inference.engine import Engine
 from fmjax.inference.engine_programs import CHUNK
-from fmjax.inference.engine_requests import HIGHEST_SEED, Request, number_copies
+from fmjax.inference.engine_requests import HIGHEST_SEED, PromptRequest, number_copies
 from fmjax.inference.sampler import Sampling
 from fmjax.inference.text import StoppedText, TextStream, check_stops
 
@@ -122,7 +122,7 @@ class Continuations:
         if len(copies) != len(prompts):
             raise InputError(f"copies: expected a number for each of {len(prompts)} continuations, got {len(copies)}")
         requests = [
-            Request(tokens, options.max_new_tokens, options.sampling, options.seed, copy)
+            PromptRequest(tokens, options.max_new_tokens, options.sampling, options.seed, copy)
             for tokens, copy in zip(prompts, copies)
         ]
         self._stop_ids = {*options.stop_ids, getattr(tokenizer, "eos_id", None)} - {None}

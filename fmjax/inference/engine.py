@@ -15,7 +15,7 @@ from fmjax.errors import InputError
 from fmjax.inference import cached
 from fmjax.inference.checks import check_whole
 from fmjax.inference.engine_programs import CHUNK, Form
-from fmjax.inference.engine_requests import HIGHEST_SEED, Completion, Request, number_copies
+from fmjax.inference.engine_requests import HIGHEST_SEED, Completion, PromptRequest, number_copies
 from fmjax.inference.engine_run import Run
 from fmjax.inference.sampler import Sampling, Uses
 
@@ -73,7 +73,7 @@ class Engine:
         return min((length for length in known if length is not None), default=None)
 
     def run(
-        self, requests: Iterable[Request], *, stop_ids: Sequence[int] = (), steps: int = CHUNK,
+        self, requests: Iterable[PromptRequest], *, stop_ids: Sequence[int] = (), steps: int = CHUNK,
         batch_size: int | None = None, cache_length: int | None = None, progress: str | None = None,
     ) -> Run:  # fmt: skip
         """Generates; the result is an iterator over chunks of tokens as they come.
@@ -95,7 +95,7 @@ class Engine:
             check_whole(1, self.context, cache_length=cache_length)
         return Run(self, requests, stop_ids, steps, batch_size, cache_length or self.max_length, progress)
 
-    def generate(self, requests: Iterable[Request], **options) -> list[Completion]:
+    def generate(self, requests: Iterable[PromptRequest], **options) -> list[Completion]:
         """A Completion for each request, in order. Options as in `run`."""
         found: dict[int, Completion] = {}
         for chunk in self.run(requests, **options):
@@ -105,7 +105,7 @@ class Engine:
             found[chunk.index] = dataclasses.replace(one, finish=chunk.finish or "")
         return [found[index] for index in range(len(found))]
 
-    def check(self, index: int, request: Request) -> None:
+    def check(self, index: int, request: PromptRequest) -> None:
         """Raises InputError for what cannot be generated from."""
         check_whole(1, max_new_tokens=request.max_new_tokens)
         check_whole(0, HIGHEST_SEED, seed=request.seed, copy=request.copy)
@@ -121,17 +121,17 @@ class Engine:
         if unknown:
             raise InputError(f"prompt {index} contains token {unknown[0]}; the model has 0..{vocab_size - 1}")
 
-    def allowed(self, request: Request) -> int:
+    def allowed(self, request: PromptRequest) -> int:
         """Tokens that a request may draw. The last one is never an input: one more than there are places left."""
         if self.context is None:
             return request.max_new_tokens
         return min(request.max_new_tokens, self.context - self._taken(request) + 1)
 
-    def places(self, request: Request) -> int:
+    def places(self, request: PromptRequest) -> int:
         """Places of the cache that a request may fill."""
         return self._taken(request) + self.allowed(request) - 1
 
-    def _taken(self, request: Request) -> int:
+    def _taken(self, request: PromptRequest) -> int:
         return 1 if self.start_id is not None else len(request.tokens)
 
     def form(self, uses: Uses, batch_size: int) -> Form:
@@ -178,5 +178,7 @@ def generate(
     """
     drawing = Sampling(**sampling)
     engine = Engine(module, params, batch_size=batch_size, num_tokens=num_tokens)
-    requests = [Request(p, max_new_tokens, drawing, seed, copy) for p, copy in zip(prompts, number_copies(prompts))]
+    requests = [
+        PromptRequest(p, max_new_tokens, drawing, seed, copy) for p, copy in zip(prompts, number_copies(prompts))
+    ]
     return engine.generate(requests, stop_ids=stop_ids)

@@ -14,7 +14,7 @@ HIGHEST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class PromptRequest:
     """A prompt and what is wanted of it.
 
     Attributes:

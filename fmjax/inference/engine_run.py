@@ -16,7 +16,7 @@ from fmjax.errors import InputError
 from fmjax.inference import cached
 from fmjax.inference.checks import not_finite
 from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting, programs
-from fmjax.inference.engine_requests import Chunk, Request, digest
+from fmjax.inference.engine_requests import Chunk, PromptRequest, digest
 from fmjax.inference.rows import bucket
 from fmjax.inference.sampler import Settings, Uses
 from fmjax.parallel import watch
@@ -27,7 +27,7 @@ class _Row:
     """A request on its way."""
 
     index: int
-    request: Request
+    request: PromptRequest
     allowed: int
     sent: int = 0  # tokens that dispatched programs draw at most
     drawn: int = 0
@@ -41,7 +41,7 @@ class Run:
     """
 
     def __init__(
-        self, engine, requests: Iterable[Request], stop_ids, steps: int, batch_size: int,
+        self, engine, requests: Iterable[PromptRequest], stop_ids, steps: int, batch_size: int,
         cache_length: int | None, progress,
     ):  # fmt: skip
         self._engine = engine
@@ -167,7 +167,7 @@ class Run:
             self._pending.append((list(zip(range(len(rows)), free, rows)), tokens[:, None], logprobs[:, None]))
         return True
 
-    def _form(self, requests: Sequence[Request]) -> Form:
+    def _form(self, requests: Sequence[PromptRequest]) -> Form:
         """The form of the next program; creates the state, and adds to it what new requests are the first to use."""
         for request in requests:
             self._uses |= request.sampling.uses

@@ -17,7 +17,7 @@ from fmjax.errors import ConfigError, InputError, RunError
 from fmjax.inference import engine_programs
 from fmjax.inference.beam import beam_search
 from fmjax.inference.engine import Engine
-from fmjax.inference.engine_requests import Request
+from fmjax.inference.engine_requests import PromptRequest
 from fmjax.models.gpt import GPT
 from fmjax.models.transformer import EncoderDecoder
 
@@ -114,7 +114,7 @@ def test_one_beam_is_greedy_search_and_any_number_of_prompts_passes_through():
     engine = Engine(module, params)
     prompts = [[i, (3 * i) % 11, 5][: 1 + i % 3] for i in range(7)]
     found = beam_search(engine, prompts, num_beams=1, max_new_tokens=6, length_penalty=0, stop_ids=[EOS], batch_size=2)
-    greedy = engine.generate([Request(prompt, 6) for prompt in prompts], stop_ids=[EOS])
+    greedy = engine.generate([PromptRequest(prompt, 6) for prompt in prompts], stop_ids=[EOS])
     for (beam,), completion in zip(found, greedy):
         assert beam.tokens == completion.tokens and beam.finish == completion.finish
         assert beam.score == pytest.approx(sum(completion.logprobs), abs=1e-4)

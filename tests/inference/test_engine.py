@@ -15,7 +15,7 @@ from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError, RunError
 from fmjax.inference import cached, engine_programs
 from fmjax.inference.engine import Engine, generate
-from fmjax.inference.engine_requests import Request, number_copies
+from fmjax.inference.engine_requests import PromptRequest, number_copies
 from fmjax.inference.sampler import Sampling
 from fmjax.load import Model
 from fmjax.models.gemma import Gemma3
@@ -56,7 +56,7 @@ def made(name, batch_size=4):
 
 def requests(prompts, max_new_tokens=12, sampling=Sampling(0.0), seed=0):
     copies = number_copies(prompts)
-    return [Request(prompt, max_new_tokens, sampling, seed, copy) for prompt, copy in zip(prompts, copies)]
+    return [PromptRequest(prompt, max_new_tokens, sampling, seed, copy) for prompt, copy in zip(prompts, copies)]
 
 
 def log_softmax(x):
@@ -111,7 +111,7 @@ def test_the_seed_fixes_the_text_whatever_the_batch_around_it():
 def test_each_request_has_its_own_settings():
     made_engine, module, params = made("tiny")
     settings = [Sampling(0.0), Sampling(1.0), Sampling(0.5, 4), Sampling(0.0, repetition_penalty=3.0)]
-    wanted = [Request([2, 3], 8, sampling, seed=3) for sampling in settings]
+    wanted = [PromptRequest([2, 3], 8, sampling, seed=3) for sampling in settings]
     together = made_engine.generate(wanted)
     assert tokens_of(together) == tokens_of([made_engine.generate([one])[0] for one in wanted])
     assert len({tuple(c.tokens) for c in together}) > 2

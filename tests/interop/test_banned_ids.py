@@ -9,14 +9,14 @@ import fmjax
 from fmjax.errors import ConfigError, InputError
 from fmjax.inference.beam import beam_search
 from fmjax.inference.engine import Engine
-from fmjax.inference.engine_requests import Request
+from fmjax.inference.engine_requests import PromptRequest
 from fmjax.inference.sampler import Sampling
 from fmjax.interop.loading import banned_ids
 
 
 def drawn(engine):
     """Tokens of greedy and random drawing."""
-    requests = [Request([3, 4, 5], 12, Sampling(t), seed) for t in (0.0, 3.0) for seed in range(3)]
+    requests = [PromptRequest([3, 4, 5], 12, Sampling(t), seed) for t in (0.0, 3.0) for seed in range(3)]
     return {token for one in engine.generate(requests) for token in one.tokens}
 
 
