@@ -1,8 +1,10 @@
 """Checks of what a caller asks of a model, so that a bad value is an error that names it."""
 
+import functools
+import inspect
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +13,7 @@ import numpy as np
 
 from fmjax.errors import InputError, RunError
 from fmjax.layers.position import default_positions
+from fmjax.registry import nearest
 
 
 def is_number(value: Any) -> bool:
@@ -34,6 +37,44 @@ def check_list(what: str, values: Any) -> None:
         raise InputError(f"expected a list of {what}, got one text; put it in a list")
     if not isinstance(values, Sequence) and not hasattr(values, "__array__"):
         raise InputError(f"expected a list of {what}, got {values!r}")
+
+
+def named_options(*targets: Callable) -> Callable:
+    """Decorates a method: an option that neither it nor `targets`, which its `**options` go to, has by keyword is an
+    InputError with the nearest name, before anything is computed.
+
+    targets: an Options dataclass, or functions with keyword-only options.
+    """
+
+    def decorate(method):
+        known = [name for name, p in inspect.signature(method).parameters.items() if p.kind is not p.VAR_KEYWORD][1:]
+        for target in targets:
+            parameters = inspect.signature(target).parameters.items()
+            known += [name for name, p in parameters if isinstance(target, type) or p.kind is p.KEYWORD_ONLY]
+
+        @functools.wraps(method)
+        def checked(self, *arguments, **options):
+            for name in options:
+                if name not in known:
+                    listed = ", ".join(dict.fromkeys(known))
+                    raise InputError(f"{method.__name__} has no option {name!r}{nearest(name, known)} It has: {listed}")
+            return method(self, *arguments, **options)
+
+        return checked
+
+    return decorate
+
+
+def check_no_text(tokens: Any) -> None:
+    """Raises InputError, pointing to `Model.encode`, for a text, or a list that begins with one, as token ids."""
+    first = tokens
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if isinstance(first, str | bytes):
+        raise InputError(
+            f"apply takes token ids [B, T], got the text {first[:40]!r}; of a model m and a text: "
+            "m.apply([m.encode(text)])"
+        )
 
 
 def token_ids(what: str, prompt: Any) -> list[int]:

@@ -18,8 +18,9 @@ from fmjax.data.codecs.base import save_codecs
 from fmjax.data.tokenizers.published_settings import stated_eos_ids
 from fmjax.errors import InputError
 from fmjax.inference import continuations, scored_text, scoring
-from fmjax.inference.checks import check_inputs, check_list, token_ids
+from fmjax.inference.beam import beam_search
 from fmjax.inference.chat_settings import chat_settings
+from fmjax.inference.checks import check_inputs, check_list, check_no_text, named_options, token_ids
 from fmjax.inference.engine import Engine
 from fmjax.layers.checks import check_choice
 from fmjax.parallel.placement import Placement, each_inside
@@ -90,9 +91,10 @@ class Model:
     def apply(self, tokens, **inputs) -> jax.Array:
         """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword.
 
-        Raises InputError for token ids outside the vocabulary, and for more tokens than there are learned positions
-        (where they can be read: not under jit).
+        Raises InputError for a text, for token ids outside the vocabulary, and for more tokens than there are learned
+        positions (where they can be read: not under jit).
         """
+        check_no_text(tokens)
         if hasattr(self.module, "prefill") and "source_tokens" not in inputs:
             raise InputError(f"{self} translates a source: give apply(tokens, source_tokens=...), tokens of the target")
         arrays = {k: jnp.asarray(v) for k, v in inputs.items() if isinstance(v, np.ndarray | jax.Array | list)}
@@ -156,6 +158,7 @@ class Model:
         self._check_embedded("the chat", tokens)
         return tokens
 
+    @named_options(continuations.Options)
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, template: Mapping[str, Any] | None = None, **options
     ) -> str:
@@ -173,6 +176,7 @@ class Model:
         """How replies of a chat are drawn by default: as the model's generation_config.json says, or else greedily."""
         return chat_settings(self.config.get("published", {}).get("generation", {}))
 
+    @named_options(continuations.Options)
     def generate(self, prompts: Sequence[str | Sequence[int]], **options) -> list[str]:
         """Continuations of texts, without the texts themselves; "" starts from BOS, or EOS
         where the tokenizer has none.
@@ -193,6 +197,7 @@ class Model:
         self._need_text()
         return [one.text for one in self.complete(prompts, **options)]
 
+    @named_options(continuations.Options)
     def complete(self, prompts: Sequence[str | Sequence[int]], **options) -> list[continuations.Continuation]:
         """As `generate`, with tokens, their log-probabilities and why each continuation ended.
 
@@ -200,6 +205,7 @@ class Model:
         """
         return continuations.complete(self.pieces(prompts, **options))
 
+    @named_options(continuations.Options)
     def stream(self, prompts: Sequence[str | Sequence[int]], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
         """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them."""
         self._need_text()
@@ -218,6 +224,7 @@ class Model:
             made = Engine(self.module, self.params, start_id=0, donate=donate)
         return dataclasses.replace(self, module=made.module, params=made.weights.params, kept={})
 
+    @named_options(continuations.Options)
     def pieces(self, prompts: Sequence[str | Sequence[int]], **options) -> Iterator[continuations.Piece]:
         """As `stream`; the last piece of a continuation comes with the whole of it, as `complete` gives it."""
         options = continuations.Options(**options)
@@ -227,6 +234,7 @@ class Model:
             pieces = continuations.Continuations(engine, self.tokenizer, ids, options)
         return each_inside(self.inference, pieces)
 
+    @named_options(beam_search)
     def beam_search(
         self, prompts: Sequence[str | Sequence[int]], *, stop_ids: Sequence[int] = (), **options
     ) -> list[list[continuations.Continuation]]:
@@ -271,6 +279,7 @@ class Model:
                 "masks and Model.embed gives vectors"
             )
 
+    @named_options()
     def score(self, pairs: Sequence[tuple[str, str]], *, progress: str | None = None) -> list[tuple[float, bool, int]]:
         """Log-likelihoods of continuations.
 
@@ -294,6 +303,7 @@ class Model:
         found = dict(self.iter_scores(segments, progress))
         return [found[index] for index in range(len(segments))]
 
+    @named_options()
     def loglikelihood_rolling(self, texts: Sequence[str], *, progress: str | None = None) -> list[tuple[float, int]]:
         """(log-likelihood in nats, number of tokens) of whole texts of any length, from the tokenizer's
         `prefix_id`.
@@ -321,6 +331,7 @@ class Model:
         scores = scoring.iter_scores(self.module, self.params, segments, **options)
         return ((i, dataclasses.astuple(score)) for i, score in each_inside(context, scores))
 
+    @named_options()
     def embed(
         self, texts: Sequence[str], *, pooling: str | None = None, normalize: bool = False, progress: str | None = None
     ) -> np.ndarray:
@@ -342,6 +353,7 @@ class Model:
         with self.inference():
             return embedding.embed(self.module, self.params, rows, **options)
 
+    @named_options()
     def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[tuple[str, float]]]]:
         """For each text, for each mask token in it ("[MASK]" for BERT, "<mask>" for RoBERTa), the `top_k` likeliest
         tokens, (text, probability) each.
