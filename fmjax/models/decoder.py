@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.errors import ConfigError
 from fmjax.layers.attention.dispatch import FORKING
 from fmjax.layers.cache import begin, init_cache
 from fmjax.layers.checks import check_positive
@@ -13,6 +12,7 @@ from fmjax.layers.flops import transformer_flops
 from fmjax.layers.position import default_positions
 from fmjax.layers.tap import check_edits
 from fmjax.layers.transformer import TransformerConfig, unstack_layers
+from fmjax.models.stack import check_tokens
 
 
 class Decoder(nn.Module):
@@ -61,11 +61,7 @@ class Decoder(nn.Module):
 
         Arguments as `__call__`; where the module `can_fork`, segment_ids may be a `fmjax.layers.attention.Forked`.
         """
-        if tokens.ndim != 2:
-            raise ConfigError(f"tokens must be [batch, length], got shape {tokens.shape}.")
-        if self.vocab_size is None:
-            name = type(self).__name__
-            raise ConfigError(f"{name}.vocab_size is not set; set it or take it from the data's tokenizer.")
+        check_tokens(self, tokens)
         check_edits(self, tokens, segment_ids, positions, train, cache, slots)
         held = None
         if cache is not None:

@@ -4,13 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.position import default_positions
 from fmjax.layers.tap import check_edits
 from fmjax.layers.transformer import TransformerConfig
+from fmjax.models.stack import check_tokens
 
 
 class Encoder(nn.Module):
@@ -55,11 +55,7 @@ class Encoder(nn.Module):
 
     def hidden(self, tokens, segment_ids=None, positions=None, token_types=None, train=False) -> jax.Array:
         """The last layer's output, float [B, T, D]: what embeddings of texts are made of."""
-        if tokens.ndim != 2:
-            raise ConfigError(f"tokens must be [batch, length], got shape {tokens.shape}.")
-        if self.vocab_size is None:
-            name = type(self).__name__
-            raise ConfigError(f"{name}.vocab_size is not set; set it or take it from the data's tokenizer.")
+        check_tokens(self, tokens)
         check_edits(self, tokens, segment_ids, positions, token_types, train)
         if positions is None:
             positions = default_positions(tokens, segment_ids)

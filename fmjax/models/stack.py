@@ -45,3 +45,12 @@ def head_size(hidden_size: int, num_heads: int, head_dim: int | None) -> int:
             f"hidden_size={hidden_size} is not a multiple of num_heads={num_heads}; change one of them or set head_dim."
         )
     return hidden_size // num_heads
+
+
+def check_tokens(module, tokens) -> None:
+    """Raises ConfigError for tokens that are not [B, T], or a module whose vocabulary is not known yet."""
+    if tokens.ndim != 2:
+        raise ConfigError(f"tokens must be [batch, length], got shape {tokens.shape}.")
+    if module.vocab_size is None:
+        name = type(module).__name__
+        raise ConfigError(f"{name}.vocab_size is not set; set it or take it from the data's tokenizer.")

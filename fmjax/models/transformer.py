@@ -15,7 +15,7 @@ from fmjax.layers.flops import transformer_flops
 from fmjax.layers.position import default_positions, sinusoids
 from fmjax.layers.tap import check_edits, tap
 from fmjax.layers.transformer import Transformer, TransformerConfig, unstack_layers
-from fmjax.models.stack import LAYER_NORM, stack_config
+from fmjax.models.stack import LAYER_NORM, check_tokens, stack_config
 
 
 class EncoderDecoder(nn.Module):
@@ -112,8 +112,7 @@ class EncoderDecoder(nn.Module):
         train=False,
     ):  # fmt: skip
         """(hidden [B, T, D], head): `output_logits(hidden, head)` are the logits."""
-        if self.vocab_size is None:
-            raise ConfigError("EncoderDecoder.vocab_size is not set; set it or take it from the data's tokenizer.")
+        check_tokens(self, tokens)
         if (segment_ids is None) != (source_segment_ids is None):
             raise ConfigError("segment_ids and source_segment_ids come together: give both or neither.")
         check_edits(self, tokens, source_tokens, segment_ids, source_segment_ids, positions, source_positions, train)
