@@ -3,6 +3,7 @@
 --prompt=TEXT                               print the prompt and its continuation, as the tokens come
 --chat                                      a conversation, by the model's own chat template
 --prompts=FILE.jsonl --output=FILE.jsonl    a file of prompts; a second call goes on where a first one stopped
+--output=FILE.png                           images and other values, of a model that makes them (`commands/values.py`)
 """
 
 import argparse
@@ -137,6 +138,10 @@ def _template_variable(text: str) -> tuple[str, object]:
 
 
 def main(argv: list[str]) -> None:
+    from fmjax.commands import values
+
+    if (generator := values.generator_named_by(argv)) is not None:
+        return values.main(argv, generator)
     flags = parse(argv)
     cli.log_to_stderr()
     from fmjax.caches import use_compilation_cache

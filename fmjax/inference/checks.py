@@ -39,6 +39,14 @@ def check_list(what: str, values: Any) -> None:
         raise InputError(f"expected a list of {what}, got {values!r}")
 
 
+def check_options(what: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Raises InputError, with the nearest name, for an option that `what` does not know."""
+    for name in options:
+        if name not in known:
+            listed = ", ".join(dict.fromkeys(known))
+            raise InputError(f"{what} has no option {name!r}{nearest(name, known)} It has: {listed}")
+
+
 def named_options(*targets: Callable) -> Callable:
     """Decorates a method: an option that neither it nor `targets`, which its `**options` go to, has by keyword is an
     InputError with the nearest name, before anything is computed.
@@ -54,10 +62,7 @@ def named_options(*targets: Callable) -> Callable:
 
         @functools.wraps(method)
         def checked(self, *arguments, **options):
-            for name in options:
-                if name not in known:
-                    listed = ", ".join(dict.fromkeys(known))
-                    raise InputError(f"{method.__name__} has no option {name!r}{nearest(name, known)} It has: {listed}")
+            check_options(method.__name__, options, known)
             return method(self, *arguments, **options)
 
         return checked

@@ -18,10 +18,19 @@ from fmjax.data.codecs.base import save_codecs
 from fmjax.data.tokenizers.published_settings import stated_eos_ids
 from fmjax.errors import InputError
 from fmjax.inference import continuations, scored_text, scoring
+from fmjax.inference.autoregressive import Autoregressive
 from fmjax.inference.beam import beam_search
 from fmjax.inference.chat_settings import chat_settings
-from fmjax.inference.checks import check_inputs, check_list, check_no_text, named_options, token_ids
+from fmjax.inference.checks import (
+    check_inputs,
+    check_list,
+    check_no_text,
+    check_options,
+    named_options,
+    token_ids,
+)  # fmt: skip
 from fmjax.inference.engine import Engine
+from fmjax.inference.generators import GENERATORS
 from fmjax.layers.checks import check_choice
 from fmjax.parallel.placement import Placement, each_inside
 
@@ -176,9 +185,15 @@ class Model:
         """How replies of a chat are drawn by default: as the model's generation_config.json says, or else greedily."""
         return chat_settings(self.config.get("published", {}).get("generation", {}))
 
-    @named_options(continuations.Options)
-    def generate(self, prompts: Sequence[str | Sequence[int]], **options) -> list[str]:
-        """Continuations of texts, without the texts themselves; "" starts from BOS, or EOS
+    @property
+    def generator(self):
+        """What makes the model's values (`fmjax.inference.generators`): the generator that its objective names."""
+        return GENERATORS.get(getattr(self.objective, "generator", "autoregressive"))(self)
+
+    def generate(self, prompts: Sequence[Any] | None = None, **options) -> list:
+        """Values that the model makes: continuations of texts, or what its generator makes of prompts (images of labels).
+
+        Of texts: continuations, without the texts themselves; "" starts from BOS, or EOS
         where the tokenizer has none.
 
         Each ends at one of `eos_ids`, before a stop string, after `max_new_tokens`, or where the context is full.
@@ -190,12 +205,21 @@ class Model:
           options: of `fmjax.inference.continuations.Options`: max_new_tokens=64, temperature=1.0 (0 is greedy), top_k,
             top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, copies, batch_size, progress.
 
-        Returns: for each prompt in order, its `num_samples` continuations, one after the other.
+        Of another generator: prompts are what it takes, none where it needs none, options are of its `Options`.
+
+        Returns: for each prompt in order, its `num_samples` values, one after the other.
         Raises: InputError for a prompt that cannot be continued, or a bad value; without a tokenizer, as `complete`
           alone then has something to give.
         """
-        self._need_text()
-        return [one.text for one in self.complete(prompts, **options)]
+        generator = self.generator
+        check_options("generate", options, [field.name for field in dataclasses.fields(generator.Options)])
+        if isinstance(generator, Autoregressive):
+            self._need_text()
+            prompts = generator.default_prompts() if prompts is None else prompts
+            return [one.text for one in self.complete(prompts, **options)]
+        prompts = generator.default_prompts() if prompts is None else prompts
+        check_list("prompts", prompts)
+        return [value for _, value in generator.run(prompts, generator.Options(**options))]
 
     @named_options(continuations.Options)
     def complete(self, prompts: Sequence[str | Sequence[int]], **options) -> list[continuations.Continuation]:

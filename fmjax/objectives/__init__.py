@@ -7,6 +7,7 @@ OBJECTIVES = Registry(
     {
         "causal_lm": "fmjax.objectives.causal_lm:CausalLM",
         "classification": "fmjax.objectives.classification:Classification",
+        "flow_matching": "fmjax.objectives.flow_matching:FlowMatching",
         "masked_lm": "fmjax.objectives.masked_lm:MaskedLM",
         "seq2seq": "fmjax.objectives.seq2seq:Seq2Seq",
     },

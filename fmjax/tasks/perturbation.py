@@ -19,7 +19,6 @@ import numpy as np
 from fmjax.errors import InputError
 from fmjax.tasks.protocol import Generate, Request, Score, Task
 
-
 # Noncharacters, so that no text holds them; no perturbation changes them.
 _GAP = "\uffff"  # stands for what differs among the contexts of one document
 _LABEL = "\ufffe"  # stands for a label of the task's template

@@ -1,0 +1,88 @@
+"""`fmjax.generate` for models that make other values than texts: flags from the generator's options, values to a file.
+
+--output=FILE.png [--prompt=PROMPT ...] [--OPTION=VALUE ...]
+"""
+
+import argparse
+import pathlib
+import sys
+
+from fmjax.commands import cli, launch
+from fmjax.commands.config_meanings import meanings
+from fmjax.config import load_workdir_config
+from fmjax.config_fields import field_types
+from fmjax.config_values import FlagText, coerce
+from fmjax.errors import InputError
+from fmjax.inference.generators import GENERATORS
+from fmjax.objectives import OBJECTIVES
+
+
+def generator_named_by(argv: list[str]) -> type | None:
+    """The generator of the model that `--model` names, from its config alone; None for one that continues texts."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model")
+    path = parser.parse_known_args(argv)[0].model
+    if path is None:
+        return None
+    folder = pathlib.Path(path).expanduser()
+    if folder.parent.name == "checkpoints":
+        folder = folder.parents[1]
+    if not (folder / "checkpoints").is_dir() or not (folder / "config.json").is_file():
+        return None
+    name = (load_workdir_config(folder).get("objective") or {}).get("name")
+    kind = getattr(OBJECTIVES.get(name), "generator", "autoregressive") if name else "autoregressive"
+    return None if kind == "autoregressive" else GENERATORS.get(kind)
+
+
+def main(argv: list[str], generator: type) -> None:
+    """Writes what a model makes to `--output`."""
+    parser = cli.ArgumentParser(
+        "python -m fmjax.generate", "Make values and write them to a file.", argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.HelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--model", required=True, help="workdir of a run, one of its checkpoints, or a saved model")
+    add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
+    add("--mesh", type=cli.mesh, default=None, help="split the model over devices, such as fsdp:2,tensor:2")
+    add("--prompt", action="append", default=None, help="what to make, such as a label; repeatable (default: some of all)")
+    add("--output", required=True, help="file to write; several values go into it together")
+    told = meanings(generator.Options)
+    for name, (_, default) in field_types(generator.Options).items():
+        add(f"--{name}", type=FlagText, help=f"{told.get(name, '')} (default: {default})")
+    launch.add_flags(parser)
+    flags = parser.parse_args(argv)
+    cli.log_to_stderr()
+    fields = field_types(generator.Options)
+    options = {name: coerce(getattr(flags, name), fields[name][0], f"--{name}") for name in fields if name in flags}
+    generator.Options(**options)  # refuses what is out of range before anything slow
+    output = pathlib.Path(flags.output).expanduser()
+    _check_output(output)
+    from fmjax.caches import use_compilation_cache
+
+    use_compilation_cache()
+    with launch.together(flags):
+        _write(flags, options, output)
+
+
+def _check_output(output: pathlib.Path) -> None:
+    if not output.parent.is_dir():
+        raise InputError(f"--output={str(output)!r}: the folder {str(output.parent)!r} does not exist")
+
+
+def _write(flags, options: dict, output: pathlib.Path) -> None:
+    import jax
+
+    from fmjax.load import load
+
+    model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=sys.stderr.isatty())
+    if model.codec is None:
+        raise InputError(f"{model} has no codec to write its values with; was it saved without codecs.json?")
+    if output.suffix != model.codec.suffix:
+        raise InputError(f"--output={str(output)!r}: this model's values are written as {model.codec.suffix} files")
+    values = model.generate(flags.prompt, **options)
+    if jax.process_index() == 0:
+        if len(values) == 1:
+            model.codec.write(values[0], output)
+        else:
+            model.codec.write_all(values, output)
+        print(f"{output}: {len(values)} {'value' if len(values) == 1 else 'values'}")
