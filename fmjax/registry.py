@@ -84,15 +84,22 @@ class Registry:
         )
 
 
+def missing_method(plugin: type, method: str, wanted) -> str | None:
+    """That a class has no method of its own like `wanted`, and what it is for; None where it has one."""
+    found = next((vars(cls)[method] for cls in plugin.__mro__ if method in vars(cls)), None)
+    if callable(found) and found is not wanted:
+        return None
+    return f"{plugin.__name__} has no method {_told(method, wanted)}"
+
+
 def _problem(plugin: type, method: str, wanted, contract: type) -> str | None:
     """What is wrong with a class's method beside that of a protocol; None for nothing.
 
     What the protocol takes by keyword alone must be taken by that name; all else by its place.
     """
-    found = next((vars(cls)[method] for cls in plugin.__mro__ if method in vars(cls)), None)
-    told = f"{_call(method, wanted)}: {inspect.getdoc(wanted).partition(chr(10))[0].rstrip('.')}"
-    if not callable(found):
-        return f"{plugin.__name__} has no method {told}"
+    if missing := missing_method(plugin, method, wanted):
+        return missing
+    found = inspect.getattr_static(plugin, method)
     if not inspect.isfunction(found):
         return None
     places, names = [], {}
@@ -107,8 +114,13 @@ def _problem(plugin: type, method: str, wanted, contract: type) -> str | None:
     try:
         inspect.signature(found).bind(*places, **names)
     except TypeError as error:
-        return f"{plugin.__name__}.{_call(method, found)} cannot be called as {told} ({error})"
+        return f"{plugin.__name__}.{_call(method, found)} cannot be called as {_told(method, wanted)} ({error})"
     return None
+
+
+def _told(method: str, wanted) -> str:
+    """A method of a contract as it is called, and what it gives."""
+    return f"{_call(method, wanted)}: {inspect.getdoc(wanted).splitlines()[0].rstrip('.')}"
 
 
 def _call(name: str, function) -> str:

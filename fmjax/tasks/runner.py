@@ -18,6 +18,7 @@ from fmjax.errors import DataError, InputError
 from fmjax.inference import counted
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.inference.scored_text import continuation_segments
+from fmjax.registry import missing_method
 from fmjax.small_files import write_whole
 from fmjax.tasks import statistics
 from fmjax.tasks.answers import Work, answer, capabilities, chat_details, needed, resolve
@@ -159,6 +160,9 @@ def find_tasks(
         task = get_task(given, task_path) if isinstance(given, str) else given
         if not isinstance(task, Task):
             raise InputError(f"a task is given as {given!r}; expected its name, or an instance of a subclass of Task")
+        for method in ("documents", "requests", "statistics"):
+            if problem := missing_method(type(task), method, getattr(Task, method)):
+                raise InputError(f"task {task.name}: {problem}; fmjax/tasks/README.md has a complete task")
         if task.name in {one.name for one in found.values()}:
             raise InputError(f"task {task.name!r} is given twice")
         found[given if isinstance(given, str) else task.name] = task
