@@ -287,7 +287,8 @@ def _load(flags):
     from fmjax.load import load
 
     mesh = flags.mesh if "mesh" in flags else None
-    return load(flags.model, dtype=flags.dtype, mesh=mesh, progress=sys.stderr.isatty()).unrolled(donate=True)
+    model = load(flags.model, dtype=flags.dtype, mesh=mesh, progress=sys.stderr.isatty(), unrolled=True)
+    return model.unrolled(donate=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def load(
     step: int | None = None,
     mesh: Mapping[str, Any] | Placement | None = None,
     progress: bool = False,
+    unrolled: bool = False,
 ) -> Model:
     """Loads a model.
 
@@ -42,6 +43,8 @@ def load(
       mesh: how the model is split over all devices: fields of `fmjax.parallel.mesh.MeshConfig`, such as
         {"fsdp": 2, "tensor": 2}, or a `Placement`; None is the first device alone.
       progress: show a progress bar while published weights are read.
+      unrolled: published weights are read into the form that generation decodes with (`Model.unrolled`), so that they
+        are neither stacked nor copied; for a model that is only to generate.
 
     Raises: InputError for a path that holds no model, saying what was found; CheckpointError for damaged weights.
     """
@@ -52,7 +55,7 @@ def load(
         folder, step = hub.checkpoint_step(folder)
     for recognises, reader in READERS:
         if recognises(folder):
-            return reader(folder, dtype, step, placement, progress)
+            return reader(folder, dtype, step, placement, progress, unrolled)
     found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else ["a file"]
     raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {loading.EXPECTED}")
 
@@ -77,12 +80,14 @@ def _is_workdir(folder: pathlib.Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
-def _load_published(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool) -> Model:
+def _load_published(
+    folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool, unrolled: bool
+) -> Model:
     if step is not None:
         raise InputError(
             f"{str(folder)!r} is a published model, which has no checkpoint of step {step}; leave step out"
         )
-    return loading.load_published(folder, dtype, placement, progress)
+    return loading.load_published(folder, dtype, placement, progress, unrolled)
 
 
 def _run_module(folder: pathlib.Path):
@@ -100,7 +105,7 @@ def _run_module(folder: pathlib.Path):
     return module, config, tokenizer
 
 
-def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool) -> Model:
+def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool, _) -> Model:
     module, config, tokenizer = _run_module(folder)
     weights, shardings = build_weights(config), None
     if placement is not None or weights is not None:
@@ -129,15 +134,15 @@ def _data_identity(folder: pathlib.Path, step: int) -> dict:
 
 
 READERS = [(_is_workdir, _load_workdir), (loading.is_published, _load_published)]
-"""Which folders can be read: (recognises(folder), reader(folder, dtype, step, placement, progress) -> Model); the first
-that fits reads."""
+"""Which folders can be read: (recognises(folder), reader(folder, dtype, step, placement, progress, unrolled) -> Model);
+the first that fits reads."""
 
 
 class _CallableModule(types.ModuleType):
     """`import fmjax.load` makes this module an attribute of the package, where the function is promised."""
 
-    def __call__(self, path, dtype="float32", step=None, mesh=None, progress=False) -> Model:
-        return load(path, dtype, step, mesh, progress)
+    def __call__(self, path, dtype="float32", step=None, mesh=None, progress=False, unrolled=False) -> Model:
+        return load(path, dtype, step, mesh, progress, unrolled)
 
 
 _CallableModule.__call__.__doc__ = load.__doc__

@@ -32,6 +32,7 @@ from fmjax.inference.checks import (
 from fmjax.inference.engine import Engine
 from fmjax.inference.generators import GENERATORS
 from fmjax.layers.checks import check_choice
+from fmjax.layers.weights import merged
 from fmjax.parallel.placement import Placement, each_inside
 
 log = logging.getLogger("fmjax")
@@ -436,7 +437,7 @@ class Model:
         from fmjax.interop.exporter import whole_folder
 
         with whole_folder(directory) as folder:
-            save_params(folder, self.params, self.step or 0)
+            save_params(folder, merged(self.params), self.step or 0)
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
             save_codecs(self.codecs, folder)

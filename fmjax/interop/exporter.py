@@ -14,6 +14,7 @@ from fmjax.errors import InputError
 from fmjax.interop.family import TOKEN_IDS, publish
 from fmjax.interop.safetensors_files import Outgoing, write_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors
+from fmjax.layers.weights import merged
 from fmjax.small_files import replacing
 
 MAX_SHARD_SIZE = 5_000_000_000
@@ -32,7 +33,7 @@ def save_published(
     """
     kept = model.config.get("published", {})
     family, values = publish(model.module, kept.get("architecture"))
-    leaves = flatten(model.params)
+    leaves = flatten(merged(model.params))
     for path, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             raise InputError(f"parameter {path!r} is spread over several processes; save it as 'fmjax', load it in one")

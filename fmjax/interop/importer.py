@@ -3,7 +3,7 @@
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from fmjax.errors import CheckpointError
 from fmjax.interop.family import Family, family_of, read_section
 from fmjax.interop.safetensors_files import DTYPES, Tensor, read_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors, unflatten
+from fmjax.layers.weights import Turned
 from fmjax.small_files import read_json
 
 
@@ -47,7 +48,7 @@ class PublishedFolder:
                 sizes[names[tensor.dtype]] += math.prod(tensor.shape)
         return max(sizes, key=sizes.__getitem__)
 
-    def params(self, shapes, shardings, dtype: str = "float32", progress: bool = False):
+    def params(self, shapes, shardings, dtype: str = "float32", progress: bool = False, turned: Set[str] = frozenset()):
         """The parameters of a module.
 
         Args:
@@ -55,6 +56,7 @@ class PublishedFolder:
           shardings: the same tree of shardings. Each process reads what its own devices keep.
           dtype: of the result.
           progress: show a progress bar.
+          turned: paths of kernels that come as `Turned`; each lies whole on one device.
 
         Raises CheckpointError naming a tensor that is missing, unexpected, of another shape, or that should equal
         another and does not.
@@ -70,7 +72,10 @@ class PublishedFolder:
         leaves = {}
         with tqdm(total=total, unit="", unit_scale=True, desc="loading", disable=not progress) as bar:
             for path, shape in flat.items():
-                leaves[path] = self._leaf(by_path[path], shape, places[path], jnp.dtype(dtype))
+                if path in turned:
+                    leaves[path] = self._turned(by_path[path], shape, places[path], jnp.dtype(dtype))
+                else:
+                    leaves[path] = self._leaf(by_path[path], shape, places[path], jnp.dtype(dtype))
                 bar.update(math.prod(shape))
         return unflatten(leaves)
 
@@ -90,6 +95,13 @@ class PublishedFolder:
         # On a CPU, device_put takes an aligned buffer as it is: what was just filled is the shard.
         arrays = [jax.device_put(buffers[bound], device) for device, bound in bounds.items()]
         return jax.block_until_ready(jax.make_array_from_single_device_arrays(shape, sharding, arrays))
+
+    def _turned(self, parts: list[Slot], shape, sharding, dtype) -> Turned:
+        """A kernel [in, out] as [out, in]."""
+        (slot,) = parts
+        buffer = _aligned_empty(shape[::-1], dtype)
+        _copy(slot.view(self.tensors[self._name(slot)].map()).T, buffer)
+        return Turned(jax.device_put(buffer, sharding))
 
     def _name(self, slot: Slot) -> str:
         """The name under which a slot's tensor is in the files."""

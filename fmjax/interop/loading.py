@@ -18,6 +18,7 @@ from fmjax.config import build, load_workdir_config
 from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
 from fmjax.data.tokenizers.published_settings import is_id
 from fmjax.errors import ConfigError, InputError, TokenizerError
+from fmjax.inference import cached
 from fmjax.inference.model import Model
 from fmjax.interop.family import TOKEN_IDS, different_fields
 from fmjax.interop.importer import PublishedFolder
@@ -141,12 +142,16 @@ def _check_shapes(found, shapes, path) -> None:
             )
 
 
-def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None = None, progress: bool = False):
+def load_published(
+    folder: pathlib.Path, dtype: str, placement: Placement | None = None, progress: bool = False, unrolled: bool = False
+) -> Model:
     """The `fmjax.load.Model` of a published folder.
 
     Args:
       dtype: of the parameters and of what is computed with them.
       placement: the mesh over which parameters are split; None is the first device alone.
+      unrolled: in the form to decode with, as `Model.unrolled` gives it, read into its places at once. A module that
+        has no such form, and one that is split over a mesh, come as they are.
 
     Raises InputError subclasses for what is not supported, missing or damaged.
     """
@@ -154,7 +159,15 @@ def load_published(folder: pathlib.Path, dtype: str, placement: Placement | None
     module = build(published.section, MODELS)
     tokenizer = find_tokenizer(folder)
     check_tokenizer(tokenizer, module, folder)
-    params = published.params(*placed(module, placement), dtype, progress)
+    shapes, shardings = placed(module, placement)
+    turned = frozenset()
+    if unrolled and placement is None and hasattr(module, "unrolled"):
+        plain, device = module, jax.tree.leaves(shardings)[0]
+        module = plain.clone(scan_layers=False)
+        shapes = jax.eval_shape(lambda params: plain.unrolled(params)[1], shapes)
+        shardings = jax.tree.map(lambda _: device, shapes)
+        turned = {path for path, leaf in flatten(shapes).items() if cached.is_turned(path, leaf.shape, dtype)}
+    params = published.params(shapes, shardings, dtype, progress, turned)
     module, params = cast(module, params, dtype)
     config = {"model": published.section, "published": _kept(published)}
     add_bos = tokenizer is not None and tokenizer.add_bos

@@ -36,6 +36,7 @@ def init_cache(batch_size: int, max_length: int, num_kv_heads: int, head_dim: in
     return {"lengths": jnp.zeros(batch_size, jnp.int32), "layers": tuple(layer(window) for window in windows)}
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CacheStep:
     """What all layers of one forward pass over N x T new tokens do with the cache.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fmjax.layers.checks import check_choice
+from fmjax.layers.weights import Turned
 
 INITS = ("normal", "glorot_normal", "glorot_uniform")
 
@@ -51,7 +52,8 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
 
     Args:
       x: [..., in].
-      weight: [in, out], or [out, in] with `transpose` (a tied output head uses its embedding table that way).
+      weight: [in, out], or [out, in] with `transpose` (a tied output head uses its embedding table that way), or
+        `Turned`, whatever `transpose` says.
       bias: [out] or None.
       dtype: both factors are cast to it before the product; None keeps x's.
       transpose: contract over the weight's last axis instead of its first.
@@ -60,8 +62,35 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
     Returns: [..., out].
     """
     dtype = jnp.dtype(dtype or x.dtype)
-    y = _product(x.astype(dtype), weight, transpose, jnp.dtype(out_dtype or dtype))
+    out_dtype = jnp.dtype(out_dtype or dtype)
+    if isinstance(weight, Turned):
+        y = _turned_product(x.astype(dtype), weight.weight, out_dtype)
+    else:
+        y = _product(x.astype(dtype), weight, transpose, out_dtype)
     return y if bias is None else y + bias.astype(y.dtype)
+
+
+# Rows that each take a product of their own with a `Turned` weight: XLA's CPU backend has a program for the product with
+# one vector, and one for matrices that is slow for so few columns.
+SINGLE_ROWS = 3
+
+
+def _turned_product(x, weight, out_dtype):
+    rows = x.reshape(-1, x.shape[-1])
+    weight = weight.astype(x.dtype)
+
+    def single(row):
+        return lax.dot_general(weight, row, (((1,), (0,)), ((), ())), preferred_element_type=out_dtype)
+
+    if len(rows) == 1:
+        y = single(rows[0])
+    elif len(rows) <= SINGLE_ROWS:
+        y = lax.map(single, rows)
+    else:
+        y = lax.dot_general(weight, rows, (((1,), (1,)), ((), ())), preferred_element_type=out_dtype)
+        # Without the barrier XLA turns the product around, and takes several times as long.
+        y = lax.optimization_barrier(y).T
+    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 # The gradients are written out because the order of factors decides what XLA's CPU backend does. In the weight's
@@ -119,8 +148,10 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(self.kernel_init.make(), self.names)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        kernel = self.get_variable("params", "kernel")
+        if not isinstance(kernel, Turned):
+            init = nn.with_logical_partitioning(self.kernel_init.make(), self.names)
+            kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         bias = None
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:])

@@ -183,17 +183,16 @@ def unstack_layers(tree):
     found = {}
     for name, part in tree.items():
         if name == "blocks":
-            leaves, structure = jax.tree.flatten(part)
-            layers = zip(*(_rows(leaf) for leaf in leaves))
-            found |= {f"blocks_{i}": structure.unflatten(layer) for i, layer in enumerate(layers)}
+            for i in range(len(jax.tree.leaves(part)[0])):
+                found[f"blocks_{i}"] = jax.tree.map(lambda leaf: _row(leaf, i), part)
         else:
             found[name] = unstack_layers(part)
     return found
 
 
 @jax.jit
-def _rows(x):
-    return [x[i] for i in range(x.shape[0])]
+def _row(x, index):
+    return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
 
 
 def _cut(tree, sizes):
@@ -476,13 +475,26 @@ class Transformer(nn.Module):
 
     def _unrolled(self, x, memory, segment_ids, ropes, train, cache):
         c = self.config
+        plain = not self.is_mutable_collection("reads") and not self.has_variable("edits", "blocks_0")
         entries = []
         for layer in range(c.num_layers):
-            block = self._block(barriers=True)(c, name=f"blocks_{layer}")
-            kind = layer % len(c.pattern)
+            name, kind = f"blocks_{layer}", layer % len(c.pattern)
             if cache is None:
-                x, _ = block(x, kind, memory, segment_ids, ropes, train)
+                x, _ = self._block(barriers=True)(c, name=name)(x, kind, memory, segment_ids, ropes, train)
+                continue
+            held = cache[0], cache[1][layer]
+            if plain:
+                arrays = (x, memory, segment_ids, ropes, held)
+                rules = tuple(nn.get_logical_axis_rules())
+                x, entry = _decoding_block(c, kind, rules, self.variables["params"][name], *arrays)
             else:
-                x, entry = block(x, kind, memory, segment_ids, ropes, train, (cache[0], cache[1][layer]))
-                entries.append(entry)
+                x, entry = self._block(barriers=True)(c, name=name)(x, kind, memory, segment_ids, ropes, train, held)
+            entries.append(entry)
         return x, tuple(entries) if cache is not None else None
+
+
+# Traced once a kind of layer, however many there are. The rules are those of the context, which JAX does not know of.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _decoding_block(config, kind, rules, params, x, memory, segment_ids, ropes, cache):
+    with nn.logical_axis_rules(rules):
+        return Block(config).apply({"params": params}, x, kind, memory, segment_ids, ropes, False, cache)

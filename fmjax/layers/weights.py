@@ -22,6 +22,16 @@ class LoRAWeight:
     scale: float = struct.field(pytree_node=False, default=1.0)
 
 
+@struct.dataclass
+class Turned:
+    """A kernel that lies in memory as [out, in], for products of few rows on CPUs.
+
+    Such a product takes as long as reading the kernel, and a row of it here is what one output is made of.
+    """
+
+    weight: jax.Array
+
+
 def is_weight(x) -> bool:
     """Whether x is a weight that is more than an array."""
     return isinstance(x, LoRAWeight)
@@ -33,11 +43,13 @@ def bare(tree):
 
 
 def merged(tree):
-    """A tree of parameters with every weight computed: arrays alone."""
-    return jax.tree.map(_value, tree, is_leaf=is_weight)
+    """A tree of parameters with every weight computed, every kernel as [in, out]: arrays alone."""
+    return jax.tree.map(_value, tree, is_leaf=lambda x: is_weight(x) or isinstance(x, Turned))
 
 
 def _value(x):
+    if isinstance(x, Turned):
+        return x.weight.T
     if not is_weight(x):
         return x
     base = _value(x.base)

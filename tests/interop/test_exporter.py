@@ -14,6 +14,7 @@ from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError
 from fmjax.interop import exporter
 from fmjax.interop.exporter import whole_folder
+from fmjax.layers.weights import Turned
 from fmjax.load import Model
 
 
@@ -52,6 +53,24 @@ def test_parameters_of_an_unrolled_stack_are_written_too(model, tmp_path):
     module, params = model.module.unrolled(model.params)
     Model(module, params).save(tmp_path / "saved", format="hf")
     jax.tree.map(np.testing.assert_array_equal, fmjax.load(tmp_path / "saved").params, model.params)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_weights_are_read_into_the_form_to_decode_with_and_written_from_it(family, tmp_path):
+    folder = folders.published(tmp_path / "published", family)
+    model, made = fmjax.load(folder), fmjax.load(folder, unrolled=True)
+    assert isinstance(made.params["stack"]["blocks_0"]["mlp"]["up"]["kernel"], Turned)
+    unrolled = model.unrolled()
+    jax.tree.map(np.testing.assert_array_equal, made.params, unrolled.params)
+    assert made.module == unrolled.module
+    own = {id(x) for x in jax.tree.leaves(made.params)}
+    assert {id(x) for x in jax.tree.leaves(made.engine.weights)} == own
+    prompt = [[3, 1, 4, 1, 5]]
+    ours, theirs = (m.complete(prompt, max_new_tokens=6, temperature=0)[0].tokens for m in (made, model))
+    assert ours == theirs
+    for format in ("hf", "fmjax"):
+        made.save(tmp_path / format, format=format)
+    jax.tree.map(np.testing.assert_array_equal, fmjax.load(tmp_path / "hf").params, model.params)
 
 
 def test_token_ids_are_those_of_the_tokenizer_or_what_the_model_came_with(model, tmp_path):

@@ -10,6 +10,7 @@ from fmjax.layers.dense import dense
 from fmjax.layers.norm import layer_norm, rms_norm
 from fmjax.layers.patchify import patchify, unpatchify
 from fmjax.layers.position import Rope, apply_rope, positions_from_segments
+from fmjax.layers.weights import Turned, merged
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -31,6 +32,16 @@ def test_dense_and_its_gradients(sizes, transpose):
     d_matrix = np.einsum("abi,abj->ij", x, g)
     np.testing.assert_allclose(d_w, d_matrix.T if transpose else d_matrix, atol=1e-5)
     np.testing.assert_allclose(d_b, g.sum((0, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 4), (0, 2)])
+def test_dense_with_a_kernel_that_lies_the_other_way(shape):
+    rng = np.random.default_rng(0)
+    x, w, b = rng.normal(size=(*shape, 6)), rng.normal(size=(6, 4)), rng.normal(size=4)
+    args = [jnp.asarray(a, jnp.float32) for a in (x, w.T, b)]
+    out = jax.jit(lambda x, w, b: dense(x, Turned(w), b))(*args)
+    np.testing.assert_allclose(out, x @ w + b, atol=1e-5)
+    np.testing.assert_array_equal(merged({"kernel": Turned(args[1])})["kernel"], args[1].T)
 
 
 def test_dense_in_bfloat16_keeps_float32_gradients_for_float32_weights():

@@ -114,6 +114,17 @@ def test_cached_decoding_equals_the_full_forward_pass(model):
     assert slots == [total if window is None else window for window in module.transformer.windows]
 
 
+def test_decoding_traces_a_block_once_a_kind_of_layer(stack):
+    module, params = stack
+    decoder, unstacked = module.unrolled(params)
+    cache = decoder.init_cache(1, 8)
+    apply = functools.partial(decoder.apply, {"params": unstacked}, cache=cache)
+    program = jax.make_jaxpr(apply)(random_tokens(1, 1))
+    blocks = [step.params["jaxpr"] for step in program.eqns if step.params.get("name") == "_decoding_block"]
+    assert len(blocks) == module.num_layers
+    assert len(set(map(id, blocks))) == len(module.transformer.pattern)
+
+
 def test_cache_takes_further_chunks_of_a_prompt(stack):
     """Rows of 7 and 4 tokens, then of 5 and 7: each chunk attends what its row holds, and padding nothing."""
     module, params = stack
