@@ -62,7 +62,8 @@ class Registry:
         where = f"fmjax/README.md has the contract of a plugin of this kind ({self.kind}), with an example."
         if not getattr(contract, "_is_protocol", False):
             if not issubclass(plugin, contract):
-                raise ConfigError(f"{plugin.__name__} is no {self.contract.replace(':', '.')}, which it must derive from; {where}")
+                base = self.contract.replace(":", ".")
+                raise ConfigError(f"{plugin.__name__} is no {base}, which it must derive from; {where}")
             return
         for method, wanted in vars(contract).items():
             if inspect.isfunction(wanted) and method not in ("__init__", "__subclasshook__"):

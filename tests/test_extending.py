@@ -60,7 +60,7 @@ def resolved(folder, **sections):
     [
         ("objectives.py", "def inputs", "def imputs", "objective.name = 'my_lab.objectives:Huber': Huber has no method "
          "inputs(batch): What the module is called with, by keyword"),
-        ("objectives.py", "def __call__", "def loss", r"Huber has no method __call__(apply_fn, params, batch, key, train)"),
+        ("objectives.py", "def __call__", "def loss", "Huber has no method __call__(apply_fn, params, batch, key, train)"),
         ("objectives.py", "params, batch, key, train)", "params, batch)",
          "Huber.__call__(apply_fn, params, batch) cannot be called as __call__(apply_fn, params, batch, key, train): The "
          "metrics as {name: (sum, weight)}, \"loss\" among them (too many positional arguments)"),

@@ -136,8 +136,8 @@ def need_features(objective, module) -> None:
     """Raises ConfigError for a module without the method that the objectives of texts call."""
     if not hasattr(module, "features"):
         raise ConfigError(
-            f"objective {type(objective).__name__} calls model.features(tokens, ...), which gives (hidden, head) and which "
-            f"{type(module).__name__} does not have; derive it from fmjax.models.decoder.Decoder, or take an objective "
+            f"objective {type(objective).__name__} calls model.features(tokens, ...), which gives (hidden, head) and "
+            f"which {type(module).__name__} does not have; derive it from fmjax.models.decoder.Decoder, or take an objective "
             "that calls the model itself"
         )
 
