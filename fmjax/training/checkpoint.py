@@ -7,8 +7,10 @@ every file, so that a truncated or missing file is noticed even where the format
 
 import contextlib
 import errno
+import json
 import logging
 import pathlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,6 +19,8 @@ import orbax.checkpoint as ocp
 from fmjax.checkpoint_files import last_good, verify, write_manifest
 from fmjax.errors import CheckpointError, RunError, first_line
 from fmjax.parallel import watch
+from fmjax.parallel.hosts import from_first_process
+from fmjax.parallel.sharding import path_name
 from fmjax.training.disk import disk_full
 from fmjax.training.state import TrainState
 
@@ -54,15 +58,8 @@ class Checkpointer:
         """
         self.finish()
         step = int(state.step)
-        items = {
-            "params": ocp.args.StandardSave(state.params),
-            "train": ocp.args.StandardSave(_train_item(state)),
-            "meta": ocp.args.JsonSave(meta),
-        }
-        if state.ema is not None:
-            items["ema"] = ocp.args.StandardSave(state.ema)
-        if state.carry is not None:
-            items["carry"] = ocp.args.StandardSave(state.carry)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        items["meta"] = ocp.args.JsonSave(meta)
         self._started = step
         watch.at(f"the checkpoint of step {step}")
         with self._explained():
@@ -107,55 +104,99 @@ class Checkpointer:
     def restore_latest(self, shapes: TrainState) -> tuple[TrainState, dict] | None:
         """The newest complete checkpoint as (state, meta), or None when the run has none.
 
-        A damaged checkpoint is reported, moved to `WORKDIR/damaged_checkpoints/`, and the one before it is used.
+        A damaged checkpoint is reported, moved to `WORKDIR/damaged_checkpoints/`, and the one before it is used. Of
+        several processes the first decides so for all.
 
         Args:
           shapes: a TrainState of `jax.ShapeDtypeStruct` with the shardings to restore to, whatever they were before.
 
-        Raises CheckpointError when there are checkpoints and none is usable; exhausted memory and failures to reach the
-        files say nothing about a checkpoint and are raised as they are.
+        Raises CheckpointError when there are checkpoints and none is usable, or when the newest holds other arrays than
+        `shapes`; exhausted memory and failures to reach the files say nothing about a checkpoint and are raised as they are.
         """
-        steps = sorted(self.manager.all_steps(), reverse=True)
-        damaged = []
-        for step in steps:
+        damaged: dict[int, str] = {}
+        while True:
+            step, damaged = self._told(lambda: self._newest(shapes, damaged))
+            if step is None:
+                break
             try:
-                verify(self.folder / str(step))
                 restored = self._restore(step, shapes)
             except Exception as error:
                 if not _is_damage(error):
                     raise
-                damaged.append((step, error))
-                log.error("CHECKPOINT OF STEP %d IS DAMAGED and is not used: %s", step, first_line(error, 500))
+                if jax.process_count() > 1:  # the others may have read it, and wait for this one
+                    raise CheckpointError(
+                        f"the checkpoint of step {step} in {str(self.folder)!r} cannot be read ({first_line(error)}); "
+                        "move it elsewhere to resume from the one before"
+                    ) from error
+                damaged[step] = _reported(step, error)
                 continue
-            self._set_aside([s for s, _ in damaged])
+            if damaged:
+                self._set_aside(damaged)
             return restored
         if damaged:
-            listed = "; ".join(f"step {s}: {first_line(e, 200)}" for s, e in damaged)
+            listed = "; ".join(f"step {step}: {what[:200]}" for step, what in damaged.items())
             raise CheckpointError(
                 f"no checkpoint in {str(self.folder)!r} can be read ({listed}). Nothing was changed; "
                 "restore a copy, or start in a new --workdir"
             )
         return None
 
+    def _told(self, find: Callable[[], tuple[int | None, dict[int, str]]]) -> tuple[int | None, dict[int, str]]:
+        """What process 0 finds, in every process."""
+        found = json.dumps(find()).encode() if jax.process_index() == 0 else b""
+        step, damaged = json.loads(from_first_process(found))
+        return step, {int(one): what for one, what in damaged.items()}
+
+    def _newest(self, shapes: TrainState, damaged: dict[int, str]) -> tuple[int | None, dict[int, str]]:
+        """(the newest step whose files are whole, or None; what is wrong with those known to be damaged and the newer ones).
+
+        Raises CheckpointError where its arrays are not those of `shapes`.
+        """
+        damaged = dict(damaged)
+        for step in sorted(set(self.manager.all_steps()) - damaged.keys(), reverse=True):
+            folder = self.folder / str(step)
+            items = _items(shapes)
+            try:
+                verify(folder)
+                saved = {name: dict(ocp.StandardCheckpointHandler().metadata(folder / name)) for name in items}
+            except Exception as error:
+                if not _is_damage(error):
+                    raise
+                damaged[step] = _reported(step, error)
+                continue
+            self._check_shapes(step, saved, items)
+            return step, damaged
+        return None, damaged
+
+    def _check_shapes(self, step: int, saved: dict[str, Any], items: dict[str, Any]) -> None:
+        """Raises CheckpointError naming an array that the checkpoint has otherwise than the run, as when code has changed."""
+        before, now = _shapes(saved), _shapes(items)
+        differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        if not differing:
+            return
+        item, _, name = differing[0].partition("/")
+        there, here = (f"of shape {found[differing[0]]}" if differing[0] in found else "missing" for found in (before, now))
+        ways = "go on with the code that saved it, or start in a new --workdir"
+        if all(one.startswith("train/") for one in differing):
+            ways += f", from its parameters with --config.train.init_from={self.folder.parent}"
+        raise CheckpointError(
+            f"the checkpoint of step {step} in {str(self.folder)!r} does not fit this run: of {item!r}, {name!r} is "
+            f"{there} there, and {here} here ({len(differing)} of its arrays differ). Nothing was changed; {ways}"
+        )
+
     def _restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict]:
-        items = {
-            "params": ocp.args.StandardRestore(shapes.params),
-            "train": ocp.args.StandardRestore(_train_item(shapes)),
-            "meta": ocp.args.JsonRestore(),
-        }
-        if shapes.ema is not None:
-            items["ema"] = ocp.args.StandardRestore(shapes.ema)
-        if shapes.carry is not None:
-            items["carry"] = ocp.args.StandardRestore(shapes.carry)
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(shapes).items()}
+        items["meta"] = ocp.args.JsonRestore()
         watch.at(f"the restoring of step {step}", limited=False)
         found = self.manager.restore(step, args=ocp.args.Composite(**items))
+        found = dict(found.items())
         train = found["train"]
-        ema = found["ema"] if shapes.ema is not None else None
-        carry = found["carry"] if shapes.carry is not None else None
-        state = TrainState(train["step"], train["skipped"], found["params"], train["opt_state"], ema, carry)
+        state = TrainState(
+            train["step"], train["skipped"], found["params"], train["opt_state"], found.get("ema"), found.get("carry")
+        )
         return state, found["meta"]
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def _set_aside(self, steps: Iterable[int]) -> None:
         if jax.process_index() == 0:
             for step in steps:
                 target = self.folder.parent / "damaged_checkpoints" / str(step)
@@ -166,7 +207,13 @@ class Checkpointer:
                     target = target.with_name(f"{step}.{number}")
                 (self.folder / str(step)).rename(target)
                 log.error("moved the damaged checkpoint of step %d to %s", step, target)
+        watch.barrier("the moving of damaged checkpoints")
         self.manager.reload()
+
+
+def _reported(step: int, error: Exception) -> str:
+    log.error("CHECKPOINT OF STEP %d IS DAMAGED and is not used: %s", step, first_line(error, 500))
+    return first_line(error, 500)
 
 
 def _is_damage(error: Exception) -> bool:
@@ -181,5 +228,13 @@ def _is_damage(error: Exception) -> bool:
     return not any(word in str(error) for word in elsewhere)
 
 
-def _train_item(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
+def _items(state: TrainState) -> dict[str, Any]:
+    """The trees of a checkpoint by the name of their item."""
+    train = {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
+    items = {"params": state.params, "train": train, "ema": state.ema, "carry": state.carry}
+    return {name: tree for name, tree in items.items() if tree is not None}
+
+
+def _shapes(items: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of every array, by its path."""
+    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(items)[0]}

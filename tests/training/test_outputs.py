@@ -46,8 +46,8 @@ def data(tokenizer=None, heldout=None):
     return types.SimpleNamespace(tokenizer=tokenizer, evaluation={}, documents=documents)
 
 
-DECODER = types.SimpleNamespace(init_cache=None, max_length=8, CAUSAL=True)
-ENDLESS = types.SimpleNamespace(init_cache=None)
+DECODER = types.SimpleNamespace(init_cache=None, features=None, max_length=8, CAUSAL=True)
+ENDLESS = types.SimpleNamespace(init_cache=None, features=None)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ ENDLESS = types.SimpleNamespace(init_cache=None)
         (("a b",), DECODER, None, "the data have no tokenizer"),
         (("a b", ""), DECODER, Words(), "'' has no tokens, and the tokenizer neither BOS nor EOS"),
         (("a " * 8,), DECODER, Words(), "has 8 tokens, which fill model.max_length = 8"),
-        (("a b",), types.SimpleNamespace(), Words(), "cannot generate"),
+        (("a b",), types.SimpleNamespace(features=None), Words(), "cannot generate"),
     ],
 )
 def test_prompts_that_cannot_be_continued_are_refused_at_the_start(prompts, module, tokenizer, reason, caplog):

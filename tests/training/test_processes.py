@@ -67,11 +67,13 @@ def test_four_processes_train_as_one(one, four):
     assert not (four / ".shared").exists()
 
 
-def test_what_four_processes_saved_two_resume(command, one, four):
+def test_what_four_processes_saved_two_resume_from_the_newest_that_is_whole(command, one, four):
     workdir = command.folder / "two_processes"
     shutil.copytree(four, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "12")
-    assert f"resuming {workdir} at step 8 of {STEPS}" in run(command, workdir, 2, 4, processes.slurm)
+    (workdir / "checkpoints" / "12" / "params" / "manifest.ocdbt").unlink()
+    printed = run(command, workdir, 2, 4, processes.slurm)
+    assert "CHECKPOINT OF STEP 12 IS DAMAGED" in printed and f"resuming {workdir} at step 8 of {STEPS}" in printed
+    assert (workdir / "damaged_checkpoints" / "12").is_dir()
     assert_close(workdir, one)
 
 

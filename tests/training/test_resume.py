@@ -8,6 +8,7 @@ import json
 import logging
 import resource
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -106,6 +107,43 @@ def test_a_save_that_fails_deletes_no_older_checkpoint(tmp_path, monkeypatch):
     assert complete_steps(folder) == [1]
 
 
+def small_state(step, moments):
+    number = jnp.asarray(step, jnp.int32)
+    return TrainState(number, number, {"w": jnp.ones((2, 3))}, {"v_row": {"w": jnp.ones(moments)}}, None)
+
+
+def test_a_checkpoint_with_other_arrays_than_the_run_has_is_refused_by_their_name_and_stays(tmp_path):
+    """As where the optimizer's code has changed: that is no damage, and an older checkpoint is not better."""
+    saver = checkpoint.Checkpointer(tmp_path, keep_last=2)
+    for step in (1, 2):
+        saver.save(small_state(step, 3), {})
+    saver.finish()
+    message = "opt_state/v_row/w' is of shape \\(3,\\) there, and of shape \\(2, 3\\) here .*init_from"
+    with pytest.raises(CheckpointError, match=message):
+        saver.restore_latest(small_state(0, (2, 3)))
+    missing = dataclasses.replace(small_state(0, 3), params={"other": jnp.ones(1), "w": jnp.ones((2, 3))})
+    with pytest.raises(CheckpointError, match="of 'params', 'other' is missing there, and of shape \\(1,\\) here"):
+        saver.restore_latest(missing)
+    assert complete_steps(tmp_path / "checkpoints") == [1, 2]
+    restored, _ = saver.restore_latest(small_state(0, 3))
+    assert int(restored.step) == 2
+    saver.manager.close()
+
+
+def test_the_first_process_decides_which_checkpoint_all_restore(tmp_path, monkeypatch):
+    saver = checkpoint.Checkpointer(tmp_path, keep_last=2)
+    for step in (1, 2):
+        saver.save(small_state(step, 3), {})
+    saver.finish()
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(checkpoint, "from_first_process", lambda _: b'[1, {"2": "torn"}]')
+    monkeypatch.setattr(saver.manager, "all_steps", lambda: pytest.fail("a process of its own looked"))
+    restored, _ = saver.restore_latest(small_state(0, 3))
+    assert int(restored.step) == 1 and (tmp_path / "checkpoints" / "2").is_dir()
+    monkeypatch.undo()
+    saver.manager.close()
+
+
 @pytest.mark.parametrize(
     "error, damage",
     [
@@ -121,6 +159,7 @@ def test_a_save_that_fails_deletes_no_older_checkpoint(tmp_path, monkeypatch):
 )
 def test_only_what_lies_with_the_files_is_called_damage(tmp_path, monkeypatch, error, damage):
     saves = Saves(tmp_path, error, monkeypatch)
+    monkeypatch.setattr(saves.checkpointer, "_newest", lambda _, damaged: (None if damaged else 5, damaged))
     monkeypatch.setattr(saves.checkpointer, "_restore", lambda *_: saves.checkpointer.manager.restore())
     with pytest.raises(CheckpointError if damage else type(error)) as caught:
         saves.checkpointer.restore_latest(None)
