@@ -42,7 +42,8 @@ def open_mpi(port: int, process: int, count: int) -> dict[str, str]:
 
 
 def start(
-    command: str, flags: Sequence[Sequence[str]], devices: int, cache: pathlib.Path, launcher: Callable | None = None
+    command: str, flags: Sequence[Sequence[str]], devices: int, cache: pathlib.Path, launcher: Callable | None = None,
+    folders: Sequence[pathlib.Path] | None = None,
 ) -> list[subprocess.Popen]:
     """The processes of one command.
 
@@ -52,6 +53,7 @@ def start(
       devices: of each process.
       cache: folder for FMJAX_CACHE.
       launcher: `slurm` or `open_mpi`, whose variables the processes find; None gives them `--coordinator` and so on.
+      folders: where each is started; None is the repository for all.
     """
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "FMJAX_CACHE": str(cache)}
     environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
@@ -62,7 +64,7 @@ def start(
         hosts.append(
             subprocess.Popen(
                 [sys.executable, "-m", command, *own, *(() if launcher else together)],
-                env=environment | told, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env=environment | told, cwd=folders[process] if folders else REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
         )  # fmt: skip
     return hosts

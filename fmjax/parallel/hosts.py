@@ -1,10 +1,13 @@
 """Several processes as one: connections made before anything slow, and bytes that all of them see."""
 
 import itertools
+import json
 import pathlib
 import secrets
 import socket
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
-from fmjax.errors import ConfigError
+from fmjax.config_values import differing_keys
+from fmjax.errors import ConfigError, DataError
 from fmjax.parallel.watch import barrier
 
 PIECE = 2**26
@@ -86,3 +90,22 @@ def check_shared(folder: pathlib.Path, patience: float = 20.0) -> None:
     multihost_utils.sync_global_devices("shared")
     if jax.process_index() == 0:
         file.unlink(missing_ok=True)
+
+
+def check_same(contents: Mapping[str, Any]) -> None:
+    """Raises DataError in a process that has read something else than process 0, naming what and its host.
+
+    All processes must call it, and none goes on before all of them have.
+
+    Args:
+      contents: names of what was read and of its content: JSON-able, dicts of dicts.
+    """
+    if jax.process_count() == 1:
+        return
+    first = json.loads(from_first_process(json.dumps(contents).encode()))
+    for name, theirs, own in differing_keys(first, contents):
+        raise DataError(
+            f"{name} on host {socket.gethostname()} is {own!r}, and for process 0 {theirs!r}: it reads other files; "
+            "give all hosts the same"
+        )
+    barrier("the comparison of what was read")

@@ -22,7 +22,7 @@ from fmjax.inference.model import Model
 from fmjax.layers.weights import bare
 from fmjax.objectives.base import is_on_policy
 from fmjax.parallel import watch
-from fmjax.parallel.hosts import check_shared, connect
+from fmjax.parallel.hosts import check_same, check_shared, connect
 from fmjax.parallel.sharding import local_rows
 from fmjax.training import OPTIMIZERS, final_tasks, resume
 from fmjax.training.checkpoint import Checkpointer, SaveError
@@ -116,6 +116,7 @@ class Run:
             self.meta["model"] = fingerprints(self.program.models, self.program.placement)
         if self.data.codecs:
             self.meta["codec"] = {name: fingerprint(codec) for name, codec in self.data.codecs.items()}
+        check_same(self.meta)
         self.state = self._start()
         self.saved_step = self.step = int(self.state.step)
         if self.main:
@@ -359,6 +360,7 @@ class Run:
             self.data.tokenizer,
             self.step,
             str(self.workdir),
+            placement=self.program.placement,
             codecs=dict(self.data.codecs),
             carry=self.state.carry,
         )
@@ -417,15 +419,9 @@ class Run:
             return
         self._leave_if_stopped()
         watch.at(f"the tasks of step {self.step}", limited=False)
-        with self.program.inference():
-            results = final_tasks.run(
-                settings.final_tasks,
-                self._model(),
-                self.data,
-                settings.final_tasks_limit,
-                self.progress,
-                self.workdir,
-            )
+        results = final_tasks.run(
+            settings.final_tasks, self._model(), self.data, settings.final_tasks_limit, self.progress, self.workdir
+        )
         for name, result in results.items():
             self._write(self.step, {f"{name}/{k}": v for k, v in result.metrics.items() if v is not None}, again=True)
             log.info("%s", result.headline)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from fmjax.errors import DataError
 from fmjax.parallel import hosts
 
 
@@ -53,3 +54,14 @@ def test_pieces_are_put_together_in_a_process_that_has_nothing(monkeypatch, coun
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", take)
     assert hosts.from_first_process(b"my own") == data and not pieces
+
+
+def test_what_a_process_read_otherwise_than_the_first_is_named_with_its_host(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "from_first_process", lambda _: b'{"data": {"data": "ab", "tokenizer": "t"}}')
+    hosts.check_same({"data": {"data": "ab", "tokenizer": "t"}})
+    message = rf"data.data on host {hosts.socket.gethostname()} is 'cd', and for process 0 'ab'"
+    with pytest.raises(DataError, match=message):
+        hosts.check_same({"data": {"data": "cd", "tokenizer": "t"}})
+    with pytest.raises(DataError, match="codec on host .* is {'image': 'x'}, and for process 0 None"):
+        hosts.check_same({"data": {"data": "ab", "tokenizer": "t"}, "codec": {"image": "x"}})

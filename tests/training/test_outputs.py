@@ -17,6 +17,7 @@ import fmjax
 from fmjax import config as configs
 from fmjax.checkpoint_files import complete_steps
 from fmjax.errors import InputError
+from fmjax.inference import scoring
 from fmjax.objectives.causal_lm import CausalLM
 from fmjax.parallel import watch
 from fmjax.tasks.runner import run_tasks
@@ -115,26 +116,32 @@ def rows_with(workdir, name):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a run on a mesh of eight devices, and where its samples were drawn."""
-    folder, places = tmp_path_factory.mktemp("outputs"), []
-    sample = CausalLM.sample
+    """The folder of a run on a mesh of eight devices, where its samples were drawn, and how its tasks' rows lay."""
+    folder, places, split = tmp_path_factory.mktemp("outputs"), [], []
+    sample, call = CausalLM.sample, scoring._call
 
     def watched(self, *arguments):
         places.append((dict(jax.sharding.get_abstract_mesh().shape), dict(nn.get_logical_axis_rules())))
         return sample(self, *arguments)
 
+    def scored(module, params, batch):
+        split.append((len(batch.tokens), dict(nn.get_logical_axis_rules())["batch"]))
+        return call(module, params, batch)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CausalLM, "sample", watched)
+        patch.setattr(scoring, "_call", scored)
         loop.train(config(folder), folder / "run", cache_dir=folder, progress=False)
-    return folder, places
+    return folder, places, split
 
 
 def test_samples_and_tasks_are_computed_on_the_runs_mesh_as_one_device_computes_them(finished):
-    folder, places = finished
+    folder, places, split = finished
     assert len(places) == 2
     for mesh, rules in places:
         assert {a: n for a, n in mesh.items() if n > 1} == {"data": 2, "fsdp": 2, "tensor": 2}
         assert rules["act_mlp"] == ("tensor",) and rules["batch"] == ()
+    assert split and all(rows % 4 == 0 and axes == ("data", "fsdp") for rows, axes in split)
     name = f"text:{folder}/other.txt"
     (first, _), (step, logged) = rows_with(folder / "run", f"{name}/bits_per_byte")
     model = fmjax.load(folder / "run")  # on one device
@@ -144,7 +151,7 @@ def test_samples_and_tasks_are_computed_on_the_runs_mesh_as_one_device_computes_
 
 
 def test_the_tasks_of_a_run_are_reported_as_an_evaluation_is(finished):
-    folder, _ = finished
+    folder, *_ = finished
     name = f"text:{folder}/other.txt"
     report = json.loads((folder / "run" / "results.json").read_text())
     assert report["results"][name]["bits_per_byte"] == rows_with(folder / "run", f"{name}/bits_per_byte")[-1][1]
@@ -154,7 +161,7 @@ def test_the_tasks_of_a_run_are_reported_as_an_evaluation_is(finished):
 
 
 def test_a_finished_run_started_again_writes_nothing_twice(finished):
-    folder, _ = finished
+    folder, *_ = finished
     workdir = folder / "run"
     before = (workdir / "metrics.jsonl").read_text(), (workdir / "samples.txt").read_text()
     end = loop.train(config(folder), workdir, cache_dir=folder, progress=False)
@@ -169,7 +176,7 @@ def test_a_finished_run_started_again_writes_nothing_twice(finished):
 
 def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resumes(finished, monkeypatch):
     """And before all that the processes of a run compute together they tell each other where they are."""
-    folder, _ = finished
+    folder, *_ = finished
     places = []
     limits = {True: "", False: ", at leisure"}
     monkeypatch.setattr(watch, "at", lambda what, limited=True: places.append(what + limits[limited]))
@@ -215,7 +222,7 @@ def test_a_signal_before_the_first_step_claims_no_checkpoint(stopped, tmp_path, 
 
 
 def test_a_signal_ends_an_evaluation_between_its_batches(stopped, finished):
-    folder, _ = finished
+    folder, *_ = finished
 
     shutil.copytree(folder / "run", folder / "evaluating")
     rows = [row for row in read_metrics(folder / "run" / "metrics.jsonl") if "eval/loss" not in row]

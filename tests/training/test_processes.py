@@ -77,6 +77,21 @@ def test_what_four_processes_saved_two_resume_from_the_newest_that_is_whole(comm
     assert_close(workdir, one)
 
 
+def test_processes_that_read_other_files_do_not_train(command, tmp_path):
+    words = (command.folder / "text" / "0.txt").read_text()
+    for number in (0, 1):
+        (tmp_path / f"host{number}").mkdir()
+        (tmp_path / f"host{number}" / "text.txt").write_text(f"{words} {number}\n" * 20)
+    flags = [f"--config={command.folder}/config.py", f"--workdir={tmp_path}/run", "--config.data.source=text.txt"]
+    folders = [tmp_path / "host0", tmp_path / "host1"]
+    hosts = processes.start("fmjax.train", [[*flags, *FLAGS]] * 2, 2, command.folder / "cache", folders=folders)
+    printed = processes.outputs(hosts)
+    assert [host.returncode for host in hosts] == [2, 2], printed
+    told = f"process 1 of 2 (host {socket.gethostname()}): data.data on host {socket.gethostname()} is 'text:"
+    assert told in printed[0] and "it reads other files" in printed[1] and "Traceback" not in printed[0], printed
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_one_killed_ends_the_others_and_the_same_command_resumes_bitwise(command, four):
     workdir = command.folder / "killed_process"
     hosts = start(command, workdir, 4, 2, processes.open_mpi)
