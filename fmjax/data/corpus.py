@@ -176,10 +176,12 @@ def tokenize_corpus(
 
         dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
         writers = {s: _SplitWriter(folder, s, tokenizer, dtype, s == "heldout", sentence_rule) for s in SPLITS}
-        with tqdm(desc=f"tokenising {name}", unit="B", unit_scale=True, mininterval=0.5, disable=not progress) as bar:
+        options = dict(unit="B", unit_scale=True, mininterval=0.5, delay=0.5, leave=False, disable=not progress)
+        with tqdm(desc=f"tokenising {name}", **options) as bar:
             for split, texts, size in _batches(documents(), keep_empty):
                 writers[split].write(texts)
                 bar.update(size)
+            bar.leave = True  # an error takes the bar away, and has the terminal to itself
         for writer in writers.values():
             writer.close()
         (folder / "meta.json").write_text(json.dumps({"name": name, "dtype": dtype}))

@@ -17,6 +17,9 @@ over devices (`per_row` draws so). `key` is one key for the part at hand, for dr
 filled up with rows of zeros, whose `loss_weights` are 0: an objective whose rows meet each other (negatives within the
 batch) must leave rows of weight 0 out.
 
+Where what a row adds to the sums depends on that row alone, the class says so with `ROWS_APART: ClassVar[bool] = True`: a
+run may then resume with another `train.accumulate_steps`.
+
 Optional parts, each there if the method is:
 
     initial(self, module, params, key) -> carry

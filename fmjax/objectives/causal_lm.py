@@ -29,6 +29,7 @@ class CausalLM:
     """
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size", "sample_prompts", "sample_tokens", "sample_temperature")
+    ROWS_APART: ClassVar[bool] = True
 
     z_loss: float = 0.0
     chunk_size: int | None = None

@@ -1,6 +1,7 @@
 """Classification: cross-entropy of one label an example."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ class Classification:
       input_name: the batch's array that the module takes, by the same name.
       label_smoothing: share of the target's mass spread evenly over all classes (Szegedy et al. 2016).
     """
+
+    ROWS_APART: ClassVar[bool] = True
 
     input_name: str = "images"
     label_smoothing: float = 0.0

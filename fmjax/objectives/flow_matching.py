@@ -29,6 +29,7 @@ class FlowMatching:
     """
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("sample_prompts", "sample_copies")
+    ROWS_APART: ClassVar[bool] = True
     makes: ClassVar[str] = "image"
     generator: ClassVar[str] = "denoising"
 

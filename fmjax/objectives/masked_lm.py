@@ -26,6 +26,7 @@ class MaskedLM:
     """
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size",)
+    ROWS_APART: ClassVar[bool] = True
 
     chunk_size: int | None = None
 

@@ -23,6 +23,7 @@ class Seq2Seq:
     """
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size",)
+    ROWS_APART: ClassVar[bool] = True
 
     label_smoothing: float = 0.1
     chunk_size: int | None = None

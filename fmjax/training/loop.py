@@ -66,13 +66,13 @@ def train(config, workdir, *, cache_dir, progress: bool = True, started: float |
     """
     workdir = pathlib.Path(workdir)
     started = time.time() if started is None else started
-    resume.check_config(workdir, config, complete=False)
     final_tasks.check_names(config.train.final_tasks)
     try:
         with contextlib.ExitStack() as stack:
             if jax.process_index() == 0:
                 stack.enter_context(resume.locked(workdir))
             check_shared(workdir)
+            resume.check_config(workdir, config, complete=False)
             stop = stack.enter_context(stop_signals())
             with Run(config, workdir, pathlib.Path(cache_dir), progress, started) as run:
                 return run.steps(stop)

@@ -4,21 +4,25 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fmjax import file_lock
 from fmjax.config import OPTIONAL, PLUGINS, SETTINGS, load_workdir_config
 from fmjax.config_fields import field_types, nested_registry
 from fmjax.config_values import differing_keys, json_copy
 from fmjax.errors import CheckpointError, ConfigError, DataError
+from fmjax.objectives import OBJECTIVES
 from fmjax.registry import Registry
+from fmjax.training.disk import disk_full
+
+LOCK = ".lock"
 
 # Keys that say how long, how often and on what, not what is learnt. Plugins add theirs as `RESUME_FREE`.
 FREE = (
     "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.final_tasks", "train.final_tasks_limit",
     "train.tasks_every", "train.profile_steps", "train.tensorboard", "train.nonfinite",
-    "train.accumulate_steps", "mesh.", "published",
+    "mesh.", "published",
 )  # fmt: skip
 
 
@@ -32,6 +36,8 @@ def check_config(workdir: pathlib.Path, config, complete: bool = True) -> None:
     now = config.to_dict()
     rows = differing_keys(with_defaults(load_workdir_config(workdir)), now)
     plugins_free = resume_free(now)
+    if parts_are_alike(now):
+        plugins_free.append("train.accumulate_steps")
     refused = [row for row in rows if not row[0].startswith(FREE) and row[0] not in plugins_free]
     if not complete:
         refused = [(key, old, new) for key, old, new in refused if new is not None or not key.startswith("model.")]
@@ -82,6 +88,14 @@ def resume_free(config: Mapping) -> list[str]:
     ]
 
 
+def parts_are_alike(config: Mapping) -> bool:
+    """Whether a step learns the same in however many parts it computes its batch: where the objective has `ROWS_APART`
+    (`fmjax.objectives.base`) and the model no dropout, whose masks are drawn for a part."""
+    objective = OBJECTIVES.get(config["objective"]["name"])
+    dropout = any("dropout" in key and value for key, value in config["model"].items())
+    return getattr(objective, "ROWS_APART", False) and not dropout
+
+
 def check_identity(workdir: pathlib.Path, saved: dict, now: dict) -> None:
     """Raises DataError when the data or tokenizer are not those the checkpoint was trained on."""
     rows = differing_keys(saved, now)
@@ -108,17 +122,24 @@ def check_content(workdir: pathlib.Path, saved: dict, now: dict) -> None:
 def locked(workdir: pathlib.Path):
     """Makes `workdir` and holds it for this process; the lock goes with the process, however it ends.
 
-    Where the file system has no locks, that is logged and nothing is held.
+    Where the file system has no locks, that is logged and nothing is held. Folders that were made here, and in which
+    nothing was written in the meantime, are removed at the end.
 
-    Raises ConfigError when another process trains there, or when `workdir` cannot be a folder.
+    Raises ConfigError when another process trains there, or when `workdir` cannot be a folder to write to.
     """
+    made = []
     try:
+        made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
         workdir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        # Unbuffered: on a full disk who holds the lock remains unsaid, and closing the file does not fail either.
+        file = (workdir / LOCK).open("ab+", buffering=0)
+    except OSError as error:
+        _remove_empty(made)
+        if disk_full(error):
+            raise
         reason = f"{error.strerror}: {error.filename!r}"
-        raise ConfigError(f"--workdir={workdir} cannot be made a folder: {reason}") from None
-    # Unbuffered: on a full disk who holds the lock remains unsaid, and closing the file does not fail either.
-    with (workdir / ".lock").open("ab+", buffering=0) as file:
+        raise ConfigError(f"--workdir={workdir} cannot be made a folder to write to: {reason}") from None
+    with file:
         if not file_lock.take(file, workdir):
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "unknown process"
@@ -126,4 +147,15 @@ def locked(workdir: pathlib.Path):
         with contextlib.suppress(OSError):
             file.truncate(0)
             file.write(f"process {os.getpid()}".encode())
-        yield
+        try:
+            yield
+        finally:
+            if made and not any(path.is_file() for path in workdir.rglob("*") if path.name != LOCK):
+                (workdir / LOCK).unlink(missing_ok=True)
+                _remove_empty([*workdir.iterdir(), *made])
+
+
+def _remove_empty(folders: Iterable[pathlib.Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -195,3 +195,13 @@ def test_two_runs_cannot_share_a_workdir(command, straight):
     assert code == 2 and "is in use by another run (process" in output, output
     with locked(straight), pytest.raises(ConfigError), locked(straight):
         pass
+
+
+def test_what_keeps_a_run_from_beginning_is_one_message_and_leaves_nothing(command):
+    code, output = command.run("/proc/run")
+    assert code == 2 and output.splitlines()[-1].startswith("--workdir=/proc/run cannot be made a folder"), output
+    broken = command.folder / "broken.txt"
+    broken.write_bytes("the cat sees the dog\n".encode() * 20 + b"\xff\xfe")
+    code, output = command.run(command.folder / "new" / "run", f"--config.data.source={broken}")
+    assert code == 2 and "Traceback" not in output and not (command.folder / "new").exists(), output
+    assert "tokenising" not in output and "broken.txt" in output.splitlines()[-1], output

@@ -87,7 +87,7 @@ def test_processes_that_read_other_files_do_not_train(command, tmp_path):
     hosts = processes.start("fmjax.train", [[*flags, *FLAGS]] * 2, 2, command.folder / "cache", folders=folders)
     printed = processes.outputs(hosts)
     assert [host.returncode for host in hosts] == [2, 2], printed
-    told = f"process 1 of 2 (host {socket.gethostname()}): data.data on host {socket.gethostname()} is 'text:"
+    told = f"process 1 of 2 (host {socket.gethostname()}): data.data on host {socket.gethostname()} is 'text.txt@"
     assert told in printed[0] and "it reads other files" in printed[1] and "Traceback" not in printed[0], printed
     assert not (tmp_path / "run" / "config.json").exists()
 

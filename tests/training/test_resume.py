@@ -194,6 +194,32 @@ def test_a_resumption_may_change_how_things_are_computed_but_not_what(tmp_path):
             resume.check_config(tmp_path, changed(**{key: value}))
 
 
+@pytest.mark.parametrize(
+    "overrides, free",
+    [
+        ({}, True),
+        ({"model__dropout": "0.1"}, False),  # its masks are drawn for a part of the batch
+        ({"objective__name": "tests.training.test_resume:Negatives"}, False),  # whose rows meet within a part
+    ],
+)
+def test_the_parts_of_a_batch_may_change_where_nothing_depends_on_them(tmp_path, overrides, free):
+    configs.save_config(changed(**overrides), tmp_path / "config.json")
+    again = changed(**overrides, train__accumulate_steps="4")
+    with contextlib.nullcontext() if free else pytest.raises(ConfigError, match="train.accumulate_steps: 1 in the run, 4 now"):
+        resume.check_config(tmp_path, again)
+
+
+@dataclasses.dataclass(frozen=True)
+class Negatives:
+    """An objective that says nothing of its rows."""
+
+    def inputs(self, batch):
+        return {}
+
+    def __call__(self, apply_fn, params, batch, key, train):
+        return {}
+
+
 def test_a_run_saved_before_a_field_existed_resumes_with_its_default(tmp_path):
     saved = changed().to_dict()
     for section, key in (("optimizer", "eps"), ("model", "rope_theta"), ("train", "ema_decay")):

@@ -1,9 +1,13 @@
 """Values that no run could work with are refused, by name, when the config is resolved."""
 
+import errno
+import os
+import pathlib
+
 import pytest
 
 from fmjax import config as configs
-from fmjax.errors import ConfigError
+from fmjax.errors import ConfigError, InputError
 from fmjax.training.loop import train
 
 BASE = {
@@ -77,6 +81,28 @@ def test_files_that_are_no_config_or_no_folder_are_named(tmp_path):
     text.write_text("# not Python")
     with pytest.raises(ConfigError, match="is not a Python file"):
         configs.load_config_file(str(text))
-    for workdir in (text, text / "below"):
-        with pytest.raises(ConfigError, match="cannot be made a folder"):
+    for workdir in (text, text / "below", tmp_path / ("long" * 100), tmp_path / "made" / ("long" * 100)):
+        with pytest.raises(ConfigError, match="cannot be made a folder to write to: .*: '.*'"):
             train(resolve({}), workdir, cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == [text]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO])
+def test_a_folder_that_the_system_does_not_let_one_make_or_write_to_is_one_message(tmp_path, monkeypatch, number):
+    def refuse(path, *_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    for method in ("mkdir", "open"):
+        with monkeypatch.context() as patch, pytest.raises(ConfigError, match=f"{os.strerror(number)}: '.*run"):
+            patch.setattr(pathlib.Path, method, refuse)
+            train(resolve({}), tmp_path / "run", cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_before_it_writes_anything_leaves_no_folder(tmp_path):
+    (tmp_path / "there").mkdir()
+    text = {"data.name": "text", "data.source": "missing.txt", "data.tokenizer": "bytes", "data.sequence_length": "8"}
+    for workdir in (tmp_path / "runs" / "one", tmp_path / "there" / "one", tmp_path / "there"):
+        with pytest.raises(InputError, match="missing.txt"):
+            train(resolve(text), workdir, cache_dir=tmp_path / "cache")
+    assert [path.name for path in tmp_path.rglob("*") if "cache" not in str(path)] == ["there", ".lock"]
