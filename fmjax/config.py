@@ -16,10 +16,11 @@ So the keys that exist are the fields that exist: nothing is declared twice. A f
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
 import pathlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -41,6 +42,7 @@ SETTINGS = {"train": TrainConfig, "mesh": MeshConfig}
 PLUGINS = {"model": MODELS, "objective": OBJECTIVES, "data": DATASETS, "optimizer": OPTIMIZERS}
 OPTIONAL = {"weights": WEIGHTS}
 """Sections that a config may lack; one that it lacks is no key of the resolved config."""
+REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 def load_config_file(path: str) -> dict:
@@ -51,13 +53,7 @@ def load_config_file(path: str) -> dict:
     name, _, argument = str(path).partition(":")
     file = pathlib.Path(name)
     if not file.is_file():
-        folder = file.parent
-        present = sorted(f.name for f in folder.glob("*.py")) if folder.is_dir() else []
-        close = difflib.get_close_matches(file.name, present, n=1)
-        hint = f"; {folder} has: {', '.join(present) or 'no .py file'}"
-        if close:
-            hint = f"; did you mean {str(folder / close[0])!r}?"
-        raise ConfigError(f"config file {name!r} does not exist{hint}")
+        raise ConfigError(f"config file {name!r} does not exist{_meant(file)}")
     if file.suffix != ".py":
         raise ConfigError(f"config file {name!r} is not a Python file (.py) with a function get_config()")
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
@@ -66,6 +62,7 @@ def load_config_file(path: str) -> dict:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise ConfigError(f"config file {name!r} defines no function get_config()")
+        _check_argument(name, module.get_config, argument)
         config = module.get_config(argument) if argument else module.get_config()
     except ConfigError:
         raise
@@ -78,6 +75,32 @@ def load_config_file(path: str) -> dict:
     if not isinstance(config, dict):
         raise ConfigError(f"get_config() of {name!r} must return a ConfigDict, got {type(config).__name__}")
     return config
+
+
+def _meant(file: pathlib.Path) -> str:
+    """For the message about a config file that does not exist: one that may be meant, here or where fmjax lies, or what
+    its folder has."""
+    for folder in (file.parent, REPOSITORY / file.parent):
+        present = sorted(f.name for f in folder.glob("*.py"))
+        if close := difflib.get_close_matches(file.name, present, n=1):
+            return f"; did you mean {str(folder / close[0])!r}?"
+    folder = file.parent.absolute()
+    if not folder.is_dir():
+        return f"; there is no folder {str(folder)!r}"
+    return f"; {folder} has: {', '.join(sorted(f.name for f in folder.glob('*.py'))) or 'no .py file'}"
+
+
+def _check_argument(name: str, get_config: Callable, argument: str) -> None:
+    """Raises ConfigError where `get_config` takes no argument and one is given, or needs one and none is."""
+    given = (argument,) if argument else ()
+    try:
+        inspect.signature(get_config).bind(*given)
+    except TypeError as error:
+        if argument:
+            raise ConfigError(
+                f"get_config() of {name!r} takes no argument, and {argument!r} was given: --config={name} is all"
+            ) from error
+        raise ConfigError(f"get_config() of {name!r} needs an argument ({error}): --config={name}:ARGUMENT") from error
 
 
 def _frames(error):

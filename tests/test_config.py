@@ -189,6 +189,27 @@ def test_a_misspelt_config_file_is_answered_with_the_nearest(tmp_path):
         configs.load_config_file(str(tmp_path / "quikstart.py"))
 
 
+def test_a_config_file_looked_for_from_another_folder_is_found_where_it_lies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "quikstart"):
+        with pytest.raises(ConfigError, match=rf"did you mean '{configs.REPOSITORY}/configs/quickstart.py'\?"):
+            configs.load_config_file(f"configs/{name}.py")
+    with pytest.raises(ConfigError, match=rf"'mine/a.py' does not exist; there is no folder '{tmp_path}/mine'"):
+        configs.load_config_file("mine/a.py")
+    with pytest.raises(ConfigError, match=rf"'a.py' does not exist; {tmp_path} has: no .py file"):
+        configs.load_config_file("a.py")
+
+
+def test_an_argument_that_a_config_does_not_take_or_needs_is_said(tmp_path):
+    (tmp_path / "none.py").write_text("def get_config():\n    return {}\n")
+    (tmp_path / "one.py").write_text("def get_config(size):\n    return {'size': size}\n")
+    with pytest.raises(ConfigError, match=r"none.py' takes no argument, and 'tiny' was given: --config=.*none.py is all"):
+        configs.load_config_file(f"{tmp_path}/none.py:tiny")
+    with pytest.raises(ConfigError, match=r"one.py' needs an argument .*'size'\): --config=.*one.py:ARGUMENT"):
+        configs.load_config_file(f"{tmp_path}/one.py")
+    assert configs.load_config_file(f"{tmp_path}/one.py:tiny") == {"size": "tiny"}
+
+
 def test_the_command_exits_with_2_and_one_message(tmp_path):
     text = json.dumps(json.dumps(BASE))
     (tmp_path / "c.py").write_text(f"import json\ndef get_config():\n    return json.loads({text})\n")
