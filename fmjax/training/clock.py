@@ -61,7 +61,10 @@ class Clock:
 
 
 class Completions:
-    """Notes when steps are complete, whenever the host comes to read them: a thread waits for each in turn."""
+    """Notes when steps are complete, whenever the host comes to read them: a thread waits for each in turn.
+
+    The host itself would have to wait for a step before it dispatches the next one.
+    """
 
     def __init__(self):
         self.thread = concurrent.futures.ThreadPoolExecutor(1, "completions")

@@ -257,7 +257,8 @@ class Run:
             # The device computes this step while the host reads the one before (but for `fmjax.cpu.run_in_turn`).
             if pending is not None:
                 self._record(*pending, bar)
-            pending = (self.step, metrics, self.completions.of(metrics))
+            completed = self.completions.of(metrics) if self._logs(self.step) else None
+            pending = (self.step, metrics, completed, self.loader.wait_seconds)
             if self.step == first + 1:
                 jax.block_until_ready(metrics)
                 seconds = time.time() - self.started
@@ -300,19 +301,23 @@ class Run:
             self._run_tasks()
         self.clock.pause(time.perf_counter() - begin)
 
-    def _record(self, step: int, metrics, completed, bar) -> None:
+    def _logs(self, step: int) -> bool:
+        return step % self.settings.log_every == 0 or step == self.settings.steps
+
+    def _record(self, step: int, metrics, completed, input_wait: float, bar) -> None:
         """Reads the metrics of a step, waiting for it if it is still running; stops the run if they are not finite.
 
-        The clock's interval ends where the step was complete (`completed`, a future), not where it is read.
+        The clock's interval ends where the step was complete (`completed`, a future), not where it is read, and counts
+        the waiting for input up to its own batch.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.clock.steps += 1
         if not values.pop("finite"):
             self._not_finite(step, values)
         bar.update(1)
-        if step % self.settings.log_every and step != self.settings.steps:
+        if completed is None:
             return
-        speed = self.clock.read(self.loader.wait_seconds, completed.result())
+        speed = self.clock.read(input_wait, completed.result())
         row = {f"train/{name}": value for name, value in values.items()}
         row |= speed if step != self.first + 1 else {}  # the first step of a process says nothing about speed
         self._write(step, row)

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 import types
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ import pytest
 import fmjax
 from fmjax import config as configs
 from fmjax.checkpoint_files import complete_steps
+from fmjax.data.loader import Loader
 from fmjax.errors import InputError
 from fmjax.inference import scoring
 from fmjax.objectives.causal_lm import CausalLM
@@ -108,6 +110,27 @@ def config(folder, **train):
         "data": {"source": str(folder / "text"), "sequence_length": 16, "tokenizer": "bytes"},
         "optimizer": {"name": "adamw", "learning_rate": 1e-2},
     })  # fmt: skip
+
+
+def test_every_rate_counts_its_own_steps_and_their_own_waiting(tmp_path, monkeypatch):
+    """Where each step waits 50 ms for its batch, on eight devices: at every row, the last one too."""
+    give = Loader.__next__
+
+    def late(self):
+        time.sleep(0.05)
+        self.wait_seconds += 0.05
+        return give(self)
+
+    monkeypatch.setattr(Loader, "__next__", late)
+    silent = dict(sample_every=0, checkpoint_every=0, final_tasks=(), tasks_every=0)
+    run = config(tmp_path, steps=7, log_every=2, eval_every=4, **silent).to_dict()
+    run["objective"]["sample_prompts"] = ()
+    loop.train(configs.resolve(run), tmp_path / "run", cache_dir=tmp_path, progress=False)
+    seconds = rows_with(tmp_path / "run", "perf/seconds_per_step")
+    assert [step for step, _ in seconds] == [2, 4, 6, 7]
+    shares = dict(rows_with(tmp_path / "run", "perf/input_wait_share"))
+    for step, value in seconds:
+        assert value > 0.02 and (shares[step] == 1.0 or shares[step] * value == pytest.approx(0.05, rel=0.02))
 
 
 def rows_with(workdir, name):
