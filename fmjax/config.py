@@ -69,6 +69,10 @@ def load_config_file(path: str) -> dict:
     except Exception as error:
         lines = [f.lineno for f in _frames(error) if f.filename == str(file)] or [getattr(error, "lineno", None)]
         where = f", line {lines[-1]}" if lines[-1] else ""
+        if argument and isinstance(error, KeyError) and error.args == (argument,):
+            raise ConfigError(
+                f"config file {name!r}{where}: there is no {argument!r}; its docstring says what stands behind the colon"
+            ) from error
         raise ConfigError(f"config file {name!r}{where}: {type(error).__name__}: {error}") from error
     if isinstance(config, ConfigDict | FrozenConfigDict):
         config = config.to_dict()

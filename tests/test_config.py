@@ -207,6 +207,8 @@ def test_an_argument_that_a_config_does_not_take_or_needs_is_said(tmp_path):
         configs.load_config_file(f"{tmp_path}/none.py:tiny")
     with pytest.raises(ConfigError, match=r"one.py' needs an argument .*'size'\): --config=.*one.py:ARGUMENT"):
         configs.load_config_file(f"{tmp_path}/one.py")
+    with pytest.raises(ConfigError, match=r"gpt1.py', line \d+: there is no 'tinny'; its docstring says"):
+        configs.load_config_file(f"{configs.REPOSITORY}/configs/gpt1.py:tinny")
     assert configs.load_config_file(f"{tmp_path}/one.py:tiny") == {"size": "tiny"}
 
 
