@@ -14,11 +14,12 @@ from fmjax.layers.attention.decode import decode_attention
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice, check_positive, check_rate
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.mlp import ACTIVATIONS, MLP
+from fmjax.layers.modulation import Modulation, modulated_norm
 from fmjax.layers.norm import NORMS, Norm
 from fmjax.layers.position import Rope, apply_rope
 from fmjax.layers.tap import tap
 
-PLACEMENTS = ("pre", "post", "sandwich", "sub")
+PLACEMENTS = ("pre", "post", "sandwich", "sub", "adaln")
 REMAT_POLICIES = ("none", "full", "dots", "save_named:NAME,NAME,...")
 # Activations inside a block that may be saved by name. Each is a tap.
 BLOCK_TAPS = (
@@ -54,7 +55,9 @@ class TransformerConfig:
         "pre": before each half of a block, and after the stack;
         "post": after each residual sum, as in 2017;
         "sandwich": as "pre", and after each half before it is added (Gemma);
-        "sub": as "pre", and before the last product of each half (Magneto's Sub-LN, Wang et al. 2022).
+        "sub": as "pre", and before the last product of each half (Magneto's Sub-LN, Wang et al. 2022);
+        "adaln": as "pre", without parameters, scaled and shifted by the row's condition, which also gates what each
+        half adds; no norm after the stack, where the model's own follows (adaLN-zero, Peebles & Xie 2023).
       activation: a key of `fmjax.layers.mlp.ACTIVATIONS`.
       qkv_bias, out_bias, mlp_bias: biases on the products of query, key and value; of attention's output; of the MLP.
       qk_norm: an RMSNorm over each head of queries and keys, before the rotary embedding (Qwen 3, Gemma 3); it is of
@@ -298,7 +301,7 @@ class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, layer, memory, segment_ids, ropes, train, cache=None):
+    def __call__(self, x, layer, memory, segment_ids, ropes, train, cache=None, condition=None):
         """One layer, the body of a scan over layers of one kind.
 
         Args:
@@ -309,13 +312,24 @@ class Block(nn.Module):
           ropes: one table a kind.
           train: whether dropout is on.
           cache: None, or the pair (CacheStep, this layer's entry).
+          condition: [B, D] of the whole row, for the placement "adaln".
 
         Returns: (x, the updated cache entry or None).
         """
         c = self.config
         dropout = nn.Dropout(c.dropout, deterministic=not train)
+        halves = ("attention", "cross", "mlp") if c.cross_attention else ("attention", "mlp")
+        modulation = {}
+        if c.placement == "adaln":
+            vectors = iter(Modulation(3 * len(halves), c.dtype, name="modulation")(condition))
+            modulation = {name: (next(vectors), next(vectors), next(vectors)) for name in halves}
 
         def half(x, name, function):
+            if c.placement == "adaln":
+                shift, scale, gate = modulation[name]
+                y = modulated_norm(x, shift, scale, c.norm_epsilon)
+                x = x + gate * dropout(tap(self, f"{name}_out", function(tap(self, f"{name}_in", y))))
+                return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
             norm = Norm(c.norm, c.norm_epsilon, name=f"{name}_norm")
             y = x if c.placement == "post" else norm(x)
             y = tap(self, f"{name}_out", function(tap(self, f"{name}_in", y)))
@@ -363,7 +377,9 @@ class Transformer(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, *, segment_ids=None, positions=None, memory=None, cache=None, train=False):
+    def __call__(
+        self, x, *, segment_ids=None, positions=None, memory=None, cache=None, train=False, condition=None
+    ):  # fmt: skip
         """Runs the stack.
 
         Args:
@@ -373,6 +389,7 @@ class Transformer(nn.Module):
           memory: None, or for cross attention ([B, S, D], its segment ids int32 [B, S] or None).
           cache: None, or the pair (`fmjax.layers.cache.CacheStep`, the cache's layers).
           train: whether dropout is on (then the rng `dropout` is needed).
+          condition: [B, D] of the whole row, for the placement "adaln".
 
         Returns: ([B, T, D] in the compute dtype, the cache's updated layers or None).
         """
@@ -387,10 +404,10 @@ class Transformer(nn.Module):
                 raise ConfigError(
                     "decoding with a cache needs scan_layers=False; take (module, params) from module.unrolled(params)"
                 )
-            x = self._scanned(x, memory, segment_ids, ropes, train)
+            x = self._scanned(x, memory, segment_ids, ropes, train, condition)
         else:
-            x, layers = self._unrolled(x, memory, segment_ids, ropes, train, cache)
-        if c.placement != "post":
+            x, layers = self._unrolled(x, memory, segment_ids, ropes, train, cache, condition)
+        if c.placement not in ("post", "adaln"):
             x = Norm(c.norm, c.norm_epsilon, name="final_norm")(x)
         return tap(self, "final", x), layers
 
@@ -412,11 +429,11 @@ class Transformer(nn.Module):
         wanted = -(-self.config.unroll * iterations // self.config.num_layers)
         return wanted if self.config.remat == "none" else max(1, min(wanted, iterations // 2))
 
-    def _scanned(self, x, memory, segment_ids, ropes, train):
+    def _scanned(self, x, memory, segment_ids, ropes, train, condition):
         c = self.config
         # Parameters are made by one body whatever the kinds, which do not change them.
         if c.period > 1 and not self.is_initializing():
-            return self._by_period(x, memory, segment_ids, ropes, train)
+            return self._by_period(x, memory, segment_ids, ropes, train, condition)
         blocks = nn.scan(
             self._block(barriers=False),
             variable_axes={"params": 0, "reads": 0, "edits": 0},
@@ -426,9 +443,9 @@ class Transformer(nn.Module):
             unroll=self._unroll(c.num_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, name="blocks")
-        return blocks(x, 0, memory, segment_ids, ropes, train)[0]
+        return blocks(x, 0, memory, segment_ids, ropes, train, None, condition)[0]
 
-    def _by_period(self, x, memory, segment_ids, ropes, train):
+    def _by_period(self, x, memory, segment_ids, ropes, train, condition):
         """A scan over periods, in which the kind of each layer is static, and after it the layers left over."""
         c = self.config
         mutable = ["reads"] if self.is_mutable_collection("reads") else []
@@ -440,7 +457,7 @@ class Transformer(nn.Module):
         block = self._block(barriers=True)(c, parent=None)
 
         def one(kind, x, layer):
-            inputs = (x, kind, memory, segment_ids, ropes, train)
+            inputs = (x, kind, memory, segment_ids, ropes, train, None, condition)
             (x, _), state = block.apply(layer["variables"], *inputs, rngs=layer.get("rngs"), mutable=mutable)
             return x, state.get("reads", {})
 
@@ -473,14 +490,15 @@ class Transformer(nn.Module):
             self.put_variable("reads", "blocks", joined(parts))
         return x
 
-    def _unrolled(self, x, memory, segment_ids, ropes, train, cache):
+    def _unrolled(self, x, memory, segment_ids, ropes, train, cache, condition):
         c = self.config
         plain = not self.is_mutable_collection("reads") and not self.has_variable("edits", "blocks_0")
         entries = []
         for layer in range(c.num_layers):
             name, kind = f"blocks_{layer}", layer % len(c.pattern)
             if cache is None:
-                x, _ = self._block(barriers=True)(c, name=name)(x, kind, memory, segment_ids, ropes, train)
+                block = self._block(barriers=True)(c, name=name)
+                x, _ = block(x, kind, memory, segment_ids, ropes, train, None, condition)
                 continue
             held = cache[0], cache[1][layer]
             if plain:

@@ -6,6 +6,7 @@ MODELS = Registry(
     "model",
     {
         "bert": "fmjax.models.bert:Bert",
+        "dit": "fmjax.models.dit:DiT",
         "gemma3": "fmjax.models.gemma:Gemma3",
         "gpt": "fmjax.models.gpt:GPT",
         "llama": "fmjax.models.llama:Llama",

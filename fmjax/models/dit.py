@@ -1,0 +1,103 @@
+"""Diffusion Transformer (Peebles & Xie 2023): patches of a noisy image, and blocks modulated by time and label."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.errors import ConfigError
+from fmjax.layers.checks import check_positive
+from fmjax.layers.dense import Init, Linear
+from fmjax.layers.flops import transformer_flops
+from fmjax.layers.modulation import LabelEmbedding, Modulation, TimeEmbedding, modulated_norm
+from fmjax.layers.patchify import patchify, unpatchify
+from fmjax.layers.position import sinusoids
+from fmjax.layers.tap import tap
+from fmjax.layers.transformer import Transformer, TransformerConfig
+from fmjax.models.stack import stack_config
+
+
+class DiT(nn.Module):
+    """What denoises an image; the defaults are DiT-S without its image size and classes.
+
+    Attributes:
+      image_size, num_channels: of the images; None until the data are known.
+      num_classes: of the labels; None until the data are known, 0 for none.
+      patch_size: side of a patch in pixels; must divide image_size.
+      dropout: rate on the output of each half of a block.
+      dtype: compute dtype (float32, bfloat16); parameters are float32.
+      remat: as in TransformerConfig.
+      attention: as in TransformerConfig.
+    """
+
+    RESUME_FREE = ("remat", "attention")  # the same function, computed in another way
+
+    num_layers: int = 12
+    hidden_size: int = 384
+    intermediate_size: int | None = None
+    num_heads: int = 6
+    image_size: int | None = None
+    num_channels: int | None = None
+    num_classes: int | None = None
+    patch_size: int = 2
+    dropout: float = 0.0
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(patch_size=self.patch_size)
+        if self.hidden_size % 4:
+            raise ConfigError(f"model.hidden_size = {self.hidden_size} must be divisible by 4, for positions in two axes")
+        self.transformer  # checks the rest
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        init = Init("glorot_uniform", 1.0)
+        return stack_config(
+            self, placement="adaln", norm="layernorm", norm_epsilon=1e-6, activation="gelu_tanh", causal=False,
+            qkv_bias=True, out_bias=True, mlp_bias=True, attention_dropout=0.0,
+            qk_init=init, value_init=init, residual_init=init,
+        )  # fmt: skip
+
+    @nn.compact
+    def __call__(self, inputs, times, labels=None, train: bool = False) -> jax.Array:
+        """float32 [B, H, W, C] from images of that shape, times float32 [B] in [0, 1] and labels int32 [B] (`NO_LABEL` for
+        none). Zero at the start."""
+        height, width, channels = inputs.shape[1:]
+        init = Init("glorot_uniform", 1.0)
+        embed = Linear(self.hidden_size, (None, "embed"), True, init, self.dtype, name="patch_embedding")
+        x = embed(patchify(inputs, self.patch_size))
+        x = x + grid_sinusoids(height // self.patch_size, width // self.patch_size, self.hidden_size).astype(x.dtype)
+        x = nn.with_logical_constraint(tap(self, "embedded", x), ("batch", None, "act_embed"))
+        condition = TimeEmbedding(self.hidden_size, dtype=self.dtype, name="time")(times)
+        if self.num_classes:
+            condition = condition + LabelEmbedding(self.num_classes, self.hidden_size, name="label")(labels)
+        x, _ = Transformer(self.transformer, name="stack")(x, condition=condition, train=train)
+        shift, scale = Modulation(2, self.dtype, name="final_modulation")(condition)
+        x = modulated_norm(x, shift, scale, 1e-6)
+        head = Linear(self.patch_size**2 * channels, ("embed", None), True, Init(scale=0.0), "float32", name="head")
+        return unpatchify(head(x.astype(jnp.float32)), self.patch_size, height, width)
+
+    @nn.nowrap
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
+        shape = (1, self.image_size, self.image_size, self.num_channels)
+        found = {"inputs": jax.ShapeDtypeStruct(shape, jnp.float32), "times": jax.ShapeDtypeStruct((1,), jnp.float32)}
+        return found | ({"labels": jax.ShapeDtypeStruct((1,), jnp.int32)} if self.num_classes else {})
+
+    @nn.nowrap
+    def flops_per_example(self, shapes: dict) -> float:
+        """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`."""
+        tokens = (self.image_size // self.patch_size) ** 2
+        pixels = self.patch_size**2 * self.num_channels
+        stack = transformer_flops(self.transformer, vocab_size=0, sequence_length=tokens)
+        condition = (256 + self.hidden_size + (6 * self.num_layers + 2) * self.hidden_size) * self.hidden_size
+        return 6.0 * (2 * tokens * pixels * self.hidden_size + condition) + stack
+
+
+def grid_sinusoids(rows: int, columns: int, features: int) -> jax.Array:
+    """float32 [rows * columns, features]: sines and cosines of the column in the first half, of the row in the second."""
+    row, column = jnp.divmod(jnp.arange(rows * columns), columns)
+    halves = [sinusoids(place, features // 2, interleaved=False) for place in (column, row)]
+    return jnp.concatenate(halves, axis=-1)
