@@ -33,9 +33,9 @@ def main():
 
     data = Digits(max_shift=0).open(seed=0, cache_dir=pathlib.Path())
     test_rows = [data.evaluation["test"][i] for i in range(len(data.evaluation["test"]))]
-    number = 1797 - len(test_rows)
-    real, test = (np.stack([row["images"].ravel() for row in rows]) for rows in ([data.train[i] for i in range(number)], test_rows))
-    real_labels, test_labels = (np.array([row["labels"] for row in rows]) for rows in ([data.train[i] for i in range(number)], test_rows))
+    train_rows = [data.train[i] for i in range(1797 - len(test_rows))]  # an epoch
+    real, test = (np.stack([row["images"].ravel() for row in rows]) for rows in (train_rows, test_rows))
+    real_labels, test_labels = (np.array([row["labels"] for row in rows]) for rows in (train_rows, test_rows))
     classifier = SVC(gamma=0.02).fit(real, real_labels)
 
     model = fmjax.load(workdir)

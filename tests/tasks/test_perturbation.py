@@ -8,8 +8,8 @@ import pytest
 from fmjax.errors import InputError
 from fmjax.tasks import statistics
 from fmjax.tasks.calibration import Calibrated
-from fmjax.tasks.multiple_choice import Choices, LetteredChoice
 from fmjax.tasks.commonsense import PIQA
+from fmjax.tasks.multiple_choice import Choices, LetteredChoice
 from fmjax.tasks.perturbation import (
     Perturbed,
     around_gap,

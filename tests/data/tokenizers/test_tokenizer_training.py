@@ -2,8 +2,8 @@
 
 import pytest
 
-from fmjax.data.tokenizers import training
 from fmjax.data.text import TextData, open_tokenizer
+from fmjax.data.tokenizers import training
 from fmjax.data.tokenizers.loading import load_tokenizer
 from fmjax.data.tokenizers.training import train_bpe, train_wordpiece
 from fmjax.errors import ConfigError, TokenizerError

@@ -1,0 +1,120 @@
+"""A run that makes images: killed, resumed, cut into parts and over devices it is the same run, and its images are seen."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import fmjax
+from fmjax import config as configs
+from fmjax.checkpoint_files import read_item
+from fmjax.commands import cli
+from fmjax.commands.values import generator_named_by
+from fmjax.generate import main
+from fmjax.inference.denoising import Denoising
+from fmjax.training.loop import train
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+SHORT = {
+    "train.steps": "12", "train.batch_size": "16", "train.log_every": "1", "train.checkpoint_every": "4",
+    "train.eval_every": "0", "train.sample_every": "6", "train.tensorboard": "false", "model.num_layers": "2",
+    "model.hidden_size": "16", "model.num_heads": "2", "objective.sample_copies": "1", "objective.sample_prompts": "3,7",
+}  # fmt: skip
+
+
+def config(**more):
+    plain = configs.load_config_file(str(REPOSITORY / "configs" / "dit_digits.py"))
+    return configs.resolve(configs.apply_overrides(plain, SHORT | more))
+
+
+def state(workdir):
+    items = {n: read_item(workdir.absolute() / "checkpoints" / "12" / n) for n in ("params", "train", "ema")}
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_flatten_with_path(items)[0]}
+
+
+def losses(workdir):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run from beginning to end, on one device."""
+    workdir = tmp_path_factory.mktemp("values") / "dit"
+    train(config(**{"mesh.data": "1", "mesh.fsdp": "1"}), workdir, cache_dir=workdir.parent, progress=False)
+    return workdir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        everything = jax.devices
+        patch.setattr(jax, "devices", lambda *a: everything(*a)[:1])
+        yield patch
+
+
+def test_killed_it_goes_on_bitwise(straight, tmp_path):
+    flags = [f"--config.{key}={value}" for key, value in SHORT.items()]
+    command = [sys.executable, "-m", "fmjax.train", "--config=configs/dit_digits.py", f"--workdir={tmp_path / 'run'}", *flags]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("train/loss") > 5):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == losses(straight)
+    ours, theirs = state(tmp_path / "run"), state(straight)
+    assert ours.keys() == theirs.keys() and len(ours) > 40
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    for step in (6, 12):
+        names = sorted(p.name for p in (straight / "samples" / str(step)).iterdir())
+        assert names == ["0.png", "1.png", "all.png"]
+        for name in names:
+            images = [(folder / "samples" / str(step) / name).read_bytes() for folder in (tmp_path / "run", straight)]
+            assert images[0] == images[1]
+
+
+def test_in_parts_and_on_eight_devices_it_learns_the_same(straight, tmp_path, one_device):
+    train(config(**{"train.accumulate_steps": "4"}), tmp_path / "parts", cache_dir=tmp_path, progress=False)
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(straight), rtol=2e-5)
+    one_device.undo()
+    split = config(**{"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"})
+    train(split, tmp_path / "split", cache_dir=tmp_path, progress=False)
+    np.testing.assert_allclose(losses(tmp_path / "split"), losses(straight), rtol=2e-5)
+
+
+def test_the_model_makes_images_of_labels(straight, tmp_path, capsys):
+    model = fmjax.load(straight)
+    images = model.generate([3, 7], seed=0, num_steps=4)
+    assert [(image.shape, image.dtype) for image in images] == [((8, 8, 1), np.uint8)] * 2
+    assert model.codec.height == 8 and model.step == 12
+    model.save(tmp_path / "copy")
+    np.testing.assert_array_equal(fmjax.load(tmp_path / "copy").generate([3, 7], seed=0, num_steps=4), images)
+    argv = [f"--model={straight}", "--prompt=3", "--prompt=7", "--num_steps=4"]
+    assert generator_named_by(argv) is Denoising and generator_named_by(["--prompt=x"]) is None
+    assert cli.run(main, [*argv, f"--output={tmp_path / 'two.png'}"]) == 0
+    model.codec.write_all(images, tmp_path / "expected.png")
+    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
+    for wrong, message in [
+        ([*argv, f"--output={tmp_path / 'two.wav'}"], "this model's values are written as .png files"),
+        ([*argv, f"--output={tmp_path / 'no' / 'two.png'}"], "does not exist"),
+        ([*argv, "--output=two.png", "--prompt=ten"], "no class 'ten'"),
+        ([*argv, "--output=two.png", "--num_stepz=3"], "did you mean '--num_steps'"),
+        ([*argv, "--output=two.png", "--num_steps=many"], "--num_steps"),
+        ([*argv, "--output=two.png", "--solver=rk4"], "--solver = 'rk4'"),
+        (argv, "--output"),
+    ]:
+        capsys.readouterr()
+        assert cli.run(main, wrong) == 2
+        assert message in capsys.readouterr().err
