@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import counted
-from fmjax.inference.rows import bucket, check_lengths, lay, pack_rows, packed_batches
+from fmjax.inference.rows import bucket, check_lengths, lay, pack_rows, packed_batches, pass_tokens
 from fmjax.layers.checks import check_choice
 from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
@@ -52,7 +52,7 @@ def embed(
     *,
     pooling: str = "mean",
     normalize: bool = False,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int | None = None,
     progress: str | None = None,
 ) -> np.ndarray:
     """Vectors of texts: float32 [N, D].
@@ -62,7 +62,7 @@ def embed(
       texts: token ids, at least one each and at most `module.max_length`; special tokens are up to the caller.
       pooling: "mean" over a text's tokens, its "first" (BERT's [CLS]) or its "last" (decoders).
       normalize: whether to scale each vector to length 1.
-      tokens_per_batch: tokens of one forward pass, padding included.
+      tokens_per_batch: tokens of one forward pass, padding included; None goes by the platform.
       progress: label of a progress bar over the texts; None shows none.
 
     Raises InputError for a model without `hidden`, and for an empty or too long text.
@@ -75,7 +75,7 @@ def embed(
     with tqdm(total=len(texts), desc=progress, disable=progress is None, unit=" texts", dynamic_ncols=True) as bar:
         for length, group in _by_length(texts, context):
             packed = pack_rows([len(texts[i]) for i in group], length)
-            for part, height in packed_batches(packed, length, tokens_per_batch):
+            for part, height in packed_batches(packed, length, tokens_per_batch or pass_tokens()):
                 watch.at("a batch of embeddings")
                 part = [[group[i] for i in row] for row in part]
                 for indices, vectors in _pieces(module, params, texts, part, (height, length), pooling):

@@ -8,6 +8,11 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.parallel import watch
+from fmjax.parallel.platform import target_platform
+
+# Tokens of one forward pass. On a CPU what a layer computes is to stay in the processor's caches.
+PASS_TOKENS = {"cpu": 1024}
+DEFAULT_PASS_TOKENS = 4096
 
 
 def bucket(length: int, low: int = 16, high: int | None = None) -> int:
@@ -62,6 +67,11 @@ def batches(lengths: Sequence[int], height: int, what: str) -> Iterator[list[int
         watch.at(f"a batch of {what}")
         yield order[start : start + height]
     watch.at(f"what follows the {what}", limited=False)
+
+
+def pass_tokens() -> int:
+    """Tokens of one forward pass on one shard, padding included, where nothing else is asked for."""
+    return PASS_TOKENS.get(target_platform(), DEFAULT_PASS_TOKENS)
 
 
 def packed_batches(rows: Sequence, length: int, num_tokens: int, num_shards: int = 1) -> Iterator[tuple[list, int]]:

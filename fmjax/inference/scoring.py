@@ -18,22 +18,18 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import counted
+from fmjax.inference.rows import pass_tokens
 from fmjax.inference.segments import Batch, Segment, batches
 from fmjax.layers.attention.reference import Forked
 from fmjax.layers.embed import output_logits
 from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
-from fmjax.parallel.platform import target_platform
 
 TRACES: dict[str, int] = defaultdict(int)
 """How often the program was traced; tests hold it to one compilation a row length."""
 
 PROJECTED = 256
 """Positions whose logits exist at the same time."""
-
-# Inputs of one forward pass. On a CPU what a layer computes is to stay in the processor's caches.
-TOKENS_PER_BATCH = {"cpu": 1024}
-DEFAULT_TOKENS_PER_BATCH = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +125,7 @@ def iter_scores(
     _check(module, segments, context_length)
     # Continuations of one token after one context share a pass.
     counted.read(len(inputs) for inputs in {segment.inputs for segment in segments})
-    if tokens_per_batch is None:
-        tokens_per_batch = TOKENS_PER_BATCH.get(target_platform(), DEFAULT_TOKENS_PER_BATCH)
+    tokens_per_batch = tokens_per_batch or pass_tokens()
     options = dict(context_length=context_length, tokens_per_batch=tokens_per_batch, num_shards=num_shards)
     bar = dict(desc=progress, disable=progress is None, unit=f" {unit}", dynamic_ncols=True)
     return _iter_scores(module, params, segments, options, bar)

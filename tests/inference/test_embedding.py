@@ -51,3 +51,15 @@ def test_bad_input_is_refused(model):
         embedding.embed(module, params, [[1] * 65])
     with pytest.raises(ConfigError, match="did you mean 'mean'"):
         embedding.embed(module, params, [[1]], pooling="men")
+
+
+def test_on_a_cpu_few_places_are_padding(monkeypatch):
+    places = []
+
+    def pooled(module, params, tokens, *_, count, **__):
+        places.append(tokens.size)
+        return np.zeros((count, 16))
+
+    monkeypatch.setattr(embedding, "pooled", pooled)
+    embedding.embed(Bert(**SIZES | {"max_length": 512}), {}, [[7] * 25] * 200)
+    assert 5000 <= sum(places) <= 6144 and set(places) == {1024}
