@@ -43,6 +43,11 @@ def check_outputs(settings: TrainConfig, objective, module, data) -> bool:
         objective.check(module, data)
     if is_on_policy(objective):
         check_steps(settings, objective)
+        if settings.max_minutes:
+            raise ConfigError(
+                f"train.max_minutes = {settings.max_minutes:g}: a step says nothing of the time in which objective "
+                f"{type(objective).__name__} makes the rows to train on; set it to 0 and train.steps as you want it"
+            )
     can_sample = hasattr(objective, "sample") and getattr(objective, "can_sample", lambda *_: True)(module, data)
     if settings.sample_every and not can_sample:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """The training loop: batches in, steps dispatched ahead, numbers out, states saved."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -9,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+from ml_collections import FrozenConfigDict
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -24,7 +26,7 @@ from fmjax.objectives.base import is_on_policy
 from fmjax.parallel import watch
 from fmjax.parallel.hosts import check_same, check_shared, connect
 from fmjax.parallel.sharding import local_rows
-from fmjax.training import OPTIMIZERS, final_tasks, resume
+from fmjax.training import OPTIMIZERS, budget, final_tasks, resume
 from fmjax.training.checkpoint import Checkpointer, SaveError
 from fmjax.training.checks import check_fit, check_outputs, say_context
 from fmjax.training.clock import Clock, Completions
@@ -34,7 +36,7 @@ from fmjax.training.experience import Experience
 from fmjax.training.metrics import MetricsWriter, plot_loss
 from fmjax.training.other_models import fingerprints
 from fmjax.training.profile import Profile
-from fmjax.training.program import ROLLOUTS, SAMPLES, make_program
+from fmjax.training.program import ROLLOUTS, SAMPLES, make_program, with_steps
 from fmjax.training.sampling import SampleLog
 from fmjax.training.schedule import shortened
 from fmjax.training.settings import TrainConfig
@@ -109,6 +111,10 @@ class Run:
         self.program = make_program(config, module, example)
         connect(self.program.mesh)
         self.can_sample = check_outputs(self.settings, self.program.objective, module, self.data)
+        self.rows = local_rows(self.settings.batch_size, self.program.batch_sharding)
+        self.train_step = None  # compiled, once it is
+        if self.settings.max_minutes:
+            self._set_steps(self._steps_in_time())
         self.checkpointer = Checkpointer(workdir, self.settings.keep_last, self.settings.keep_every)
         opened.callback(self.checkpointer.manager.close)
         self.meta = {"data": self.data.identity}
@@ -120,7 +126,7 @@ class Run:
         self.state = self._start()
         self.saved_step = self.step = int(self.state.step)
         if self.main:
-            save_config(config, workdir / "config.json", self.published)
+            save_config(self.config, workdir / "config.json", self.published)
             if self.data.tokenizer is not None:
                 self.data.tokenizer.save(workdir)
             save_codecs(self.data.codecs, workdir)
@@ -133,11 +139,9 @@ class Run:
             self.samples = SampleLog(workdir, self.step)
             self.latest |= self.writer.found
         self.evaluated_step, self.sampled_step = self._done_before()
-        rows = local_rows(self.settings.batch_size, self.program.batch_sharding)
-        self.rows = rows
         self.profile = Profile(self.settings.profile_steps, workdir / "profile")
         opened.callback(self.profile.close)
-        self.loader = self._loader(rows)
+        self.loader = self._loader(self.rows)
         opened.callback(self.loader.close)
         self.clock = self._clock(module, example)
         self.completions = Completions()
@@ -150,6 +154,30 @@ class Run:
         example = {name: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for name, s in self.program.batch_spec.items()}
         key_of = functools.partial(self.program.key_for, ROLLOUTS)
         return Experience(objective, self.data.train, size, rows, example, key_of, self.program.inference)
+
+    def _steps_in_time(self) -> int:
+        """`train.steps` of a run with `train.max_minutes`: those it has begun with, or as many as there is time for."""
+        settings = self.settings
+        if (steps := resume.begun_steps(self.workdir)) is not None:
+            if steps != settings.steps:
+                log.info("the run keeps its %d steps; --config.train.max_minutes=0 gives it train.steps", steps)
+            return steps
+        log.info("measuring how many steps train.max_minutes = %g leaves time for", settings.max_minutes)
+        watch.at("the steps that are measured", limited=False)
+        with contextlib.closing(Loader(self.data.train, settings.batch_size, self.rows)) as loader:
+            self.train_step, compiling, seconds = budget.measured(self.program, loader, self.rows)
+        passed = time.time() - self.started
+        steps = budget.steps_in_time(settings.steps, settings.max_minutes, passed, compiling, seconds)
+        log.info("%d of train.steps = %d steps, of %.2g s each", steps, settings.steps, seconds)
+        return steps
+
+    def _set_steps(self, steps: int) -> None:
+        if steps == self.settings.steps:
+            return
+        self.settings = dataclasses.replace(self.settings, steps=steps)
+        plain = self.config.to_dict()
+        self.config = FrozenConfigDict(plain | {"train": plain["train"] | {"steps": steps}})
+        self.program, self.train_step = with_steps(self.program, self.config), None
 
     def _start(self):
         restored = self.checkpointer.restore_latest(self.program.spec.shapes)
@@ -238,7 +266,7 @@ class Run:
 
     def _steps(self, stop: Stop, last: int, bar) -> None:
         watch.at("the compilation of the train step", limited=False)
-        train_step = self.program.compile_train_step()
+        train_step = self.train_step or self.program.compile_train_step()
         watch.barrier("the first step")
         pending = None
         first = self.first = self.step

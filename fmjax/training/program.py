@@ -141,19 +141,8 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
             module, inputs, lambda axes: optimizer.make(train.steps, axes), mesh, mesh_config, train.ema_decay > 0,
             patterns, _initial_carry(objective, module, key), weights,
         )  # fmt: skip
-    transformation = optimizer.make(train.steps, spec.axes)
     rules = tuple(table.items())
-    train_step = make_train_step(
-        module.apply,
-        objective,
-        transformation,
-        optimizer.make_schedule(train.steps),
-        rules=rules,
-        trainable=spec.trainable,
-        accumulate_steps=train.accumulate_steps,
-        ema_decay=train.ema_decay,
-        nonfinite=train.nonfinite,
-    )
+    transformation, train_step = _update(config, module.apply, objective, spec, rules)
     program = Program(
         module=module,
         objective=objective,
@@ -162,7 +151,7 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
         spec=spec,
         batch_spec=batch_spec,
         batch_sharding=sharding,
-        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(spec.shardings, None)),
+        train_step=train_step,
         eval_step=jax.jit(make_eval_step(module.apply, objective, rules=rules)),
         rules=rules,
         key=key,
@@ -173,6 +162,31 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     if has_carry(objective):
         _check_carry(program)
     return program
+
+
+def with_steps(program: Program, config) -> Program:
+    """The program of the same config but for `train.steps`: only the schedule differs, and the step with it."""
+    module, objective = program.module, program.objective
+    optimizer, train_step = _update(config, module.apply, objective, program.spec, program.rules)
+    return dataclasses.replace(program, optimizer=optimizer, train_step=train_step)
+
+
+def _update(config, apply_fn, objective, spec: StateSpec, rules):
+    """(the optimizer's update rule, the jitted train step) of a config."""
+    train, optimizer = TrainConfig(**config["train"]), build(config["optimizer"], OPTIMIZERS)
+    transformation = optimizer.make(train.steps, spec.axes)
+    train_step = make_train_step(
+        apply_fn,
+        objective,
+        transformation,
+        optimizer.make_schedule(train.steps),
+        rules=rules,
+        trainable=spec.trainable,
+        accumulate_steps=train.accumulate_steps,
+        ema_decay=train.ema_decay,
+        nonfinite=train.nonfinite,
+    )
+    return transformation, jax.jit(train_step, donate_argnums=0, out_shardings=(spec.shardings, None))
 
 
 def _check_call(module: nn.Module, inputs: dict[str, Any], objective) -> None:

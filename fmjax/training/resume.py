@@ -19,11 +19,16 @@ LOCK = ".lock"
 
 # Keys that say how long, how often and on what, not what is learnt. Plugins add theirs as `RESUME_FREE`.
 FREE = (
-    "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.sample_every",
+    "train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.final_tasks", "train.final_tasks_limit",
     "train.tasks_every", "train.profile_steps", "train.tensorboard", "train.nonfinite",
     "mesh.", "published",
 )  # fmt: skip
+
+
+def begun_steps(workdir: pathlib.Path) -> int | None:
+    """`train.steps` of the run in `workdir`, or None where there is none."""
+    return load_workdir_config(workdir)["train"]["steps"] if (workdir / "config.json").exists() else None
 
 
 def check_config(workdir: pathlib.Path, config, complete: bool = True) -> None:

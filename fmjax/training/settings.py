@@ -1,6 +1,7 @@
 """The keys under `train` of every training config."""
 
 import dataclasses
+import math
 import re
 from typing import Literal
 
@@ -13,6 +14,9 @@ class TrainConfig:
 
     steps: int  # optimizer updates in all; a later run may extend it
     batch_size: int  # examples of one update, over all devices
+    # from the command's start to the last step, without evaluation, samples and saves: a run whose `steps` take longer
+    # is given fewer before its first one, and keeps them; 0 = no limit
+    max_minutes: float = 0.0
     init_from: str | None = None  # a run, saved or published model, or hub id, whose parameters a new run begins with
     allow_other_tokenizer: bool = False  # with init_from: data.tokenizer may be another than the parameters' own
     trainable: tuple[str, ...] = ()  # regular expressions: parameters whose names have one train; empty: all do
@@ -40,6 +44,8 @@ class TrainConfig:
         for name in (*counts, "final_tasks_limit", "tasks_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be 0 or more")
+        if not 0.0 <= self.max_minutes < math.inf:
+            raise ConfigError(f"train.max_minutes = {self.max_minutes} must be 0 or more")
         for pattern in self.trainable:
             try:
                 re.compile(pattern)

@@ -182,7 +182,8 @@ def changed(**overrides):
 def test_a_resumption_may_change_how_things_are_computed_but_not_what(tmp_path):
     configs.save_config(changed(), tmp_path / "config.json")
     free = {"model__remat": "full", "model__unroll": "2", "objective__chunk_size": "64", "objective__sample_prompts": "a,b",
-            "data__source": "moved/a.txt", "data__eval_source": "b.txt", "train__eval_every": "5", "mesh__fsdp": "2"}  # fmt: skip
+            "data__source": "moved/a.txt", "data__eval_source": "b.txt", "train__eval_every": "5", "mesh__fsdp": "2",
+            "train__max_minutes": "5"}  # fmt: skip
     resume.check_config(tmp_path, changed(**free))
     for key, value in {
         "model__dropout": "0.1",
