@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -99,13 +100,18 @@ def load_params(
     return found, step
 
 
-def load_carry(workdir: str | pathlib.Path, step: int) -> Any:
-    """What the objective of a run carried at a checkpoint, as nested dicts on one device; None where it carried nothing.
+def load_carry(workdir: str | pathlib.Path, step: int, shardings: Callable[[], Any] | None = None) -> Any:
+    """What the objective of a run carried at a checkpoint; None where it carried nothing.
+
+    Args:
+      shardings: makes those of the carry, a tree like it; None is nested dicts, whole on the first device.
 
     Raises CheckpointError when it cannot be read.
     """
     path = pathlib.Path(workdir).absolute() / "checkpoints" / str(step) / "carry"
-    return read_item(path) if path.is_dir() else None
+    if not path.is_dir():
+        return None
+    return read_item(path, None if shardings is None else shardings())
 
 
 def read_item(path: pathlib.Path, shardings=None) -> Any:
@@ -151,12 +157,15 @@ def _check_names(path: pathlib.Path, saved, places) -> None:
         )
 
 
-def save_params(directory: str | pathlib.Path, params, step: int = 0) -> None:
-    """Writes `params` alone as the only checkpoint of `directory`, so that `load_params` finds them."""
+def save_params(directory: str | pathlib.Path, params, step: int = 0, carry=None) -> None:
+    """Writes `params`, and `carry` where there is one, as the only checkpoint of `directory`, so that `load_params` and
+    `load_carry` find them."""
     folder = pathlib.Path(directory).absolute() / "checkpoints"
     if folder.exists():
         raise CheckpointError(f"{str(folder)!r} exists already; save to a new directory")
-    with ocp.CheckpointManager(folder, item_names=("params",)) as manager:
-        manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+    items = {"params": params} | ({} if carry is None else {"carry": carry})
+    with ocp.CheckpointManager(folder, item_names=tuple(items)) as manager:
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        manager.save(step, args=ocp.args.Composite(**saved))
         manager.wait_until_finished()
     write_manifest(folder / str(step))

@@ -15,14 +15,16 @@ import jax
 from fmjax import hub
 from fmjax.assemble import build_module, build_weights
 from fmjax.checkpoint_files import load_carry, load_params
-from fmjax.config import load_workdir_config
+from fmjax.config import build, load_workdir_config
 from fmjax.data.codecs.base import load_codecs
 from fmjax.errors import InputError
 from fmjax.inference.model import Model
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 from fmjax.layers.weights import merged
+from fmjax.objectives import OBJECTIVES
 from fmjax.parallel.placement import Placement
+from fmjax.parallel.sharding import carry_shardings
 
 
 def load(
@@ -113,13 +115,22 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement,
     params, step = load_params(folder, step, shardings=shardings)
     params = merged(params)
     module, params = loading.cast(module, params, dtype)
+    split = None if placement is None else lambda: _carry_shardings(config, module, weights, placement)
     identity = _data_identity(folder, step)
     # The rows of a run's training begin with BOS; what was published and only saved says it in its tokenizer.
     add_bos = "train" in config or "published" not in config or (tokenizer is not None and tokenizer.add_bos)
     return Model(
         module, params, config, tokenizer, step, str(folder), identity, add_bos, placement,
-        codecs=load_codecs(folder), carry=load_carry(folder, step),
+        codecs=load_codecs(folder), carry=load_carry(folder, step, split),
     )  # fmt: skip
+
+
+def _carry_shardings(config, module, weights, placement: Placement):
+    """As the run's training splits what its objective carries."""
+    objective = build(config["objective"], OBJECTIVES)
+    shapes, shardings = loading.placed(module, placement, weights)
+    boxed = jax.eval_shape(lambda params: objective.initial(module, params, jax.random.key(0)), shapes)
+    return carry_shardings(boxed, shapes, shardings, placement.mesh, placement.config.table)
 
 
 def _data_identity(folder: pathlib.Path, step: int) -> dict:

@@ -418,7 +418,7 @@ class Model:
         return [[*before, *tokens, *after] for tokens in texts]
 
     def save(self, directory: str | pathlib.Path, format: str = "fmjax", **options) -> None:
-        """Writes a folder that `fmjax.load` accepts: config.json, parameters, tokenizer.
+        """Writes a folder that `fmjax.load` accepts: config.json, parameters, carry, tokenizer, codecs.
 
         Args:
           format: "fmjax", or "hf": a Hugging Face folder, which `transformers` loads with equal logits.
@@ -437,7 +437,7 @@ class Model:
         from fmjax.interop.exporter import whole_folder
 
         with whole_folder(directory) as folder:
-            save_params(folder, merged(self.params), self.step or 0)
+            save_params(folder, merged(self.params), self.step or 0, self.carry)
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
             save_codecs(self.codecs, folder)

@@ -144,6 +144,22 @@ def like_params(tree, params, shardings, default):
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def carry_shardings(boxed, params, shardings, mesh: Mesh, table: Mapping[str, tuple[str, ...]]):
+    """Of what an objective carries: by names where a leaf is boxed with them, as the parameter that it mirrors, or whole.
+
+    Args:
+      boxed: shapes of the carry, with boxes of logical axis names where it has such.
+      params, shardings: of the parameters.
+      table: logical axis to mesh axes.
+
+    Raises ConfigError as `param_shardings`, but for large leaves that stay whole.
+    """
+    shapes, axes = nn.unbox(boxed), logical_axes(boxed)
+    named = param_shardings(shapes, axes, mesh, table, replicate=(".*",))
+    mirrored = like_params(shapes, params, shardings, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(lambda by_name, by_path, names: by_name if any(names) else by_path, named, mirrored, axes)
+
+
 def _reduced(shape, param_shape, sharding: NamedSharding, default):
     if tuple(shape) == tuple(param_shape):
         return sharding

@@ -27,7 +27,7 @@ class Plan:
     Attributes:
       topology, num_devices, device_kind, mesh: the devices.
       hbm_bytes_per_device: main memory of a device; None where it is not known.
-      parameter_bytes, optimizer_bytes, batch_bytes: of the step's arguments.
+      parameter_bytes, optimizer_bytes, carry_bytes, batch_bytes: of the step's arguments.
       argument_bytes: all arguments.
       temp_bytes: activations, gradients and whatever else the step keeps for a while; on TPUs what it returns beside
         its arguments too.
@@ -55,6 +55,7 @@ class Plan:
     hbm_bytes_per_device: int | None
     parameter_bytes: int
     optimizer_bytes: int
+    carry_bytes: int
     batch_bytes: int
     argument_bytes: int
     temp_bytes: int
@@ -137,6 +138,7 @@ def plan_program(program: Program, example: Mapping[str, Any], name: str) -> Pla
         hbm_bytes_per_device=memory,
         parameter_bytes=_shard_bytes(state.params) + _shard_bytes(state.ema),
         optimizer_bytes=_shard_bytes(state.opt_state),
+        carry_bytes=_shard_bytes(state.carry),
         batch_bytes=_shard_bytes(program.batch_spec),
         argument_bytes=compiled.argument_bytes,
         temp_bytes=compiled.temp_bytes,

@@ -16,6 +16,7 @@ def describe(plan: Plan) -> str:
         "memory of one device",
         f"  parameters           {size(plan.parameter_bytes):>12}",
         f"  optimizer state      {size(plan.optimizer_bytes):>12}",
+        *([f"  carry                {size(plan.carry_bytes):>12}"] if plan.carry_bytes else []),
         f"  batch                {size(plan.batch_bytes):>12}",
         f"  temporaries          {size(plan.temp_bytes):>12}   (activations, gradients, workspace)",
         f"  peak                 {size(plan.peak_bytes_per_device):>12}{_of(plan.peak_bytes_per_device, memory)}",

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.assemble import init_params, param_spec
 from fmjax.parallel.mesh import MeshConfig
-from fmjax.parallel.sharding import like_params, logical_axes, param_shardings
+from fmjax.parallel.sharding import carry_shardings, like_params, param_shardings
 from fmjax.training.trainable import Trainable
 
 
@@ -73,26 +73,17 @@ def make_spec(
     whole = NamedSharding(mesh, PartitionSpec())
     opt_shapes = jax.eval_shape(optimizer(trained_axes).init, trained)
     counter = jax.ShapeDtypeStruct((), jnp.int32)
-    carry = carry_shardings = None
+    carry = split = None
     if initial_carry is not None:
         boxed = jax.eval_shape(initial_carry, param_shapes)
-        carry, carry_shardings = nn.unbox(boxed), _carry_shardings(boxed, param_shapes, shardings, mesh, config)
+        carry, split = nn.unbox(boxed), carry_shardings(boxed, param_shapes, shardings, mesh, config.table)
     shapes = TrainState(counter, counter, param_shapes, opt_shapes, trained if ema else None, carry)
     state_shardings = TrainState(
         whole, whole, shardings, like_params(opt_shapes, trained, trained_shardings, whole),
-        trained_shardings if ema else None, carry_shardings,
+        trained_shardings if ema else None, split,
     )  # fmt: skip
     shapes = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, state_shardings)
     return StateSpec(shapes, trained_axes, state_shardings, trainable)
-
-
-def _carry_shardings(boxed, params, shardings, mesh: Mesh, config: MeshConfig):
-    """Of a carry: by names where a leaf is boxed with them, as the parameter that it mirrors, or whole."""
-    shapes, axes = nn.unbox(boxed), logical_axes(boxed)
-    whole = NamedSharding(mesh, PartitionSpec())
-    named = param_shardings(shapes, axes, mesh, config.table, replicate=(".*",))
-    mirrored = like_params(shapes, params, shardings, whole)
-    return jax.tree.map(lambda by_name, by_path, names: by_name if any(names) else by_path, named, mirrored, axes)
 
 
 def init_state(
