@@ -45,6 +45,8 @@ Optional parts, each there if the method is:
         Raises ConfigError where the objective does not fit the module or the data.
     can_sample(self, module, data) -> bool and sample(self, model, key) -> list
         Values drawn from the model on the way: texts, or those of the modality that the attribute `makes` names.
+    num_shown(self) -> int
+        `sample` takes `rows=` too: {name: array [num_shown, ...]}, the first rows of the first evaluation set.
 """
 
 from collections.abc import Callable, Mapping

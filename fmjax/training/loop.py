@@ -37,7 +37,7 @@ from fmjax.training.metrics import MetricsWriter, plot_loss
 from fmjax.training.other_models import fingerprints
 from fmjax.training.profile import Profile
 from fmjax.training.program import ROLLOUTS, SAMPLES, make_program, with_steps
-from fmjax.training.sampling import SampleLog
+from fmjax.training.sampling import SampleLog, draw
 from fmjax.training.schedule import shortened
 from fmjax.training.settings import TrainConfig
 from fmjax.training.stopping import Stop, stop_signals
@@ -421,7 +421,7 @@ class Run:
         watch.at(f"the samples of step {self.step}")
         with self.program.inference():
             model = self._model()
-            values = self.program.objective.sample(model, key)
+            values = draw(self.program.objective, model, self.data, key)
         self.sampled_step = self.step
         if self.main and values:
             self.last_samples = [value for value in values if isinstance(value, str)]

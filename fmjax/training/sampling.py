@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from fmjax.small_files import write_whole
 
 
@@ -59,6 +61,15 @@ class SampleLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(block)
         return block
+
+
+def draw(objective, model, data, key) -> list:
+    """The values that an objective samples, shown rows of the data where it asks for them."""
+    if not hasattr(objective, "num_shown"):
+        return objective.sample(model, key)
+    examples = next(iter(data.evaluation.values()))
+    chosen = [examples[i] for i in range(min(objective.num_shown(), len(examples)))]
+    return objective.sample(model, key, rows={name: np.stack([row[name] for row in chosen]) for name in chosen[0]})
 
 
 def read_samples(path: pathlib.Path) -> list[tuple[int, str]]:
