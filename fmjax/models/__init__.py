@@ -6,6 +6,8 @@ MODELS = Registry(
     "model",
     {
         "bert": "fmjax.models.bert:Bert",
+        "conv_autoencoder": "fmjax.models.conv_autoencoder:ConvAutoencoder",
+        "conv_encoder": "fmjax.models.conv_encoder:ConvEncoder",
         "dit": "fmjax.models.dit:DiT",
         "gemma3": "fmjax.models.gemma:Gemma3",
         "gpt": "fmjax.models.gpt:GPT",

@@ -9,7 +9,9 @@ OBJECTIVES = Registry(
         "classification": "fmjax.objectives.classification:Classification",
         "flow_matching": "fmjax.objectives.flow_matching:FlowMatching",
         "masked_lm": "fmjax.objectives.masked_lm:MaskedLM",
+        "moco": "fmjax.objectives.moco:MoCo",
         "seq2seq": "fmjax.objectives.seq2seq:Seq2Seq",
+        "vq_autoencoder": "fmjax.objectives.vq_autoencoder:VQAutoencoder",
     },
     contract="fmjax.objectives.base:Objective",
 )

@@ -29,6 +29,9 @@ DEFAULT_RULES: dict[str, tuple[str, ...]] = {
     "position": (),
     "norm": (),
     "rank": (),  # of low-rank adapters
+    # what objectives carry
+    "codes": (),
+    "queue": (),
     # activations
     "batch": ("data", "fsdp"),
     "length": ("sequence",),

@@ -1,0 +1,93 @@
+"""A convolutional encoder of images with a projection head, for contrastive learning (He et al. 2020, Chen et al. 2020)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.layers.checks import check_positive
+from fmjax.layers.conv import Conv, ResidualBlock, conv_flops
+from fmjax.layers.dense import Init, Linear
+from fmjax.layers.norm import Norm
+from fmjax.layers.tap import tap
+from fmjax.models.conv_autoencoder import check_halvings
+
+
+class ConvEncoder(nn.Module):
+    """A convolution 3x3; at each size of the image, `num_blocks` residual blocks; the mean over pixels; an MLP.
+
+    Pixels are normalised one by one (LayerNorm), so no row knows of another: what MoCo shuffles batches against, positives
+    that batch statistics give away, cannot happen.
+
+    Attributes:
+      image_size: side of an image in pixels; None until the data are known.
+      num_channels: of an image; None until the data are known.
+      hidden_size: channels, and size of the vector of an image.
+      num_blocks: residual blocks at each size of the image.
+      num_halvings: how often the sides of an image are halved, by convolutions 4x4 of stride 2.
+      projection_size: of what the head makes of the vector, by two products with a ReLU between them (MoCo v2).
+      dtype: dtype of the products.
+    """
+
+    image_size: int | None = None
+    num_channels: int | None = None
+    hidden_size: int = 64
+    num_blocks: int = 1
+    num_halvings: int = 1
+    projection_size: int = 64
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(hidden_size=self.hidden_size, projection_size=self.projection_size, num_blocks=self.num_blocks)
+        check_halvings(self)
+
+    def setup(self):
+        inside = dict(dtype=self.dtype)
+        self.stem = Conv(self.hidden_size, 3, names=(None, "mlp"), **inside)
+        self.blocks = [
+            [
+                ResidualBlock(self.hidden_size, "layernorm", **inside, name=f"block_{size}_{i}")
+                for i in range(self.num_blocks)
+            ]
+            for size in range(self.num_halvings + 1)
+        ]
+        self.halves = [Conv(self.hidden_size, 4, 2, **inside, name=f"halve_{i}") for i in range(self.num_halvings)]
+        self.last_norm = Norm("layernorm")
+        init = Init("glorot_normal", 1.0)
+        self.hidden_head = Linear(self.hidden_size, ("embed", "mlp"), True, init, **inside)
+        self.head = Linear(self.projection_size, ("mlp", None), True, init, **inside)
+
+    def pooled(self, images: jax.Array) -> jax.Array:
+        """float32 [B, H, W, C] images to their vectors, float32 [B, hidden_size]: what is kept when the head is not."""
+        x = self.stem(images)
+        for number, blocks in enumerate(self.blocks):
+            if number:
+                x = self.halves[number - 1](x)
+            for block in blocks:
+                x = block(x)
+        return tap(self, "pooled", self.last_norm(x).astype(jnp.float32).mean((1, 2)))
+
+    def project(self, vectors: jax.Array) -> jax.Array:
+        """The head: float32 [B, hidden_size] vectors to float32 [B, projection_size]."""
+        return self.head(jax.nn.relu(self.hidden_head(vectors))).astype(jnp.float32)
+
+    def __call__(self, images, train: bool = False) -> jax.Array:
+        """float32 [B, H, W, C] images to float32 [B, projection_size]."""
+        return self.project(self.pooled(images))
+
+    @nn.nowrap
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
+        size = self.image_size
+        return {"images": jax.ShapeDtypeStruct((1, size, size, self.num_channels), jnp.float32)}
+
+    @nn.nowrap
+    def flops_per_example(self, shapes: dict) -> float:
+        """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`."""
+        hidden = self.hidden_size
+        total = conv_flops(self.image_size**2, 3, self.num_channels, hidden)
+        for size in range(self.num_halvings + 1):
+            pixels = (self.image_size // 2**size) ** 2
+            total += self.num_blocks * (conv_flops(pixels, 3, hidden, hidden) + conv_flops(pixels, 1, hidden, hidden))
+            total += conv_flops(pixels, 4, hidden, hidden) if size else 0.0
+        return total + 6.0 * hidden * (hidden + self.projection_size)

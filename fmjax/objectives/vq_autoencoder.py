@@ -1,0 +1,129 @@
+"""VQ-VAE (van den Oord et al. 2017): images through the nearest codes of a codebook that moves by averages."""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.errors import ConfigError
+from fmjax.layers import quantizers
+from fmjax.layers.checks import check_positive, check_rate
+from fmjax.objectives.base import Proposal, per_row
+from fmjax.parallel.placement import whole
+
+
+@dataclasses.dataclass(frozen=True)
+class VQAutoencoder:
+    """Squared error of the reconstruction, and `commitment` times that of the vectors to their codes.
+
+    No gradient trains the codebook: it is carried, as the paper's appendix A.1 has it. Codes that are hardly used are put
+    on vectors of the batch, drawn with the rows' keys (Dhariwal et al. 2020). The module has `encode(images)` to
+    [B, N, `code_size`] and `decode`, such as `fmjax.models.conv_autoencoder.ConvAutoencoder`.
+
+    Attributes:
+      num_codes: of the codebook.
+      commitment: the paper's beta.
+      decay: of the codebook's averages, the paper's gamma.
+      restart_below: a code that is nearest to fewer vectors of a batch, by the average, is restarted.
+      num_samples: held-out images that are written beside their reconstructions.
+    """
+
+    makes: ClassVar[str] = "image"
+    ROWS_APART: ClassVar[bool] = True
+
+    num_codes: int = 512
+    commitment: float = 0.25
+    decay: float = 0.99
+    restart_below: float = 0.5
+    num_samples: int = 32
+
+    def __post_init__(self):
+        check_positive(num_codes=self.num_codes, num_samples=self.num_samples)
+        check_rate("objective.decay", self.decay)
+        if self.commitment < 0:
+            raise ConfigError(f"objective.commitment = {self.commitment} must be at least 0")
+        if not 0 < self.restart_below < 1:
+            raise ConfigError(
+                f"objective.restart_below = {self.restart_below} must be between 0 and 1, which a restarted code counts"
+            )
+
+    def inputs(self, batch) -> dict:
+        """What the module is called with."""
+        return {"images": batch["images"]}
+
+    def initial(self, module, params, key) -> dict[str, jax.Array]:
+        """{"counts": [K], "sums": [K, D]} of a codebook of normal numbers."""
+        if not all(hasattr(module, name) for name in ("encode", "decode", "code_size")):
+            raise ConfigError(
+                f"objective vq_autoencoder needs encode(images), decode(vectors) and code_size, which "
+                f"{type(module).__name__} does not have; take model.name = 'conv_autoencoder'"
+            )
+        codebook = jax.random.normal(key, (self.num_codes, module.code_size))
+        names = {"counts": ("codes",), "sums": ("codes", None)}
+        return {name: nn.LogicallyPartitioned(x, names[name]) for name, x in quantizers.initial(codebook).items()}
+
+    def __call__(self, apply_fn, params, batch, key, train: bool, *, carry):
+        """Sums over the batch: "loss", "reconstruction" a pixel and "commitment" a number of a vector, each with the total
+        of `loss_weights` [B], and "usage", how often each code was nearest [K], of that many vectors."""
+        images, weights = batch["images"], batch["loss_weights"]
+        vectors = apply_fn({"params": params}, images, method="encode")
+        codebook = quantizers.codes(carry)
+        indices = quantizers.nearest(jax.lax.stop_gradient(vectors), codebook)
+        quantized = codebook[indices]
+        made = apply_fn({"params": params}, quantizers.straight_through(vectors, quantized), method="decode")
+        reconstruction = ((made - images) ** 2).mean((1, 2, 3))
+        commitment = ((vectors - quantized) ** 2).mean((1, 2))
+        losses, total = reconstruction + self.commitment * commitment, weights.sum()
+        sums = {
+            name: ((value * weights).sum(), total)
+            for name, value in {"loss": losses, "reconstruction": reconstruction, "commitment": commitment}.items()
+        }
+        vectors = jax.lax.stop_gradient(vectors)
+        used = quantizers.usage(vectors, indices, weights, self.num_codes)
+        sums["usage"] = (used["counts"], used["counts"].sum())
+        return sums, Proposal(used, self._candidates(batch, vectors) if train else None)
+
+    def _candidates(self, batch, vectors) -> dict[str, jax.Array]:
+        """A vector of each row, and the place of the row in the order in which dead codes take them."""
+
+        def one(key, row, weight):
+            key, place = jax.random.split(key)
+            order = jnp.where(weight > 0, jax.random.uniform(place), jnp.inf)
+            return {"vectors": row[jax.random.randint(key, (), 0, len(row))], "order": order}
+
+        return per_row(one, batch["keys"], vectors, batch["loss_weights"])
+
+    def after(self, carry, proposal, params) -> dict[str, jax.Array]:
+        """The codebook's averages after a batch, its dead codes restarted."""
+        averages = quantizers.moved(carry, proposal.sums, self.decay)
+        return quantizers.restarted(averages, proposal.rows["vectors"], proposal.rows["order"], self.restart_below)
+
+    def reduce(self, sums) -> dict:
+        """The means, and the perplexity of the codebook's use."""
+        means = {name: total / jnp.maximum(weight, 1e-20) for name, (total, weight) in sums.items() if name != "usage"}
+        return means | {"perplexity": quantizers.perplexity(jnp.asarray(sums["usage"][0]))}
+
+    def can_sample(self, module, data) -> bool:
+        """Whether the data have images to show."""
+        return self.makes in data.codecs and bool(data.evaluation)
+
+    def num_shown(self) -> int:
+        """Of the rows that `sample` takes."""
+        return self.num_samples
+
+    def sample(self, model, key, rows) -> list[np.ndarray]:
+        """Each image of `rows` followed by its reconstruction."""
+        made = _reconstructed(model.module, model.params, quantizers.codes(model.carry), rows["images"])
+        pairs = [image for pair in zip(rows["images"], np.asarray(made)) for image in pair]
+        return [model.codec.decode({model.codec.array: image}) for image in pairs]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstructed(module, params, codebook, images) -> jax.Array:
+    vectors = module.apply({"params": params}, images, method="encode")
+    quantized = codebook[quantizers.nearest(vectors, codebook)]
+    return whole(module.apply({"params": params}, quantized, method="decode"))

@@ -1,0 +1,184 @@
+"""What objectives carry, in the shipped configs that do: killed, accumulated, split over devices, loaded and planned."""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import Command, evaluations, last_logged, losses
+
+import fmjax
+from fmjax import config as configs
+from fmjax.assemble import build_module, open_data
+from fmjax.checkpoint_files import read_item
+from fmjax.errors import ConfigError
+from fmjax.planning.plan import plan
+from fmjax.training.evaluation import to_global
+from fmjax.training.loop import train
+from fmjax.training.program import make_program
+
+FOLDER = pathlib.Path(__file__).parents[2] / "configs"
+SMALL = {
+    "vq_digits": {"model.hidden_size": "16", "model.inner_size": "8", "model.code_size": "4", "objective.num_codes": "8",
+                  "objective.decay": "0.6"},
+    "moco_digits": {"model.hidden_size": "16", "model.projection_size": "8", "objective.queue_size": "32",
+                    "objective.momentum": "0.8"},
+}  # fmt: skip
+RUN = {"train.batch_size": "16", "train.log_every": "1", "train.eval_every": "0", "train.checkpoint_every": "4"}
+NAMES = sorted(SMALL)
+
+
+def config(name, **overrides):
+    changed = SMALL[name] | RUN | {"train.steps": "4"} | {key.replace("__", "."): v for key, v in overrides.items()}
+    changed |= {"train.sample_every": "0"} if "train__sample_every" not in overrides else {}
+    return configs.resolve(configs.apply_overrides(configs.load_config_file(str(FOLDER / f"{name}.py")), changed))
+
+
+@functools.cache
+def trained(name, mesh=(("data", 1),), parts=1):
+    """(losses, carry and parameters on the host, their arrays) of three steps."""
+    mesh = dict(mesh)
+    devices = jax.devices()[: int(np.prod(list(mesh.values())))]
+    overrides = {f"mesh__{axis}": str(size) for axis, size in mesh.items()}
+    settings = config(name, train__accumulate_steps=str(parts), **overrides)
+    data = open_data(settings, pathlib.Path("/nowhere"))
+    program = make_program(settings, build_module(settings, data.model_fields), data.train[0], devices)
+    state, step, found = program.init(), program.compile_train_step(), []
+    for number in range(3):
+        rows = [data.train[number * 16 + i] for i in range(16)]
+        batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        state, metrics = step(state, to_global(batch, list(range(16)), program.batch_spec), program.key)
+        found.append(float(metrics["loss"]))
+    return found, jax.device_get((state.carry, state.params)), state
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "mesh, parts",
+    [((("data", 1),), 4), ((("data", 8),), 1), ((("data", 2), ("fsdp", 2), ("tensor", 2)), 2)],
+    ids=["parts", "data8", "mesh-parts"],
+)
+def test_parts_and_devices_make_no_difference(name, mesh, parts):
+    expected, (carry, params), _ = trained(name)
+    found, (found_carry, found_params), state = trained(name, mesh, parts)
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3)
+    jax.tree.map(close, found_carry, carry)
+    jax.tree.map(close, found_params, params)
+    if dict(mesh).get("fsdp") and name == "moco_digits":
+        # The moving average is split as the parameters are; the queue is whole on purpose.
+        for slow, fast in zip(jax.tree.leaves(state.carry["encoder"]), jax.tree.leaves(state.params)):
+            assert slow.sharding.is_equivalent_to(fast.sharding, slow.ndim)
+        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state.carry["queue"]))
+
+
+class Digits(Command):
+    """`python -m fmjax.train` with a shipped config."""
+
+    def __init__(self, folder, name):
+        self.folder = folder
+        shutil.copy(FOLDER / f"{name}.py", folder / "config.py")
+        changed = SMALL[name] | RUN | {"train.steps": "12", "train.eval_every": "6"}
+        self.flags = [f"--config.{key}={value}" for key, value in changed.items()]
+
+
+def arrays(workdir):
+    items = [read_item(workdir / "checkpoints" / "12" / part) for part in ("params", "train", "carry")]
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_flatten_with_path(items)[0]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_it_ends_bitwise_the_same_with_what_it_carries(name, tmp_path):
+    command = Digits(tmp_path, name)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    code, output = command.run(straight, *command.flags)
+    assert code == 0, output
+    code, output = command.kill_when(killed, lambda: last_logged(killed) >= 7, signal.SIGKILL, *command.flags)
+    assert code == -signal.SIGKILL
+    code, output = command.run(killed, *command.flags)
+    assert code == 0 and "resuming" in output, output
+    assert losses(killed) == losses(straight) and evaluations(killed) == evaluations(straight)
+    ours, theirs = arrays(killed), arrays(straight)
+    assert sorted(ours) == sorted(theirs)
+    for key in theirs:
+        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Short runs on eight devices, by name."""
+    folder, made = tmp_path_factory.mktemp("carry"), {}
+    for name in NAMES:
+        mesh = {"mesh__data": "2", "mesh__fsdp": "2", "mesh__tensor": "2", "train__eval_every": "4"}
+        shown = {"train__sample_every": "4", "objective__num_samples": "2"} if name == "vq_digits" else {}
+        made[name] = folder / name, train(config(name, **mesh, **shown), folder / name, cache_dir=folder, progress=False)
+    return {name: (workdir, found) for name, (workdir, found) in made.items()}
+
+
+def test_what_runs_carry_loads_on_one_device_on_a_mesh_and_from_what_save_wrote(runs, tmp_path):
+    for name in NAMES:
+        one, split = fmjax.load(runs[name][0]), fmjax.load(runs[name][0], mesh={"fsdp": 4, "tensor": 2})
+        jax.tree.map(np.testing.assert_array_equal, one.carry, jax.device_get(split.carry))
+        assert all(x.sharding.device_set == set(jax.devices()) for x in jax.tree.leaves(split.carry))
+        split.save(tmp_path / name)
+        jax.tree.map(np.testing.assert_array_equal, one.carry, fmjax.load(tmp_path / name).carry)
+    slow = split.carry["encoder"] if name == "moco_digits" else fmjax.load(runs["moco_digits"][0], mesh={"fsdp": 8}).carry["encoder"]
+    assert not all(x.sharding.is_fully_replicated for x in jax.tree.leaves(slow))
+
+
+def test_samples_are_held_out_images_beside_their_reconstructions(runs):
+    workdir, found = runs["vq_digits"]
+    assert {p.name for p in (workdir / "samples" / "4").iterdir()} == {"all.png", "0.png", "1.png", "2.png", "3.png"}
+    assert 1 <= found["eval/perplexity"] <= 8 and found["eval/loss"] > found["eval/reconstruction"]
+    model = fmjax.load(workdir)
+    image = model.codec.read(workdir / "samples" / "4" / "0.png")
+    drawn = model.objective.sample(model, jax.random.key(0), rows={"images": model.codec.encode(image)["images"][None]})
+    np.testing.assert_array_equal(drawn[0], image)
+    assert abs(drawn[1].astype(int) - model.codec.read(workdir / "samples" / "4" / "1.png")).max() <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_counts_what_is_carried(name, tmp_path):
+    found = plan(config(name, mesh__data="8"), jax.devices(), "cpu:8", cache_dir=tmp_path)
+    sizes = {"vq_digits": 4 * 8 * 5, "moco_digits": 4 * (32 * (8 + 16 + 1) + 1) + found.parameter_bytes}
+    assert found.carry_bytes == sizes[name]
+    others = found.parameter_bytes + found.optimizer_bytes + found.batch_bytes
+    assert others + found.carry_bytes <= found.argument_bytes < others + found.carry_bytes + 100  # counters and the key
+
+
+@dataclasses.dataclass(frozen=True)
+class Growing:
+    """Carries a list that gets longer."""
+
+    def inputs(self, batch):
+        return {"images": batch["images"]}
+
+    def initial(self, module, params, key):
+        return {"seen": jnp.zeros(1)}
+
+    def __call__(self, apply_fn, params, batch, key, train, *, carry):
+        from fmjax.objectives.base import Proposal
+
+        made = apply_fn({"params": params}, batch["images"])
+        return {"loss": ((made**2).sum(), jnp.float32(len(made)))}, Proposal()
+
+    def after(self, carry, proposal, params):
+        return {"seen": jnp.append(carry["seen"], 0.0)}
+
+
+def test_a_carry_that_changes_shape_and_a_queue_of_broken_batches_are_refused_before_training(tmp_path):
+    changed = config("moco_digits").to_dict() | {"objective": {"name": f"{__name__}:Growing"}}
+    with pytest.raises(ConfigError, match=r"Growing: `after` makes 'seen' of the carry float32 \(2,\), it was float32 \(1,\)"):
+        train(configs.resolve(changed), tmp_path / "growing", cache_dir=tmp_path, progress=False)
+    broken = config("moco_digits", objective__queue_size="40")
+    with pytest.raises(ConfigError, match="objective.queue_size = 40 is not a multiple of train.batch_size = 16"):
+        train(broken, tmp_path / "broken", cache_dir=tmp_path, progress=False)
+    assert not (tmp_path / "growing" / "config.json").exists()
+    short = configs.apply_overrides(configs.load_config_file(str(FOLDER / "vq_digits.py")), {"model.num_halvings": "4"})
+    with pytest.raises(ConfigError, match="model.num_halvings = 4: images of 8x8 pixels cannot be halved that often"):
+        train(configs.resolve(short), tmp_path / "halved", cache_dir=tmp_path, progress=False)
