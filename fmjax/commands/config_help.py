@@ -90,7 +90,7 @@ def page() -> str:
         if section == "mesh":
             lines += ["\nThe table that `mesh.rules` adds to:\n", "| logical axis | mesh axes |", "| --- | --- |"]
             lines += [f"| `{axis}` | {', '.join(on) or 'none: whole'} |" for axis, on in DEFAULT_RULES.items()]
-    for section, registry in registries(PLUGINS).items():
+    for section, registry in registries(PLUGINS | OPTIONAL).items():
         lines.append(f"\n## {section}")
         for name in registry.table:
             plugin = registry.get(name)

@@ -441,7 +441,8 @@ class Model:
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
             save_codecs(self.codecs, folder)
-            (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+            config = {key: value for key, value in self.config.items() if key != "weights"}  # which are computed
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def _texts(self, texts: Sequence[str]) -> Sequence[str]:
         check_list("texts", texts)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fmjax.layers.checks import check_choice
-from fmjax.layers.weights import Turned
+from fmjax.layers.weights import LoRAWeight, Turned, is_weight
 
 INITS = ("normal", "glorot_normal", "glorot_uniform")
 
@@ -52,8 +52,8 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
 
     Args:
       x: [..., in].
-      weight: [in, out], or [out, in] with `transpose` (a tied output head uses its embedding table that way), or
-        `Turned`, whatever `transpose` says.
+      weight: [in, out], or [out, in] with `transpose` (a tied output head uses its embedding table that way), an array
+        or a `LoRAWeight`, whose base and adapters each take a product; or `Turned`, whatever `transpose` says.
       bias: [out] or None.
       dtype: both factors are cast to it before the product; None keeps x's.
       transpose: contract over the weight's last axis instead of its first.
@@ -65,6 +65,11 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
     out_dtype = jnp.dtype(out_dtype or dtype)
     if isinstance(weight, Turned):
         y = _turned_product(x.astype(dtype), weight.weight, out_dtype)
+    elif isinstance(weight, LoRAWeight):
+        inner, outer = (weight.b, weight.a) if transpose else (weight.a, weight.b)
+        low = dense(x, inner, dtype=dtype, transpose=transpose) * jnp.asarray(weight.scale, dtype)
+        y = dense(x, weight.base, dtype=dtype, transpose=transpose, out_dtype=out_dtype)
+        y += dense(low, outer, dtype=dtype, transpose=transpose, out_dtype=out_dtype)
     else:
         y = _product(x.astype(dtype), weight, transpose, out_dtype)
     return y if bias is None else y + bias.astype(y.dtype)
@@ -149,7 +154,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.get_variable("params", "kernel")
-        if not isinstance(kernel, Turned):
+        if not (isinstance(kernel, Turned) or is_weight(kernel)):
             init = nn.with_logical_partitioning(self.kernel_init.make(), self.names)
             kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         bias = None

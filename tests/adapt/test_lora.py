@@ -1,0 +1,175 @@
+"""Low-rank adapters against numpy, against the merged kernels, and as what a run trains."""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax import config as configs
+from fmjax.adapt.lora import LoRA
+from fmjax.assemble import build_module, param_spec
+from fmjax.errors import ConfigError
+from fmjax.layers.dense import dense
+from fmjax.layers.weights import LoRAWeight, bare, merged
+from fmjax.models.llama import Llama
+from fmjax.planning.plan import plan_program
+from fmjax.training.evaluation import to_global
+from fmjax.training.program import make_program
+
+SIZES = {
+    "num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "vocab_size": 64, "max_length": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_dense_with_adapters_and_its_gradients(transpose):
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(2, 3, 6)), rng.normal(size=(2, 3, 4))
+    base = rng.normal(size=(4, 6) if transpose else (6, 4))
+    a, b, scale = rng.normal(size=(base.shape[0], 2)), rng.normal(size=(2, base.shape[1])), 0.5
+    weight = LoRAWeight(*(jnp.asarray(part, jnp.float32) for part in (base, a, b)), scale)
+    out, back = jax.vjp(lambda x, w: dense(x, w, transpose=transpose), jnp.asarray(x, jnp.float32), weight)
+    kernel = base + scale * a @ b
+    np.testing.assert_allclose(out, x @ (kernel.T if transpose else kernel), atol=1e-5)
+    d_x, d_weight = back(jnp.asarray(g, jnp.float32))
+    d_kernel = np.einsum("abi,abj->ij", x, g)
+    d_kernel = d_kernel.T if transpose else d_kernel
+    np.testing.assert_allclose(d_x, g @ (kernel if transpose else kernel.T), atol=1e-5)
+    np.testing.assert_allclose(d_weight.base, d_kernel, atol=1e-5)
+    np.testing.assert_allclose(d_weight.a, scale * d_kernel @ b.T, atol=1e-5)
+    np.testing.assert_allclose(d_weight.b, scale * a.T @ d_kernel, atol=1e-5)
+
+
+def test_dense_with_adapters_is_that_of_peft():
+    with np.load(pathlib.Path(__file__).parents[1] / "oracles" / "lora.npz") as stored:
+        oracle = dict(stored)
+    weight = LoRAWeight(oracle["base"], oracle["a"], oracle["b"], 3 / 2)
+    out, back = jax.vjp(lambda w: dense(oracle["x"], w), weight)
+    np.testing.assert_allclose(out, oracle["out"], atol=1e-5)
+    (found,) = back(oracle["gradient"])
+    np.testing.assert_allclose(found.a, oracle["d_a"], atol=1e-5)
+    np.testing.assert_allclose(found.b, oracle["d_b"], atol=1e-5)
+    np.testing.assert_allclose(merged(weight), oracle["merged"], atol=1e-6)
+
+
+def test_dense_with_adapters_computes_in_the_dtype_asked_for_and_keeps_float32_gradients():
+    weight = LoRAWeight(jnp.ones((3, 2)), jnp.ones((3, 1)), jnp.full((1, 2), 0.1), 2.0)
+    out = dense(jnp.ones((4096, 3)), weight, dtype="bfloat16")
+    assert out.dtype == jnp.bfloat16
+    assert dense(jnp.ones((1, 3)), weight, dtype="bfloat16", out_dtype=jnp.float32).dtype == jnp.float32
+    loss = lambda w: jnp.sum(dense(jnp.ones((4096, 3)), w, dtype="bfloat16").astype(jnp.float32) * 0.01)
+    grads = jax.grad(loss)(weight)
+    assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(grads.b, 2.0 * 3 * 40.96, rtol=5e-3)
+
+
+def logits(module, params, tokens):
+    return module.apply({"params": params}, tokens)
+
+
+def test_a_module_begins_as_it_is_and_ends_as_its_merged_kernels():
+    module, tokens = Llama(**SIZES), np.random.default_rng(0).integers(0, 64, (2, 8)).astype(np.int32)
+    params = nn.unbox(module.init(jax.random.key(0), tokens)["params"])
+    adapted = LoRA(rank=4, patterns=("kernel$",)).attach(params, jax.random.key(1))
+    np.testing.assert_array_equal(logits(module, adapted, tokens), logits(module, params, tokens))
+    jax.tree.map(np.testing.assert_array_equal, bare(adapted), params)
+    query = adapted["stack"]["blocks"]["attention"]["query"]["kernel"]
+    assert query.a.shape == (2, 32, 4) and query.b.shape == (2, 4, 32) and query.scale == 4.0
+    assert not np.array_equal(query.a[0], query.a[1])
+    assert np.std(query.a) == pytest.approx(32**-0.5, rel=0.2)
+    trained = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 0.3 if "'kernel'].b" in jax.tree_util.keystr(path) else x, adapted
+    )
+    expected = logits(module, merged(trained), tokens)
+    assert np.max(np.abs(expected - logits(module, params, tokens))) > 0.1
+    np.testing.assert_allclose(logits(module, trained, tokens), expected, atol=1e-4)
+    unrolled, parts = module.unrolled(trained)
+    np.testing.assert_allclose(logits(unrolled, parts, tokens), expected, atol=1e-4)
+
+
+def test_adapters_carry_the_names_of_their_kernels_axes():
+    module = Llama(**SIZES)
+    _, axes = param_spec(module, module.example(), LoRA(patterns=("value/kernel$", "down/kernel$")))
+    value, down = (axes["stack"]["blocks"][a][b]["kernel"] for a, b in (("attention", "value"), ("mlp", "down")))
+    assert (value.a, value.b) == (("layers", "embed", "rank"), ("layers", "rank", "kv_heads"))
+    assert (down.a, down.b) == (("layers", "mlp", "rank"), ("layers", "rank", "embed"))
+    assert axes["stack"]["blocks"]["attention"]["query"]["kernel"] == ("layers", "embed", "heads")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"patterns": ("querry/kernel",)}, "'querry/kernel' matches no parameter; kernels are: .*query/kernel"),
+        ({"patterns": ("embedding",)}, "'embedding' matches 'token_embedding/embedding', which is no kernel"),
+        ({"patterns": ("head$",)}, "'head.' matches 'head', which is no kernel"),
+        ({"rank": 32}, "weights.rank = 32 is not below both sides of 'stack/blocks/attention/query/kernel'"),
+        ({"patterns": ("(",)}, "not a regular expression"),
+        ({"patterns": ()}, "weights.patterns is empty"),
+        ({"alpha": 0.0}, "weights.alpha = 0.0 must be positive"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused_by_name(fields, message):
+    module = Llama(**SIZES)
+    with pytest.raises(ConfigError, match=message):
+        param_spec(module, module.example(), LoRA(**fields))
+
+
+def program_for(mesh, devices, adapted=True, **train):
+    config = {
+        "train": {"steps": 3, "batch_size": 8, "ema_decay": 0.9} | train,
+        "mesh": mesh,
+        "model": {"name": "llama", **SIZES},
+        "objective": {"name": "causal_lm"},
+        "data": {"sequence_length": 32, "tokenizer": "bytes"},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1},
+    }
+    if adapted:
+        config["weights"] = {"name": "lora", "rank": 4}
+    config = configs.resolve(config)
+    return make_program(config, build_module(config, {}), {k: v[0] for k, v in batch(0).items()}, devices)
+
+
+def batch(step):
+    tokens = np.random.default_rng(step).integers(0, 64, (8, 33)).astype(np.int32)
+    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_weights": np.ones((8, 32), np.float32)}
+
+
+def train(mesh, devices, **options):
+    program = program_for(mesh, devices, **options)
+    state, step = program.init(), program.compile_train_step()
+    for number in range(3):
+        rows = to_global(batch(number), list(range(8)), program.batch_spec)
+        state, metrics = step(state, rows, program.key)
+    return float(metrics["loss"]), state
+
+
+def test_adapters_alone_train_and_any_split_does_as_one_device():
+    program = program_for({"data": 1}, jax.devices()[:1])
+    begun = jax.device_get(program.init().params)
+    loss, alone = train({"data": 1}, jax.devices()[:1])
+    jax.tree.map(np.testing.assert_array_equal, bare(jax.device_get(alone.params)), bare(begun))
+    value = alone.params["stack"]["blocks"]["attention"]["value"]["kernel"]
+    assert np.min(np.abs(value.b)) > 0 and alone.ema["stack"]["blocks"]["attention"]["value"]["kernel"].base is None
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4)
+    split = ({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices(), {})
+    for mesh, devices, options in (split, ({"data": 1}, jax.devices()[:1], {"accumulate_steps": 4})):
+        found, state = train(mesh, devices, **options)
+        assert found == pytest.approx(loss, rel=1e-5)
+        jax.tree.map(close, jax.device_get((state.params, state.ema)), jax.device_get((alone.params, alone.ema)))
+
+
+def test_the_optimizer_holds_two_moments_of_the_adapters_alone():
+    adapters = 2 * 2 * (32 * 4 + 4 * 32)  # two layers, queries and values
+    program = program_for({"data": 1}, jax.devices()[:1])
+    state = program.init()
+    held = sum(x.nbytes for x in jax.tree.leaves(state.opt_state))
+    assert 0 <= held - 2 * 4 * adapters <= 16  # beside the counts
+    assert sum(x.nbytes for x in jax.tree.leaves(state.ema)) == 4 * adapters
+    example = {k: v[0] for k, v in batch(0).items()}
+    every = program_for({"data": 1}, jax.devices()[:1], adapted=False)
+    plan, whole = (plan_program(one, example, "cpu") for one in (program, every))
+    assert plan.optimizer_bytes == held < 0.2 * whole.optimizer_bytes
+    assert plan.parameter_bytes == sum(x.nbytes for x in jax.tree.leaves((state.params, state.ema)))

@@ -1,0 +1,48 @@
+"""Runs with more than parameters and a loss, killed, end as if nothing had happened."""
+
+import signal
+
+import jax
+import numpy as np
+import pytest
+from conftest import losses
+from small_models import byte_model
+
+from fmjax.checkpoint_files import complete_steps, read_item
+from fmjax.data.tokenizers.loading import ByteTokenizer
+
+FLAGS = {
+    "lora": ("--config.weights.name=lora", "--config.weights.rank=4", "--config.train.ema_decay=0.9"),
+    "distillation": ("--config.objective.name=distillation", f"--config.model.vocab_size={ByteTokenizer().vocab_size}"),
+}
+QUIET = (
+    "--config.train.steps=24", "--config.train.eval_every=0", "--config.train.sample_every=0",
+    "--config.objective.sample_prompts=()",
+)  # fmt: skip
+
+
+def arrays(workdir, step):
+    """Every array of a checkpoint, by path, as numpy."""
+    folder = workdir.absolute() / "checkpoints" / str(step)
+    items = {name: read_item(folder / name) for name in ("params", "train", "ema") if (folder / name).is_dir()}
+    return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_flatten_with_path(items)[0]}
+
+
+@pytest.mark.parametrize("plugin", FLAGS)
+def test_killed_a_run_ends_bitwise_the_same(command, plugin):
+    flags = (*QUIET, *FLAGS[plugin])
+    if plugin == "distillation":
+        byte_model(ByteTokenizer()).save(command.folder / "teacher")
+        flags += (f"--config.objective.teacher={command.folder / 'teacher'}",)
+    straight, workdir = command.folder / f"{plugin}_straight", command.folder / f"{plugin}_killed"
+    code, output = command.run(straight, *flags)
+    assert code == 0, output
+    code, _ = command.kill_when(workdir, lambda: complete_steps(workdir / "checkpoints"), signal.SIGKILL, *flags)
+    assert code == -signal.SIGKILL
+    code, output = command.run(workdir, *flags)
+    assert code == 0 and "resuming" in output, output
+    assert losses(workdir) == losses(straight)
+    ours, theirs = arrays(workdir, 24), arrays(straight, 24)
+    assert ours.keys() == theirs.keys() and len(ours) > 20
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
