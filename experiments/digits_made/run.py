@@ -29,6 +29,7 @@ def main():
     from sklearn.svm import SVC
 
     import fmjax
+    from fmjax.data.codecs.image import grid
     from fmjax.data.digits import Digits
 
     data = Digits(max_shift=0).open(seed=0, cache_dir=pathlib.Path())
@@ -53,7 +54,8 @@ def main():
             "nearest_training_image": float(np.median(nearest(made, real))),
             "equal_to_a_training_image": int(np.sum(nearest(made, real) < 1e-3)),
         }
-    model.codec.write_all(model.generate(range(10), num_samples=8, guidance=GUIDANCE[-1], seed=0), HERE / "samples.png")
+    shown = model.generate(range(10), num_samples=12, guidance=GUIDANCE[-1], seed=0)
+    model.codec.write(np.kron(grid(shown, columns=12), np.ones((5, 5, 1), np.uint8)), HERE / "samples.png")
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 

@@ -81,10 +81,13 @@ class ImageCodec:
         return np.asarray(numbers, np.float32)
 
 
-def grid(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Images uint8 [H, W, C] side by side, uint8 [rows (H + 1) - 1, columns (W + 1) - 1, C]; black where there is none."""
+def grid(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:
+    """Images uint8 [H, W, C] side by side, uint8 [rows (H + 1) - 1, columns (W + 1) - 1, C]; black where there is none.
+
+    columns: None is as near to a square as their number allows.
+    """
     height, width, channels = images[0].shape
-    columns = math.ceil(math.sqrt(len(images)))
+    columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     whole = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), np.uint8)
     for index, image in enumerate(images):
