@@ -9,7 +9,8 @@ import pytest
 
 from fmjax import config as configs
 from fmjax import convert, evaluate, generate, plan, train
-from fmjax.commands import lm_eval
+from fmjax.commands import lm_eval, values
+from fmjax.inference.denoising import Denoising
 from tests.interop.folders import stand_for_hub_ids
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,6 +32,8 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         if flags.config == "curve.py":  # the page that has it says what is in it, and `test_extending` runs it
             return
         configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
+    elif module == "generate" and "--output" in arguments and ".png" in arguments:
+        values.parse(argv, Denoising)
     else:
         commands = {"convert": convert, "evaluate": evaluate, "generate": generate, "commands.lm_eval": lm_eval}
         commands[module].parse(argv)

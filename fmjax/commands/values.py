@@ -34,8 +34,8 @@ def generator_named_by(argv: list[str]) -> type | None:
     return None if kind == "autoregressive" else GENERATORS.get(kind)
 
 
-def main(argv: list[str], generator: type) -> None:
-    """Writes what a model makes to `--output`."""
+def parse(argv: list[str], generator: type):
+    """(flags, options of the generator) of a command line. Raises InputError for what is wrong with them."""
     parser = cli.ArgumentParser(
         "python -m fmjax.generate", "Make values and write them to a file.", argument_default=argparse.SUPPRESS,
         formatter_class=argparse.HelpFormatter,
@@ -51,10 +51,16 @@ def main(argv: list[str], generator: type) -> None:
         add(f"--{name}", type=FlagText, help=f"{told.get(name, '')} (default: {default})")
     launch.add_flags(parser)
     flags = parser.parse_args(argv)
-    cli.log_to_stderr()
     fields = field_types(generator.Options)
     options = {name: coerce(getattr(flags, name), fields[name][0], f"--{name}") for name in fields if name in flags}
     generator.Options(**options)  # refuses what is out of range before anything slow
+    return flags, options
+
+
+def main(argv: list[str], generator: type) -> None:
+    """Writes what a model makes to `--output`."""
+    flags, options = parse(argv, generator)
+    cli.log_to_stderr()
     output = pathlib.Path(flags.output).expanduser()
     _check_output(output)
     from fmjax.caches import use_compilation_cache

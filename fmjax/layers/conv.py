@@ -69,7 +69,15 @@ class ResidualBlock(nn.Module):
         return x + Conv(x.shape[-1], 1, names=("mlp", "embed"), dtype=self.dtype, name="outer")(jax.nn.relu(y))
 
 
-def conv_flops(pixels: int, size: int, inputs: int, outputs: int) -> float:
-    """FLOPs of forward and backward of a convolution whose smaller side has so many pixels, an image, by the convention
-    of `fmjax.layers.flops`: what the padding adds counts."""
-    return 6.0 * pixels * size**2 * inputs * outputs
+def conv_flops(side: int, size: int, inputs: int, outputs: int, stride: int = 1, first: bool = False) -> float:
+    """FLOPs of forward and backward over one square image, by the convention of `fmjax.layers.flops`: products with what
+    the padding adds do not count.
+
+    Args:
+      side: pixels of the smaller side: a convolution's output, a transposed one's input.
+      first: whether it reads the images themselves, for which there is no gradient.
+    """
+    larger = side * stride
+    before = max((side - 1) * stride + size - larger, 0) // 2
+    inside = sum(0 <= place * stride - before + tap < larger for place in range(side) for tap in range(size))
+    return (4.0 if first else 6.0) * inside**2 * inputs * outputs

@@ -95,10 +95,11 @@ class ConvAutoencoder(nn.Module):
         """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`."""
         hidden, total = self.hidden_size, 0.0
         for i in range(self.num_halvings):
-            pixels = (self.image_size // 2 ** (i + 1)) ** 2
-            total += 2 * conv_flops(pixels, 4, hidden if i else self.num_channels, hidden)
-        blocks = conv_flops(pixels, 3, hidden, self.inner_size) + conv_flops(pixels, 1, self.inner_size, hidden)
-        ends = conv_flops(pixels, 1, hidden, self.code_size) + conv_flops(pixels, 3, self.code_size, hidden)
+            side, channels = self.image_size // 2 ** (i + 1), hidden if i else self.num_channels
+            down = conv_flops(side, 4, channels, hidden, stride=2, first=i == 0)
+            total += down + conv_flops(side, 4, hidden, channels, stride=2)
+        blocks = conv_flops(side, 3, hidden, self.inner_size) + conv_flops(side, 1, self.inner_size, hidden)
+        ends = conv_flops(side, 1, hidden, self.code_size) + conv_flops(side, 3, self.code_size, hidden)
         return total + 2 * self.num_blocks * blocks + ends
 
 

@@ -85,9 +85,9 @@ class ConvEncoder(nn.Module):
     def flops_per_example(self, shapes: dict) -> float:
         """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`."""
         hidden = self.hidden_size
-        total = conv_flops(self.image_size**2, 3, self.num_channels, hidden)
+        total = conv_flops(self.image_size, 3, self.num_channels, hidden, first=True)
         for size in range(self.num_halvings + 1):
-            pixels = (self.image_size // 2**size) ** 2
-            total += self.num_blocks * (conv_flops(pixels, 3, hidden, hidden) + conv_flops(pixels, 1, hidden, hidden))
-            total += conv_flops(pixels, 4, hidden, hidden) if size else 0.0
+            side = self.image_size // 2**size
+            total += self.num_blocks * (conv_flops(side, 3, hidden, hidden) + conv_flops(side, 1, hidden, hidden))
+            total += conv_flops(side, 4, hidden, hidden, stride=2) if size else 0.0
         return total + 6.0 * hidden * (hidden + self.projection_size)

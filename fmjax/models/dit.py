@@ -20,6 +20,8 @@ class DiT(nn.Module):
     """What denoises an image; the defaults are DiT-S without its image size and classes.
 
     Attributes:
+      num_layers, hidden_size, intermediate_size, num_heads: as in TransformerConfig; an intermediate_size of None is 4 *
+        hidden_size.
       image_size, num_channels: of the images; None until the data are known.
       num_classes: of the labels; None until the data are known, 0 for none.
       patch_size: side of a patch in pixels; must divide image_size.

@@ -5,11 +5,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fmjax.layers.conv import Conv, conv_flops
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import allowed_pairs
 from fmjax.models.bert import Bert
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
+from fmjax.planning import counts, hlo
 
 
 @pytest.mark.parametrize("family", [GPT, Llama])
@@ -52,6 +54,19 @@ def test_formula_of_bert_is_the_compilers_count(next_sentence):
 
     counted = jax.jit(jax.grad(loss)).lower(params, tokens).compile().cost_analysis()["flops"]
     assert counted == pytest.approx(module.flops_per_example({"tokens": (length,)}), rel=0.05)
+
+
+@pytest.mark.parametrize("size, stride, transpose", [(3, 1, False), (4, 2, False), (4, 2, True), (1, 1, False)])
+def test_formula_of_a_convolution_is_the_compilers_count(size, stride, transpose):
+    module = Conv(48, size, stride, transpose=transpose)
+    images = jnp.zeros((1, 8, 8, 32))
+    params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), images))["params"]
+    loss = lambda params, images: jnp.mean(module.apply({"params": params}, images) ** 2)
+    side = 8 if transpose else 8 // stride
+    for arguments, first in (((0, 1), False), (0, True)):
+        compiled = jax.jit(jax.grad(loss, arguments)).lower(params, images).compile()
+        found = counts.count(hlo.parse(compiled.as_text()), {}).flops
+        assert found == pytest.approx(conv_flops(side, size, 32, 48, stride, first), rel=1e-6)
 
 
 def test_formula_by_hand():
