@@ -64,7 +64,8 @@ def steps_in_time(wanted: int, minutes: float, passed: float, compiling: float, 
     if fitting < 1:
         raise ConfigError(
             f"train.max_minutes = {minutes:g} leaves no time for a step: {passed:.0f} s have passed since the command "
-            f"began, compiling takes {compiling:.0f} s more, a step {per_step:.2g} s; give the run more minutes"
+            f"began, compiling takes {compiling:.0f} s more, a step {per_step:.2g} s. Run the same command again, for "
+            "which the data are prepared and much is compiled by now, or give the run more minutes"
         )
     return fitting
 
