@@ -1,6 +1,7 @@
 from setuptools import find_packages, setup
 
 TPU_COMPILER = "jax[tpu]>=0.10"  # it runs, and compiles for TPUs, on machines without one
+GGUF = "gguf>=0.17"  # its tables of block sizes, and how blocks are unpacked
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2", "seqeval>=1.2.2"]  # metrics of evaluation tasks
 
 setup(
@@ -37,8 +38,9 @@ setup(
         "plan": [TPU_COMPILER],
         "cuda": ["jax[cuda13]>=0.10"],
         "eval": EVAL,
+        "gguf": [GGUF],
         "test": [
-            "pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", *EVAL,
+            "pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", *EVAL, GGUF,
             f"{TPU_COMPILER}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],  # fmt: skip
         "tensorboard": ["tensorboard>=2.16"],  # to look at the events of a run

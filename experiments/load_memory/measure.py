@@ -68,10 +68,10 @@ def child(folder: str, mesh, dtype: str) -> dict:
 
     import fmjax.load
     from fmjax.interop import exporter, importer  # noqa: F401
-    from fmjax.interop.importer import PublishedFolder
+    from fmjax.interop.loading import open_published
 
     jax.block_until_ready(jax.numpy.ones(8) + 1)
-    largest = max(tensor.size for tensor in PublishedFolder(folder).tensors.values())
+    largest = max(tensor.size for tensor in open_published(folder).tensors.values())
     reset_peak()
     before, begin = memory("VmRSS"), time.perf_counter()
     model = fmjax.load(folder, dtype=dtype, mesh=mesh)

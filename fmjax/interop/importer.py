@@ -1,9 +1,10 @@
-"""Published folders into parameters, each tensor straight into the shards it belongs to."""
+"""Published weights into parameters, each tensor straight into the shards it belongs to."""
 
 import math
 import pathlib
 import re
 from collections.abc import Mapping, Set
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,31 +13,59 @@ from tqdm import tqdm
 
 from fmjax.errors import CheckpointError
 from fmjax.interop.family import Family, family_of, read_section
-from fmjax.interop.safetensors_files import DTYPES, Tensor, read_folder
+from fmjax.interop.safetensors_files import DTYPES, read_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors, unflatten
 from fmjax.layers.weights import Turned
 from fmjax.small_files import read_json
 
 
-class PublishedFolder:
-    """A folder as Hugging Face publishes it: config.json and safetensors. Opening it checks it, and reads no weights.
+class Tensor(Protocol):
+    """A tensor in a file; its numbers are read when they are asked for.
 
     Attributes:
-      values: config.json.
-      family: see `Family`.
-      tensors: what its files hold, under the names of the family's table.
-      section: the section `model` of an fmjax config.
-
-    Raises InputError subclasses for an architecture or option that is not supported, and for damaged files.
+      file: where it lies.
+      shape: of it.
+      dtype: of what `map` gives, in the words of safetensors ("BF16").
     """
 
-    def __init__(self, folder: str | pathlib.Path):
-        self.folder = pathlib.Path(folder)
-        source = str(self.folder / "config.json")
-        self.values = read_json(self.folder / "config.json")
-        self.family: Family = family_of(self.values, source)
-        self.tensors = _canonical(read_folder(self.folder), self.family)
-        self.section = read_section(self.family, self.values, self.tensors, source)
+    file: pathlib.Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    def map(self) -> np.ndarray:
+        """The numbers, read-only; what they take is let go with the array."""
+
+
+class Published:
+    """A published model: what it is, and where its weights lie. Opening it checks it, and reads no weights.
+
+    Args:
+      path: its folder or file.
+      source: of its config, for messages.
+      values: config.json.
+      family: see `Family`.
+      found: tensors as its files name them.
+      generation: generation_config.json; None where there is none.
+
+    Attributes:
+      tensors: under the names of the family's table.
+      section: the section `model` of an fmjax config.
+
+    Raises ConfigError for an option that is not supported.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        source: str,
+        values: Mapping[str, Any],
+        family: Family,
+        found: Mapping[str, Tensor],
+        generation: Mapping[str, Any] | None = None,
+    ):
+        self.path, self.source, self.values, self.family, self.generation = path, source, values, family, generation
+        self.tensors = _canonical(found, self.family)
+        self.section = read_section(self.family, values, self.tensors, source)
 
     @property
     def dtype(self) -> str:
@@ -145,7 +174,19 @@ class PublishedFolder:
             self._refuse(f"{where} has dtype {tensor.dtype}; known: {known} (quantized weights are not supported)")
 
     def _refuse(self, why: str):
-        raise CheckpointError(f"{str(self.folder)!r} ({self.family.architectures[0]}): {why}")
+        raise CheckpointError(f"{str(self.path)!r} ({self.family.architectures[0]}): {why}")
+
+
+def open_folder(folder: pathlib.Path) -> Published:
+    """A folder as Hugging Face publishes it: config.json and safetensors.
+
+    Raises InputError subclasses for an architecture or option that is not supported, and for damaged files.
+    """
+    source, generation = folder / "config.json", folder / "generation_config.json"
+    values = read_json(source)
+    family = family_of(values, str(source))
+    kept = read_json(generation) if generation.is_file() else None
+    return Published(folder, str(source), values, family, read_folder(folder), kept)
 
 
 def _some(names) -> str:

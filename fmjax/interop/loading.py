@@ -1,4 +1,4 @@
-"""A published folder as a `fmjax.load.Model`."""
+"""What is published as a `fmjax.load.Model`."""
 
 import contextlib
 import logging
@@ -15,18 +15,20 @@ from fmjax import hub
 from fmjax.assemble import build_weights, param_spec
 from fmjax.checkpoint_files import load_params
 from fmjax.config import build, load_workdir_config
+from fmjax.data.tokenizers.gguf import read_gguf_tokenizer
 from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
 from fmjax.data.tokenizers.published_settings import is_id
 from fmjax.errors import ConfigError, InputError, TokenizerError
+from fmjax.gguf_file import is_gguf
 from fmjax.inference import cached
 from fmjax.inference.model import Model
+from fmjax.interop import gguf
 from fmjax.interop.family import TOKEN_IDS, different_fields
-from fmjax.interop.importer import PublishedFolder
+from fmjax.interop.importer import Published, open_folder
 from fmjax.interop.weights import flatten
 from fmjax.layers.weights import merged
 from fmjax.models import MODELS
 from fmjax.parallel.placement import Placement
-from fmjax.small_files import read_json
 
 log = logging.getLogger("fmjax")
 
@@ -52,25 +54,31 @@ def find_folder(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def is_published(folder: pathlib.Path) -> bool:
-    """Whether a folder is to be read as a published one: it has a config.json and no checkpoints of ours."""
-    return (folder / "config.json").is_file() and not (folder / "checkpoints").is_dir()
+    """Whether a path is to be read as published: a folder with a config.json and no checkpoints of ours, or GGUF."""
+    return is_gguf(folder) or (folder / "config.json").is_file() and not (folder / "checkpoints").is_dir()
+
+
+def open_published(path: str | pathlib.Path) -> Published:
+    """A published folder or file, checked; its weights are not read. Raises InputError subclasses as what opens it."""
+    path = pathlib.Path(path)
+    return gguf.open_file(path) if is_gguf(path) else open_folder(path)
 
 
 def model_section(path: str | pathlib.Path) -> dict:
     """The section `model` of a training config that begins with a model's parameters; for config files.
 
     Args:
-      path: a published folder, a hub id or a run; give it as `train.init_from` too.
+      path: a published folder or file, a hub id or a run; give it as `train.init_from` too.
 
-    Raises InputError subclasses as `PublishedFolder`.
+    Raises InputError subclasses as `open_published`.
     """
     folder, _ = hub.checkpoint_step(find_folder(path))
-    return PublishedFolder(folder).section if is_published(folder) else load_workdir_config(folder)["model"]
+    return open_published(folder).section if is_published(folder) else load_workdir_config(folder)["model"]
 
 
 def stored_dtype(folder: pathlib.Path) -> str:
     """The dtype of a model's parameters as they are stored: that of most of the published ones, float32 in a run's."""
-    return PublishedFolder(folder).dtype if is_published(folder) else "float32"
+    return open_published(folder).dtype if is_published(folder) else "float32"
 
 
 def initial_params(path: str, module, shapes, shardings):
@@ -80,7 +88,7 @@ def initial_params(path: str, module, shapes, shardings):
     damaged weights.
     """
     folder, step = hub.checkpoint_step(find_folder(path))
-    published = PublishedFolder(folder) if is_published(folder) else None
+    published = open_published(folder) if is_published(folder) else None
     section = load_workdir_config(folder).get("model") if published is None else published.section
     if not isinstance(section, dict):
         raise ConfigError(f"train.init_from = {path!r}: its config.json has no section 'model'; is it a run's?")
@@ -123,7 +131,7 @@ def initial_published(path: str, tokenizer) -> dict:
     """
     folder, _ = hub.checkpoint_step(find_folder(path))
     if is_published(folder):
-        kept = _kept(PublishedFolder(folder))
+        kept = _kept(open_published(folder))
     else:
         kept = load_workdir_config(folder).get("published", {})
     theirs = find_tokenizer(folder)
@@ -155,7 +163,7 @@ def load_published(
 
     Raises InputError subclasses for what is not supported, missing or damaged.
     """
-    published = PublishedFolder(folder)
+    published = open_published(folder)
     module = build(published.section, MODELS)
     tokenizer = find_tokenizer(folder)
     check_tokenizer(tokenizer, module, folder)
@@ -183,7 +191,7 @@ def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:
 
 def published_module(folder: pathlib.Path):
     """The module of a published folder."""
-    return build(PublishedFolder(folder).section, MODELS)
+    return build(open_published(folder).section, MODELS)
 
 
 def placed(module, placement: Placement | None, weights=None):
@@ -207,7 +215,9 @@ def placed(module, placement: Placement | None, weights=None):
 
 
 def find_tokenizer(folder: pathlib.Path):
-    """The tokenizer in a folder, or None where there is none."""
+    """The tokenizer in a folder or GGUF file, or None where there is none."""
+    if is_gguf(folder):
+        return read_gguf_tokenizer(folder)
     return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 
@@ -232,15 +242,14 @@ def check_tokenizer(tokenizer, module, folder) -> None:
     log.warning("%s: the model has no row for these added tokens: %s", folder, ", ".join(map(repr, names[:8])))
 
 
-def _kept(published: PublishedFolder) -> dict:
+def _kept(published: Published) -> dict:
     """What a config.json says beside the model, for writing it again."""
     kept = {"architecture": published.family.architectures[0]}
     kept |= {key: published.values[key] for key in TOKEN_IDS if key in published.values}
-    generation = published.folder / "generation_config.json"
-    if generation.is_file():
-        kept["generation"] = read_json(generation)
+    if published.generation is not None:
+        kept["generation"] = published.generation
     # As in transformers, what config.json says of generation counts only where there is no generation_config.json.
-    source = generation if "generation" in kept else generation.with_name("config.json")
+    source = published.path / "generation_config.json" if "generation" in kept else published.source
     banned = banned_ids(kept | kept.get("generation", published.values), str(source))
     return kept | ({"banned_ids": list(banned)} if banned else {})
 

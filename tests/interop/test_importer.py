@@ -15,7 +15,7 @@ import fmjax
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.inference.embedding import embed
-from fmjax.interop.importer import PublishedFolder
+from fmjax.interop.importer import open_folder
 from fmjax.interop.loading import model_section, placed
 from fmjax.load import Model
 from fmjax.models.vit import ViT
@@ -53,7 +53,7 @@ def test_many_files_of_any_float_dtype(llama, tmp_path):
     for dtype in (ml_dtypes.bfloat16, np.float16):
         halves = {key: value.astype(dtype) for key, value in weights.items()}
         folder = write_shards(tmp_path / str(np.dtype(dtype)), halves, config)
-        assert PublishedFolder(folder).dtype == str(np.dtype(dtype))
+        assert open_folder(folder).dtype == str(np.dtype(dtype))
         expected = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), whole.params)
         same(fmjax.load(folder).params, jax.tree.map(lambda x: x.astype(jnp.float32), expected))
         kept = fmjax.load(folder, dtype=str(np.dtype(dtype)))

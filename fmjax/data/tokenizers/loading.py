@@ -1,6 +1,6 @@
 """Tokenizers of every kind behind one protocol: bytes, SentencePiece, Hugging Face, and published vocabularies.
 
-Each kind has its file: `byte`, `sentencepiece`, `huggingface`, `vocabularies`, `marian`; what is said beside a
+Each kind has its file: `byte`, `sentencepiece`, `huggingface`, `vocabularies`, `marian`, `gguf`; what is said beside a
 vocabulary is read by `published_settings`, chat templates are rendered by `chat`, and `training` trains new ones.
 """
 
@@ -9,11 +9,13 @@ import pathlib
 from fmjax import hub
 from fmjax.data.tokenizers.base import Tokenizer, cut_at_lines
 from fmjax.data.tokenizers.byte import ByteTokenizer
+from fmjax.data.tokenizers.gguf import read_gguf_tokenizer
 from fmjax.data.tokenizers.huggingface import HuggingFaceTokenizer, read_tokenizer_json
 from fmjax.data.tokenizers.marian import MarianTokenizer, read_marian
 from fmjax.data.tokenizers.published_settings import read_config, read_eos_ids
 from fmjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from fmjax.errors import TokenizerError
+from fmjax.gguf_file import is_gguf
 
 __all__ = [
     "ByteTokenizer",
@@ -36,7 +38,7 @@ _SUFFIXES = {pathlib.Path(file).suffix for file in FILES}
 
 _EXPECTED = (
     "tokenizer.model, tokenizer.json or tokenizer.bytes, vocab.txt (BERT), vocab.json with merges.txt or encoder.json "
-    "with vocab.bpe (GPT, GPT-2, RoBERTa), source.spm with target.spm and vocab.json (Marian)"
+    "with vocab.bpe (GPT, GPT-2, RoBERTa), source.spm with target.spm and vocab.json (Marian), or a GGUF file"
 )
 
 
@@ -53,7 +55,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     A folder's is read from the first of these that it has: tokenizer.json; source.spm with target.spm and vocab.json
     (Marian); tokenizer.model (SentencePiece); tokenizer.bytes; vocab.txt (BERT's WordPiece); vocab.json with
     merges.txt, or encoder.json with vocab.bpe (GPT-2, RoBERTa, GPT). tokenizer_config.json, special_tokens_map.json,
-    added_tokens.json, chat templates and the model type in config.json are read beside it.
+    added_tokens.json, chat templates and the model type in config.json are read beside it. A GGUF file has all of this.
 
     Raises: TokenizerError when there is none or it cannot be read; names the file and what to do.
     """
@@ -71,6 +73,11 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         raise TokenizerError(
             f"no tokenizer at {path}; expected 'bytes', 'train:VOCAB_SIZE' (or train_wordpiece:, train_bpe:), a file or folder, or a hub id"
         )
+    if is_gguf(path):
+        found = read_gguf_tokenizer(path)
+        if found is None:
+            raise TokenizerError(f"no tokenizer in {path}: it has no tokenizer.ggml.tokens")
+        return found
     if path.suffix == ".bytes":
         return ByteTokenizer()
     config = read_config(path.parent)
