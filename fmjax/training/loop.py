@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import pathlib
 import sys
 import time
@@ -143,7 +144,7 @@ class Run:
         opened.callback(self.profile.close)
         self.loader = self._loader(self.rows)
         opened.callback(self.loader.close)
-        self.clock = self._clock(module, example)
+        self.clock = self._clock(module)
         self.completions = Completions()
         opened.callback(self.completions.close)
 
@@ -227,12 +228,11 @@ class Run:
             done = multihost_utils.broadcast_one_to_all(done)
         return tuple(self.step if one else -1 for one in done)
 
-    def _clock(self, module, example) -> Clock:
+    def _clock(self, module) -> Clock:
         batch = self.settings.batch_size
-        tokens = example["tokens"].size if "tokens" in example else None
-        flops = None
-        if hasattr(module, "flops_per_example"):
-            flops = batch * module.flops_per_example({name: array.shape for name, array in example.items()})
+        shapes = {name: spec.shape[1:] for name, spec in self.program.batch_spec.items()}
+        tokens = math.prod(shapes["tokens"]) if "tokens" in shapes else None
+        flops = batch * module.flops_per_example(shapes) if hasattr(module, "flops_per_example") else None
         clock = Clock(self.program.mesh, batch, tokens and batch * tokens, flops)
         if clock.peak is None:
             log.info("the peak rate of %r is not known: MFU is not reported", clock.device.device_kind)
@@ -243,7 +243,7 @@ class Run:
     def steps(self, stop: Stop) -> dict[str, float]:
         """Runs to the last step, or until `stop` is set; saves, evaluates and samples on the way and at the end."""
         last = self.settings.steps
-        self.stop = stop
+        self.stop, self.agreed = stop, False  # what a signal sets here, and what several processes agree on
         try:
             if self.step >= last:
                 log.info("%s is already at step %d of %d", self.workdir, self.step, last)
@@ -460,18 +460,23 @@ class Run:
             log.info("%s", result.headline)
 
     def _must_stop(self, stop: Stop) -> bool:
-        if self.step % getattr(self.program.objective, "rollout_steps", 1):
-            return False  # saved inside a rollout, it could not be resumed
         if jax.process_count() == 1:
-            return stop.is_set()
+            return stop.is_set() and not self._inside_rollout
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(self.step)
+        # Asked at every step: the processes agree on the one after the newest, wherever in a rollout it lies.
+        self.agreed = multihost_utils.reached_preemption_sync_point(self.step) or self.agreed
+        return self.agreed and not self._inside_rollout
 
     def _leave_if_stopped(self) -> None:
         # With several processes all must leave at the same place, which only the training steps agree on.
-        if jax.process_count() == 1 and self.stop.is_set():
+        if jax.process_count() == 1 and self.stop.is_set() and not self._inside_rollout:
             raise _Stopped
+
+    @property
+    def _inside_rollout(self) -> bool:
+        """Whether a run that is saved now could not be resumed: the next rows came from parameters that are gone."""
+        return self.step % getattr(self.program.objective, "rollout_steps", 1) != 0
 
     def _log_start(self) -> None:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.program.spec.shapes.params))
