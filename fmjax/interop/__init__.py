@@ -2,7 +2,7 @@
 
 One file a family (`gpt`, `llama`, `qwen`, `gemma`, `bert`, `marian`) holds its table of weights, a line each, and two
 functions between config.json and the fields of the module. The same table reads and writes. A new family is such a
-file, named in `family.MODULES`.
+file, named in `family.MODULES`, or, of another package, an entry point of the group `fmjax.families`.
 
     weights.py, family.py               what a table and a family are
     published_config.py, rope.py        config.json, key by key

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.metadata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -45,11 +46,50 @@ class Family:
 
 
 MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian")
+"""Files of this folder with families; other packages name theirs as entry points of the group `fmjax.families`."""
+
+_REGISTERED: list[Family] = []
+
+
+def register(family: Family) -> None:
+    """Adds a family for this process, as in a notebook.
+
+    Raises InputError where another one has the name of one of its architectures.
+    """
+    _check_names([*families(), family])
+    _REGISTERED.append(family)
 
 
 def families() -> list[Family]:
-    """Every family there is."""
-    return [f for name in MODULES for f in importlib.import_module(f"fmjax.interop.{name}").FAMILIES]
+    """Every family there is: ours, those of installed packages, and registered ones.
+
+    Raises InputError for an entry point that cannot be loaded or is no family, and for a name that two have.
+    """
+    found = [f for name in MODULES for f in importlib.import_module(f"fmjax.interop.{name}").FAMILIES]
+    found += [_load(point) for point in importlib.metadata.entry_points(group="fmjax.families")]
+    found += _REGISTERED
+    _check_names(found)
+    return found
+
+
+def _load(point) -> Family:
+    where = f"family {point.name!r} of the entry point {point.value!r}"
+    try:
+        found = point.load()
+    except Exception as error:  # whatever another package does when it is imported
+        raise InputError(
+            f"{where} cannot be loaded: {type(error).__name__}: {error}; mend or uninstall the package"
+        ) from error
+    if not isinstance(found, Family):
+        raise InputError(f"{where} is a {type(found).__name__}, expected a fmjax.interop.family.Family")
+    return found
+
+
+def _check_names(found: Sequence[Family]) -> None:
+    names = [name for family in found for name in family.architectures]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two families have the architecture {name!r}; rename one")
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
