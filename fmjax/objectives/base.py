@@ -23,7 +23,8 @@ run may then resume with another `train.accumulate_steps`.
 Optional parts, each there if the method is:
 
     initial(self, module, params, key) -> carry
-        What the objective needs from step to step and no gradient trains: momentum encoders, queues, codebooks, counters.
+        What the objective needs from step to step and no gradient trains: momentum encoders, queues, codebooks, counters;
+        a dict or a dataclass of arrays, perhaps nested.
         A leaf may be boxed with logical axis names (`nn.LogicallyPartitioned(value, names)`); one whose path ends as a
         parameter's does, with its shape, is split as the parameter is; any other is whole on every device.
     after(self, carry, proposal, params) -> carry

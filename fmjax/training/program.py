@@ -2,11 +2,12 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
@@ -209,8 +210,21 @@ def _initial_carry(objective, module, key):
 
 
 def _check_carry(program: Program) -> None:
-    """Raises ConfigError where a step would change the structure, a shape or a dtype of the carry."""
+    """Raises ConfigError for a carry that cannot be saved, or where a step would change its structure, a shape or a dtype."""
     name = type(program.objective).__name__
+    carry = program.spec.shapes.carry
+    named = isinstance(carry, Mapping) or dataclasses.is_dataclass(carry) or hasattr(carry, "_fields")
+    if not named or not jax.tree.leaves(carry):
+        raise ConfigError(
+            f"objective {name}: `initial` makes a {type(carry).__name__}{'' if jax.tree.leaves(carry) else ' of no array'}; "
+            "a carry is a dict or a dataclass of arrays, by whose names a checkpoint keeps them"
+        )
+    for path, leaf in jax.tree_util.tree_flatten_with_path(carry)[0]:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ConfigError(
+                f"objective {name}: {path_name(path)!r} of the carry is a random key, which a checkpoint does not keep; "
+                "carry its jax.random.key_data, or draw with the key of each call"
+            )
 
     def after(state, batch, key, models):
         with nn.logical_axis_rules(program.rules):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fmjax.errors import ConfigError
 from fmjax.objectives.base import Proposal, evaluate, has_carry
 from fmjax.training.state import TrainState
 
@@ -179,9 +180,17 @@ def metric_terms(metric) -> tuple:
 
 
 def reduced(objective, sums) -> dict[str, jax.Array]:
-    """The metrics of summed pairs: each name's mean, or what the objective's own `reduce` makes of them."""
+    """The metrics of summed pairs: each name's mean, or what the objective's own `reduce` makes of them.
+
+    Raises ConfigError where that is no number a name, or "loss" is not among them.
+    """
     if hasattr(objective, "reduce"):
-        return dict(objective.reduce(sums))
+        metrics = dict(objective.reduce(sums))
+        wrong = [name for name, value in metrics.items() if jnp.shape(value)]
+        if wrong or "loss" not in metrics:
+            found = f"an array of shape {jnp.shape(metrics[wrong[0]])} as {wrong[0]!r}" if wrong else "no 'loss'"
+            raise ConfigError(f"objective {type(objective).__name__}: `reduce` made {found}; expected a number a name")
+        return metrics
     return {
         name: sum(total * _inverse(weight) for total, weight in metric_terms(metric)) for name, metric in sums.items()
     }

@@ -182,3 +182,26 @@ def test_a_carry_that_changes_shape_and_a_queue_of_broken_batches_are_refused_be
     short = configs.apply_overrides(configs.load_config_file(str(FOLDER / "vq_digits.py")), {"model.num_halvings": "4"})
     with pytest.raises(ConfigError, match="model.num_halvings = 4: images of 8x8 pixels cannot be halved that often"):
         train(configs.resolve(short), tmp_path / "halved", cache_dir=tmp_path, progress=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unkept(Growing):
+    """Carries what no checkpoint keeps."""
+
+    kind: str = "list"
+
+    def initial(self, module, params, key):
+        return {"list": [jnp.zeros(1)], "array": jnp.zeros(1), "nothing": {}, "key": {"drawn": key}}[self.kind]
+
+    def after(self, carry, proposal, params):
+        return carry
+
+
+def test_a_carry_that_no_checkpoint_keeps_is_refused_before_training(tmp_path):
+    kinds = {"list": "makes a list; a carry is a dict", "array": "makes a .*; a carry is a dict", "nothing": "a dict of no array",
+             "key": "'drawn' of the carry is a random key"}  # fmt: skip
+    for kind, message in kinds.items():
+        objective = {"name": f"{__name__}:Unkept", "kind": kind}
+        changed = configs.resolve(config("moco_digits").to_dict() | {"objective": objective})
+        with pytest.raises(ConfigError, match=f"objective Unkept: .*{message}"):
+            train(changed, tmp_path / kind, cache_dir=tmp_path, progress=False)

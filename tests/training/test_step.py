@@ -278,6 +278,25 @@ def test_a_skipped_update_leaves_the_carry_alone():
     jax.tree.map(np.testing.assert_array_equal, new.carry, state.carry)
 
 
+@dataclasses.dataclass(frozen=True)
+class Reduced(SquaredError):
+    """Reduces its sums to nothing of use."""
+
+    made: tuple = ()
+
+    def reduce(self, sums):
+        return dict(self.made)
+
+
+@pytest.mark.parametrize(
+    "made, message", [((("error", 1.0),), "no 'loss'"), ((("loss", np.zeros(2)),), r"an array of shape \(2,\) as 'loss'")]
+)
+def test_a_reduction_without_a_loss_or_to_no_number_is_refused(made, message):
+    step = make_train_step(Linear().apply, Reduced(made), optax.sgd(0.1), lambda n: 0.1, rules=())
+    with pytest.raises(ConfigError, match=f"objective Reduced: `reduce` made {message}"):
+        jax.eval_shape(step, start(optax.sgd(0.1)), batch(), jax.random.key(1))
+
+
 class TwoLayers(nn.Module):
     @nn.compact
     def __call__(self, x):
