@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.layers.modulation import NO_LABEL
+from fmjax.parallel.placement import whole
 
 SOLVERS = ("euler", "heun")
 
@@ -69,6 +71,7 @@ class Denoising:
     def run(self, prompts: Sequence[Any], options: Options) -> Iterator[tuple[int, Any]]:
         """(index, value): see `fmjax.inference.generators.Generator`."""
         module, codec = self.model.module, self.model.codec
+        self._check_guidance(options.guidance)
         labels = [self._label(prompt) for prompt in prompts]
         # What a value is drawn with: its label and the number of the copy.
         copies, jobs = collections.Counter(), []
@@ -76,7 +79,7 @@ class Denoising:
             for _ in range(options.num_samples):
                 jobs.append((label, copies[label]))
                 copies[label] += 1
-        size = min(options.batch_size, len(jobs))
+        size = max(min(options.batch_size, len(jobs)), 1)
         for first in range(0, len(jobs), size):
             part = jobs[first : first + size]
             filled = np.array(part + part[-1:] * (size - len(part)), np.int32)
@@ -87,6 +90,17 @@ class Denoising:
                 )  # fmt: skip
             for index, array in enumerate(np.asarray(arrays)[: len(part)]):
                 yield first + index, codec.decode({codec.array: array})
+
+    def _check_guidance(self, guidance: float) -> None:
+        if guidance == 1.0:
+            return
+        if self.labels is None:
+            raise InputError(f"guidance = {guidance}: {self.model} takes no labels to be guided by; leave guidance out")
+        if getattr(self.model.objective, "label_dropout", None) == 0:
+            raise InputError(
+                f"guidance = {guidance}: {self.model} was trained with objective.label_dropout = 0, so it does not know "
+                "the velocity without a label; leave guidance out"
+            )
 
     def _label(self, prompt) -> int:
         if prompt is None:
@@ -100,17 +114,22 @@ class Denoising:
 def _solve(module, params, key, jobs, shape, num_steps, solver, guidance):
     """float32 [B, *shape] for jobs int32 [B, 2]: a label and a number that noise is drawn with."""
     labels = jobs[:, 0]
+    takes_labels = "labels" in inspect.signature(type(module).__call__).parameters
 
     def noise(job):
         return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, job[0] + 1), job[1]), shape)
 
     def velocity(x, time):
         times = jnp.full(len(x), time)
-        apply = lambda labels: module.apply({"params": params}, inputs=x, times=times, labels=labels)
-        v = apply(labels).astype(jnp.float32)
+
+        def apply(labels):
+            given = {"labels": labels} if takes_labels else {}
+            return module.apply({"params": params}, inputs=x, times=times, **given).astype(jnp.float32)
+
+        v = apply(labels)
         if guidance == 1.0:
             return v
-        without = apply(jnp.full_like(labels, NO_LABEL)).astype(jnp.float32)
+        without = apply(jnp.full_like(labels, NO_LABEL))
         return without + guidance * (v - without)
 
     def step(index, x):
@@ -123,4 +142,4 @@ def _solve(module, params, key, jobs, shape, num_steps, solver, guidance):
         mean = lambda: x + (after - time) * 0.5 * (v + velocity(ahead, after))
         return jax.lax.cond(index + 1 < num_steps, mean, lambda: ahead)
 
-    return jax.lax.fori_loop(0, num_steps, step, jax.vmap(noise)(jobs))
+    return whole(jax.lax.fori_loop(0, num_steps, step, jax.vmap(noise)(jobs)))

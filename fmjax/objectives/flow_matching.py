@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from fmjax.errors import ConfigError
+from fmjax.errors import ConfigError, DataError
 from fmjax.layers.modulation import NO_LABEL
 from fmjax.objectives.base import per_row
 
@@ -78,12 +78,18 @@ class FlowMatching:
         return time, jax.random.normal(noise_key, x.shape), jax.random.bernoulli(label_key, self.label_dropout)
 
     def check(self, module, data) -> None:
-        """Raises ConfigError where the data lack x, or a codec to show samples with."""
+        """Raises ConfigError where the data lack x, a codec to show samples with, or a class that samples are of."""
         row = data.train[0]
         if self.input_name not in row:
             raise ConfigError(f"objective.input_name = {self.input_name!r} is not in the data: {', '.join(row)}")
         if self.makes not in data.codecs:
             raise ConfigError(f"these data have no codec for {self.makes!r}, which samples of the model are written with")
+        for prompt in self.sample_prompts:
+            try:
+                data.codecs["label"].encode(prompt)
+            except (KeyError, DataError) as error:
+                reason = "the data have no codec for 'label'" if isinstance(error, KeyError) else error
+                raise ConfigError(f"objective.sample_prompts has {prompt!r}: {reason}") from None
 
     def sample(self, model, key) -> list:
         """Values of the modality, a row of `sample_copies` for each prompt."""

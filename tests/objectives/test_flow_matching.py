@@ -155,3 +155,28 @@ def test_what_cannot_be_made_is_refused():
         FlowMatching().check(None, data)
     with pytest.raises(ConfigError, match="no codec for 'image'"):
         FlowMatching(input_name="pixels").check(None, data)
+    data = types.SimpleNamespace(train=[{"images": None}], codecs={"image": None, "label": LabelCodec(2)})
+    with pytest.raises(ConfigError, match="objective.sample_prompts has 2: a label is a whole number from 0 to 1"):
+        FlowMatching(sample_prompts=(0, 2)).check(None, data)
+    data.codecs.pop("label")
+    with pytest.raises(ConfigError, match="objective.sample_prompts has 0: the data have no codec for 'label'"):
+        FlowMatching(sample_prompts=(0,)).check(None, data)
+
+
+class Unlabelled(nn.Module):
+    """The exact velocity of normal images, without labels."""
+
+    @nn.compact
+    def __call__(self, inputs, times, train=False):
+        return Blobs(parent=None).apply({"params": PARAMS}, inputs, times, jnp.full(len(inputs), NO_LABEL))
+
+
+def test_guidance_needs_a_velocity_without_a_label_and_no_prompts_make_nothing():
+    assert MODEL.generate([]) == []
+    alone = dataclasses.replace(MODEL, module=Unlabelled(), codecs={"image": MODEL.codecs["image"]})
+    assert len(alone.generate(num_steps=2)) == 1
+    with pytest.raises(InputError, match="guidance = 2.0: .* takes no labels to be guided by"):
+        alone.generate(num_steps=2, guidance=2.0)
+    always = dataclasses.replace(MODEL, config={"objective": {"name": "flow_matching", "label_dropout": 0.0}})
+    with pytest.raises(InputError, match="guidance = 2.0: .* was trained with objective.label_dropout = 0"):
+        always.generate([0], guidance=2.0)

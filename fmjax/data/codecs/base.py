@@ -74,11 +74,18 @@ def load_codecs(folder: pathlib.Path) -> dict[str, Codec]:
 
 
 def _made(section: dict, path: pathlib.Path) -> Codec:
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+    if not isinstance(section, dict):
+        raise DataError(f"{path} holds {section!r}, expected the name of a codec and its fields")
+    fields = {key: _frozen(value) for key, value in section.items()}
     try:
         return CODECS.get(fields.pop("name", None))(**fields)
     except TypeError as error:
         raise DataError(f"{path}: {error}; is it of another version?") from None
+
+
+def _frozen(value):
+    """A value of JSON as a frozen dataclass has it: lists are tuples."""
+    return tuple(_frozen(one) for one in value) if isinstance(value, list) else value
 
 
 def _section(codec: Codec) -> dict:

@@ -72,7 +72,7 @@ class Thing:
 
 
 def test_the_codecs_of_a_run_are_the_very_ones_that_are_loaded(tmp_path):
-    codecs = {"image": COLOUR, "label": LabelCodec(2, ("a", "b")), "other": Thing(3)}
+    codecs = {"image": COLOUR, "label": LabelCodec(2, ("a", "b")), "other": Thing(((1, 2), ("a",)))}
     save_codecs(codecs, tmp_path)
     assert load_codecs(tmp_path) == codecs and load_codecs(tmp_path / "elsewhere") == {}
     assert json.loads((tmp_path / "codecs.json").read_text())["image"]["name"] == "image"
@@ -85,6 +85,9 @@ def test_the_codecs_of_a_run_are_the_very_ones_that_are_loaded(tmp_path):
         load_codecs(tmp_path)
     (tmp_path / "codecs.json").write_text('{"image": ')
     with pytest.raises(DataError, match="codecs.json is not readable JSON"):
+        load_codecs(tmp_path)
+    (tmp_path / "codecs.json").write_text('{"image": 3}')
+    with pytest.raises(DataError, match="codecs.json holds 3, expected the name of a codec"):
         load_codecs(tmp_path)
     with pytest.raises(ConfigError, match="std = .* has not 1 or 3 numbers"):
         ImageCodec(2, 2, 3, std=(1.0, 2.0))
