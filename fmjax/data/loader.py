@@ -1,7 +1,7 @@
 """From rows to host batches: Grain reads ahead on threads; step n's batch depends on n alone."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,8 +59,9 @@ class Loader:
     def __iter__(self) -> "Loader":
         return self
 
-    def prepare(self, step: int, model: Callable) -> None:
-        """What is read depends on no model (`fmjax.training.experience.Experience` has rows that do)."""
+    def due(self, step: int) -> bool:
+        """Whether a model must first make the rows of step `step` (`fmjax.training.experience`): none does."""
+        return False
 
     def __next__(self) -> dict[str, np.ndarray]:
         start = time.perf_counter()

@@ -39,7 +39,15 @@ Optional parts, each there if the method is:
         On-policy training: every `rollout_steps` steps (a field) `collect` makes the rows that these steps train on, with
         the model as it then is (`fmjax.inference.model.Model`), from `num_prompts(rows)` rows of the data; it may
         compute on the host. Rows are dicts of arrays [rollout_steps * batch size, ...], a pure function of the arguments.
-        `collected` tells the arrays of one row, as `jax.ShapeDtypeStruct`s, from those of a prompt.
+        `num_prompts` raises ConfigError for a batch that cannot be made. `collected` tells the arrays of one row, as
+        `jax.ShapeDtypeStruct`s, from those of a prompt. Of several processes all collect the same; what code of the
+        user computes on the host, process 0 tells the others (`fmjax.parallel.hosts.from_first_process`).
+    score(self, apply_fn, params, batch) -> {name: array}
+        Float arrays [B, ...] of the batch's collected rows that are added to them, computed with the parameters that made
+        them as a train step computes, in its parts and on its mesh: log-probabilities, values. `collect` leaves them out,
+        `collected` has them.
+    assess(self, model, prompts, key) -> {name: (sum, weight)}
+        On-policy training: the evaluation, of held-out prompts; without it there is none.
     reduce(self, sums) -> {name: value}
         Metrics that are no means of their sums: all of the objective's metrics from its summed (sum, weight) pairs.
     check(self, module, data) -> None

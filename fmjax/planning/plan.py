@@ -94,7 +94,8 @@ def plan(config, devices: Sequence[jax.Device], name: str, *, cache_dir: pathlib
 def planned_program(config, devices, cache_dir: pathlib.Path) -> tuple[Program, Mapping[str, Any]]:
     """(the run's `Program` on `devices`, shapes of one row of its data): what `fmjax.train` builds, without arrays."""
     module, example = shapes(config, cache_dir)
-    return make_program(config, module, example, devices, abstract=True), example
+    program = make_program(config, module, example, devices, abstract=True)
+    return program, program.row
 
 
 def shapes(config, cache_dir: pathlib.Path):

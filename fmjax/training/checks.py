@@ -48,6 +48,11 @@ def check_outputs(settings: TrainConfig, objective, module, data) -> bool:
                 f"train.max_minutes = {settings.max_minutes:g}: a step says nothing of the time in which objective "
                 f"{type(objective).__name__} makes the rows to train on; set it to 0 and train.steps as you want it"
             )
+        if settings.eval_every and not hasattr(objective, "assess"):
+            raise ConfigError(
+                f"train.eval_every = {settings.eval_every}, but objective {type(objective).__name__} trains on what it "
+                "collects and has no method `assess` for held-out prompts; set it to 0"
+            )
     can_sample = hasattr(objective, "sample") and getattr(objective, "can_sample", lambda *_: True)(module, data)
     if settings.sample_every and not can_sample:
         raise ConfigError(

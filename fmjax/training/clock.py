@@ -30,11 +30,16 @@ class Clock:
     def restart(self, input_wait: float, at: float | None = None) -> None:
         """Starts a new reading, now or at that `time.perf_counter()`; `input_wait` is the loader's seconds waited."""
         self.start = time.perf_counter() if at is None else at
-        self.steps, self.paused, self.input_wait = 0, 0.0, input_wait
+        self.steps, self.paused, self.collecting, self.input_wait = 0, 0.0, 0.0, input_wait
 
     def pause(self, seconds: float) -> None:
         """Takes time spent on something else (evaluation, a save) out of the reading."""
         self.paused += seconds
+
+    def collected(self, seconds: float) -> None:
+        """Takes time spent on making rows out of the reading, which tells it by itself."""
+        self.paused += seconds
+        self.collecting += seconds
 
     def read(self, input_wait: float, at: float | None = None) -> dict[str, float]:
         """The `perf/...` metrics from the last reading until now, or until `at`, from where the next one counts.
@@ -49,6 +54,8 @@ class Clock:
             "perf/examples_per_second": self.examples_per_step / seconds,
             "perf/input_wait_share": min((input_wait - self.input_wait) / elapsed, 1.0),
         }
+        if self.collecting:
+            values["perf/collect_seconds"] = self.collecting / max(self.steps, 1)
         if self.tokens_per_step:
             values["perf/tokens_per_second"] = self.tokens_per_step / seconds
         if self.flops_per_step:

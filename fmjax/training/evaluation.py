@@ -83,11 +83,37 @@ def evaluate_loss(
                 sums = program.eval_step(params, batch, program.key_for(EVALUATION, number), carry, program.models)
                 total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         totals[name] = jax.device_get(total)
-    pooled = jax.tree.map(lambda *parts: sum(parts), *totals.values())
-    results = _named("eval", program.objective, pooled)
+    return _results(program.objective, totals)
+
+
+def evaluate_prompts(
+    program, model, sets: dict, batch_size: int, max_batches: int = 0, before_batch: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Means of what an on-policy objective's `assess` sums over evaluation sets of prompts, `batch_size` at a time.
+
+    model: as it is now. Other arguments and what is returned: as of `evaluate_loss`.
+    """
+    totals: dict[str, dict] = {}
+    for name, prompts in sets.items():
+        count, total = -(-len(prompts) // batch_size), None
+        for number in range(min(count, max_batches) if max_batches else count):
+            before_batch()
+            rows = [prompts[i] for i in range(number * batch_size, min((number + 1) * batch_size, len(prompts)))]
+            batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+            watch.at(f"batch {number + 1} of the evaluation set {name!r}", limited=False)
+            with program.inference():
+                sums = program.objective.assess(model, batch, program.key_for(EVALUATION, number))
+            total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+        totals[name] = total
+    return _results(program.objective, totals)
+
+
+def _results(objective, totals: dict[str, dict]) -> dict[str, float]:
+    """The metrics of all sets together, and where there are several those of each."""
+    results = _named("eval", objective, jax.tree.map(lambda *parts: sum(parts), *totals.values()))
     if len(totals) > 1:
         for name, sums in totals.items():
-            results |= _named(f"eval/{name}", program.objective, sums)
+            results |= _named(f"eval/{name}", objective, sums)
     return results
 
 

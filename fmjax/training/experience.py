@@ -4,14 +4,13 @@ Rollout r, the rows of steps r k to (r + 1) k - 1, is a pure function of the con
 Checkpoints lie at multiples of k, so what a kill has lost is made again, bit by bit.
 """
 
-import time
-from collections.abc import Callable
-
 import jax
 import numpy as np
 
 from fmjax.errors import ConfigError, RunError
 from fmjax.parallel import watch
+from fmjax.training.evaluation import to_global
+from fmjax.training.program import ROLLOUTS, Program
 
 
 class RolloutError(RunError):
@@ -22,67 +21,82 @@ class Experience:
     """Batches from what the objective collects; stands where a `fmjax.data.loader.Loader` does.
 
     Args:
-      objective: an on-policy one (`fmjax.objectives.base`).
+      program: of the run; its objective is an on-policy one (`fmjax.objectives.base`).
       prompts: endless random-access rows of the data.
       batch_size: rows of the global batch.
       rows: those of the batch that this process holds.
-      example: the arrays of one collected row.
-      key_of: the random key of a rollout, by its number.
-      inside: makes the context in which the model is computed with (`Program.inference`).
 
     Attributes:
       wait_seconds: time spent waiting inside `next`: none, since collecting is no input.
-      collect_seconds: time spent collecting so far.
     """
 
-    def __init__(self, objective, prompts, batch_size: int, rows: list[int], example, key_of: Callable, inside):
-        self.objective, self.prompts, self.batch_size, self.rows = objective, prompts, batch_size, rows
-        self.example, self.key_of, self.inside = example, key_of, inside
-        self.wait_seconds = self.collect_seconds = 0.0
-        self.rollout: tuple[int, dict] | None = None
-        self.step = 0
+    def __init__(self, program: Program, prompts, batch_size: int, rows: list[int]):
+        self.program, self.prompts, self.batch_size, self.rows = program, prompts, batch_size, rows
+        self.objective = program.objective
+        self.wait_seconds = 0.0
+        self.number, self.rollout, self.step = -1, {}, 0
 
-    def prepare(self, step: int, model: Callable) -> None:
-        """Collects where step `step` begins a rollout; `model()` is the model at that step."""
-        self.step, steps = step, self.objective.rollout_steps
-        number = step // steps
-        if self.rollout is not None and self.rollout[0] == number:
-            return
+    def due(self, step: int) -> bool:
+        """Whether `collect` must come before the batch of step `step`."""
+        return step // self.objective.rollout_steps != self.number
+
+    def collect(self, step: int, model) -> None:
+        """Makes the rollout that begins with step `step` by the model at that step.
+
+        Raises ConfigError inside a rollout, or for rows that are not those that the objective tells; RolloutError for
+        numbers that are not finite.
+        """
+        steps = self.objective.rollout_steps
         if step % steps:
             raise ConfigError(
                 f"the run is at step {step}, inside a rollout of objective.rollout_steps = {steps} steps, which began "
                 "with parameters that are gone; resume from a checkpoint at a multiple of it"
             )
-        started = time.perf_counter()
-        count = self.objective.num_prompts(steps * self.batch_size)
-        chosen = [self.prompts[number * count + i] for i in range(count)]
-        batch = {name: np.stack([row[name] for row in chosen]) for name in chosen[0]}
+        number, count = step // steps, steps * self.objective.num_prompts(self.batch_size)
+        prompts = stacked([self.prompts[number * count + i] for i in range(count)])
         watch.at(f"the rollout before step {step + 1}", limited=False)
-        with self.inside():
-            rows = self.objective.collect(model(), batch, self.key_of(number))
-        self.rollout = (number, self._checked(rows, steps * self.batch_size))
-        self.collect_seconds += time.perf_counter() - started
+        with self.program.inference():
+            rows = self.objective.collect(model, prompts, self.program.key_for(ROLLOUTS, number))
+        rows = {name: np.asarray(jax.device_get(value)) for name, value in rows.items()}
+        if self.program.score_step is not None:
+            watch.at(f"the scores of the rollout before step {step + 1}", limited=False)
+            rows |= self._scores(rows, steps, model.params)
+        self.rollout = self._checked(rows, steps * self.batch_size)
+        self.number, self.step = number, step
 
     def __next__(self) -> dict[str, np.ndarray]:
-        number, rows = self.rollout
-        first = (self.step - number * self.objective.rollout_steps) * self.batch_size
-        return {name: array[[first + row for row in self.rows]] for name, array in rows.items()}
+        first = (self.step - self.number * self.objective.rollout_steps) * self.batch_size
+        self.step += 1
+        return self._share(self.rollout, first)
 
     def close(self) -> None:
         """Nothing runs ahead."""
 
+    def _share(self, rows: dict, first: int) -> dict[str, np.ndarray]:
+        """This process's rows of the batch that begins with row `first`."""
+        return {name: array[[first + row for row in self.rows]] for name, array in rows.items()}
+
+    def _scores(self, rows: dict, steps: int, params) -> dict[str, np.ndarray]:
+        """What the objective's `score` adds to the rows, a batch at a time."""
+        program, found = self.program, []
+        spec = {name: program.batch_spec[name] for name in rows if name in program.batch_spec}
+        with jax.set_mesh(program.mesh):
+            for step in range(steps):
+                batch = to_global(self._share(rows, step * self.batch_size), self.rows, spec)
+                found.append(jax.device_get(program.score_step(params, batch)[0]))
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
     def _checked(self, rows: dict, count: int) -> dict[str, np.ndarray]:
-        name = type(self.objective).__name__
-        rows = {key: np.asarray(jax.device_get(value)) for key, value in rows.items()}
-        if rows.keys() != self.example.keys():
+        name, expected = type(self.objective).__name__, self.program.row
+        if rows.keys() != expected.keys():
             raise ConfigError(
-                f"objective {name}: `collect` made {sorted(rows)}, `collected` says {sorted(self.example)}"
+                f"objective {name}: `collect` and `score` made {sorted(rows)}, `collected` says {sorted(expected)}"
             )
         for key, array in rows.items():
-            spec = self.example[key]
+            spec = expected[key]
             if array.shape != (count, *spec.shape) or array.dtype != spec.dtype:
                 raise ConfigError(
-                    f"objective {name}: `collect` made {key!r} {array.dtype} {array.shape}, expected {spec.dtype} "
+                    f"objective {name}: {key!r} of a rollout is {array.dtype} {array.shape}, expected {spec.dtype} "
                     f"{(count, *spec.shape)}"
                 )
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
@@ -91,8 +105,13 @@ class Experience:
         return rows
 
 
+def stacked(rows: list[dict]) -> dict[str, np.ndarray]:
+    """Rows as one dict of arrays with a leading axis."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def check_steps(settings, objective) -> None:
-    """Raises ConfigError where a run would end or save inside a rollout."""
+    """Raises ConfigError where a run would end or save inside a rollout, or a batch cannot be collected."""
     steps = objective.rollout_steps
     for name in ("steps", "checkpoint_every"):
         value = getattr(settings, name)
@@ -101,3 +120,4 @@ def check_steps(settings, objective) -> None:
                 f"train.{name} = {value} is not a multiple of objective.rollout_steps = {steps}: a run is saved between "
                 "rollouts, whose parameters make the rows again"
             )
+    objective.num_prompts(settings.batch_size)

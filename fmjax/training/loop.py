@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import pathlib
@@ -32,12 +31,12 @@ from fmjax.training.checkpoint import Checkpointer, SaveError
 from fmjax.training.checks import check_fit, check_outputs, say_context
 from fmjax.training.clock import Clock, Completions
 from fmjax.training.disk import disk_full
-from fmjax.training.evaluation import evaluate_loss, to_global
+from fmjax.training.evaluation import evaluate_loss, evaluate_prompts, to_global
 from fmjax.training.experience import Experience
 from fmjax.training.metrics import MetricsWriter, plot_loss
 from fmjax.training.other_models import fingerprints
 from fmjax.training.profile import Profile
-from fmjax.training.program import ROLLOUTS, SAMPLES, make_program, with_steps
+from fmjax.training.program import SAMPLES, make_program, with_steps
 from fmjax.training.sampling import SampleLog, draw
 from fmjax.training.schedule import shortened
 from fmjax.training.settings import TrainConfig
@@ -149,12 +148,10 @@ class Run:
         opened.callback(self.completions.close)
 
     def _loader(self, rows: list[int]) -> Loader | Experience:
-        objective, size = self.program.objective, self.settings.batch_size
-        if not is_on_policy(objective):
-            return Loader(self.data.train, size, rows, self.step)
-        example = {name: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for name, s in self.program.batch_spec.items()}
-        key_of = functools.partial(self.program.key_for, ROLLOUTS)
-        return Experience(objective, self.data.train, size, rows, example, key_of, self.program.inference)
+        size = self.settings.batch_size
+        if is_on_policy(self.program.objective):
+            return Experience(self.program, self.data.train, size, rows)
+        return Loader(self.data.train, size, rows, self.step)
 
     def _steps_in_time(self) -> int:
         """`train.steps` of a run with `train.max_minutes`: those it has begun with, or as many as there is time for."""
@@ -221,7 +218,7 @@ class Run:
         """The step the run starts at, if its evaluation was written before, and the same of its samples; else -1."""
         done = np.array([0, 0])
         if self.main:
-            done = np.array(["eval/loss" in self.writer.found, self.samples.found], int)
+            done = np.array([any(name.startswith("eval/") for name in self.writer.found), self.samples.found], int)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -277,7 +274,11 @@ class Run:
         stop.training = True
         while self.step < last and not self._must_stop(stop):
             self.profile.at(self.step + 1, self.state)
-            self.loader.prepare(self.step, self._trained_model)
+            if self.loader.due(self.step):
+                if pending is not None:
+                    self._record(*pending, bar)
+                    pending = None
+                self._collect()
             batch = to_global(next(self.loader), self.rows, self.program.batch_spec)
             watch.at(f"step {self.step + 1}")
             self.state, metrics = train_step(self.state, batch, self.program.key, *self.program.others)
@@ -307,6 +308,14 @@ class Run:
         if pending is not None:
             self._record(*pending, bar)
         self.profile.at(None, self.state)
+
+    def _collect(self) -> None:
+        """Rows from the model as it is now. A run that a signal ends in here makes them again when it resumes."""
+        model = self._model(jax.block_until_ready(self.state.params))
+        begin = time.perf_counter()
+        self.loader.collect(self.step, model)
+        self.clock.collected(time.perf_counter() - begin)
+        self._leave_if_stopped()
 
     def _due(self, step: int, last: int) -> bool:
         settings = self.settings
@@ -380,10 +389,6 @@ class Run:
         """The parameters that evaluation and samples use: the moving average where the run keeps one."""
         return self.program.average(self.state)
 
-    def _trained_model(self) -> Model:
-        """The model with the parameters that train, whole on the mesh as they lie there."""
-        return self._model(self.state.params)
-
     def _model(self, params=None) -> Model:
         """The model as it is now, for samples and tasks: its average where one is kept, unless `params` are given."""
         return Model(
@@ -401,11 +406,15 @@ class Run:
     def _evaluate(self) -> None:
         if not self.data.evaluation or self.evaluated_step == self.step:
             return
-        settings = self.settings
-        results = evaluate_loss(
-            self.program, self.eval_params, self.data.evaluation, settings.batch_size, settings.eval_batches,
-            before_batch=self._leave_if_stopped, carry=self.state.carry,
-        )  # fmt: skip
+        settings, objective = self.settings, self.program.objective
+        size, most, leave = settings.batch_size, settings.eval_batches, self._leave_if_stopped
+        if not is_on_policy(objective):
+            args = (self.program, self.eval_params, self.data.evaluation, size, most)
+            results = evaluate_loss(*args, before_batch=leave, carry=self.state.carry)
+        elif hasattr(objective, "assess"):
+            results = evaluate_prompts(self.program, self._model(), self.data.evaluation, size, most, leave)
+        else:
+            return
         self.evaluated_step = self.step
         self._write(self.step, results)
         if self.main:

@@ -23,7 +23,7 @@ from fmjax.training import OPTIMIZERS
 from fmjax.training.other_models import open_models
 from fmjax.training.settings import TrainConfig
 from fmjax.training.state import StateSpec, TrainState, init_state, make_spec
-from fmjax.training.step import make_eval_step, make_train_step, with_keys
+from fmjax.training.step import make_eval_step, make_score_step, make_train_step, with_keys
 
 # What a run's random key is folded with, by purpose. Step n of the training takes n itself, which is less than these.
 INITIALISATION, EVALUATION, SAMPLES, CARRY, ROLLOUTS = (2**31 - n for n in (1, 2, 3, 4, 5))
@@ -37,6 +37,7 @@ class Program:
       train_step: `(state, batch, key, *others) -> (state, metrics)`, jitted, its state donated.
       eval_step: `(params, batch, key, carry, models) -> sums`, jitted.
       batch_spec: the global batch as `jax.ShapeDtypeStruct`s with shardings.
+      score_step: `(params, batch) -> (scores, norm)`, jitted, of an on-policy objective with `score`; else None.
       rules: pairs (logical axis, mesh axes).
       key: the run's random key; step n uses `fold_in(key, n)`, anything else a key of its own (`key_for`).
       models: those that the objective names, by name; None where it names none.
@@ -58,11 +59,17 @@ class Program:
     models: dict[str, OtherModel] | None = None
     weights: Any = None
     placement: Placement | None = None
+    score_step: Callable | None = None
 
     @property
     def others(self) -> tuple:
         """Further arguments of the train step: the models, where there are any."""
         return () if self.models is None else (self.models,)
+
+    @property
+    def row(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of one row of the batch."""
+        return {name: jax.ShapeDtypeStruct(one.shape[1:], one.dtype) for name, one in self.batch_spec.items()}
 
     def key_for(self, purpose: int, number: int | None = None) -> jax.Array:
         """The key of a purpose, of its `number` where it has several."""
@@ -144,6 +151,10 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
         )  # fmt: skip
     rules = tuple(table.items())
     transformation, train_step = _update(config, module.apply, objective, spec, rules)
+    score_step = None
+    if is_on_policy(objective) and hasattr(objective, "score"):
+        options = dict(rules=rules, trainable=spec.trainable, accumulate_steps=train.accumulate_steps)
+        score_step = jax.jit(make_score_step(module.apply, objective, **options))
     program = Program(
         module=module,
         objective=objective,
@@ -159,6 +170,7 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
         models=models,
         weights=weights,
         placement=placement,
+        score_step=score_step,
     )
     if has_carry(objective):
         _check_carry(program)
