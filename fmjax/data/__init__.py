@@ -8,6 +8,7 @@ DATASETS = Registry(
         "digits": "fmjax.data.digits:Digits",
         "masked_text": "fmjax.data.masked_text:MaskedTextData",
         "pairs": "fmjax.data.pairs:PairData",
+        "prompts": "fmjax.data.prompts:PromptData",
         "text": "fmjax.data.text:TextData",
     },
     contract="fmjax.data.base:DataPlugin",

@@ -11,6 +11,7 @@ OBJECTIVES = Registry(
         "flow_matching": "fmjax.objectives.flow_matching:FlowMatching",
         "masked_lm": "fmjax.objectives.masked_lm:MaskedLM",
         "moco": "fmjax.objectives.moco:MoCo",
+        "reinforce": "fmjax.objectives.reinforce:Reinforce",
         "seq2seq": "fmjax.objectives.seq2seq:Seq2Seq",
         "vq_autoencoder": "fmjax.objectives.vq_autoencoder:VQAutoencoder",
     },

@@ -1,0 +1,42 @@
+"""Log-probabilities of tokens, differentiable: what policies and preferences are trained with."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.layers.embed import output_logits
+from fmjax.objectives.cross_entropy import default_chunk_size
+
+
+def token_logprobs(hidden, head, targets, *, temperature: float = 1.0, chunk_size: int | None = None) -> jax.Array:
+    """float32 [B, T]: those of `targets` under softmax(output_logits(hidden, head) / temperature).
+
+    A chunk of positions at a time, whose logits are computed again in the backward pass: no [B, T, V] array exists.
+
+    Args:
+      hidden: [B, T, D].
+      head: output weights as for `output_logits`.
+      targets: int32 [B, T].
+      chunk_size: positions of each row in a chunk; None goes by the platform.
+    """
+    rows, length = targets.shape
+    size = min(chunk_size or default_chunk_size(rows, length), length)
+    missing = -length % size
+
+    def chunk(part):
+        states, wanted = part
+        logits = output_logits(states, head)
+        logits = nn.with_logical_constraint(logits, ("batch", "length", "act_vocab")) / temperature
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        log_z = jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1))
+        # A comparison with an iota, rather than a gather, which is slow on TPUs and may cross devices.
+        is_target = wanted[..., None] == jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
+        chosen = jnp.sum(jnp.where(is_target, logits - top, 0.0), axis=-1)
+        return chosen - log_z
+
+    def cut(x):
+        x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.swapaxes(x.reshape(rows, -1, size, *x.shape[2:]), 0, 1)
+
+    found = jax.lax.map(jax.checkpoint(chunk), (cut(hidden), cut(targets)))
+    return jnp.swapaxes(found, 0, 1).reshape(rows, -1)[:, :length]
