@@ -32,7 +32,7 @@ def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array, epsilon: fl
 
 
 class TimeEmbedding(nn.Module):
-    """float32 [B, features] from times [B]: cosines and sines of `frequencies` wavelengths, and an MLP of two layers.
+    """[B, features] from times [B]: `frequencies` cosines and sines, half of each, and an MLP of two layers.
 
     `period` is what a time of 1 counts as: diffusion counts 1,000 steps.
     """

@@ -5,6 +5,7 @@ Checkpoints lie at multiples of k, so what a kill has lost is made again, bit by
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import ConfigError, RunError
@@ -99,7 +100,7 @@ class Experience:
                     f"objective {name}: {key!r} of a rollout is {array.dtype} {array.shape}, expected {spec.dtype} "
                     f"{(count, *spec.shape)}"
                 )
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
                 row = int(np.argwhere(~np.isfinite(array.reshape(count, -1)).all(axis=1))[0, 0])
                 raise RolloutError(f"objective {name}: {key!r} of row {row} of the rollout is not finite")
         return rows

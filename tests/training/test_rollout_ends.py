@@ -1,8 +1,10 @@
-"""Runs that make their own rows: where they may be left, and what their speed counts."""
+"""Runs that make their own rows: where they may be left, what is refused, and what speed counts."""
 
 import dataclasses
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import losses
@@ -11,6 +13,7 @@ from fmjax import config as configs
 from fmjax.checkpoint_files import complete_steps
 from fmjax.objectives.causal_lm import CausalLM
 from fmjax.training import loop
+from fmjax.training.experience import Experience, RolloutError
 from fmjax.training.metrics import read_metrics
 
 
@@ -36,11 +39,11 @@ def run(tmp_path):
     for name in ("train", "validation"):
         (tmp_path / "text" / f"{name}.txt").write_text(f"{name} " + "the cat sees a red bird and the old dog " * 40)
     config = configs.resolve({
-        "train": {"steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "eval_every": 1, "eval_batches": 1,
+        "train": {"steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "sample_every": 1,
                   "tensorboard": False},
         "model": {"name": "llama", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2,
                   "max_length": 32, "vocab_size": 264},
-        "objective": {"name": f"{__name__}:Halves"},
+        "objective": {"name": f"{__name__}:Halves", "sample_prompts": ("the",), "sample_tokens": 2},
         "data": {"source": str(tmp_path / "text"), "sequence_length": 16, "tokenizer": "bytes"},
         "optimizer": {"name": "adamw", "learning_rate": 1e-2},
     })  # fmt: skip
@@ -49,15 +52,15 @@ def run(tmp_path):
 
 def test_a_signal_inside_a_rollout_ends_the_run_where_it_can_be_resumed(run, tmp_path, monkeypatch):
     run("straight")
-    evaluate = loop.Run._evaluate
+    sample = loop.Run._sample
 
     def signalled(self):
         if self.step == 1:
             self.stop.set()
-        evaluate(self)
+        sample(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "_evaluate", signalled)
+        patch.setattr(loop.Run, "_sample", signalled)
         assert run("stopped")["stopped"] == 1.0
     assert complete_steps(tmp_path / "stopped" / "checkpoints") == [2]
     run("stopped")
@@ -77,6 +80,14 @@ def test_processes_agree_on_the_end_of_a_rollout(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Run, "_must_stop", with_others)
     assert run("stopped")["stopped"] == 1.0
     assert complete_steps(tmp_path / "stopped" / "checkpoints") == [2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_not_finite_is_found_in_every_float_type(dtype):
+    program = types.SimpleNamespace(objective=Halves(), row={"rewards": jax.ShapeDtypeStruct((2,), dtype)})
+    experience = Experience(program, [], 2, [0, 1])
+    with pytest.raises(RolloutError, match="objective Halves: 'rewards' of row 1 of the rollout is not finite"):
+        experience._checked({"rewards": np.array([[0, 1], [np.nan, 0]], jnp.dtype(dtype))}, 2)
 
 
 def test_speed_counts_the_tokens_of_the_rows_that_are_trained_on(run, tmp_path):
