@@ -1,15 +1,18 @@
 """From a resolved config to its data and its module: what training, planning, loading and evaluation all need."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from fmjax.adapt import WEIGHTS
 from fmjax.config import build
 from fmjax.data import DATASETS
+from fmjax.errors import ConfigError
 from fmjax.models import MODELS
 from fmjax.parallel.sharding import logical_axes
 
@@ -36,6 +39,30 @@ def completed(config: FrozenConfigDict, module: nn.Module) -> FrozenConfigDict:
     plain = config.to_dict()
     plain["model"] = {k: getattr(module, k, None) if v is None else v for k, v in plain["model"].items()}
     return FrozenConfigDict(plain)
+
+
+def check_codecs(codecs, module: nn.Module, objective) -> None:
+    """Raises ConfigError where a codec's array, as the objective calls the module with it, has another shape than the
+    module says it takes (`example()`)."""
+    known = {modality: codec for modality, codec in codecs.items() if hasattr(codec, "array")}
+    if objective is None or not known or not hasattr(module, "example"):
+        return
+    batch = {codec.array: np.zeros((1, *codec.shape), np.float32) for codec in known.values()}
+    try:
+        given = objective.inputs(batch)
+    except (KeyError, ConfigError):  # it also calls the module with arrays that no codec makes
+        given = batch
+    for name, wanted in module.example().items():
+        found = given.get(name)
+        modality = next((m for m, codec in known.items() if batch[codec.array] is found), None)
+        if modality is None or found.shape[1:] == wanted.shape[1:]:
+            continue
+        told = [f.name for f in dataclasses.fields(module) if f.default is None and f.name not in ("parent", "name")]
+        fields = ", ".join(f"model.{one} = {getattr(module, one)}" for one in told)
+        raise ConfigError(
+            f"the codec {modality!r}, {known[modality]}, makes arrays of shape {found.shape[1:]}, and "
+            f"{type(module).__name__} takes {name!r} of shape {wanted.shape[1:]} ({fields}); change one of them to fit"
+        )
 
 
 def build_weights(config):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from fmjax import hub
-from fmjax.assemble import build_module, build_weights
+from fmjax.assemble import build_module, build_weights, check_codecs
 from fmjax.checkpoint_files import load_carry, load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.codecs.base import load_codecs
@@ -119,10 +119,13 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement,
     identity = _data_identity(folder, step)
     # The rows of a run's training begin with BOS; what was published and only saved says it in its tokenizer.
     add_bos = "train" in config or "published" not in config or (tokenizer is not None and tokenizer.add_bos)
-    return Model(
+    model = Model(
         module, params, config, tokenizer, step, str(folder), identity, add_bos, placement,
         codecs=load_codecs(folder), carry=load_carry(folder, step, split),
     )  # fmt: skip
+    if model.codecs:
+        check_codecs(model.codecs, module, model.objective)
+    return model
 
 
 def _carry_shardings(config, module, weights, placement: Placement):

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
+from fmjax.inference.kinds import has_cache, reads_source
 from fmjax.inference.rows import bucket, lay
 from fmjax.layers.embed import output_logits
 from fmjax.layers.weights import Turned
@@ -45,14 +46,9 @@ class Packed(NamedTuple):
     rows: np.ndarray
 
 
-def is_seq2seq(module: nn.Module) -> bool:
-    """Whether prompts are sources to an encoder."""
-    return hasattr(module, "prefill")
-
-
 def check_can_generate(module: nn.Module) -> None:
     """Raises InputError for a module without a cache."""
-    if not hasattr(module, "init_cache"):
+    if not has_cache(module):
         raise InputError(
             f"{type(module).__name__} cannot generate: it has no init_cache(batch_size, max_length), which the "
             "engine decodes with; decoder language models such as 'gpt' and 'llama' have it"
@@ -84,7 +80,7 @@ def prepare(module: nn.Module, params) -> tuple[nn.Module, Weights]:
         turns = _is_whole(leaf) and is_turned(name, leaf.shape, leaf.dtype)
         leaves[index] = Turned(_transposed(leaf)) if turns else leaf
     params = structure.unflatten(leaves)
-    if is_seq2seq(module) or not (hasattr(module, "features") and hasattr(module, "head")):
+    if reads_source(module) or not (hasattr(module, "features") and hasattr(module, "head")):
         return module, Weights(params)
     head = module.apply({"params": params}, method="head")
     embedding = head.pop("embedding", None)
@@ -131,7 +127,7 @@ def pack(prompts: Sequence[Sequence[int]], rows: Sequence[int], capacity: int, b
 
 def init_cache(module: nn.Module, batch_size: int, max_length: int, source_length: int | None = None):
     """The module's empty cache; `source_length` is for encoder-decoders."""
-    if is_seq2seq(module):
+    if reads_source(module):
         return module.init_cache(batch_size, max_length, source_length)
     return module.init_cache(batch_size, max_length)
 
@@ -140,7 +136,7 @@ def prefill(module: nn.Module, weights: Weights, cache, packed: Packed):
     """(logits [R, V] after each prompt, cache); None as logits of an encoder-decoder, whose targets are still empty."""
     variables = {"params": weights.params}
     arrays = dict(segment_ids=packed.segment_ids, positions=packed.positions, cache=cache, slots=packed.slots)
-    if is_seq2seq(module):
+    if reads_source(module):
         return None, module.apply(variables, packed.tokens, **arrays, method="prefill")
     if hasattr(module, "features"):
         hidden, head, cache = module.apply(variables, packed.tokens, **arrays, method="features")
@@ -156,7 +152,7 @@ def step(module: nn.Module, weights: Weights, cache, tokens, active):
     if weights.head is not None:
         hidden, _, cache = module.apply(variables, tokens[:, None], **arrays, method="features")
         return output_logits(hidden[:, 0], weights.head), cache
-    method = "decode" if is_seq2seq(module) else None
+    method = "decode" if reads_source(module) else None
     logits, cache = module.apply(variables, tokens[:, None], **arrays, method=method)
     return logits[:, 0], cache
 

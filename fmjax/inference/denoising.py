@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
+from fmjax.inference.checks import check_list
 from fmjax.layers.modulation import NO_LABEL
 from fmjax.parallel.placement import whole
 
@@ -60,9 +61,14 @@ class Denoising:
 
     def __init__(self, model):
         self.model = model
-        if model.codec is None:
-            raise InputError(f"{model} has no codec to write its values with; was it saved without codecs.json?")
         self.labels = model.codecs.get("label")
+
+    @staticmethod
+    def lacks(model) -> str | None:
+        if model.codec is None:
+            makes = model.objective.makes
+            return f"it has no codec {makes!r} to write its values with; was it saved without codecs.json?"
+        return None
 
     def default_prompts(self) -> Sequence[Any]:
         """Every class; a model without classes makes one value of none."""
@@ -70,6 +76,7 @@ class Denoising:
 
     def run(self, prompts: Sequence[Any], options: Options) -> Iterator[tuple[int, Any]]:
         """(index, value): see `fmjax.inference.generators.Generator`."""
+        check_list("prompts", prompts)
         module, codec = self.model.module, self.model.codec
         self._check_guidance(options.guidance)
         labels = [self._label(prompt) for prompt in prompts]

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference import cached
+from fmjax.inference import cached, kinds
 from fmjax.inference.checks import check_whole
 from fmjax.inference.engine_programs import CHUNK, Form
 from fmjax.inference.engine_requests import HIGHEST_SEED, Completion, PromptRequest, number_copies
@@ -56,7 +56,7 @@ class Engine:
         if outside := [i for i in self.banned_ids if i < 0 or (vocab_size and i >= vocab_size)]:
             raise InputError(f"banned_ids has {outside[0]}, which is no token of the model's {vocab_size}")
         self.start_id = None
-        if cached.is_seq2seq(module):
+        if kinds.reads_source(module):
             self.start_id = module.start_id if start_id is None else start_id
             if self.start_id is None:
                 raise InputError(f"{type(module).__name__} needs a start_id: the token that its targets start from")

@@ -11,6 +11,7 @@ import numpy as np
 
 import fmjax
 from fmjax.code_digest import code_digest, describe, own_digest
+from fmjax.data.codecs.base import fingerprint
 from fmjax.parallel.placement import whole
 
 LANES = 4
@@ -20,8 +21,8 @@ LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "sentencepiece", "tokenizers")
 
 def model_fingerprint(model) -> str:
     """32 hexadecimal digits that change with any weight, option of the architecture, the tokenizer, its chat templates,
-    the precision of matrix products, and the code: fmjax's own that computes answers, that of modules, functions and kinds
-    of models from elsewhere, and the versions of libraries.
+    the codecs, what the objective carries, the precision of matrix products, and the code: fmjax's own that computes
+    answers, that of modules, functions and kinds of models from elsewhere, and the versions of libraries.
 
     The weights are hashed where they lie, the same on one device as split over many.
 
@@ -33,16 +34,17 @@ def model_fingerprint(model) -> str:
         fmjax.__version__,
         own_digest(),
         *(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
-        code_digest([type(model), *_classes(model.module), *functions.values()]),
+        code_digest([type(model), *_classes(model.module), *functions.values(), *map(type, model.codecs.values())]),
         describe(model.module),
         describe(functions),
         str(getattr(model.tokenizer, "fingerprint", None)),
         repr((model.add_bos, model.context_length, model.eos_ids)),
         *map(repr, sorted(getattr(model.tokenizer, "chat_templates", {}).items())),
+        *(f"{modality} {fingerprint(codec)}" for modality, codec in sorted(model.codecs.items())),
         repr((jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64)),
     ]
     with model.inference():
-        parts += array_fingerprints((model.params, model.functions))
+        parts += array_fingerprints((model.params, model.functions, model.carry))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -1,8 +1,10 @@
 """How a model makes values: from prompts and options to values, one kind of generator a file."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
+from fmjax.inference.checks import check_options
 from fmjax.registry import Registry
 
 GENERATORS = Registry(
@@ -12,11 +14,12 @@ GENERATORS = Registry(
         "denoising": "fmjax.inference.denoising:Denoising",
     },
 )
-"""An objective names its models' generator in the attribute `generator`; a model without is autoregressive."""
+"""An objective names its models' generator in the attribute `generator`, by such a name or an import path; a model
+without is autoregressive."""
 
 
 class Generator(Protocol):
-    """Made of a `fmjax.inference.model.Model`: `Generator(model)`. Raises InputError for a model that it cannot use.
+    """Made of a `fmjax.inference.model.Model`: `Generator(model)`, of one that lacks nothing.
 
     Attributes:
       Options: a dataclass, whose fields are the options of `Model.generate` and the flags of the command; its docstring
@@ -24,6 +27,10 @@ class Generator(Protocol):
     """
 
     Options: ClassVar[type]
+
+    @staticmethod
+    def lacks(model) -> str | None:
+        """What a model lacks for this generator, in a few words; None for nothing."""
 
     def default_prompts(self) -> Sequence[Any]:
         """What is made where no prompt is given. Raises InputError where one is needed."""
@@ -34,3 +41,25 @@ class Generator(Protocol):
         The same prompt and seed give the same value whatever else is among the prompts; copies differ.
         Raises InputError for a prompt of another kind.
         """
+
+
+def kind_of(model) -> type:
+    """The generator that the model's objective names."""
+    return GENERATORS.get(getattr(model.objective, "generator", "autoregressive"))
+
+
+def lacks(model) -> str | None:
+    """What a model lacks to make values by the generator of its objective."""
+    return kind_of(model).lacks(model)
+
+
+def generate(model, prompts: Sequence[Any] | None = None, **options) -> list:
+    """Values in order of the prompts; for None the generator's own.
+
+    Raises InputError for an option that the generator does not have, naming the nearest.
+    """
+    kind = kind_of(model)
+    check_options("generate", options, [field.name for field in dataclasses.fields(kind.Options)])
+    generator, options = kind(model), kind.Options(**options)
+    prompts = generator.default_prompts() if prompts is None else prompts
+    return [value for _, value in sorted(generator.run(prompts, options), key=lambda made: made[0])]

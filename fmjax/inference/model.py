@@ -4,9 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import json
-import logging
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,30 +16,22 @@ import numpy as np
 from fmjax.data.codecs.base import save_codecs
 from fmjax.data.tokenizers.published_settings import stated_eos_ids
 from fmjax.errors import InputError
-from fmjax.inference import continuations, scored_text, scoring
-from fmjax.inference.autoregressive import Autoregressive
+from fmjax.inference import abilities, autoregressive, continuations, generators, kinds, scored_text, scoring, values
+from fmjax.inference import prompts as encoding
 from fmjax.inference.beam import beam_search
 from fmjax.inference.chat_settings import chat_settings
-from fmjax.inference.checks import (
-    check_inputs,
-    check_list,
-    check_no_text,
-    check_options,
-    named_options,
-    token_ids,
-)  # fmt: skip
+from fmjax.inference.checks import check_inputs, check_no_text, check_options, named_options
 from fmjax.inference.engine import Engine
-from fmjax.inference.generators import GENERATORS
 from fmjax.layers.checks import check_choice
 from fmjax.layers.weights import merged
-from fmjax.parallel.placement import Placement, each_inside
-
-log = logging.getLogger("fmjax")
+from fmjax.parallel.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A module with its parameters and what belongs to them.
+
+    What it can do is a table (`fmjax.inference.abilities`), whose verbs the methods here are: `abilities`, `can`.
 
     Attributes:
       module: Flax Linen module; `module.apply({"params": params}, ...)` is all there is to it.
@@ -54,8 +45,8 @@ class Model:
       placement: the mesh that the parameters are split over; None for one device.
       codecs: by modality, what makes arrays of values and values of arrays (`fmjax.data.codecs`); text has the tokenizer.
       carry: what the objective of the run carried besides the parameters, or None.
-      functions: further functions of (model, inputs) that evaluation tasks apply, by name (`fmjax.tasks.functions`);
-        pytrees, such as `jax.tree_util.Partial`, of what they compute with.
+      functions: abilities of its own: functions of (model, inputs) by name; pytrees, such as `jax.tree_util.Partial`, of
+        what they compute with.
       kept: what methods keep for their next call (`engine`).
     """
 
@@ -98,19 +89,39 @@ class Model:
         """Of the values that the model makes: that of `objective.makes`, a modality; None for texts."""
         return self.codecs.get(getattr(self.objective, "makes", None))
 
-    def apply(self, tokens, **inputs) -> jax.Array:
-        """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword.
+    @property
+    def reads(self) -> dict[str, Any]:
+        """Codecs, by modality, of the values that the model reads; none where it reads tokens alone."""
+        return values.reads(self)
+
+    @property
+    def abilities(self) -> dict[str, Callable]:
+        """What the model can do: verb ("score", "generate", "embed", "classify", ...) to function."""
+        return abilities.abilities(self)
+
+    def can(self, verb: str) -> Callable:
+        """The function of one of its abilities: `m.can("embed")(texts)`.
+
+        Raises InputError for another verb, saying what the model lacks for it and what it can do.
+        """
+        return abilities.can(self, verb)
+
+    def apply(self, tokens=None, **inputs) -> jax.Array:
+        """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword, all where none is tokens.
 
         Raises InputError for a text, for token ids outside the vocabulary, and for more tokens than there are learned
         positions (where they can be read: not under jit).
         """
         check_no_text(tokens)
-        if hasattr(self.module, "prefill") and "source_tokens" not in inputs:
+        if tokens is None and not inputs:
+            raise InputError(f"{self} takes {', '.join(kinds.inputs(self.module))}; give apply some of that")
+        if kinds.reads_source(self.module) and "source_tokens" not in inputs:
             raise InputError(f"{self} translates a source: give apply(tokens, source_tokens=...), tokens of the target")
         arrays = {k: jnp.asarray(v) for k, v in inputs.items() if isinstance(v, np.ndarray | jax.Array | list)}
         options = tuple(sorted((k, v) for k, v in inputs.items() if k not in arrays))
-        tokens = jnp.asarray(tokens)
-        check_inputs(self.module, self.params, tokens, arrays)
+        if tokens is not None:
+            tokens = jnp.asarray(tokens)
+            check_inputs(self.module, self.params, tokens, arrays)
         with self.inference():
             return _apply(self.module, self.params, tokens, arrays, options)
 
@@ -140,17 +151,7 @@ class Model:
         special: names of control tokens in the texts, such as <|im_start|>, stand for them.
         Raises: InputError for what is neither text nor token ids, or a text without a tokenizer.
         """
-        places = [i for i, prompt in enumerate(self._texts(prompts)) if isinstance(prompt, str)]
-        if not places:
-            return [token_ids(f"prompt {i}", prompt) for i, prompt in enumerate(prompts)]
-        tokens = self.tokens([prompts[i] for i in places], special)
-        if hasattr(self.module, "prefill"):
-            tokens = self.framed(tokens)
-        else:
-            begun = [special and one[:1] == [self.tokenizer.bos_id] for one in tokens]
-            tokens = [one if b else self.with_bos(one, f"prompt {i}") for i, one, b in zip(places, tokens, begun)]
-        found = dict(zip(places, tokens))
-        return [found[i] if i in found else token_ids(f"prompt {i}", p) for i, p in enumerate(prompts)]
+        return encoding.encode_prompts(self, prompts, special)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options) -> list[int]:
         """Tokens of a chat up to where the assistant's reply begins, as the model's chat template writes it.
@@ -161,12 +162,7 @@ class Model:
 
         Raises: TokenizerError without a template, or where it refuses the messages.
         """
-        from fmjax.data.tokenizers import chat
-
-        self._need_tokenizer()
-        tokens = chat.encode_chat(self.tokenizer, messages, **{"add_generation_prompt": True, **options})
-        self._check_embedded("the chat", tokens)
-        return tokens
+        return encoding.encode_chat(self, messages, **options)
 
     @named_options(continuations.Options)
     def chat(
@@ -188,8 +184,12 @@ class Model:
 
     @property
     def generator(self):
-        """What makes the model's values (`fmjax.inference.generators`): the generator that its objective names."""
-        return GENERATORS.get(getattr(self.objective, "generator", "autoregressive"))(self)
+        """What makes the model's values (`fmjax.inference.generators`): the generator that its objective names.
+
+        Raises InputError for a model that cannot generate.
+        """
+        self.can("generate")
+        return generators.kind_of(self)(self)
 
     def generate(self, prompts: Sequence[Any] | None = None, **options) -> list:
         """Values that the model makes: continuations of texts, or what its generator makes of prompts (images of labels).
@@ -212,15 +212,7 @@ class Model:
         Raises: InputError for a prompt that cannot be continued, or a bad value; without a tokenizer, as `complete`
           alone then has something to give.
         """
-        generator = self.generator
-        check_options("generate", options, [field.name for field in dataclasses.fields(generator.Options)])
-        if isinstance(generator, Autoregressive):
-            self._need_text()
-            prompts = generator.default_prompts() if prompts is None else prompts
-            return [one.text for one in self.complete(prompts, **options)]
-        prompts = generator.default_prompts() if prompts is None else prompts
-        check_list("prompts", prompts)
-        return [value for _, value in generator.run(prompts, generator.Options(**options))]
+        return self.can("generate")(prompts, **options)
 
     @named_options(continuations.Options)
     def complete(self, prompts: Sequence[str | Sequence[int]], **options) -> list[continuations.Continuation]:
@@ -228,12 +220,12 @@ class Model:
 
         Without a tokenizer prompts are token ids, and `text` is "".
         """
-        return continuations.complete(self.pieces(prompts, **options))
+        return self.can("complete")(prompts, **options)
 
     @named_options(continuations.Options)
     def stream(self, prompts: Sequence[str | Sequence[int]], *, steps: int = 8, **options) -> Iterator[tuple[int, str]]:
         """As `generate`, yielding (index, piece of text) as the tokens come, every `steps` of them."""
-        self._need_text()
+        self.can("generate")
         pieces = self.pieces(prompts, steps=steps, **options)
         return ((piece.index, piece.text) for piece in pieces if piece.text)
 
@@ -244,7 +236,7 @@ class Model:
 
         Raises InputError for a model that cannot generate.
         """
-        self._check_generates()
+        self.can("complete")
         with self.inference():
             made = Engine(self.module, self.params, start_id=0, donate=donate)
         return dataclasses.replace(self, module=made.module, params=made.weights.params, kept={})
@@ -252,12 +244,8 @@ class Model:
     @named_options(continuations.Options)
     def pieces(self, prompts: Sequence[str | Sequence[int]], **options) -> Iterator[continuations.Piece]:
         """As `stream`; the last piece of a continuation comes with the whole of it, as `complete` gives it."""
-        options = continuations.Options(**options)
-        options = dataclasses.replace(options, stop_ids=(*options.stop_ids, *self.eos_ids))
-        engine, ids = self.engine, self.encode_prompts(prompts)
-        with self.inference():
-            pieces = continuations.Continuations(engine, self.tokenizer, ids, options)
-        return each_inside(self.inference, pieces)
+        self.can("complete")
+        return autoregressive.pieces(self, prompts, continuations.Options(**options))
 
     @named_options(beam_search)
     def beam_search(
@@ -272,10 +260,8 @@ class Model:
 
         Raises: InputError for a prompt that cannot be continued, or a bad value.
         """
-        engine, ids = self.engine, self.encode_prompts(prompts)
-        stop_ids = [*stop_ids, *self.eos_ids]
-        with self.inference():
-            return continuations.search(engine, self.tokenizer, ids, stop_ids=stop_ids, **options)
+        self.can("complete")
+        return autoregressive.search(self, prompts, stop_ids, **options)
 
     @property
     def engine(self) -> Engine:
@@ -283,26 +269,12 @@ class Model:
 
         `kept.clear()` lets go of it.
         """
-        self._check_generates()
+        self.can("complete")
         made = self.kept.get("engine")
         if made is None or self.kept["params"] is not self.params:
-            num_tokens = bos = None
-            if self.tokenizer is not None:
-                num_tokens, bos = self.tokenizer.vocab_size, self.tokenizer.bos_id
-            start = getattr(self.module, "start_id", None)
-            options = dict(num_tokens=num_tokens, start_id=bos if start is None else start)
-            banned = self.config.get("published", {}).get("banned_ids", ())
-            with self.inference():
-                made = Engine(self.module, self.params, banned_ids=banned, **options)
+            made = autoregressive.make_engine(self)
             self.kept.update(engine=made, params=self.params)
         return made
-
-    def _check_generates(self) -> None:
-        if not hasattr(self.module, "init_cache") and hasattr(self.module, "features"):
-            raise InputError(
-                f"{self} cannot generate: it is an encoder, which reads whole texts; its Model.fill_mask fills in "
-                "masks and Model.embed gives vectors"
-            )
 
     @named_options()
     def score(self, pairs: Sequence[tuple[str, str]], *, progress: str | None = None) -> list[tuple[float, bool, int]]:
@@ -320,13 +292,7 @@ class Model:
         Raises: InputError for what is no pair of texts, where the continuation alone is longer than the context, or has
           no token of its own.
         """
-        segments, cut = scored_text.continuation_segments(self, pairs)
-        if any(cut):
-            log.warning(
-                "%d of %d contexts were longer than the model's: their beginning was left out", sum(cut), len(pairs)
-            )
-        found = dict(self.iter_scores(segments, progress))
-        return [found[index] for index in range(len(segments))]
+        return self.can("score")(pairs, progress=progress)
 
     @named_options()
     def loglikelihood_rolling(self, texts: Sequence[str], *, progress: str | None = None) -> list[tuple[float, int]]:
@@ -336,47 +302,38 @@ class Model:
         In windows of the model's context, as `fmjax.inference.scoring.rolling_windows` says. EOS is not scored.
         progress: label of a progress bar; None shows none.
         """
-        segments, owners = scored_text.rolling_segments(self, self._texts(texts))
-        totals = [[0.0, 0] for _ in texts]
-        found = dict(self.iter_scores(segments, progress))
-        for index, owner in enumerate(owners):
-            totals[owner][0] += found[index][0]
-            totals[owner][1] += found[index][2]
-        return [(loglikelihood, count) for loglikelihood, count in totals]
+        return self.can("rolling")(texts, progress=progress)
 
     def iter_scores(
         self, segments: Sequence[scoring.Segment], progress: str | None = None, unit: str = "texts"
     ) -> Iterator[tuple[int, tuple[float, bool, int]]]:
         """(index, score as in `score`) of segments of tokens, as they are done; see `fmjax.inference.scoring`."""
-        placement = self.placement
-        options = dict(context_length=self.context_length, progress=progress, unit=unit)
-        context = contextlib.nullcontext
-        if placement is not None:
-            context, options = placement.scoring, options | {"num_shards": placement.num_row_shards}
-        scores = scoring.iter_scores(self.module, self.params, segments, **options)
-        return ((i, dataclasses.astuple(score)) for i, score in each_inside(context, scores))
+        return scored_text.iter_scores(self, segments, progress, unit)
 
-    @named_options()
     def embed(
-        self, texts: Sequence[str], *, pooling: str | None = None, normalize: bool = False, progress: str | None = None
-    ) -> np.ndarray:
-        """Vectors of texts, float32 [N, D], from the last layer's output.
+        self, inputs: Sequence[Any] | None = None, *, pooling: str | None = None, normalize: bool = False,
+        progress: str | None = None, **named: Sequence[Any],
+    ) -> np.ndarray:  # fmt: skip
+        """Vectors of texts or of other values that the model reads, float32 [N, D], from the last layer's output.
 
         Args:
-          pooling: "mean", "first" or "last"; None is "mean" for encoders and "last" for decoders, whose last token
-            alone has seen the whole text.
+          inputs: texts, or values of the modality that the model reads.
+          pooling: "mean", "first" or "last" of what a text or value has; None is what its module says (`POOLING`), or
+            else "mean" for those that read whole texts and "last" for decoders, whose last token alone has seen the
+            whole text.
           normalize, progress: see `fmjax.inference.embedding.embed`.
+          named: in place of `inputs`, by the name of the module's input: images=[...].
 
-        Raises InputError as `fmjax.inference.embedding.embed`.
+        Raises InputError as `fmjax.inference.embedding.embed`, and for inputs of another kind.
         """
-        from fmjax.inference import embedding
-
-        if pooling is None:
-            pooling = "mean" if self.is_bidirectional else "last"
-        rows = self.framed(self.tokens(self._texts(texts)))
         options = dict(pooling=pooling, normalize=normalize, progress=progress)
-        with self.inference():
-            return embedding.embed(self.module, self.params, rows, **options)
+        check_options("embed", named, [*options, *(codec.array for codec in self.reads.values())])
+        return self.can("embed")(inputs, **options, **named)
+
+    @named_options(values.classify)
+    def classify(self, inputs: Sequence[Any], **options) -> list[list[tuple[Any, float]]]:
+        """For each value the likeliest classes, (label, probability) each: see `fmjax.inference.values.classify`."""
+        return self.can("classify")(inputs, **options)
 
     @named_options()
     def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[tuple[str, float]]]]:
@@ -385,37 +342,16 @@ class Model:
 
         Raises InputError for a model that is no masked language model, or a text without mask.
         """
-        from fmjax.inference.fill_mask import fill_mask
-
-        texts, mask_id = self._texts(texts), getattr(self.tokenizer, "mask_id", None)
-        if mask_id is None or not self.is_bidirectional or hasattr(self.module, "prefill"):
-            raise InputError(
-                f"{self} cannot fill in masks: that takes a masked language model, such as BERT, and a tokenizer with "
-                "a mask token"
-            )
-        rows = self.framed([self.tokenizer.encode_special(text) for text in texts])
-        with self.inference():
-            found = fill_mask(
-                self.module, self.params, rows, mask_id, top_k=top_k, num_tokens=self.tokenizer.vocab_size
-            )
-        return [[[(self.tokenizer.decode([i]), p) for i, p in mask] for mask in text] for text in found]
+        return self.can("fill_mask")(texts, top_k=top_k)
 
     @property
     def is_bidirectional(self) -> bool:
         """Whether the model reads whole texts: an encoder, or an encoder-decoder's encoder."""
-        return not getattr(self.module, "CAUSAL", True)
+        return kinds.is_bidirectional(self.module)
 
     def framed(self, texts: Sequence[list[int]]) -> list[list[int]]:
         """Tokens of texts with what stands around a text in training: CLS and SEP or what takes their place."""
-        tokenizer = self.tokenizer
-        if not self.is_bidirectional:
-            return [self.with_bos(tokens, f"text {i}") for i, tokens in enumerate(texts)]
-        begin, end = tokenizer.bos_id if tokenizer.cls_id is None else tokenizer.cls_id, tokenizer.sep_id
-        if hasattr(self.module, "prefill"):
-            begin = None
-        end = tokenizer.eos_id if end is None else end
-        before, after = ([] if id is None else [id] for id in (begin, end))
-        return [[*before, *tokens, *after] for tokens in texts]
+        return encoding.framed(self, texts)
 
     def save(self, directory: str | pathlib.Path, format: str = "fmjax", **options) -> None:
         """Writes a folder that `fmjax.load` accepts: config.json, parameters, carry, tokenizer, codecs.
@@ -444,40 +380,12 @@ class Model:
             config = {key: value for key, value in self.config.items() if key != "weights"}  # which are computed
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    def _texts(self, texts: Sequence[str]) -> Sequence[str]:
-        check_list("texts", texts)
-        return texts
-
-    def _need_text(self) -> None:
-        if self.tokenizer is None:
-            raise InputError(
-                f"the model from {self.source} has no tokenizer to write texts with; Model.complete gives the tokens "
-                "that follow token ids"
-            )
-
-    def _need_tokenizer(self) -> None:
-        if self.tokenizer is None:
-            raise InputError(f"the model from {self.source} has no tokenizer; give it token ids")
-
     def tokens(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Tokens of texts without anything in front or behind; `special` as in `encode_prompts`.
 
-        Raises InputError without a tokenizer, or for a token that the model has no embedding for.
+        Raises InputError without a tokenizer, for what is no text, or for a token that the model has no embedding for.
         """
-        self._need_tokenizer()
-        if special:
-            encoded = [self.tokenizer.encode_special(text) for text in texts]
-        else:
-            encoded = self.tokenizer.encode_batch(texts)
-        for text, tokens in zip(texts, encoded):
-            self._check_embedded(f"the text {text[:40]!r}", tokens)
-        return encoded
-
-    def _check_embedded(self, what: str, tokens: list[int]) -> None:
-        rows = getattr(self.module, "vocab_size", None)
-        if rows is not None and tokens and max(tokens) >= rows:
-            token = self.tokenizer.token(max(tokens))
-            raise InputError(f"{what} has the token {token!r}, for which the model has no embedding")
+        return encoding.encode_texts(self, texts, special)
 
     def with_bos(self, tokens: list[int], what: str, force: bool = False) -> list[int]:
         """The tokens with BOS in front where texts begin with it; where there are none, or with `force`, always with
@@ -485,16 +393,10 @@ class Model:
 
         Raises InputError naming `what` where that is needed and there is neither BOS nor EOS.
         """
-        if not force and tokens:
-            return [self.tokenizer.bos_id, *tokens] if self.add_bos and self.tokenizer.bos_id is not None else tokens
-        first = self.tokenizer.prefix_id
-        if first is None:
-            raise InputError(
-                f"{what}: nothing to start from: the text before it is empty and the tokenizer has neither BOS nor EOS"
-            )
-        return [first, *tokens]
+        return encoding.with_bos(self, tokens, what, force)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "options"))
 def _apply(module, params, tokens, arrays, options):
-    return module.apply({"params": params}, tokens, **arrays, **dict(options))
+    first = () if tokens is None else (tokens,)
+    return module.apply({"params": params}, *first, **arrays, **dict(options))

@@ -1,11 +1,18 @@
-"""Texts as the segments of tokens whose log-likelihoods a model is asked for, as lm-evaluation-harness cuts them."""
+"""Log-likelihoods of texts: as segments of tokens, cut as lm-evaluation-harness does, and their scores."""
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
 
 from fmjax.errors import InputError
+from fmjax.inference import kinds, prompts, scoring
 from fmjax.inference.checks import check_list
 from fmjax.inference.scoring import rolling_windows
 from fmjax.inference.segments import Segment
+from fmjax.parallel.placement import each_inside
+
+log = logging.getLogger("fmjax")
 
 
 def continuation_segments(model, pairs: Sequence[tuple[str, str]]) -> tuple[list[Segment], list[bool]]:
@@ -53,6 +60,7 @@ def rolling_segments(model, texts: Sequence[str]) -> tuple[list[Segment], list[i
     Raises InputError as `continuation_segments`.
     """
     check_scores(model)
+    check_list("texts", texts)
     segments, owners = [], []
     for index, tokens in enumerate(model.tokens(texts)):
         first = model.with_bos([], f"text {index}")[0]
@@ -62,13 +70,57 @@ def rolling_segments(model, texts: Sequence[str]) -> tuple[list[Segment], list[i
     return segments, owners
 
 
-def check_scores(model) -> None:
-    """Raises InputError where the model does not predict each token from those before it."""
+def lacks(model) -> str | None:
+    """What a model lacks to give log-likelihoods of texts."""
+    if not kinds.reads_tokens(model.module):
+        return f"it gives no log-likelihoods of texts: it reads {', '.join(kinds.inputs(model.module)) or 'nothing'}"
     if model.is_bidirectional:
-        raise InputError(
-            f"{model} gives no log-likelihoods of texts: it does not predict each token from those before it alone; "
-            "that takes a decoder, such as GPT or LLaMA"
+        return (
+            "it gives no log-likelihoods of texts, as it does not predict each token from those before it alone; that "
+            "takes a decoder, such as GPT or LLaMA"
         )
+    return prompts.lacks_tokenizer(model)
+
+
+def check_scores(model) -> None:
+    """Raises InputError where the model gives no log-likelihoods of texts."""
+    if lack := lacks(model):
+        raise InputError(f"{model} cannot score: {lack}")
+
+
+def score(model, pairs: Sequence[tuple[str, str]], *, progress: str | None = None) -> list[tuple[float, bool, int]]:
+    """See `Model.score`."""
+    segments, cut = continuation_segments(model, pairs)
+    if any(cut):
+        log.warning(
+            "%d of %d contexts were longer than the model's: their beginning was left out", sum(cut), len(pairs)
+        )
+    found = dict(iter_scores(model, segments, progress))
+    return [found[index] for index in range(len(segments))]
+
+
+def rolling(model, texts: Sequence[str], *, progress: str | None = None) -> list[tuple[float, int]]:
+    """See `Model.loglikelihood_rolling`."""
+    segments, owners = rolling_segments(model, texts)
+    totals = [[0.0, 0] for _ in texts]
+    found = dict(iter_scores(model, segments, progress))
+    for index, owner in enumerate(owners):
+        totals[owner][0] += found[index][0]
+        totals[owner][1] += found[index][2]
+    return [(loglikelihood, count) for loglikelihood, count in totals]
+
+
+def iter_scores(
+    model, segments: Sequence[Segment], progress: str | None = None, unit: str = "texts"
+) -> Iterator[tuple[int, tuple[float, bool, int]]]:
+    """See `Model.iter_scores`."""
+    placement = model.placement
+    options = dict(context_length=model.context_length, progress=progress, unit=unit)
+    context = contextlib.nullcontext
+    if placement is not None:
+        context, options = placement.scoring, options | {"num_shards": placement.num_row_shards}
+    scores = scoring.iter_scores(model.module, model.params, segments, **options)
+    return ((i, dataclasses.astuple(one)) for i, one in each_inside(context, scores))
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:

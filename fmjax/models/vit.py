@@ -29,6 +29,7 @@ class ViT(nn.Module):
     """
 
     RESUME_FREE = ("remat", "attention")  # the same function, computed in another way
+    POOLING = "first"  # its class token stands for the image
 
     num_layers: int = 12
     hidden_size: int = 768
@@ -53,9 +54,16 @@ class ViT(nn.Module):
     def transformer(self) -> TransformerConfig:
         return stack_config(self, activation="gelu", qkv_bias=True, norm_epsilon=1e-6, causal=False, **LAYER_NORM)
 
-    @nn.compact
+    def setup(self):
+        self.head = Linear(self.num_classes, ("embed", None), True, Init(scale=0.0), "float32")
+
     def __call__(self, images, train: bool = False) -> jax.Array:
         """float32 [B, H, W, C] images to float32 [B, num_classes] logits, read from the class token."""
+        return self.head(self.hidden(images, train)[:, 0].astype(jnp.float32))
+
+    @nn.compact
+    def hidden(self, images, train: bool = False) -> jax.Array:
+        """The last layer's output, float [B, 1 + patches, D], the class token first."""
         patches = patchify(images, self.patch_size)
         patch_embedding = Linear(
             self.hidden_size, (None, "embed"), True, Init(scale=self.init_std), self.dtype, name="patch_embedding"
@@ -71,8 +79,7 @@ class ViT(nn.Module):
         x = tap(self, "embedded", nn.Dropout(self.dropout, deterministic=not train)(x))
         x = nn.with_logical_constraint(x, ("batch", None, "act_embed"))
         x, _ = Transformer(self.transformer, name="stack")(x, train=train)
-        head = Linear(self.num_classes, ("embed", None), True, Init(scale=0.0), "float32", name="head")
-        return head(x[:, 0].astype(jnp.float32))
+        return x
 
     @nn.nowrap
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -20,6 +20,7 @@ class Classification:
     """
 
     ROWS_APART: ClassVar[bool] = True
+    predicts: ClassVar[str] = "label"
 
     input_name: str = "images"
     label_smoothing: float = 0.0

@@ -59,7 +59,7 @@ def test_embeddings_are_of_the_text_as_training_framed_it(bert):
     module = EncoderDecoder(num_layers=1, hidden_size=16, num_heads=2, vocab_size=258, max_length=24)
     translator = Model(module, random_params(module, TOKENS, TOKENS), {}, ByteTokenizer())
     np.testing.assert_allclose(translator.embed(["ab"])[0], hidden(translator, [97, 98, 257]).mean(0), atol=1e-5)
-    with pytest.raises(InputError, match="cannot fill in masks"):
+    with pytest.raises(InputError, match="cannot fill_mask: that takes a masked language model"):
         llama.fill_mask(["a"])
     for model in (bert, translator):
         with pytest.raises(InputError, match="no log-likelihoods"):

@@ -163,7 +163,8 @@ def test_an_encoder_points_to_what_it_can_do(tmp_path, capsys):
     (tmp_path / "p.jsonl").write_text('"ab"\n')
     for flags in (["--prompt=x"], [f"--prompts={tmp_path / 'p.jsonl'}", f"--output={tmp_path / 'o.jsonl'}"]):
         captured = run(capsys, f"--model={tmp_path / 'm'}", *flags, code=2)
-        assert "Model.fill_mask" in captured.err and not captured.out
+        told = "cannot generate: it is an encoder, which reads whole texts (what it can do: embed)"
+        assert told in captured.err and not captured.out
 
 
 def test_chat(pieces_model, saved, capsys, tmp_path, monkeypatch):

@@ -27,9 +27,14 @@ class Codec(Protocol):
 
     Attributes:
       suffix: of the files that `write` makes, such as ".png".
+      array: name of the array that modules read or make.
+      shape: of that array, without a batch axis.
+      shown: where there is one, the kind of summary ("image") by which TensorBoard shows a file of values.
     """
 
     suffix: str
+    array: str
+    shape: tuple[int, ...]
 
     def encode(self, value: Any) -> dict[str, np.ndarray]:
         """The arrays of one value, without a batch axis. Raises DataError for a value of another kind or shape."""

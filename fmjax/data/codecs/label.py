@@ -22,6 +22,8 @@ class LabelCodec:
     """
 
     suffix: ClassVar[str] = ".txt"
+    array: ClassVar[str] = "labels"
+    shape: ClassVar[tuple[int, ...]] = ()
 
     num_classes: int
     names: tuple[str, ...] = ()

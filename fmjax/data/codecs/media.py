@@ -1,0 +1,54 @@
+"""A value that is no text, such as an image, where texts and numbers stand: in a prompt or an evaluation's request."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from fmjax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Media:
+    """A value with its modality; equal where modality and content are.
+
+    Attributes:
+      modality: the name of the codec that reads it, such as "image".
+      value: the array that the codec encodes; a copy, which cannot be written to.
+      name: of the file or record that it comes from, for logs.
+      fingerprint: 32 hexadecimal digits of its dtype, shape and numbers.
+    """
+
+    modality: str
+    value: Any = dataclasses.field(compare=False, repr=False)
+    name: str = dataclasses.field(default="", compare=False, repr=False)
+    fingerprint: str = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        array = np.array(self.value)
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"media of modality {self.modality!r} is an array of numbers, got {described(self.value)}")
+        array.flags.writeable = False
+        content = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes()).hexdigest()[:32]
+        object.__setattr__(self, "value", array)
+        object.__setattr__(self, "fingerprint", content)
+
+    def key(self) -> dict[str, str]:
+        """What tells it from another, as JSON holds it."""
+        return {"media": self.modality, "fingerprint": self.fingerprint}
+
+    def record(self) -> dict[str, str]:
+        """As `key`, with its name where it has one."""
+        return self.key() | ({"name": self.name} if self.name else {})
+
+
+def described(value: Any) -> str:
+    """A value in a few words, for messages."""
+    if isinstance(value, Media):
+        return f"media of modality {value.modality!r}"
+    if isinstance(value, str):
+        return f"the text {value[:40]!r}"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"an array {value.dtype} of shape {tuple(value.shape)}"
+    return repr(value)[:60]

@@ -1,0 +1,160 @@
+"""What a model says of values that are no texts: through the codecs of its run, which alone know what they are."""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from fmjax.data.codecs.media import Media, described
+from fmjax.errors import DataError, InputError
+from fmjax.inference import counted, kinds
+from fmjax.inference.checks import check_list, check_whole
+from fmjax.inference.rows import bucket
+from fmjax.layers.checks import check_choice
+from fmjax.parallel import watch
+from fmjax.parallel.placement import whole
+
+POOLINGS = ("mean", "first", "last")
+OWN = "own"
+"""Not pooled here: the module gives one vector a value (`pooled`)."""
+
+
+def reads(model) -> dict[str, Any]:
+    """Codecs, by modality, of what the model reads: those whose `array` is among what its module takes."""
+    taken = kinds.inputs(model.module)
+    return {modality: codec for modality, codec in model.codecs.items() if getattr(codec, "array", None) in taken}
+
+
+def read_by_name(model, name: str) -> str:
+    """The modality whose array is called so. Raises InputError, naming what there is."""
+    for modality, codec in reads(model).items():
+        if codec.array == name:
+            return modality
+    known = ", ".join(f"{codec.array}=[...]" for codec in reads(model).values())
+    raise InputError(f"{model} reads no {name!r}; it reads {known or 'no values but texts'}")
+
+
+def encode(model, values: Sequence[Any], modality: str | None = None) -> dict[str, np.ndarray]:
+    """The module's arrays [N, ...] of values, `Media` or bare.
+
+    modality: of the values; None where the model reads one alone.
+
+    Raises InputError for a value of another modality, or one that the codec does not take, naming its place.
+    """
+    check_list("values", values)
+    codecs = reads(model)
+    if modality is None and len(codecs) == 1:
+        (modality,) = codecs
+    rows = []
+    for index, value in enumerate(values):
+        if isinstance(value, str) or (isinstance(value, Media) and value.modality != modality):
+            expected = ", ".join(codecs) or "nothing but texts"
+            raise InputError(f"input {index} is {described(value)}, and {model} reads {expected}")
+        try:
+            rows.append(codecs[modality].encode(value.value if isinstance(value, Media) else value))
+        except DataError as error:
+            raise InputError(f"input {index}: {error}") from None
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+def lacks_reading(model) -> str | None:
+    """What it lacks to read values at all."""
+    if reads(model):
+        return None
+    taken = ", ".join(kinds.inputs(model.module))
+    return f"it has no codec of what its module takes ({taken or 'nothing'})"
+
+
+def lacks_classes(model) -> str | None:
+    """What a model lacks to classify values."""
+    modality = getattr(model.objective, "predicts", None)
+    if modality is None:
+        return "its objective names nothing that it predicts (`predicts`), as classification does"
+    if modality not in model.codecs:
+        return f"it has no codec {modality!r} of what it predicts; was it saved without codecs.json?"
+    return lacks_reading(model)
+
+
+def classify(
+    model, values: Sequence[Any], *, top_k: int | None = None, batch_size: int = 64, progress: str | None = None
+) -> list[list[tuple[Any, float]]]:
+    """For each value the `top_k` likeliest classes, (label, probability) each; all of them for None.
+
+    Args:
+      values: of the modality that the model reads, such as images uint8 [H, W, C], or `Media` of it.
+      batch_size: values of one forward pass.
+      progress: label of a progress bar; None shows none.
+
+    Raises InputError for a value that the model's codec does not take.
+    """
+    codec, found = model.codecs[model.objective.predicts], []
+    for part in _outputs(model, encode(model, values), "classify", None, batch_size, progress):
+        best = np.argsort(-part, axis=-1, kind="stable")
+        if top_k is not None:
+            check_whole(1, part.shape[-1], top_k=top_k)
+            best = best[:, :top_k]
+        for row, classes in zip(part, best):
+            found.append([(codec.decode({codec.array: label}), float(row[label])) for label in classes])
+    return found
+
+
+def embed(
+    model, values: Sequence[Any], *, modality: str | None = None, pooling: str | None = None, normalize: bool = False,
+    batch_size: int = 64, progress: str | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Vectors of values, float32 [N, D], from the last layer's output; see `Model.embed`.
+
+    pooling: None is the module's own (`pooled`, or the attribute `POOLING`), or else "mean".
+    """
+    if pooling is None:
+        pooling = OWN if kinds.has_pooled(model.module) else getattr(model.module, "POOLING", "mean")
+    known = [*POOLINGS] if kinds.has_hidden(model.module) else []
+    check_choice("pooling", pooling, known + [OWN] * kinds.has_pooled(model.module))
+    arrays = encode(model, values, modality)
+    parts = list(_outputs(model, arrays, "embed", pooling, batch_size, progress))
+    if not parts:
+        example = model.module.example()
+        shape = jax.eval_shape(functools.partial(_forward, model.module, pooling=pooling), model.params, example)
+        return np.zeros((0, shape.shape[-1]), np.float32)
+    found = np.concatenate(parts)
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12) if normalize else found
+
+
+def _outputs(model, arrays: Mapping[str, np.ndarray], what, pooling, batch_size, progress) -> Iterator[np.ndarray]:
+    """What `_forward` gives for all rows, batch by batch of one height, the last filled up with rows of zeros."""
+    check_whole(1, batch_size=batch_size)
+    count = len(next(iter(arrays.values()), ()))
+    placement, shards, context = model.placement, 1, contextlib.nullcontext
+    if placement is not None:
+        shards, context = placement.num_row_shards, placement.scoring
+    height = min(bucket(count, low=1), batch_size)
+    height += -height % shards
+    counted.read_examples({name: array.shape[1:] for name, array in arrays.items()}, count)
+    with tqdm(total=count, desc=progress, disable=progress is None, unit=" inputs", dynamic_ncols=True) as bar:
+        for start in range(0, count, height):
+            watch.at(f"a batch of values to {what}")
+            part = {name: array[start : start + height] for name, array in arrays.items()}
+            size = min(height, count - start)
+            filled = {n: np.pad(x, [(0, height - size), *[(0, 0)] * (x.ndim - 1)]) for n, x in part.items()}
+            with context():
+                yield np.asarray(_forward(model.module, model.params, filled, pooling))[:size]
+            bar.update(size)
+    watch.at(f"what follows the values to {what}", limited=False)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "pooling"))
+def _forward(module: nn.Module, params, arrays, pooling: str | None) -> jax.Array:
+    """Float32 [B, C], probabilities of the classes; with a pooling [B, D], vectors of `hidden` or `pooled`."""
+    if pooling is None:
+        return whole(jax.nn.softmax(module.apply({"params": params}, **arrays).astype(jnp.float32), axis=-1))
+    if pooling == OWN:
+        return whole(module.apply({"params": params}, **arrays, method="pooled").astype(jnp.float32))
+    hidden = module.apply({"params": params}, **arrays, method="hidden").astype(jnp.float32)
+    pooled = {"mean": lambda: hidden.mean(axis=1), "first": lambda: hidden[:, 0], "last": lambda: hidden[:, -1]}
+    return whole(pooled[pooling]())
