@@ -37,11 +37,8 @@ class Digits:
     ) -> OpenData:
         """The digits, shuffled anew each epoch by `seed`."""
         import grain
-        from sklearn.datasets import load_digits
 
-        pixels, labels = load_digits(return_X_y=True)
-        images = (pixels.reshape(-1, 8, 8, 1) / 8.0 - 1.0).astype(np.float32)  # as CODEC has them
-        test = np.array([hashlib.blake2b(image.tobytes()).digest()[0] < 51 for image in images])
+        images, labels, test = read_digits()
 
         def row(index: int) -> dict[str, np.ndarray]:
             return {
@@ -66,6 +63,16 @@ class Digits:
             check=_check,
             identity={"dataset": f"digits:{content}"},
         )
+
+
+def read_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images float32 [N, 8, 8, 1] as CODEC has them, labels int [N], whether each belongs to the test set)."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = (pixels.reshape(-1, 8, 8, 1) / 8.0 - 1.0).astype(np.float32)
+    test = np.array([hashlib.blake2b(image.tobytes()).digest()[0] < 51 for image in images])
+    return images, labels, test
 
 
 def _shift(image: np.ndarray, down: int, right: int) -> np.ndarray:

@@ -54,6 +54,8 @@ TASKS = Registry(
         "wnut17_probe": "fmjax.tasks.entities:WNUT17Probe",
         "wnut17_finetune": "fmjax.tasks.entities:WNUT17FineTune",
         "multi30k_retrieval": "fmjax.tasks.retrieval:Multi30kRetrieval",
+        "digits": "fmjax.tasks.images:Digits",
+        "mnist": "fmjax.tasks.images:MNIST",
         # In-context learning.
         "icl_mapping": "fmjax.tasks.in_context:Mapping",
         "icl_linear": "fmjax.tasks.in_context:Linear",

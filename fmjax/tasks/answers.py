@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fmjax.data.tokenizers.base import digest
 from fmjax.errors import InputError
-from fmjax.inference import counted, scored_text
+from fmjax.inference import counted, kinds, scored_text
 from fmjax.parallel import watch
 from fmjax.registry import import_object
 from fmjax.tasks import environments, functions
@@ -37,6 +37,7 @@ class Work:
       lengths: how many sequences of each length, in tokens, the model was asked about; a beginning that some of them
         share counts with each, though it is computed once.
       trained: how many of each length it was trained on, every time that one came.
+      examples: how many it was asked about that are no sequences, by the shapes of their arrays.
       uncounted: what ran the model without saying what it read (`fmjax.inference.counted`): FLOPs are not known then.
     """
 
@@ -46,6 +47,7 @@ class Work:
     unfinished: int = 0
     lengths: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     trained: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    examples: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     uncounted: set[str] = dataclasses.field(default_factory=set)
 
     @property
@@ -56,12 +58,13 @@ class Work:
         """Adds what `what` said that it read; where it said nothing, `what` goes to `uncounted`."""
         self.lengths += passes.read
         self.trained += passes.trained
+        self.examples += passes.examples
         if not passes.is_told:
             self.uncounted.add(what)
 
     def flops(self, model) -> float | None:
         """Of every sequence, by the convention of `fmjax.layers.flops`; None where not known (`flops_note`)."""
-        return None if self.uncounted else flops(model.module, self.lengths, self.trained)
+        return None if self.uncounted else flops(model.module, self.lengths, self.trained, self.examples)
 
     def flops_note(self, model) -> str | None:
         """Why FLOPs are not known."""
@@ -75,15 +78,11 @@ class Work:
 def capabilities(model) -> set[str]:
     """What the model can be asked for: kinds of requests in small letters, and names of functions."""
     found = set(functions.available(model))
-    causal = not model.is_bidirectional
-    has_text = model.tokenizer is not None
-    if has_text and causal:
-        found |= {"score", "rolling"}
-    if has_text and (hasattr(model.module, "init_cache") or hasattr(model.module, "prefill")):
-        found.add("generate")
-    if "score" in found or hasattr(model, "act"):  # a language model acts by the likelihood of each action's name
+    if "complete" not in found:  # it makes values that are no continuations, as which `Generate` is answered
+        found.discard("generate")
+    if found & {"score", "act"}:  # a language model acts by the likelihood of each action's name
         found.add("rollout")
-    if hasattr(model.module, "hidden") and has_text:
+    if "embed" in found and model.tokenizer is not None:
         found.add("adapt")
     return found
 
@@ -205,7 +204,7 @@ def _rolling(model, requests, seed, progress, work) -> Iterator[tuple[int, Rolli
 
 def chat_template(model) -> str | None:
     """The template that the prompts of `Generate(chat=True)` go through; None where they stay as they are."""
-    if hasattr(model.module, "prefill"):
+    if kinds.reads_source(model.module):
         return None
     return getattr(model.tokenizer, "chat_templates", {}).get("default")
 
@@ -229,7 +228,7 @@ def _encoded(model, prompts: Sequence[str], chat: bool) -> list[list[int]]:
 def _generate(model, requests, seed, progress, work) -> Iterator[tuple[int, str]]:
     first = requests[0]
     prompts = _encoded(model, [request.prompt for request in requests], first.chat)
-    if model.context_length is not None and not hasattr(model.module, "prefill"):
+    if model.context_length is not None and not kinds.reads_source(model.module):
         # As lm-evaluation-harness: room is kept for the answer, here at most half of the context.
         room = max(model.context_length - first.max_new_tokens, model.context_length // 2, 1)
         work.truncated += sum(len(prompt) > room for prompt in prompts)

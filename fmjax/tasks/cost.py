@@ -28,7 +28,9 @@ MOST_WATTS = 1000.0
 WATTS_PER_CORE = 5.0  # of server processors, board power over cores: 280 W / 64 (AMD EPYC 7763), 270 W / 40 (Xeon 8380)
 
 
-def flops(module, read: Mapping[int, int], trained: Mapping[int, int] = {}) -> float | None:
+def flops(
+    module, read: Mapping[int, int], trained: Mapping[int, int] = {}, examples: Mapping[tuple, int] = {}
+) -> float | None:
     """FLOPs of sequences, {length in tokens: how many}; None where the module does not tell.
 
     By the convention of `fmjax.layers.flops`, with logits at every position.
@@ -36,12 +38,14 @@ def flops(module, read: Mapping[int, int], trained: Mapping[int, int] = {}) -> f
     Args:
       read: of one forward pass each, a third of what training needs.
       trained: of one forward and backward pass each.
+      examples: others than sequences, of one forward pass each, {(name, shape) of each array: how many}.
     """
     if not hasattr(module, "flops_per_example"):
         return None
+    others = sum(count * module.flops_per_example(dict(shapes)) / 3 for shapes, count in examples.items())
     try:
         kinds = (read, 1), (trained, 3)
-        return sum(
+        return others + sum(
             count * module.flops_per_example({"tokens": (n,)}) * passes / 3
             for lengths, passes in kinds
             for n, count in lengths.items()

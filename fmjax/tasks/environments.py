@@ -114,7 +114,7 @@ def run(model, requests: Sequence[Rollout], progress: str | None = None, work=No
       work: the lengths of what a language model read are added to it.
     """
     environment = ENVIRONMENTS.get(requests[0].environment)()
-    act = _policy_actions if hasattr(model, "act") else _language_actions
+    act = _policy_actions if "act" in model.abilities else _language_actions
     states = {i: environment.reset(request.seed) for i, request in enumerate(requests)}
     totals = {i: 0.0 for i in states}
     with tqdm(total=len(requests), desc=progress, disable=progress is None, unit=" episodes", dynamic_ncols=True) as bar:
@@ -134,7 +134,7 @@ def run(model, requests: Sequence[Rollout], progress: str | None = None, work=No
 
 
 def _policy_actions(model, environment, states, prompts, work) -> Sequence[int]:
-    return model.act(np.stack([environment.observe(state) for state in states]))
+    return model.can("act")(np.stack([environment.observe(state) for state in states]))
 
 
 def _language_actions(model, environment, states, prompts, work) -> Sequence[int]:

@@ -2,15 +2,15 @@
 
 import difflib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from fmjax.errors import InputError
-from fmjax.registry import import_object, nearest
+from fmjax.registry import import_object
 
 
-def embed(model, inputs: Sequence[str]) -> np.ndarray:
-    """Vectors of texts, float32 [N, D], pooled as the model's kind wants it, of length 1."""
+def embed(model, inputs: Sequence[Any]) -> np.ndarray:
+    """Vectors of texts or media, float32 [N, D], pooled as the model's kind wants it, of length 1."""
     return model.embed(list(inputs), normalize=True)
 
 
@@ -40,34 +40,28 @@ def shared_pseudo_loglikelihood(model, inputs: Sequence[tuple[str, str]]) -> np.
     return found.reshape(-1, 2)
 
 
-def _has_masks(model) -> bool:
-    fits = model.is_bidirectional and hasattr(model.module, "features") and not hasattr(model.module, "prefill")
-    return fits and getattr(model.tokenizer, "mask_id", None) is not None
-
-
-def _has_hidden(model) -> bool:
-    return hasattr(model.module, "hidden") and model.tokenizer is not None
-
-
-FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
-    "embed": (embed, _has_hidden),
-    "shared_pseudo_loglikelihood": (shared_pseudo_loglikelihood, _has_masks),
+FUNCTIONS: dict[str, tuple[Callable, str]] = {
+    "embed": (embed, "embed"),
+    "shared_pseudo_loglikelihood": (shared_pseudo_loglikelihood, "fill_mask"),
 }
-"""Name to (function of (model, inputs), whether a model has it)."""
+"""Name to (function of (model, inputs), the ability that it takes). The model's abilities are applied too."""
 
 
 def available(model) -> list[str]:
-    """Names of the functions that a model has, those that `Task.adapt` gave it (`Model.functions`) among them."""
-    return [*model.functions, *(name for name, (_, has) in FUNCTIONS.items() if has(model))]
+    """Names of the functions that a model has: its abilities, and those of the table that lean on them."""
+    able = model.abilities
+    return [*able, *(name for name, (_, ability) in FUNCTIONS.items() if ability in able and name not in able)]
 
 
 def get(model, name: str) -> Callable:
     """The function of (model, inputs) called `name`. Raises InputError, ConfigError for an import path."""
     if name in model.functions:
         return model.functions[name]
-    if name in FUNCTIONS and FUNCTIONS[name][1](model):
-        return FUNCTIONS[name][0]
+    if name in FUNCTIONS:
+        function, ability = FUNCTIONS[name]
+        model.can(ability)
+        return function
     if ":" in name:
         return import_object(name, "function")
-    known = available(model)
-    raise InputError(f"{model} has no function {name!r}{nearest(name, known)} It has: {', '.join(known) or 'none'}")
+    able = model.can(name)
+    return lambda model, inputs: able(inputs)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fmjax.data.codecs.media import Media
 from fmjax.errors import DataError, InputError
 
 
@@ -57,9 +58,10 @@ class Apply:
     """Asks for a named pure function of the model; answered by a number, a string or (nested) lists of numbers.
 
     Attributes:
-      function: "embed" and the others of `fmjax.tasks.functions`, those that `Task.adapt` added ("class_logits"), or
-        an import path `package.module:function` of a function (model, list of inputs) -> list of answers.
-      inputs: a string, or nested tuples of strings and numbers.
+      function: "embed" and the others of `fmjax.tasks.functions`, an ability of the model ("classify"), those that
+        `Task.adapt` added ("class_logits"), or an import path `package.module:function` of a function (model, list of
+        inputs) -> list of answers.
+      inputs: a string, `Media` such as an image, or nested tuples of strings, numbers and media.
     """
 
     function: str
@@ -82,6 +84,23 @@ class Rollout:
 
 
 Request = Score | Rolling | Generate | Apply | Rollout
+
+
+def request_fields(request: Request, media=Media.key) -> dict[str, Any]:
+    """The fields of a request as JSON holds them.
+
+    media: what stands for a `Media`: what tells it from another (`Media.key`), or that with its name (`Media.record`).
+    """
+    return {field.name: plain(getattr(request, field.name), media) for field in dataclasses.fields(request)}
+
+
+def plain(value: Any, media=Media.record) -> Any:
+    """`Media` as `media` gives it, wherever it stands in dicts, lists and tuples, which become lists."""
+    if isinstance(value, Media):
+        return media(value)
+    if isinstance(value, Mapping):
+        return {key: plain(one, media) for key, one in value.items()}
+    return [plain(one, media) for one in value] if isinstance(value, list | tuple) else value
 
 
 class ScoreAnswer(NamedTuple):
@@ -276,10 +295,11 @@ class Task:
 
     def key(self, document: Any) -> str:
         """Names a document by its content, whatever its place: random choices and comparisons go by it."""
-        return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        content = json.dumps(plain(document, Media.key), sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def record(self, document: Any) -> Any:
-        """What the sample log keeps of a document (JSON-able)."""
+        """What the sample log keeps of a document (JSON-able; of a `Media` it keeps fingerprint and name)."""
         return document
 
     def details(self) -> dict[str, Any]:

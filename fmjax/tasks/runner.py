@@ -26,7 +26,7 @@ from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.cost import Energy, EnergyMeter
 from fmjax.tasks.few_shot import FewShot, NoExamplesError
 from fmjax.tasks.perturbation import Perturbed
-from fmjax.tasks.protocol import Request, Rolling, Score, Task, TaskContext
+from fmjax.tasks.protocol import Media, Request, Rolling, Score, Task, TaskContext, plain, request_fields
 from fmjax.tasks.store import AnswerStores
 from fmjax.tasks.trained import Trained
 
@@ -315,7 +315,7 @@ def _run(one: _Prepared, base, context: TaskContext, meter, stores, fingerprint,
             {
                 "index": index,
                 "key": task.key(document),
-                "document": task.record(document),
+                "document": plain(task.record(document)),
                 "requests": [_logged(request) for request in group],
                 "answers": mine,
                 "statistics": measured | {"documents": 1.0},
@@ -371,7 +371,7 @@ def reduced(task: Task, samples: Sequence[Mapping], seed: int) -> tuple[dict, di
 
 def _logged(request) -> dict:
     """A request for the sample log. A whole text is logged by its document's record alone."""
-    fields = {} if isinstance(request, Rolling) else dataclasses.asdict(request)
+    fields = {} if isinstance(request, Rolling) else request_fields(request, Media.record)
     return {"kind": type(request).__name__.lower(), **fields}
 
 

@@ -6,7 +6,6 @@ changed request or changed code therefore never meets an answer that is not its 
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -20,7 +19,7 @@ from fmjax.errors import DataError, InputError
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.parallel.hosts import from_first_process
 from fmjax.registry import import_object
-from fmjax.tasks.protocol import Apply, Generate, Request, Rolling, RollingAnswer, Score, ScoreAnswer
+from fmjax.tasks.protocol import Apply, Generate, Request, Rolling, RollingAnswer, Score, ScoreAnswer, request_fields
 
 READ_AS = {Score: lambda x: ScoreAnswer(*x), Rolling: lambda x: RollingAnswer(*x)}
 
@@ -106,7 +105,7 @@ class AnswerStore:
 
     def _key(self, request: Request, seed: int) -> str:
         drawn = isinstance(request, Generate) and request.temperature > 0
-        fields = [type(request).__name__, dataclasses.asdict(request), seed if drawn else None]
+        fields = [type(request).__name__, request_fields(request), seed if drawn else None]
         path = request.function if isinstance(request, Apply) else getattr(request, "environment", "")
         if ":" in path:  # code that only this request names
             if path not in self._code:

@@ -162,11 +162,13 @@ def test_what_is_missing_is_said_before_anything_is_computed(monkeypatch, tmp_pa
     class Translates(nn.Module):
         CAUSAL = False
 
-        def prefill(self):
+        def __call__(self, tokens, source_tokens):
             pass
 
+        init_cache = prefill = None
+
     translator = dataclasses.replace(MODEL, module=Translates(), params={})
-    assert answers.capabilities(translator) == {"generate"}
+    assert answers.capabilities(translator) == {"generate", "complete"}
     assert "grid needs rollout" in refused("grid", translator)
 
 

@@ -1,0 +1,77 @@
+"""Classification of images, asked of models that classify values: no text, no prompt."""
+
+import gzip
+import pathlib
+
+import numpy as np
+
+from fmjax.data.codecs.media import Media
+from fmjax.errors import DataError
+from fmjax.tasks.protocol import Apply, Task
+
+
+class ImageClassification(Task):
+    """Share of the images whose likeliest class is theirs; a document is {"image": `Media`, "label": its name}."""
+
+    metrics, uses = ("acc",), ("classify",)
+
+    def requests(self, document):
+        return [Apply("classify", document["image"])]
+
+    def statistics(self, document, answers):
+        (label, _), *_ = answers[0]
+        return {"acc": float(str(label) == document["label"])}
+
+
+class Digits(ImageClassification):
+    """`digits` and `digits_test` are the images that no training on them sees, `digits_train` the others, unmoved."""
+
+    name, version, subsets = "digits", "1", ("test", "train")
+    description = "accuracy on the handwritten digits that training holds out (digits_train: on the others), 8x8 pixels"
+    needs = "scikit-learn's digits (CC BY 4.0), which are installed with it"
+
+    def __init__(self, subset: str = ""):
+        self.name, self.subset = f"digits_{subset}" if subset else "digits", subset
+
+    def documents(self, context):
+        from fmjax.data.digits import CODEC, read_digits
+
+        images, labels, test = read_digits()
+        return [
+            {"image": Media("image", CODEC.decode({CODEC.array: images[i]}), f"digits/{i}"), "label": str(labels[i])}
+            for i in np.flatnonzero(~test if self.subset == "train" else test)
+        ]
+
+
+class MNIST(ImageClassification):
+    """The 10,000 test images of MNIST (LeCun et al. 1998)."""
+
+    name, version = "mnist", "1"
+    description = "accuracy on MNIST's test images, 28x28 pixels, of a model that reads such"
+    needs = "vision_mnist/t10k-{images-idx3,labels-idx1}-ubyte(.gz), licence not stated"
+
+    def documents(self, context):
+        images, labels = (
+            read_idx(context.file("vision_mnist", f"t10k-{kind}-ubyte.gz", f"t10k-{kind}-ubyte"))
+            for kind in ("images-idx3", "labels-idx1")
+        )
+        return [
+            {"image": Media("image", image[..., None], f"mnist/{i}"), "label": str(label)}
+            for i, (image, label) in enumerate(zip(images, labels, strict=True))
+        ]
+
+
+def read_idx(path: pathlib.Path) -> np.ndarray:
+    """The array uint8 in an IDX file, perhaps compressed. Raises DataError for a file that is none, or torn."""
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError) as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error}") from None
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise DataError(f"{str(path)!r} is no IDX file of bytes: it begins with {content[:4].hex()}, expected 000008")
+    start = 4 + 4 * content[3]
+    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
+    if len(content) - start != np.prod(shape):
+        raise DataError(f"{str(path)!r} says that its shape is {shape}, but has {len(content) - start} numbers: it is torn")
+    return np.frombuffer(content[start:], np.uint8).reshape(shape)

@@ -1,0 +1,94 @@
+"""Tasks on images: media in requests, the same runner, stored answers and invariance as texts have."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from small_models import byte_model
+
+import fmjax
+from fmjax import evaluate
+from fmjax.commands import cli
+from fmjax.data.codecs.media import Media
+from fmjax.data.digits import read_digits
+from fmjax.errors import DataError, InputError
+from fmjax.tasks.answers import Work, answer
+from fmjax.tasks.catalogue import get_task
+from fmjax.tasks.images import MNIST, read_idx
+from fmjax.tasks.protocol import Apply, TaskContext
+from fmjax.tasks.runner import run_tasks
+from tests.classifier import MODEL, logits_of
+from tests.tasks.quiz import Quiz
+
+
+def test_accuracy_is_that_of_the_logits_whatever_batch_order_and_devices(tmp_path):
+    documents = get_task("digits_test").documents(TaskContext())
+    images, labels, test = read_digits()
+    assert len(documents) == test.sum() and len(documents) + len(get_task("digits_train").documents(TaskContext())) == 1797
+    np.testing.assert_allclose(documents[3]["image"].value / 127.5 - 1, images[np.flatnonzero(test)[3]], atol=1 / 255)
+    right = logits_of([document["image"].value for document in documents[:40]]).argmax(axis=1) == labels[test][:40]
+    found = run_tasks(MODEL, ["digits_test"], limit=40)["digits_test"]
+    assert found.metrics["acc"] == pytest.approx(right.mean()) and 0 < right.mean() < 1
+    requests = [Apply("classify", document["image"]) for document in documents[:10]]
+    want = [[label for label, _ in one[:3]] for one in answer(requests, MODEL)]
+    MODEL.save(tmp_path / "model")
+    others = MODEL, fmjax.load(tmp_path / "model", mesh={"data": 2, "fsdp": 4})
+    for model in others:
+        found = answer(requests[::-1], model)[::-1] + [answer([request], model)[0] for request in requests[:2]]
+        assert [[label for label, _ in one[:3]] for one in found] == want + want[:2]
+
+
+def test_answers_are_stored_by_content_and_logged_by_name(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        fmjax.evaluate(MODEL, ["digits_test"], limit=12, output=folder, answers=tmp_path / "answers")
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in folders)
+    assert one["results"] == two["results"] and two["cost"]["digits_test"]["requests"] == 0
+    assert one["cost"]["digits_test"]["requests"] == 12 and one["cost"]["digits_test"]["flops"] == pytest.approx(
+        12 / 3 * MODEL.module.flops_per_example({})
+    )
+    lines = [(folder / "samples" / "digits_test.jsonl").read_text() for folder in folders]
+    assert lines[0] == lines[1]
+    sample = json.loads(lines[0].splitlines()[2])
+    image = sample["document"]["image"]
+    assert image["media"] == "image" and image["name"].startswith("digits/") and sample["requests"][0]["inputs"] == image
+    # Equal pictures are one request, whatever they are called.
+    work = Work()
+    pictures = [Media("image", np.full((8, 8, 1), 9, np.uint8), name) for name in "abc"]
+    assert len(answer([Apply("classify", one) for one in pictures], MODEL, work=work)) == 3 and work.requests == 1
+
+
+def test_the_command_evaluates_a_saved_classifier(tmp_path, capsys):
+    MODEL.save(tmp_path / "model")
+    arguments = [f"--model={tmp_path / 'model'}", "--tasks=digits_test", "--limit=5", f"--output={tmp_path / 'out'}"]
+    assert cli.run(evaluate.main, arguments) == 0
+    assert "digits_test" in capsys.readouterr().out
+    assert cli.run(evaluate.main, ["--list"]) == 0
+    assert "\ndigits " in capsys.readouterr().out
+
+
+def test_what_does_not_go_together_is_said_first(tmp_path):
+    with pytest.raises(InputError, match=r"GPT.* cannot answer: digits needs classify"):
+        run_tasks(byte_model(), ["digits"])
+    with pytest.raises(InputError, match=r"ViT.* cannot answer: quiz needs score"):
+        run_tasks(MODEL, [Quiz()])
+    with pytest.raises(InputError, match="input 0 is the text 'seven', and .* reads image"):
+        answer([Apply("classify", "seven")], MODEL)
+
+
+def test_mnist_is_read_from_its_files(tmp_path):
+    folder = tmp_path / "vision_mnist"
+    folder.mkdir()
+    images = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
+    content = bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes() + images.tobytes()
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 3]))
+    documents = MNIST().documents(TaskContext(tmp_path))
+    assert [document["label"] for document in documents] == ["7", "3"]
+    np.testing.assert_array_equal(documents[1]["image"].value[..., 0], images[1])
+    torn = folder / "torn"
+    for data, message in ((content[:-1], r"its shape is \(2, 28, 28\), but has 1567 numbers"), (b"PNG", "is no IDX file")):
+        torn.write_bytes(data)
+        with pytest.raises(DataError, match=message):
+            read_idx(torn)
