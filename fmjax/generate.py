@@ -15,14 +15,14 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 
-from fmjax.commands import cli, launch
+from fmjax.commands import cli, launch, media
 from fmjax.errors import DataError, InputError
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
 BEAMS = ("num_beams", "length_penalty")
 READS = {
-    "prompt": ("max_new_tokens", "num_samples", "special", *DRAWING, *BEAMS),
-    "prompt_file": ("max_new_tokens", "num_samples", "special", *DRAWING, *BEAMS),
+    "prompt": ("max_new_tokens", "num_samples", "special", *media.MODALITIES, *DRAWING, *BEAMS),
+    "prompt_file": ("max_new_tokens", "num_samples", "special", *media.MODALITIES, *DRAWING, *BEAMS),
     "chat": ("max_new_tokens", "system", "chat_file", "template", *DRAWING),
     "prompts": (
         "output", "max_new_tokens", "num_samples", "special", "template", "batch_size", "with_tokens", "with_logprobs",
@@ -39,6 +39,8 @@ def parse(argv: list[str]):
     """The flags that are given, with `mode`, one of READS. InputError for ones that do not go together."""
     flags = _parser().parse_args(argv)
     modes = [mode for mode in READS if mode in flags]
+    if media.given(flags) and not modes:  # a model that reads media may need no text
+        flags.prompt, modes = "", ["prompt"]
     if len(modes) != 1:
         given = f"got {' and '.join(f'--{mode}' for mode in modes)}" if modes else "got none of them"
         raise InputError(f"give exactly one of --prompt, --prompt_file, --chat and --prompts; {given}")
@@ -78,6 +80,8 @@ def _parser() -> cli.ArgumentParser:
     add("--chat", action="store_true", help="a conversation; /help there lists its commands")
     add("--prompts", help='JSONL, on each line {"prompt": TEXT}, {"messages": [...]} or a JSON string')
     add("--output", help="with --prompts: JSONL to write or to complete")
+
+    media.add_flags(parser)
 
     add("--max_new_tokens", type=number(int, low=1), help="tokens drawn at most (default: 64; in a chat 512)")
     add(
@@ -288,6 +292,8 @@ def _load(flags):
 
     mesh = flags.mesh if "mesh" in flags else None
     model = load(flags.model, dtype=flags.dtype, mesh=mesh, progress=sys.stderr.isatty(), unrolled=True)
+    model.can("generate")
+    media.read(flags, model)
     return model.unrolled(donate=True)
 
 

@@ -7,7 +7,7 @@ import argparse
 import pathlib
 import sys
 
-from fmjax.commands import cli, launch
+from fmjax.commands import cli, launch, media
 from fmjax.commands.config_meanings import meanings
 from fmjax.config import load_workdir_config
 from fmjax.config_fields import field_types
@@ -46,6 +46,7 @@ def parse(argv: list[str], generator: type):
     add("--mesh", type=cli.mesh, default=None, help="split the model over devices, such as fsdp:2,tensor:2")
     add("--prompt", action="append", default=None, help="what to make, such as a label; repeatable (default: some of all)")
     add("--output", required=True, help="file to write; several values go into it together")
+    media.add_flags(parser)
     told = meanings(generator.Options)
     for name, (_, default) in field_types(generator.Options).items():
         add(f"--{name}", type=FlagText, help=f"{told.get(name, '')} (default: {default})")
@@ -85,7 +86,8 @@ def _write(flags, options: dict, output: pathlib.Path) -> None:
         raise InputError(f"{model} has no codec to write its values with; was it saved without codecs.json?")
     if output.suffix != model.codec.suffix:
         raise InputError(f"--output={str(output)!r}: this model's values are written as {model.codec.suffix} files")
-    values = model.generate(flags.prompt, **options)
+    prompts = [*(flags.prompt or []), *media.read(flags, model)]
+    values = model.generate(prompts or None, **options)
     if jax.process_index() == 0:
         if len(values) == 1:
             model.codec.write(values[0], output)
