@@ -2,6 +2,7 @@
 
 import logging
 
+from fmjax.assemble import check_codecs
 from fmjax.errors import ConfigError
 from fmjax.objectives.base import is_on_policy
 from fmjax.training import final_tasks
@@ -32,13 +33,14 @@ def say_context(config, module) -> None:
     )
 
 
-def check_outputs(settings: TrainConfig, objective, module, data) -> bool:
+def check_outputs(settings: TrainConfig, objective, module, data, config: dict = {}) -> bool:
     """Whether the run will sample. Raises InputError for what was asked for on the way or at the end and cannot be had."""
     if settings.eval_every and not data.evaluation:
         raise ConfigError(
             f"train.eval_every = {settings.eval_every}, but these data have nothing to evaluate on; set it to 0, or "
             "set data.eval_source or a larger data.heldout_fraction where the data are text"
         )
+    check_codecs(data.codecs, module, objective)
     if hasattr(objective, "check"):
         objective.check(module, data)
     if is_on_policy(objective):
@@ -59,5 +61,5 @@ def check_outputs(settings: TrainConfig, objective, module, data) -> bool:
             f"train.sample_every = {settings.sample_every}, but objective {type(objective).__name__} cannot sample "
             "with this model and these data; set it to 0"
         )
-    final_tasks.check(settings.final_tasks, data, module)
+    final_tasks.check(settings.final_tasks, data, module, config)
     return can_sample

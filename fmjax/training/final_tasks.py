@@ -22,11 +22,13 @@ def check_names(names) -> None:
             raise ConfigError(f"train.final_tasks: task {name!r} is given twice")
 
 
-def check(names, data, module) -> None:
+def check(names, data, module, config: dict) -> None:
     """Raises InputError, naming the task, for what would end a run at its very end.
 
-    That is documents that cannot be read or are none, or a model that cannot answer: without tokenizer, without what
-    the task asks for, or without BOS and EOS where whole texts are scored.
+    That is documents that cannot be read or are none, or a model that cannot answer: that lacks an ability which the
+    task asks for, or BOS and EOS where whole texts are scored.
+
+    config: of the run, whose objective says what its models do.
     """
     if not names:
         return
@@ -36,9 +38,8 @@ def check(names, data, module) -> None:
     from fmjax.tasks.protocol import Rolling, TaskContext
     from fmjax.tasks.runner import check_capabilities, prepare
 
-    if data.tokenizer is None:
-        raise ConfigError(f"train.final_tasks = {tuple(names)}: tasks need a tokenizer, and these data have none")
-    model, context = Model(module, {}, tokenizer=data.tokenizer), TaskContext(_data_dir(), lambda: data)
+    model = Model(module, {}, config, data.tokenizer, codecs=dict(data.codecs))
+    context = TaskContext(_data_dir(), lambda: data)
     for name in names:
         try:
             prepared = prepare(get_task(name), context, limit=1)

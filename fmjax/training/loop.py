@@ -110,7 +110,8 @@ class Run:
         example = self.data.train[0]
         self.program = make_program(config, module, example)
         connect(self.program.mesh)
-        self.can_sample = check_outputs(self.settings, self.program.objective, module, self.data)
+        plain = config.to_dict()
+        self.can_sample = check_outputs(self.settings, self.program.objective, module, self.data, plain)
         self.rows = local_rows(self.settings.batch_size, self.program.batch_sharding)
         self.train_step = None  # compiled, once it is
         if self.settings.max_minutes:

@@ -52,10 +52,10 @@ class MetricsWriter:
         if self.tensorboard is not None:
             self.tensorboard.text(step, name, text)
 
-    def image(self, step: int, name: str, path: pathlib.Path) -> None:
-        """A picture for TensorBoard, from a PNG file."""
+    def show(self, kind: str, step: int, name: str, path: pathlib.Path) -> None:
+        """A file of values for TensorBoard, by its summary of this kind (`Codec.shown`)."""
         if self.tensorboard is not None:
-            self.tensorboard.image(step, name, path)
+            getattr(self.tensorboard, kind)(step, name, path)
 
     def close(self) -> None:
         """Closes both files, also when the first cannot be written to its end."""

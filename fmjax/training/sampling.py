@@ -53,8 +53,8 @@ class SampleLog:
         target = self.folder / str(step)
         shutil.rmtree(target, ignore_errors=True)
         whole.rename(target)
-        if codec.suffix == ".png":
-            writer.image(step, "samples", target / "all.png")
+        if kind := getattr(codec, "shown", None):
+            writer.show(kind, step, "samples", target / f"all{codec.suffix}")
 
     def _append(self, step: int, texts: Sequence[str]) -> str:
         block = f"===== step {step} =====\n" + "\n-----\n".join(texts) + "\n\n"

@@ -12,16 +12,20 @@ import types
 
 import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 
 import fmjax
 from fmjax import config as configs
 from fmjax.checkpoint_files import complete_steps
+from fmjax.data.digits import Digits
 from fmjax.data.loader import Loader
 from fmjax.errors import InputError
 from fmjax.inference import scoring
+from fmjax.models.vit import ViT
 from fmjax.objectives.causal_lm import CausalLM
 from fmjax.parallel import watch
+from fmjax.tasks.protocol import Rolling, Task
 from fmjax.tasks.runner import run_tasks
 from fmjax.training import final_tasks, loop
 from fmjax.training.checks import check_outputs
@@ -46,10 +50,12 @@ def data(tokenizer=None, heldout=None):
     def documents(split="heldout"):
         return heldout
 
-    return types.SimpleNamespace(tokenizer=tokenizer, evaluation={}, documents=documents)
+    return types.SimpleNamespace(tokenizer=tokenizer, codecs={}, evaluation={}, documents=documents)
 
 
-DECODER = types.SimpleNamespace(init_cache=None, features=None, max_length=8, CAUSAL=True)
+DECODER = types.SimpleNamespace(
+    init_cache=None, features=None, max_length=8, CAUSAL=True, example=lambda: {"tokens": jax.ShapeDtypeStruct((1, 1), np.int32)}
+)
 ENDLESS = types.SimpleNamespace(init_cache=None, features=None)
 
 
@@ -83,16 +89,34 @@ def test_final_tasks_that_cannot_be_run_are_refused_at_the_start(tmp_path):
     bos = Words()
     bos.bos_id = bos.prefix_id = 1
     with pytest.raises(InputError, match="task text:typo.txt: 'typo.txt' cannot be read"):
-        final_tasks.check(["text:typo.txt"], data(bos), DECODER)
+        final_tasks.check(["text:typo.txt"], data(bos), DECODER, {})
     with pytest.raises(InputError, match="task heldout: there are no documents"):
-        final_tasks.check(["heldout"], data(bos, []), DECODER)
+        final_tasks.check(["heldout"], data(bos, []), DECODER, {})
     with pytest.raises(InputError, match="task heldout: scores whole texts from BOS or EOS, and the tokenizer has neither"):
-        final_tasks.check(["heldout"], data(Words(), ["a b"]), DECODER)
-    with pytest.raises(InputError, match="these data have none"):
-        final_tasks.check(["heldout"], data(None, ["a b"]), DECODER)
+        final_tasks.check(["heldout"], data(Words(), ["a b"]), DECODER, {})
+    with pytest.raises(InputError, match="cannot answer: heldout needs rolling .it has no tokenizer"):
+        final_tasks.check(["heldout"], data(None, ["a b"]), DECODER, {})
     with pytest.raises(InputError, match="'heldout' is given twice"):
         final_tasks.check_names(["heldout", "heldout"])
-    final_tasks.check(["heldout"], data(bos, ["a b"]), DECODER)
+    final_tasks.check(["heldout"], data(bos, ["a b"]), DECODER, {})
+
+
+def test_final_tasks_are_of_any_modality(tmp_path):
+    digits = Digits().open(seed=0, cache_dir=tmp_path)
+    module, config = ViT(num_layers=1, hidden_size=8, num_heads=2, **digits.model_fields), {"objective": {"name": "classification"}}
+    final_tasks.check(["digits_test"], digits, module, config)
+    with pytest.raises(InputError, match="train.final_tasks: .*ViT.* cannot answer: lambada_like needs rolling"):
+        final_tasks.check(["tests.training.test_outputs:LambadaLike"], digits, module, config)
+
+
+class LambadaLike(Task):
+    name, uses = "lambada_like", ("rolling",)
+
+    def documents(self, context):
+        return ["a"]
+
+    def requests(self, document):
+        return [Rolling(document)]
 
 
 def config(folder, **train):

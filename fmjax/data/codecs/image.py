@@ -22,6 +22,7 @@ class ImageCodec:
     """
 
     suffix: ClassVar[str] = ".png"
+    shown: ClassVar[str] = "image"
 
     height: int
     width: int
