@@ -5,6 +5,7 @@ import pathlib
 import re
 import sys
 
+import numpy as np
 import pytest
 
 import fmjax
@@ -42,6 +43,15 @@ def test_the_package_of_the_page_learns(folder):
     assert config.model.width == 32 and config.optimizer.learning_rate == 0.01
     metrics = train(config, folder / "run", cache_dir=folder, progress=False)
     assert metrics["eval/error"] < 0.1 and metrics["eval/loss"] < 0.01
+
+
+def test_the_carry_codec_and_generator_of_the_page_make_heights(folder):
+    objective, data = {"name": "my_lab.drawing:Drawn", "delta": 0.5}, {"name": "my_lab.drawing:DrawnWaves"}
+    metrics = train(resolved(folder, objective=objective, data=data), folder / "run", cache_dir=folder, progress=False)
+    assert metrics["eval/error"] < 0.1
+    model = fmjax.load(folder / "run")
+    assert model.generate([0.5, 1.0]) == pytest.approx(np.sin([1.0, 2.0]), abs=0.15)
+    assert len(model.generate()) == 1 and model.generate([0.5], digits=0) == [1.0] and set(model.abilities) == {"generate"}
 
 
 def edited(folder, name, old, new):

@@ -1,11 +1,15 @@
 """A fork's view: a model, an objective and data from a package outside fmjax, named by import path, train as they are."""
 
+import dataclasses
 import pathlib
 
+import jax
+import numpy as np
 import pytest
 
+import fmjax
 from fmjax import config as configs
-from fmjax.errors import ConfigError
+from fmjax.errors import ConfigError, InputError
 from fmjax.training.loop import train
 from fmjax.training.metrics import read_metrics
 
@@ -47,3 +51,39 @@ def test_a_fork_is_told_what_it_got_wrong(my_lab):
         config_with(model={"name": "my_lab.models:Bilinear", "rnak": 6})
     with pytest.raises(ConfigError, match="has no 'Bilinaer'; did you mean 'Bilinear'"):
         config_with(model={"name": "my_lab.models:Bilinaer"})
+
+
+def curves_config(**train):
+    return configs.resolve({
+        "train": {"steps": 80, "batch_size": 16, "log_every": 20, "sample_every": 40, "checkpoint_every": 40} | train,
+        "mesh": {"data": 2, "fsdp": 4},
+        "model": {"name": "my_lab.curves:CurveAutoencoder"},
+        "objective": {"name": "my_lab.curves:Reconstruction"},
+        "data": {"name": "my_lab.curves:Sines"},
+        "optimizer": {"name": "adamw", "learning_rate": 0.03},
+    })  # fmt: skip
+
+
+def test_a_fork_brings_a_carry_a_codec_and_a_generator_of_its_own(my_lab, tmp_path):
+    whole = train(curves_config(), tmp_path / "whole", cache_dir=tmp_path, progress=False)
+    assert whole["eval/loss"] < 0.02
+    model = fmjax.load(tmp_path / "whole")
+    assert model.codec == model.codecs["curve"] and type(model.codec).__name__ == "CurveCodec" and model.codec.scale == 2.0
+    assert set(model.abilities) == {"generate"} and float(model.carry["square"].min()) != 1.0
+    curves = np.asarray(model.generate([0, 1.0], num_samples=3, seed=1))
+    assert curves.shape == (6, 12) and np.ptp(curves[:3], axis=0).max() == 0 and np.ptp(curves[3:], axis=0).max() > 0.1
+    np.testing.assert_allclose(np.asarray(model.generate([1.0], num_samples=3, seed=1)), curves[3:])
+    samples = tmp_path / "whole" / "samples" / "80"
+    np.testing.assert_allclose(model.codec.read(samples / "1.csv"), model.generate(num_samples=2)[1], rtol=1e-3)
+    # What it carried goes on where it was.
+    train(curves_config(steps=40), tmp_path / "parts", cache_dir=tmp_path, progress=False)
+    train(curves_config(), tmp_path / "parts", cache_dir=tmp_path, progress=False)
+    again = fmjax.load(tmp_path / "parts")
+    for one, two in zip(jax.tree.leaves((model.params, model.carry)), jax.tree.leaves((again.params, again.carry))):
+        np.testing.assert_array_equal(one, two)
+    with pytest.raises(InputError, match="prompt 0 is 'loud'; expected a factor"):
+        model.generate(["loud"])
+    with pytest.raises(InputError, match="generate has no option 'num_sample'; did you mean 'num_samples'"):
+        model.generate(num_sample=2)
+    with pytest.raises(InputError, match="cannot generate: it carries no moments"):
+        dataclasses.replace(model, carry=None).generate()
