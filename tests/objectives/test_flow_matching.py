@@ -147,7 +147,7 @@ def test_what_cannot_be_made_is_refused():
     for name, value in dict(num_steps=0, solver="rk4", guidance=-1, num_samples=0, seed=-1).items():
         with pytest.raises(InputError, match=name):
             Options(**{name: value})
-    with pytest.raises(InputError, match="no codec to write its values with"):
+    with pytest.raises(InputError, match="no codec 'image' to write its values with"):
         dataclasses.replace(MODEL, codecs={}).generate([0])
     row = {"pixels": np.zeros(3)}
     data = types.SimpleNamespace(train=[row], codecs={})
