@@ -73,14 +73,15 @@ def build_weights(config):
 def init_params(module: nn.Module, key: jax.Array, inputs: dict, weights=None):
     """Parameters of `module`, with their boxes of logical axis names, as `weights` (`build_weights`) makes them.
 
-    Raises ValueError when `init` makes another collection than parameters (state that is not a gradient needs an
+    Raises ConfigError when `init` makes another collection than parameters (state that is not a gradient needs an
     objective that carries it).
     """
     variables = module.init({"params": key, "dropout": key}, **inputs)
     kept = {k: v for k, v in variables.items() if k not in ("reads", "cache")}
     if set(kept) != {"params"}:
-        raise ValueError(
-            f"{type(module).__name__}.init made the collections {sorted(kept)}; only 'params' can be trained"
+        raise ConfigError(
+            f"{type(module).__name__}.init made the collections {sorted(kept)}; only 'params' can be trained. What no "
+            "gradient trains is carried by the objective (`initial` in fmjax/objectives/base.py)"
         )
     return kept["params"] if weights is None else weights.attach(kept["params"], jax.random.fold_in(key, 1))
 

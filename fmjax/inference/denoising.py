@@ -86,11 +86,14 @@ class Denoising:
             for _ in range(options.num_samples):
                 jobs.append((label, copies[label]))
                 copies[label] += 1
+        placement = self.model.placement
         size = max(min(options.batch_size, len(jobs)), 1)
+        size += -size % (1 if placement is None else placement.num_row_shards)
+        inside = self.model.inference if placement is None else placement.scoring
         for first in range(0, len(jobs), size):
             part = jobs[first : first + size]
             filled = np.array(part + part[-1:] * (size - len(part)), np.int32)
-            with self.model.inference():
+            with inside():
                 arrays = _solve(
                     module, self.model.params, jax.random.key(options.seed), filled, codec.shape,
                     options.num_steps, options.solver, options.guidance,

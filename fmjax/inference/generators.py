@@ -38,7 +38,7 @@ class Generator(Protocol):
     def run(self, prompts: Sequence[Any], options: Any) -> Iterator[tuple[int, Any]]:
         """(index, value) as the values come: `options.num_samples` for each prompt, in order of the prompts.
 
-        The same prompt and seed give the same value whatever else is among the prompts; copies differ.
+        The same prompt and seed give the same value, up to rounding, whatever else is among the prompts; copies differ.
         Raises InputError for a prompt of another kind.
         """
 

@@ -22,8 +22,8 @@ class Modulation(nn.Module):
     @nn.compact
     def __call__(self, condition: jax.Array) -> list[jax.Array]:
         features = condition.shape[-1]
-        kernel = Linear(self.parts * features, ("embed", "mlp"), True, Init(scale=0.0), self.dtype, name="kernel")
-        return jnp.split(kernel(nn.silu(condition))[:, None], self.parts, axis=-1)
+        linear = Linear(self.parts * features, ("embed", "mlp"), True, Init(scale=0.0), self.dtype, name="linear")
+        return jnp.split(linear(nn.silu(condition))[:, None], self.parts, axis=-1)
 
 
 def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:

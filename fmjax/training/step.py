@@ -42,7 +42,7 @@ def make_train_step(
       trainable: a `fmjax.training.trainable.Trainable`; None trains all parameters.
       accumulate_steps: the batch is computed in this many equal parts, one after another.
       ema_decay: of the moving average, reached by a ramp (`_ramp`).
-      nonfinite: "skip" leaves parameters, optimizer and carry untouched where loss, gradient or update is not finite.
+      nonfinite: "skip" leaves parameters, optimizer and carry untouched where loss, gradient, update or carry is not finite.
 
     `models` are those that the objective names, as `fmjax.objectives.base.OtherModel`s by name.
 
@@ -107,6 +107,9 @@ def make_train_step(
         if has_carry(objective):
             with nn.logical_axis_rules(rules):
                 carry = objective.after(carry, proposal, params)
+            for leaf in jax.tree.leaves(carry):
+                if jnp.issubdtype(leaf.dtype, jnp.floating):
+                    finite &= jnp.isfinite(leaf).all()
         if ema is not None:
             ema = optax.incremental_update(trained, ema, 1.0 - _ramp(ema_decay, state.step - state.skipped))
         skipped = state.skipped
@@ -218,6 +221,10 @@ def reduced(objective, sums) -> dict[str, jax.Array]:
             found = f"an array of shape {jnp.shape(metrics[wrong[0]])} as {wrong[0]!r}" if wrong else "no 'loss'"
             raise ConfigError(f"objective {type(objective).__name__}: `reduce` made {found}; expected a number a name")
         return metrics
-    return {
-        name: sum(total * _inverse(weight) for total, weight in metric_terms(metric)) for name, metric in sums.items()
-    }
+    means = {}
+    for name, metric in sums.items():
+        terms = metric_terms(metric)
+        mean = sum(total * _inverse(weight) for total, weight in terms)
+        # A loss without any weight has nothing to learn from; of anything else the mean of nothing is not known.
+        means[name] = mean if name == "loss" else jnp.where(sum(weight for _, weight in terms) > 0, mean, jnp.nan)
+    return means

@@ -13,7 +13,7 @@ from fmjax.models.dit import DiT
 MODULE = DiT(num_layers=2, hidden_size=16, num_heads=2, image_size=8, num_channels=3, num_classes=5, patch_size=2)
 EMBEDDER = "transformer_blocks.0.norm1.emb"
 BLOCK = {
-    "modulation/kernel": "norm1.linear", "attention/query": "attn1.to_q", "attention/key": "attn1.to_k",
+    "modulation/linear": "norm1.linear", "attention/query": "attn1.to_q", "attention/key": "attn1.to_k",
     "attention/value": "attn1.to_v", "attention/out": "attn1.to_out.0", "mlp/up": "ff.net.0.proj",
     "mlp/down": "ff.net.2",
 }  # fmt: skip
@@ -36,7 +36,7 @@ def convert(arrays):
         },
         "label": {"embedding": arrays[f"{EMBEDDER}.class_embedder.embedding_table.weight"]},
         "stack": {"blocks": blocks},
-        "final_modulation": {"kernel": linear("proj_out_1")},
+        "final_modulation": {"linear": linear("proj_out_1")},
         "head": linear("proj_out_2"),
     }
 

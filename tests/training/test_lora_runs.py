@@ -12,6 +12,7 @@ from fmjax.convert import main as convert
 from fmjax.interop.loading import model_section
 from fmjax.training.loop import train
 
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """(the published folder that a run of adapters began with, its workdir)."""

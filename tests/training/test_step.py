@@ -13,7 +13,7 @@ from fmjax.errors import ConfigError
 from fmjax.objectives.base import OtherModel, Proposal, per_row
 from fmjax.training.evaluation import PaddedRows, _named
 from fmjax.training.state import TrainState
-from fmjax.training.step import make_eval_step, make_train_step, with_keys
+from fmjax.training.step import make_eval_step, make_train_step, reduced, with_keys
 from fmjax.training.trainable import Trainable
 
 
@@ -83,6 +83,8 @@ def test_a_batch_without_weight_changes_nothing_and_stays_finite():
     new, metrics = step(state, batch() | {"loss_weights": np.zeros(8, np.float32)}, jax.random.key(1))
     np.testing.assert_array_equal(new.params["w"], state.params["w"])
     assert float(metrics["loss"]) == 0.0 and float(metrics["finite"]) == 1.0
+    sums = {"loss": (jnp.float32(0), jnp.float32(0)), "part": (jnp.float32(0), jnp.float32(0))}
+    assert reduced(SquaredError(), sums)["loss"] == 0 and jnp.isnan(reduced(SquaredError(), sums)["part"])
 
 
 def test_moving_average_follows_the_parameters():
@@ -295,6 +297,16 @@ def test_a_reduction_without_a_loss_or_to_no_number_is_refused(made, message):
     step = make_train_step(Linear().apply, Reduced(made), optax.sgd(0.1), lambda n: 0.1, rules=())
     with pytest.raises(ConfigError, match=f"objective Reduced: `reduce` made {message}"):
         jax.eval_shape(step, start(optax.sgd(0.1)), batch(), jax.random.key(1))
+
+
+def test_a_carry_that_is_not_finite_is_no_update():
+    objective, state = Carried(), start(optax.sgd(0.1))
+    state = dataclasses.replace(state, carry=nn.unbox(objective.initial(Linear(), state.params, None)))
+    bad = batch() | {"y": np.full(8, np.nan, np.float32)}  # the loss looks at the carried mean alone
+    step = make_train_step(Linear().apply, objective, optax.sgd(0.1), lambda n: 0.1, rules=(), nonfinite="skip")
+    new, metrics = jax.jit(step)(state, bad, jax.random.key(1))
+    assert np.isfinite(metrics["loss"]) and float(metrics["finite"]) == 0.0 and int(new.skipped) == 1
+    jax.tree.map(np.testing.assert_array_equal, (new.carry, new.params), (state.carry, state.params))
 
 
 class TwoLayers(nn.Module):
