@@ -14,7 +14,7 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 700, "max_minutes": 3.25, "batch_size": 8, "log_every": 10, "eval_every": 250, "eval_batches": 16,
+            "steps": 700, "max_minutes": 3.0, "batch_size": 8, "log_every": 10, "eval_every": 250, "eval_batches": 16,
             "sample_every": 250, "checkpoint_every": 250, "final_tasks": ("heldout",),
         },
         "mesh": {"data": -1},
