@@ -59,13 +59,15 @@ def work(case: dict) -> None:
     say(facts)
     number = 2
     for line in sys.stdin:
-        count, start = int(line), time.perf_counter()
+        count, start, processor = int(line), time.perf_counter(), time.process_time()
         for _ in range(count):
             side.step(number)
             number += 1
         side.wait()
         seconds = (time.perf_counter() - start) / count
-        say(dict(seconds=seconds, peak_mb=memory("VmHWM") / 2**20, peak_device_bytes=side.peak_device_bytes()))
+        used = (time.process_time() - processor) / count
+        sizes = dict(peak_mb=memory("VmHWM") / 2**20, peak_device_bytes=side.peak_device_bytes())
+        say(dict(seconds=seconds, processor_seconds=used, **sizes))
 
 
 class Worker:
@@ -148,7 +150,9 @@ def measure(case: dict, sides: list[str], repeats: int, steps: int, together: bo
         median = statistics.median(seconds)
         last = runs[side][-1]
         results[side] |= dict(
-            seconds=median, best_seconds=min(seconds), tokens_per_second=shape.batch * shape.length / median,
+            seconds=median, best_seconds=min(seconds),
+            processor_seconds=statistics.median(run["processor_seconds"] for run in runs[side]),
+            tokens_per_second=shape.batch * shape.length / median,
             peak_mb=last["peak_mb"], peak_device_bytes=last["peak_device_bytes"],
         )  # fmt: skip
         if side != "fmjax" and "fmjax" in runs:

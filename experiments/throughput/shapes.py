@@ -46,6 +46,8 @@ SHAPES = {
     "gpt2-6x384": gpt2(6, 384, 6, 50257, 256, batch=16, unroll=6),
     "gpt2-6x384-8k": gpt2(6, 384, 6, 8192, 256, batch=16, unroll=6),
     "llama-6x384-8k": llama(6, 384, 1024, 6, 8192, 256, batch=16, unroll=6),
+    # What a laptop trains.
+    "gpt2-4x128": gpt2(4, 128, 4, 8192, 128, batch=16, unroll=4),
     # One GPU of 80 GB. Vocabularies are padded to a multiple of 128, as both libraries are advised to.
     "gpt2-124m": gpt2(12, 768, 12, 50304, 1024, batch=32, dtype="bfloat16"),
     "llama-1.3b": llama(24, 2048, 5504, 16, 32000, 2048, batch=8, dtype="bfloat16", remat="dots"),
@@ -53,5 +55,5 @@ SHAPES = {
     "gpt2-tiny": gpt2(2, 32, 2, 4096, 32, batch=2),
     "llama-tiny": llama(2, 32, 64, 2, 4096, 32, batch=2),
 }
-CPU = ("gpt2-6x384", "gpt2-6x384-8k", "llama-6x384-8k")
+CPU = ("gpt2-6x384", "gpt2-6x384-8k", "llama-6x384-8k", "gpt2-4x128")
 GPU = ("gpt2-124m", "llama-1.3b")
