@@ -4,6 +4,7 @@ Writes `results.json` and `samples/TASK.jsonl` under the output folder and print
 task, its name first. This module is itself callable, as `fmjax.load` is and for the same reason.
 """
 
+import inspect
 import logging
 import os
 import pathlib
@@ -14,6 +15,7 @@ from typing import Any
 
 from fmjax.commands import cli, launch
 from fmjax.errors import InputError
+from fmjax.inference.checks import check_options
 from fmjax.layers.checks import COMPUTE_DTYPES
 
 log = logging.getLogger("fmjax")
@@ -254,8 +256,9 @@ def _evaluate(flags, first: bool) -> None:
 class _CallableModule(types.ModuleType):
     """`import fmjax.evaluate` makes this module an attribute of the package, where the function is promised."""
 
-    def __call__(self, model, tasks, **options) -> dict[str, Any]:
-        return evaluate(model, tasks, **options)
+    def __call__(self, *arguments, **options) -> dict[str, Any]:
+        check_options("fmjax.evaluate", options, list(inspect.signature(evaluate).parameters))
+        return evaluate(*arguments, **options)
 
 
 _CallableModule.__call__.__doc__ = evaluate.__doc__

@@ -4,6 +4,7 @@ This module is itself callable (`fmjax.load(path)` is `fmjax.load.load(path)`), 
 lives in can share their promised name whichever is imported first.
 """
 
+import inspect
 import pathlib
 import sys
 import types
@@ -18,6 +19,7 @@ from fmjax.checkpoint_files import load_carry, load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.codecs.base import load_codecs
 from fmjax.errors import InputError
+from fmjax.inference.checks import check_options
 from fmjax.inference.model import Model
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
@@ -155,8 +157,9 @@ the first that fits reads."""
 class _CallableModule(types.ModuleType):
     """`import fmjax.load` makes this module an attribute of the package, where the function is promised."""
 
-    def __call__(self, path, dtype="float32", step=None, mesh=None, progress=False, unrolled=False) -> Model:
-        return load(path, dtype, step, mesh, progress, unrolled)
+    def __call__(self, *arguments, **options) -> Model:
+        check_options("fmjax.load", options, list(inspect.signature(load).parameters))
+        return load(*arguments, **options)
 
 
 _CallableModule.__call__.__doc__ = load.__doc__

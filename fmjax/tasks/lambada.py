@@ -9,6 +9,7 @@ class LambadaOpenAI(Task):
 
     name = "lambada_openai"
     metrics = ("acc", "perplexity")
+    positive = ("perplexity",)
     description = "accuracy and perplexity of a passage's last word"
     needs = "eval_lambada/lambada_test.jsonl (no licence stated)"
 

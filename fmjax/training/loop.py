@@ -116,6 +116,8 @@ class Run:
         self.train_step = None  # compiled, once it is
         if self.settings.max_minutes:
             self._set_steps(self._steps_in_time())
+        # Traced before anything is written: what the objective returns is checked on the way.
+        self.lowered = None if self.train_step else self.program.lower_train_step()
         self.checkpointer = Checkpointer(workdir, self.settings.keep_last, self.settings.keep_every)
         opened.callback(self.checkpointer.manager.close)
         self.meta = {"data": self.data.identity}
@@ -264,7 +266,7 @@ class Run:
 
     def _steps(self, stop: Stop, last: int, bar) -> None:
         watch.at("the compilation of the train step", limited=False)
-        train_step = self.train_step or self.program.compile_train_step()
+        train_step = self.train_step or self.lowered.compile()
         watch.barrier("the first step")
         pending = None
         first = self.first = self.step

@@ -204,6 +204,11 @@ def _update(config, apply_fn, objective, spec: StateSpec, rules):
 
 def _check_call(module: nn.Module, inputs: dict[str, Any], objective) -> None:
     """Raises ConfigError where the module does not take what the objective calls it with."""
+    if not isinstance(inputs, Mapping):
+        raise ConfigError(
+            f"objective {type(objective).__name__}: `inputs` gives {type(inputs).__name__}; expected a dict of what the "
+            "model is called with, by keyword"
+        )
     model, taken = type(module).__name__, inspect.signature(type(module).__call__)
     try:
         taken.bind(module, **inputs)

@@ -17,11 +17,11 @@ from fmjax.models.gpt import GPT
 
 NOT_COMPUTING = {
     "__init__.py objectives/__init__.py tasks/__init__.py config.py registry.py": "names, and what they stand for",
-    "errors.py hub.py small_files.py code_digest.py": "messages, files and names of code",
+    "errors.py gguf_file.py hub.py small_files.py code_digest.py": "messages, files and names of code",
     "parallel/mesh.py parallel/sharding.py": "where arrays lie, not what they are",
     "parallel/__init__.py parallel/hosts.py parallel/watch.py": "who else computes, and how far they are",
     "interop/exporter.py checkpoint_files.py": "a model written to a folder",
-    "data/codecs/base.py": "values to arrays, which are what answers are computed from",
+    "data/codecs/base.py data/codecs/media.py": "values to arrays, which are what answers are computed from",
     "data/shuffle.py objectives/classification.py training/program.py": "the training of what is in the fingerprint",
     "tasks/protocol.py tasks/reading.py": "documents and requests, which answers are kept under",
     "tasks/cost.py tasks/store.py": "what becomes of answers",

@@ -1,6 +1,8 @@
 """A run that may take so many minutes: how many steps it is given, and that it is then the run of those steps."""
 
 import json
+import logging
+import types
 
 import jax
 import numpy as np
@@ -63,7 +65,7 @@ class Rollouts:
 def test_a_limit_is_refused_where_rows_are_made_on_the_way():
     settings = TrainConfig(steps=4, batch_size=2, checkpoint_every=2, max_minutes=1.0)
     with pytest.raises(ConfigError, match="train.max_minutes = 1: a step says nothing .* Rollouts makes"):
-        check_outputs(settings, Rollouts(), None, None)
+        check_outputs(settings, Rollouts(), None, types.SimpleNamespace(codecs={}))
 
 
 def config(folder, **train):
@@ -82,6 +84,7 @@ def config(folder, **train):
 
 def test_a_limited_run_is_the_run_of_its_steps_and_keeps_them_when_it_resumes(tmp_path, monkeypatch, caplog):
     run = lambda name, **train: loop.train(config(tmp_path, **train), tmp_path / name, cache_dir=tmp_path, progress=False)
+    monkeypatch.setattr(logging.getLogger("fmjax"), "propagate", True)  # a command in this process may have set it
     run("known", steps=7)
     monkeypatch.setattr(budget, "steps_in_time", lambda wanted, *_: 7 if wanted == 900 else wanted)
     save, stopped = loop.Run._save, []
