@@ -58,6 +58,9 @@ def test_a_limit_that_is_none_is_refused():
 class Rollouts:
     rollout_steps = 2
 
+    def num_prompts(self, num_rows):
+        return num_rows
+
     def collect(self, *arguments):
         raise NotImplementedError
 
