@@ -267,6 +267,7 @@ class Run:
     def _steps(self, stop: Stop, last: int, bar) -> None:
         watch.at("the compilation of the train step", limited=False)
         train_step = self.train_step or self.lowered.compile()
+        self.lowered = None  # the traced program is of no more use
         watch.barrier("the first step")
         pending = None
         first = self.first = self.step
