@@ -1,6 +1,7 @@
 """Shared test settings: CPU only, eight simulated devices, one persistent compilation cache."""
 
 import gc
+import logging
 import os
 import pathlib
 import tempfile
@@ -34,6 +35,16 @@ def programs_of_one_file():
     jax.devices()  # all eight are there before a test asks for fewer, such as a plan for two
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def log_as_imported():
+    """What a command in this process sets of fmjax's log, for its own terminal, ends with the test."""
+    log = logging.getLogger("fmjax")
+    before = log.level, log.propagate, list(log.handlers)
+    yield
+    level, log.propagate, log.handlers[:] = before
+    log.setLevel(level)
 
 
 @pytest.fixture

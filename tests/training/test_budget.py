@@ -1,7 +1,6 @@
 """A run that may take so many minutes: how many steps it is given, and that it is then the run of those steps."""
 
 import json
-import logging
 import types
 
 import jax
@@ -87,7 +86,6 @@ def config(folder, **train):
 
 def test_a_limited_run_is_the_run_of_its_steps_and_keeps_them_when_it_resumes(tmp_path, monkeypatch, caplog):
     run = lambda name, **train: loop.train(config(tmp_path, **train), tmp_path / name, cache_dir=tmp_path, progress=False)
-    monkeypatch.setattr(logging.getLogger("fmjax"), "propagate", True)  # a command in this process may have set it
     run("known", steps=7)
     monkeypatch.setattr(budget, "steps_in_time", lambda wanted, *_: 7 if wanted == 900 else wanted)
     save, stopped = loop.Run._save, []
@@ -105,7 +103,7 @@ def test_a_limited_run_is_the_run_of_its_steps_and_keeps_them_when_it_resumes(tm
     saved = json.loads((tmp_path / "limited" / "config.json").read_text())["train"]
     assert stopped and (saved["steps"], saved["max_minutes"]) == (7, 5.0)
     monkeypatch.setattr(budget, "steps_in_time", lambda *_: 5)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="fmjax"):
         run("limited", steps=900, max_minutes=5.0)
     assert "resuming" in caplog.text and "keeps its 7 steps" in caplog.text
     assert losses(tmp_path / "limited") == losses(tmp_path / "known")
