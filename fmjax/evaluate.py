@@ -215,7 +215,7 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from fmjax.caches import use_compilation_cache
+    from fmjax.cache_folder import use_compilation_cache
 
     use_compilation_cache()
     with launch.together(flags):

@@ -148,7 +148,7 @@ def main(argv: list[str]) -> None:
         return values.main(argv, generator)
     flags = parse(argv)
     cli.log_to_stderr()
-    from fmjax.caches import use_compilation_cache
+    from fmjax.cache_folder import use_compilation_cache
 
     use_compilation_cache()
     modes = {"prompt": continue_prompt, "prompt_file": continue_prompt, "chat": chat, "prompts": complete_prompts}

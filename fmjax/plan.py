@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     cli.log_to_stderr()
 
     from fmjax import config as configs
-    from fmjax.caches import cache_dir
+    from fmjax.cache_folder import cache_dir
     from fmjax.planning import plan, report, search, topology
 
     if flags.json and not pathlib.Path(flags.json).absolute().parent.is_dir():

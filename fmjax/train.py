@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     cpu.set_up_training()
 
     from fmjax import config as configs
-    from fmjax.caches import cache_dir, use_compilation_cache
+    from fmjax.cache_folder import cache_dir, use_compilation_cache
     from fmjax.config_values import json_copy
 
     config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))

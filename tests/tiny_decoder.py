@@ -1,4 +1,4 @@
-"""A decoder small enough to check by eye, with the protocol of fmjax/inference/cached.py and nothing that it leaves
+"""A decoder small enough to check by eye, with the protocol of fmjax/inference/decoding.py and nothing that it leaves
 open: no `features`, no `unrolled`."""
 
 import functools

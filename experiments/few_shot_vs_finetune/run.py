@@ -81,7 +81,7 @@ def main():
     if unknown:
         raise InputError(f"--tasks: {', '.join(sorted(unknown))} is not part of the study: {', '.join(TASKS)}")
     # The programs of one task's learning curve differ in nothing but their documents: compile them once.
-    from fmjax.caches import cache_dir
+    from fmjax.cache_folder import cache_dir
 
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     model = fmjax.load(flags.model)

@@ -32,7 +32,7 @@ MODELS = {
 def commonest_token(workdir: pathlib.Path) -> dict[str, float]:
     """Accuracy and loss, on the masked held-out tokens of a run, of the frequencies of its training tokens."""
     from fmjax.assemble import open_data
-    from fmjax.caches import cache_dir
+    from fmjax.cache_folder import cache_dir
 
     config = json.loads((workdir / "config.json").read_text())
     data = open_data(config, cache_dir())

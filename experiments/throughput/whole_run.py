@@ -81,7 +81,7 @@ def in_process(what: str, *arguments) -> dict:
 def pipeline(name: str, folder: str, workdir: str, seconds: float = 5.0) -> float:
     """Tokens per second of one core that reads, packs and batches, from prepared data."""
     from fmjax.assemble import open_data
-    from fmjax.caches import cache_dir
+    from fmjax.cache_folder import cache_dir
     from fmjax.config import resolve
     from fmjax.data.loader import Loader
 

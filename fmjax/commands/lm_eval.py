@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     import lm_eval
     from lm_eval.utils import handle_non_serializable, make_table
 
-    from fmjax.caches import use_compilation_cache
+    from fmjax.cache_folder import use_compilation_cache
 
     use_compilation_cache()
     names = [name.strip() for name in flags.tasks.split(",") if name.strip()]

@@ -64,7 +64,7 @@ def main(argv: list[str], generator: type) -> None:
     cli.log_to_stderr()
     output = pathlib.Path(flags.output).expanduser()
     _check_output(output)
-    from fmjax.caches import use_compilation_cache
+    from fmjax.cache_folder import use_compilation_cache
 
     use_compilation_cache()
     with launch.together(flags):

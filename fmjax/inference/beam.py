@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference import cached
-from fmjax.inference.cached import Weights
+from fmjax.inference import decoding
+from fmjax.inference.decoding import Weights
 from fmjax.inference.checks import check_whole, is_number, not_finite
 from fmjax.inference.engine import Engine
 from fmjax.inference.engine_programs import PACKED_PROMPTS, PACKED_TOKENS, TRACES, Form
@@ -100,7 +100,7 @@ def _step(form: Form, weights: Weights, search: Search, step, limits, stop_ids, 
     """Draws token number `step` of every open group."""
     groups, beams = search.scores.shape
     active = jnp.repeat(search.open, beams)
-    logits, cache = cached.step(form.module, weights, search.cache, search.last.reshape(-1), active)
+    logits, cache = decoding.step(form.module, weights, search.cache, search.last.reshape(-1), active)
     logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     vocab = logprobs.shape[-1]
     broken = jnp.any(jnp.isnan(logprobs).reshape(groups, -1), axis=-1) & search.open
@@ -173,18 +173,18 @@ def _search(
 def _prefill(form: Form, weights: Weights, cache, packed):
     TRACES["beam_prefill"] += 1
     with nn.logical_axis_rules(form.packed_rules):
-        return cached.prefill(form.module, weights, cache, packed)[1]
+        return decoding.prefill(form.module, weights, cache, packed)[1]
 
 
 def _empty(form: Form, rows: int, max_length: int, source_length: int | None):
     with nn.logical_axis_rules(form.rules):
-        return cached.init_cache(form.module, rows, max_length, source_length)
+        return decoding.init_cache(form.module, rows, max_length, source_length)
 
 
 @functools.cache
 def programs():
     """(empty cache, prefill, search), jitted."""
-    options = cached.compiler_options()
+    options = decoding.compiler_options()
     return (
         jax.jit(_empty, static_argnums=(0, 1, 2, 3)),
         jax.jit(_prefill, static_argnums=0, donate_argnums=2, compiler_options=options),
@@ -234,7 +234,7 @@ def beam_search(
     longest = max(len(request.tokens) for request in requests)
     context = getattr(engine.module, "max_length", None)
     source = None if engine.start_id is None else bucket(longest, low=32, high=context)
-    sizes = (cached.places(max(map(engine.places, requests)), high=engine.context), source)
+    sizes = (decoding.places(max(map(engine.places, requests)), high=engine.context), source)
 
     options = (np.float32(length_penalty), num_beams, length, normalization)
     waiting, results = None, []
@@ -294,7 +294,7 @@ def _dispatch(engine: Engine, requests: Sequence[PromptRequest], limits, stops, 
     context = getattr(engine.module, "max_length", None)
     high = None if context is None else max(context, PACKED_TOKENS)
     for rows in _packs({row: len(tokens) for row, tokens in texts.items()}):
-        packed = cached.pack([texts[row] for row in rows], rows, PACKED_PROMPTS, groups * num_beams, high)
+        packed = decoding.pack([texts[row] for row in rows], rows, PACKED_PROMPTS, groups * num_beams, high)
         cache = prefill(form, engine.weights, cache, packed)
     return search(form, engine.weights, cache, last, limits, stops, *options)
 

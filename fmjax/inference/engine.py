@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference import cached, kinds
+from fmjax.inference import decoding, kinds
 from fmjax.inference.checks import check_whole
 from fmjax.inference.engine_programs import CHUNK, Form
 from fmjax.inference.engine_requests import HIGHEST_SEED, Completion, PromptRequest, number_copies
@@ -30,7 +30,7 @@ class Engine:
       module, weights: that form.
       batch_size: rows generated at once.
       max_length: places of the cache, prompt and drawn tokens together; None takes what the requests of a run need,
-        rounded up (`cached.places`): other lengths then mean other programs.
+        rounded up (`decoding.places`): other lengths then mean other programs.
       start_id: the token that an encoder-decoder's target starts from; None is `module.start_id`.
       num_tokens: only tokens below it are drawn, where the model's vocabulary is padded beyond its tokenizer's.
       banned_ids: tokens that are never drawn, such as the padding token of a Marian model.
@@ -49,7 +49,7 @@ class Engine:
         check_whole(1, batch_size=batch_size)
         if max_length is not None:
             check_whole(1, getattr(module, "max_length", None), max_length=max_length)
-        self.module, self.weights = cached.prepare(module, params)
+        self.module, self.weights = decoding.prepare(module, params)
         self.batch_size, self.max_length, self.num_tokens = batch_size, max_length, num_tokens
         self.banned_ids = tuple(sorted({*banned_ids}))
         vocab_size = getattr(module, "vocab_size", None)
@@ -164,7 +164,7 @@ def generate(
     """Continues each prompt, with an engine made for this one call (`Engine` keeps what is worth keeping).
 
     Args:
-      module: a model as `fmjax.inference.cached` describes.
+      module: a model as `fmjax.inference.decoding` describes.
       params: its parameters.
       prompts: token ids, at least one each and at most `module.max_length`; lengths may differ.
       max_new_tokens: drawn at most, fewer where the context ends.

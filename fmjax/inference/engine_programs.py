@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.inference import cached
-from fmjax.inference.cached import Packed, Weights
+from fmjax.inference import decoding
+from fmjax.inference.decoding import Packed, Weights
 from fmjax.inference.sampler import Sampling, Settings, Uses, sample
 from fmjax.parallel.placement import whole
 
@@ -76,7 +76,7 @@ class Form(NamedTuple):
 def _start(form: Form, batch_size: int, max_length: int, source_length: int | None, vocab_size: int | None) -> State:
     TRACES["start"] += 1
     with nn.logical_axis_rules(form.rules):
-        cache = cached.init_cache(form.module, batch_size, max_length, source_length)
+        cache = decoding.init_cache(form.module, batch_size, max_length, source_length)
     zeros = jnp.zeros(batch_size, jnp.int32)
     keys = jnp.broadcast_to(jax.random.key(0), (batch_size,))
     settings = Settings(*(jnp.full(batch_size, value) for value in Sampling(0.0).values))
@@ -91,7 +91,7 @@ def _prefill(form: Form, weights: Weights, state: State, packed: Packed, startin
     """
     TRACES["prefill"] += 1
     with nn.logical_axis_rules(form.packed_rules):
-        logits, cache = cached.prefill(form.module, weights, state.cache, packed)
+        logits, cache = decoding.prefill(form.module, weights, state.cache, packed)
     fold = jax.vmap(jax.random.fold_in)
     keys = fold(fold(jax.vmap(jax.random.key)(starting.seed), starting.digest), starting.copy)
     seen = None
@@ -151,7 +151,7 @@ def _decode(form: Form, weights: Weights, state: State, alive, stop_ids, steps, 
     def body(carry):
         step, state, tokens, logprobs = carry
         active = state.remaining > 0
-        logits, cache = cached.step(form.module, weights, state.cache, state.token, active)
+        logits, cache = decoding.step(form.module, weights, state.cache, state.token, active)
         keys = jax.vmap(jax.random.fold_in)(state.keys, state.drawn)
         limits = form.num_tokens, state.seen, form.banned_ids
         drawn, logprob = sample(logits, keys, state.settings, form.uses, *limits)
@@ -180,7 +180,7 @@ def _decode(form: Form, weights: Weights, state: State, alive, stop_ids, steps, 
 @functools.cache
 def programs():
     """(start, prefill, decode), jitted."""
-    options = cached.compiler_options()
+    options = decoding.compiler_options()
     jitted = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
     start = jax.jit(_start, static_argnums=(0, 1, 2, 3, 4))
     return start, jitted(_prefill, donate_argnums=2), jitted(_decode, donate_argnums=2)

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fmjax.errors import InputError
-from fmjax.inference import cached
+from fmjax.inference import decoding
 from fmjax.inference.checks import not_finite
 from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting, programs
 from fmjax.inference.engine_requests import Chunk, PromptRequest, digest
@@ -60,7 +60,7 @@ class Run:
             lengths = [len(request.tokens) for request in requests]
             need = max(map(engine.places, requests), default=1)
             if cache_length is None:
-                cache_length = cached.places(need, high=engine.context)
+                cache_length = decoding.places(need, high=engine.context)
             elif need > cache_length:
                 raise InputError(f"cache_length={cache_length} is less than the {need} places that a request needs")
             source = bucket(max(lengths, default=1), low=32, high=getattr(engine.module, "max_length", None))
@@ -143,7 +143,7 @@ class Run:
         requests = [row.request for row in rows]
         high = getattr(engine.module, "max_length", None)
         high = None if high is None else max(high, PACKED_TOKENS)
-        packed = cached.pack([r.tokens for r in requests], free, capacity, self._batch_size, high)
+        packed = decoding.pack([r.tokens for r in requests], free, capacity, self._batch_size, high)
 
         def column(values, dtype):
             values = list(values)

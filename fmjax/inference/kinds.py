@@ -28,7 +28,7 @@ def reads_source(module: nn.Module) -> bool:
 
 
 def has_cache(module: nn.Module) -> bool:
-    """Whether it decodes token by token (`fmjax.inference.cached`)."""
+    """Whether it decodes token by token (`fmjax.inference.decoding`)."""
     return hasattr(module, "init_cache")
 
 

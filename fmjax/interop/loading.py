@@ -20,7 +20,7 @@ from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
 from fmjax.data.tokenizers.published_settings import is_id
 from fmjax.errors import ConfigError, InputError, TokenizerError
 from fmjax.gguf_file import is_gguf
-from fmjax.inference import cached
+from fmjax.inference import decoding
 from fmjax.inference.model import Model
 from fmjax.interop import gguf
 from fmjax.interop.family import TOKEN_IDS, different_fields
@@ -174,7 +174,7 @@ def load_published(
         module = plain.clone(scan_layers=False)
         shapes = jax.eval_shape(lambda params: plain.unrolled(params)[1], shapes)
         shardings = jax.tree.map(lambda _: device, shapes)
-        turned = {path for path, leaf in flatten(shapes).items() if cached.is_turned(path, leaf.shape, dtype)}
+        turned = {path for path, leaf in flatten(shapes).items() if decoding.is_turned(path, leaf.shape, dtype)}
     params = published.params(shapes, shardings, dtype, progress, turned)
     module, params = cast(module, params, dtype)
     config = {"model": published.section, "published": _kept(published)}

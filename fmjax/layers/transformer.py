@@ -387,7 +387,7 @@ class Transformer(nn.Module):
           segment_ids: int32 [B, T], 0 = padding, or None for one segment without padding.
           positions: int32 [B, T] for rotary embedding; None is 0..T-1.
           memory: None, or for cross attention ([B, S, D], its segment ids int32 [B, S] or None).
-          cache: None, or the pair (`fmjax.layers.cache.CacheStep`, the cache's layers).
+          cache: None, or the pair (`fmjax.layers.kv_cache.CacheStep`, the cache's layers).
           train: whether dropout is on (then the rng `dropout` is needed).
           condition: [B, D] of the whole row, for the placement "adaln".
 

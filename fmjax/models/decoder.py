@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.layers.attention.dispatch import FORKING
-from fmjax.layers.cache import begin, init_cache
+from fmjax.layers.kv_cache import begin, init_cache
 from fmjax.layers.checks import check_positive
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
 
     @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int) -> dict:
-        """An empty cache for sequences of up to max_length positions (`fmjax.layers.cache`)."""
+        """An empty cache for sequences of up to max_length positions (`fmjax.layers.kv_cache`)."""
         c = self.transformer
         return init_cache(batch_size, max_length, c.num_kv_heads, c.head_dim, c.windows, jnp.dtype(c.dtype))
 

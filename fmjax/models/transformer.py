@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
-from fmjax.layers.cache import begin, init_cache
+from fmjax.layers.kv_cache import begin, init_cache
 from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init, dense
 from fmjax.layers.embed import Embedding, output_logits

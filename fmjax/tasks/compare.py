@@ -134,9 +134,9 @@ def _compare_task(name: str, task, samples, seed: int) -> list[Difference]:
     if not keys:
         raise InputError(f"task {name}: the two evaluations have no document in common")
     columns = {}
-    for number, side in enumerate(samples):
+    for order, side in enumerate(samples):
         rows = [side[key]["statistics"] for key in keys]
-        columns |= {f"{number}/{name}": column for name, column in statistics.table(rows).items()}
+        columns |= {f"{order}/{name}": column for name, column in statistics.table(rows).items()}
 
     def reduce(table: Mapping[str, np.ndarray]) -> dict[str, float]:
         sides = [

@@ -149,7 +149,7 @@ def read_tfds(words: str, instead: str, data_dir: pathlib.Path | None) -> list[d
 
     Raises: DataError naming `instead`, the file that would do as well.
     """
-    from fmjax.caches import cache_dir
+    from fmjax.cache_folder import cache_dir
     from fmjax.data.tfds_source import open_builder, parse
 
     folder = cache_dir() if data_dir is None or not (data_dir / "tfds").is_dir() else data_dir

@@ -184,7 +184,7 @@ def _open_data(model):
     if "data" not in model.config:
         raise InputError(f"the model from {model.source} does not say what data it was trained on")
     from fmjax.assemble import open_data
-    from fmjax.caches import cache_dir
+    from fmjax.cache_folder import cache_dir
 
     data = open_data(model.config, cache_dir())
     for key, before in model.identity.items():

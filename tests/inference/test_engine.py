@@ -13,7 +13,7 @@ from tiny_decoder import TinyDecoder, full_logits
 
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError, RunError
-from fmjax.inference import cached, engine_programs
+from fmjax.inference import decoding, engine_programs
 from fmjax.inference.engine import Engine, generate
 from fmjax.inference.engine_requests import PromptRequest, number_copies
 from fmjax.inference.sampler import Sampling
@@ -325,9 +325,9 @@ def test_bad_use_is_refused():
         Engine(module, params, max_length=49)
     with pytest.raises(InputError, match="Dense cannot generate"):
         Engine(nn.Dense(3), {})
-    assert made_engine.generate([]) == [] and cached.bucket(33) == 64
-    assert [cached.places(n) for n in (1, 64, 65, 97, 129, 200)] == [64, 64, 96, 128, 192, 256]
-    assert cached.places(65, high=70) == 70
+    assert made_engine.generate([]) == [] and decoding.bucket(33) == 64
+    assert [decoding.places(n) for n in (1, 64, 65, 97, 129, 200)] == [64, 64, 96, 128, 192, 256]
+    assert decoding.places(65, high=70) == 70
 
 
 def test_one_call_makes_its_own_engine():

@@ -314,7 +314,7 @@ def test_evaluate_command_writes_what_it_promises(workdir, tmp_path, capsys):
 def test_held_out_documents_of_changed_data_are_refused(workdir):
     model = fmjax.load(workdir)
     from fmjax.assemble import open_data
-    from fmjax.caches import cache_dir
+    from fmjax.cache_folder import cache_dir
 
     identity = dict(open_data(model.config, cache_dir()).identity)
     known = dataclasses.replace(model, identity=identity | {"tokenizer": "another"})
