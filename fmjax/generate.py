@@ -293,7 +293,7 @@ def _load(flags):
     mesh = flags.mesh if "mesh" in flags else None
     model = load(flags.model, dtype=flags.dtype, mesh=mesh, progress=sys.stderr.isatty(), unrolled=True)
     model.can("generate")
-    media.read(flags, model)
+    media.prompts(flags, model, [], [])  # refuses files: texts are continued
     return model.unrolled(donate=True)
 
 

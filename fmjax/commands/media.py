@@ -1,8 +1,10 @@
 """--image=FILE, --audio=FILE: files that a model is given in its prompts, read by the codecs of its run."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+from fmjax.data.codecs.media import Media
 from fmjax.errors import InputError
 
 MODALITIES = ("image", "audio")
@@ -20,17 +22,36 @@ def given(flags) -> dict[str, list[str]]:
     return {modality: getattr(flags, modality) for modality in MODALITIES if modality in flags}
 
 
-def read(flags, model) -> list[Any]:
-    """The values in the files, in the order of modalities and flags.
+def prompts(flags, model, texts: Sequence[str], takes: Sequence[str]) -> list[Any]:
+    """What is made of --prompt and the files: one prompt of each text and file where a prompt has one part, else tuples
+    of the first ones, of the second ones, and so on.
 
-    Raises InputError for a model that does not read the modality, or a file that its codec cannot read.
+    Args:
+      texts: of --prompt.
+      takes: the parts of a prompt (`fmjax.inference.generators.Generator`); none for a generator of texts alone.
+
+    Raises InputError for a modality that the model does not read or its prompts do not hold, for parts that are not
+    equally many, and for a file that cannot be read.
     """
-    values = []
-    for modality, files in given(flags).items():
-        if modality not in model.reads:
-            known = ", ".join(model.reads) or "tokens alone"
-            raise InputError(
-                f"--{modality}={files[0]}: {model} reads no {modality}; it reads {known}. Leave the flag out"
-            )
-        values += [model.reads[modality].read(pathlib.Path(file).expanduser()) for file in files]
-    return values
+    files = given(flags)
+    for modality, (file, *_) in files.items():
+        if modality in takes:
+            continue
+        what = ", ".join(takes or model.reads) or "tokens alone"
+        does = "takes no" if modality in model.reads else "reads no"
+        raise InputError(f"--{modality}={file}: {model} {does} {modality}; it reads {what}. Leave the flag out")
+    if not takes:
+        return list(texts)
+    if texts and "text" not in takes:
+        raise InputError(f"--prompt={texts[0]}: a prompt of {model} is {' and '.join(takes)}; leave --prompt out")
+    parts = [texts if part == "text" else _media(part, files.get(part, [])) for part in takes]
+    if len(takes) == 1:
+        return list(parts[0])
+    if len({len(part) for part in parts}) > 1:
+        counts = ", ".join(f"{len(part)} of {kind}" for kind, part in zip(takes, parts))
+        raise InputError(f"a prompt of {model} is {' and '.join(takes)}; give as many of each, got {counts}")
+    return list(zip(*parts))
+
+
+def _media(modality: str, files: Sequence[str]) -> list[Media]:
+    return [Media(modality, pathlib.Path(file).expanduser(), file) for file in files]

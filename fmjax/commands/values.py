@@ -1,11 +1,12 @@
-"""`fmjax.generate` for models that make other values than texts: flags from the generator's options, values to a file.
+"""`fmjax.generate` for models that do more than continue texts: flags from the generator's options, values to a file.
 
---output=FILE.png [--prompt=PROMPT ...] [--OPTION=VALUE ...]
+--output=FILE.png [--prompt=PROMPT ...] [--image=FILE ...] [--OPTION=VALUE ...]
 """
 
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from fmjax.commands import cli, launch, media
 from fmjax.commands.config_meanings import meanings
@@ -15,6 +16,7 @@ from fmjax.config_values import FlagText, coerce
 from fmjax.errors import InputError
 from fmjax.inference.generators import GENERATORS
 from fmjax.objectives import OBJECTIVES
+from fmjax.small_files import write_whole
 
 
 def generator_named_by(argv: list[str]) -> type | None:
@@ -45,7 +47,7 @@ def parse(argv: list[str], generator: type):
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add("--mesh", type=cli.mesh, default=None, help="split the model over devices, such as fsdp:2,tensor:2")
     add("--prompt", action="append", default=None, help="what to make, such as a label; repeatable (default: some of all)")
-    add("--output", required=True, help="file to write; several values go into it together")
+    add("--output", required=True, help="file to write, of texts .txt; several values go into it together")
     media.add_flags(parser)
     told = meanings(generator.Options)
     for name, (_, default) in field_types(generator.Options).items():
@@ -68,7 +70,7 @@ def main(argv: list[str], generator: type) -> None:
 
     use_compilation_cache()
     with launch.together(flags):
-        _write(flags, options, output)
+        _write(flags, options, output, generator)
 
 
 def _check_output(output: pathlib.Path) -> None:
@@ -76,21 +78,34 @@ def _check_output(output: pathlib.Path) -> None:
         raise InputError(f"--output={str(output)!r}: the folder {str(output.parent)!r} does not exist")
 
 
-def _write(flags, options: dict, output: pathlib.Path) -> None:
+def _write(flags, options: dict, output: pathlib.Path, generator: type) -> None:
     import jax
 
     from fmjax.load import load
 
     model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=sys.stderr.isatty())
-    if model.codec is None:
-        raise InputError(f"{model} has no codec to write its values with; was it saved without codecs.json?")
-    if output.suffix != model.codec.suffix:
-        raise InputError(f"--output={str(output)!r}: this model's values are written as {model.codec.suffix} files")
-    prompts = [*(flags.prompt or []), *media.read(flags, model)]
+    codec = model.codec or TextFile
+    if output.suffix != codec.suffix:
+        raise InputError(f"--output={str(output)!r}: this model's values are written as {codec.suffix} files")
+    prompts = media.prompts(flags, model, flags.prompt or [], getattr(generator, "takes", ()))
     values = model.generate(prompts or None, **options)
     if jax.process_index() == 0:
         if len(values) == 1:
-            model.codec.write(values[0], output)
+            codec.write(values[0], output)
         else:
-            model.codec.write_all(values, output)
+            codec.write_all(values, output)
         print(f"{output}: {len(values)} {'value' if len(values) == 1 else 'values'}")
+
+
+class TextFile:
+    """How texts are written, in place of a codec."""
+
+    suffix = ".txt"
+
+    @staticmethod
+    def write(value: str, path: pathlib.Path) -> None:
+        write_whole(path, f"{value}\n")
+
+    @staticmethod
+    def write_all(values: Sequence[str], path: pathlib.Path) -> None:
+        write_whole(path, "".join(f"{value}\n" for value in values))

@@ -6,6 +6,7 @@ DATASETS = Registry(
     "data",
     {
         "digits": "fmjax.data.digits:Digits",
+        "images": "fmjax.data.images:ImageFolder",
         "masked_text": "fmjax.data.masked_text:MaskedTextData",
         "pairs": "fmjax.data.pairs:PairData",
         "prompts": "fmjax.data.prompts:PromptData",

@@ -9,6 +9,7 @@ import numpy as np
 from fmjax.data.base import OpenData
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.codecs.label import LabelCodec
+from fmjax.data.images import check_module, shifted
 from fmjax.errors import ConfigError
 
 CODEC = ImageCodec(height=8, width=8, channels=1)
@@ -47,12 +48,12 @@ class Digits:
                 "loss_weights": np.ones((), np.float32),
             }
 
-        def shifted(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        def moved(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
             example = row(index)
             down, right = rng.integers(-self.max_shift, self.max_shift, size=2, endpoint=True)
-            return example | {"images": _shift(example["images"], down, right)}
+            return example | {"images": shifted(example["images"], down, right, background=-1.0)}
 
-        train = grain.MapDataset.source(np.flatnonzero(~test)).seed(seed).shuffle().repeat().random_map(shifted)
+        train = grain.MapDataset.source(np.flatnonzero(~test)).seed(seed).shuffle().repeat().random_map(moved)
         held_out = grain.MapDataset.source(np.flatnonzero(test)).map(row)
         content = hashlib.blake2b(images.tobytes() + labels.tobytes(), digest_size=16).hexdigest()
         return OpenData(
@@ -60,7 +61,7 @@ class Digits:
             evaluation={"test": held_out},
             codecs={"image": CODEC, "label": LabelCodec(10)},
             model_fields={"image_size": 8, "num_channels": 1, "num_classes": 10},
-            check=_check,
+            check=lambda module: check_module(module, CODEC, 10),
             identity={"dataset": f"digits:{content}"},
         )
 
@@ -73,22 +74,3 @@ def read_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     images = (pixels.reshape(-1, 8, 8, 1) / 8.0 - 1.0).astype(np.float32)
     test = np.array([hashlib.blake2b(image.tobytes()).digest()[0] < 51 for image in images])
     return images, labels, test
-
-
-def _shift(image: np.ndarray, down: int, right: int) -> np.ndarray:
-    """`image` [H, W, C] moved by whole pixels, the gap filled with background (-1)."""
-    height, width, _ = image.shape
-    moved = np.full_like(image, -1.0)
-    moved[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = image[
-        max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)
-    ]
-    return moved
-
-
-def _check(module) -> None:
-    for field, expected in (("image_size", 8), ("num_channels", 1)):
-        found = getattr(module, field, expected)
-        if found != expected:
-            raise ConfigError(f"model.{field} = {found}, but the digits have {expected}")
-    if getattr(module, "num_classes", 10) < 10:
-        raise ConfigError(f"model.num_classes = {module.num_classes}, but the digits have 10 classes")

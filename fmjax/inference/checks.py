@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fmjax.data.codecs.media import described
 from fmjax.errors import InputError, RunError
 from fmjax.layers.position import default_positions
 from fmjax.registry import nearest
@@ -89,7 +90,7 @@ def token_ids(what: str, prompt: Any) -> list[int]:
             raise TypeError
         return [operator.index(token) for token in prompt]
     except TypeError:
-        raise InputError(f"{what} must be a text or a list of token ids, got {str(prompt)[:60]!r}") from None
+        raise InputError(f"{what} must be a text or a list of token ids, got {described(prompt)}") from None
 
 
 def not_finite(prompt: int, step: int) -> RunError:

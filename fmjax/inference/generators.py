@@ -12,6 +12,7 @@ GENERATORS = Registry(
     {
         "autoregressive": "fmjax.inference.autoregressive:Autoregressive",
         "denoising": "fmjax.inference.denoising:Denoising",
+        "reconstruction": "fmjax.inference.reconstruction:Reconstruction",
     },
 )
 """An objective names its models' generator in the attribute `generator`, by such a name or an import path; a model
@@ -24,6 +25,8 @@ class Generator(Protocol):
     Attributes:
       Options: a dataclass, whose fields are the options of `Model.generate` and the flags of the command; its docstring
         says what they mean.
+      takes: where a prompt holds media: its parts in order, each once, "text" or a modality that the model reads.
+        `prompts.by_part` reads such prompts, and the command makes them of --prompt, --image and --audio.
     """
 
     Options: ClassVar[type]
@@ -36,7 +39,8 @@ class Generator(Protocol):
         """What is made where no prompt is given. Raises InputError where one is needed."""
 
     def run(self, prompts: Sequence[Any], options: Any) -> Iterator[tuple[int, Any]]:
-        """(index, value) as the values come: `options.num_samples` for each prompt, in order of the prompts.
+        """(index, value) as the values come: `options.num_samples` for each prompt (one where the options have no such
+        field), in order of the prompts.
 
         The same prompt and seed give the same value, up to rounding, whatever else is among the prompts; copies differ.
         Raises InputError for a prompt of another kind.

@@ -1,4 +1,4 @@
-"""Texts and chats as the tokens that a model reads: with what stood around them in training."""
+"""What a model is given: texts and chats as tokens, with what stood around them in training, and media in prompts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from fmjax.data.codecs.media import described
 from fmjax.data.tokenizers import chat
 from fmjax.errors import InputError
-from fmjax.inference import kinds
+from fmjax.inference import kinds, values
 from fmjax.inference.checks import check_list, token_ids
 
 
@@ -53,6 +53,35 @@ def encode_prompts(model, prompts: Sequence[str | Sequence[int]], special: bool 
         tokens = [one if b else with_bos(model, one, f"prompt {i}") for i, one, b in zip(places, tokens, begun)]
     found = dict(zip(places, tokens))
     return [found[i] if i in found else token_ids(f"prompt {i}", p) for i, p in enumerate(prompts)]
+
+
+def by_part(model, prompts: Sequence[Any], takes: Sequence[str]) -> list[Any]:
+    """Prompts part by part: texts as a list of str, media as the arrays {name: [N, ...]} of their codec.
+
+    Args:
+      prompts: tuples of one value for each part; where there is one part alone, that value itself.
+      takes: the parts in order: "text", or a modality that the model reads.
+
+    Raises InputError for a prompt of other parts, naming its place.
+    """
+    check_list("prompts", prompts)
+    if len(takes) == 1:
+        rows = [(prompt,) for prompt in prompts]
+    else:
+        rows = list(prompts)
+    for place, row in enumerate(rows):
+        if not isinstance(row, tuple | list) or len(row) != len(takes):
+            raise InputError(f"prompt {place} is {described(row)}; expected a tuple ({', '.join(takes)})")
+    return [_part(model, [row[i] for row in rows], kind) for i, kind in enumerate(takes)]
+
+
+def _part(model, column: list[Any], kind: str) -> Any:
+    if kind != "text":
+        return values.encode(model, column, kind, "prompt")
+    for place, value in enumerate(column):
+        if not isinstance(value, str):
+            raise InputError(f"prompt {place} has {described(value)} where a text stands")
+    return column
 
 
 def encode_chat(model, messages: Sequence[Mapping[str, Any]], **options) -> list[int]:

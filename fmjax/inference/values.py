@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -40,14 +40,16 @@ def read_by_name(model, name: str) -> str:
     raise InputError(f"{model} reads no {name!r}; it reads {known or 'no values but texts'}")
 
 
-def encode(model, values: Sequence[Any], modality: str | None = None) -> dict[str, np.ndarray]:
+def encode(model, values: Sequence[Any], modality: str | None = None, what: str = "input") -> dict[str, np.ndarray]:
     """The module's arrays [N, ...] of values, `Media` or bare.
 
-    modality: of the values; None where the model reads one alone.
+    Args:
+      modality: of the values; None where the model reads one alone.
+      what: a value is called in messages.
 
     Raises InputError for a value of another modality, or one that the codec does not take, naming its place.
     """
-    check_list("values", values)
+    check_list(f"{what}s", values)
     codecs = reads(model)
     if modality is None and len(codecs) == 1:
         (modality,) = codecs
@@ -55,11 +57,12 @@ def encode(model, values: Sequence[Any], modality: str | None = None) -> dict[st
     for index, value in enumerate(values):
         if isinstance(value, str) or (isinstance(value, Media) and value.modality != modality):
             expected = ", ".join(codecs) or "nothing but texts"
-            raise InputError(f"input {index} is {described(value)}, and {model} reads {expected}")
+            raise InputError(f"{what} {index} is {described(value)}, and {model} reads {expected}")
         try:
-            rows.append(codecs[modality].encode(value.value if isinstance(value, Media) else value))
+            codec = codecs[modality]
+            rows.append(value.encode(codec) if isinstance(value, Media) else codec.encode(value))
         except DataError as error:
-            raise InputError(f"input {index}: {error}") from None
+            raise InputError(f"{what} {index}: {error}") from None
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
@@ -94,7 +97,8 @@ def classify(
     Raises InputError for a value that the model's codec does not take.
     """
     codec, found = model.codecs[model.objective.predicts], []
-    for part in _outputs(model, encode(model, values), "classify", None, batch_size, progress):
+    forward = lambda arrays: _forward(model.module, model.params, arrays, None)
+    for part in in_batches(model, encode(model, values), forward, "classify", batch_size, progress):
         best = np.argsort(-part, axis=-1, kind="stable")
         if top_k is not None:
             check_whole(1, part.shape[-1], top_k=top_k)
@@ -117,7 +121,8 @@ def embed(
     known = [*POOLINGS] if kinds.has_hidden(model.module) else []
     check_choice("pooling", pooling, known + [OWN] * kinds.has_pooled(model.module))
     arrays = encode(model, values, modality)
-    parts = list(_outputs(model, arrays, "embed", pooling, batch_size, progress))
+    forward = lambda arrays: _forward(model.module, model.params, arrays, pooling)
+    parts = list(in_batches(model, arrays, forward, "embed", batch_size, progress))
     if not parts:
         example = model.module.example()
         shape = jax.eval_shape(functools.partial(_forward, model.module, pooling=pooling), model.params, example)
@@ -126,8 +131,15 @@ def embed(
     return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12) if normalize else found
 
 
-def _outputs(model, arrays: Mapping[str, np.ndarray], what, pooling, batch_size, progress) -> Iterator[np.ndarray]:
-    """What `_forward` gives for all rows, batch by batch of one height, the last filled up with rows of zeros."""
+def in_batches(
+    model, arrays: Mapping[str, np.ndarray], forward: Callable, what: str, batch_size: int, progress: str | None = None
+) -> Iterator[np.ndarray]:
+    """What `forward` gives for all rows, batch by batch of one height, the last filled up with rows of zeros.
+
+    Args:
+      forward: {name: [B, ...]} -> array [B, ...], computed with the model's parameters as they lie.
+      what: the values are read for, for messages.
+    """
     check_whole(1, batch_size=batch_size)
     count = len(next(iter(arrays.values()), ()))
     placement, shards, context = model.placement, 1, contextlib.nullcontext
@@ -143,7 +155,7 @@ def _outputs(model, arrays: Mapping[str, np.ndarray], what, pooling, batch_size,
             size = min(height, count - start)
             filled = {n: np.pad(x, [(0, height - size), *[(0, 0)] * (x.ndim - 1)]) for n, x in part.items()}
             with context():
-                yield np.asarray(_forward(model.module, model.params, filled, pooling))[:size]
+                yield np.asarray(forward(filled))[:size]
             bar.update(size)
     watch.at(f"what follows the values to {what}", limited=False)
 

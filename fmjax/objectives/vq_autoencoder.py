@@ -33,6 +33,7 @@ class VQAutoencoder:
     """
 
     makes: ClassVar[str] = "image"
+    generator: ClassVar[str] = "reconstruction"
     ROWS_APART: ClassVar[bool] = True
 
     num_codes: int = 512
@@ -117,13 +118,18 @@ class VQAutoencoder:
 
     def sample(self, model, key, rows) -> list[np.ndarray]:
         """Each image of `rows` followed by its reconstruction."""
-        made = _reconstructed(model.module, model.params, quantizers.codes(model.carry), rows["images"])
+        made = self.reconstruct(model, rows)
         pairs = [image for pair in zip(rows["images"], np.asarray(made)) for image in pair]
         return [model.codec.decode({model.codec.array: image}) for image in pairs]
 
+    def reconstruct(self, model, arrays) -> jax.Array:
+        """float32 [B, H, W, C]: what the codes of `arrays["images"]` are decoded to."""
+        return _reconstructed(model.module, model.params, model.carry, arrays["images"])
+
 
 @functools.partial(jax.jit, static_argnums=0)
-def _reconstructed(module, params, codebook, images) -> jax.Array:
+def _reconstructed(module, params, carry, images) -> jax.Array:
+    codebook = quantizers.codes(carry)
     vectors = module.apply({"params": params}, images, method="encode")
     quantized = codebook[quantizers.nearest(vectors, codebook)]
     return whole(module.apply({"params": params}, quantized, method="decode"))

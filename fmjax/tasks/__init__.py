@@ -56,6 +56,7 @@ TASKS = Registry(
         "multi30k_retrieval": "fmjax.tasks.retrieval:Multi30kRetrieval",
         "digits": "fmjax.tasks.images:Digits",
         "mnist": "fmjax.tasks.images:MNIST",
+        "images": "fmjax.tasks.images:ImageFolder",
         # In-context learning.
         "icl_mapping": "fmjax.tasks.in_context:Mapping",
         "icl_linear": "fmjax.tasks.in_context:Linear",

@@ -1,12 +1,15 @@
 """Classification of images, asked of models that classify values: no text, no prompt."""
 
 import gzip
+import hashlib
+import json
 import pathlib
 
 import numpy as np
 
 from fmjax.data.codecs.media import Media
-from fmjax.errors import DataError
+from fmjax.data.image_files import labelled_files
+from fmjax.errors import DataError, InputError
 from fmjax.tasks.protocol import Apply, Task
 
 
@@ -19,8 +22,13 @@ class ImageClassification(Task):
         return [Apply("classify", document["image"])]
 
     def statistics(self, document, answers):
-        (label, _), *_ = answers[0]
-        return {"acc": float(str(label) == document["label"])}
+        known = [str(label) for label, _ in answers[0]]
+        if document["label"] not in known:
+            raise InputError(
+                f"{document['image'].name} is of the class {document['label']!r}, which the model does not know; it "
+                f"knows {', '.join(sorted(known)[:20])}. Evaluate a model that was trained on these classes"
+            )
+        return {"acc": float(known[0] == document["label"])}
 
 
 class Digits(ImageClassification):
@@ -61,6 +69,25 @@ class MNIST(ImageClassification):
         ]
 
 
+class ImageFolder(ImageClassification):
+    """`images:FOLDER`: files are read, and scaled, by the codec of the model's run."""
+
+    name, version = "images", "1"
+    description = "images:FOLDER, accuracy on images in class subfolders, or named by FOLDER/metadata.jsonl"
+    needs = "FOLDER, looked for in --data_dir where that is given"
+
+    def __init__(self, path: str):
+        self.path, self.name = path, f"images:{path}"
+
+    def documents(self, context):
+        folder = (context.data_dir or pathlib.Path()) / pathlib.Path(self.path).expanduser()
+        files = labelled_files(folder)
+        documents = [{"image": Media("image", one.path, one.name), "label": one.label} for one in files]
+        content = json.dumps([[one["image"].name, one["image"].fingerprint, one["label"]] for one in documents])
+        context.read[self.path] = {"files": len(files), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+        return documents
+
+
 def read_idx(path: pathlib.Path) -> np.ndarray:
     """The array uint8 in an IDX file, perhaps compressed. Raises DataError for a file that is none, or torn."""
     try:
@@ -73,5 +100,7 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
     start = 4 + 4 * content[3]
     shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
     if len(content) - start != np.prod(shape):
-        raise DataError(f"{str(path)!r} says that its shape is {shape}, but has {len(content) - start} numbers: it is torn")
+        raise DataError(
+            f"{str(path)!r} says that its shape is {shape}, but has {len(content) - start} numbers: it is torn"
+        )
     return np.frombuffer(content[start:], np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""--image and --audio: for models that read them, refused by name of all others."""
+"""--image and --audio: files in prompts of models that read them, refused by name of all others."""
 
 import argparse
 
@@ -8,29 +8,62 @@ from small_models import byte_model
 
 from fmjax import generate
 from fmjax.commands import cli, media
+from fmjax.data.codecs.media import Media
 from fmjax.data.digits import CODEC
 from fmjax.errors import InputError
 from tests.classifier import IMAGES, MODEL
 
 
-def test_files_are_read_by_the_codecs_of_the_run(tmp_path):
-    files = [str(tmp_path / f"{i}.png") for i in range(2)]
-    for file, image in zip(files, IMAGES):
+@pytest.fixture
+def files(tmp_path):
+    found = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for file, image in zip(found, IMAGES):
         CODEC.write(image, file)
-    np.testing.assert_array_equal(media.read(argparse.Namespace(image=files), MODEL), IMAGES[:2])
-    assert media.read(argparse.Namespace(prompt="a"), byte_model()) == []
-    with pytest.raises(InputError, match="none.png' cannot be read as an image"):
-        media.read(argparse.Namespace(image=[str(tmp_path / "none.png")]), MODEL)
+    return found
+
+
+def prompts(takes, texts=(), model=MODEL, **flags):
+    return media.prompts(argparse.Namespace(**flags), model, list(texts), takes)
+
+
+def test_prompts_are_made_of_texts_and_files(files):
+    images = prompts(["image"], image=files)
+    assert images == [Media("image", generate.pathlib.Path(file)) for file in files]
+    np.testing.assert_array_equal(images[0].encode(CODEC)["images"], CODEC.encode(IMAGES[0])["images"])
+    assert prompts(["text", "image"], ["a", "b"], image=files) == list(zip("ab", images))
+    assert prompts([], ["a", "b"], byte_model()) == ["a", "b"]
+
+
+def test_parts_that_do_not_fit_are_refused(files, tmp_path):
+    with pytest.raises(InputError, match="give as many of each, got 1 of text, 2 of image"):
+        prompts(["text", "image"], ["a"], image=files)
+    with pytest.raises(InputError, match="--prompt=a: a prompt of .* is image; leave --prompt out"):
+        prompts(["image"], ["a"], image=files)
+    with pytest.raises(InputError, match="none.png' cannot be read: No such file"):
+        prompts(["image"], image=[str(tmp_path / "none.png")])
+    with pytest.raises(InputError, match="takes no image; it reads text"):
+        prompts(["text"], ["a"], image=files)
 
 
 def test_a_model_that_reads_none_refuses_them(tmp_path, capsys):
     with pytest.raises(InputError, match=r"--image=a.png: Model\(GPT.* reads no image; it reads tokens alone. Leave the flag"):
-        media.read(argparse.Namespace(image=["a.png"]), byte_model())
+        prompts([], model=byte_model(), image=["a.png"])
     with pytest.raises(InputError, match=r"--audio=a.wav: Model\(ViT.* reads no audio; it reads image"):
-        media.read(argparse.Namespace(audio=["a.wav"]), MODEL)
+        prompts(["image"], audio=["a.wav"])
     with pytest.raises(InputError, match="--image has no meaning with --chat"):
         generate.parse(["--model=x", "--chat", "--image=a.png"])
     assert generate.parse(["--model=x", "--image=a.png"]).prompt == ""
     MODEL.save(tmp_path / "model")
     assert cli.run(generate.main, [f"--model={tmp_path / 'model'}", "--image=a.png"]) == 2
     assert "cannot generate: it reads images, and tokens are continued (what it can do: embed, classify)" in capsys.readouterr().err
+
+
+def test_media_in_a_prompt_of_a_text_model_is_an_error():
+    model = byte_model()
+    for prompt, said in [
+        (IMAGES[0], r"an array uint8 of shape \(8, 8, 1\)"),
+        (Media("image", IMAGES[0]), "media of modality 'image'"),
+        (("what?", Media("image", IMAGES[0])), "a tuple of the text 'what\\?' and media of modality 'image'"),
+    ]:
+        with pytest.raises(InputError, match=f"prompt 1 must be a text or a list of token ids, got {said}"):
+            model.generate(["a", prompt])

@@ -9,7 +9,12 @@ import pytest
 
 import fmjax
 from fmjax import config as configs
+from fmjax.commands import cli
+from fmjax.data.codecs.image import ImageCodec
+from fmjax.data.codecs.media import Media
 from fmjax.errors import ConfigError, InputError
+from fmjax.generate import main
+from fmjax.inference.model import Model
 from fmjax.training.loop import train
 from fmjax.training.metrics import read_metrics
 
@@ -87,3 +92,35 @@ def test_a_fork_brings_a_carry_a_codec_and_a_generator_of_its_own(my_lab, tmp_pa
         model.generate(num_sample=2)
     with pytest.raises(InputError, match="cannot generate: it carries no moments"):
         dataclasses.replace(model, carry=None).generate()
+
+
+def test_a_forks_generator_takes_texts_and_images(my_lab, tmp_path, capsys):
+    from my_lab.retouched import Brightness
+
+    codec = ImageCodec(2, 2, 1)
+    config = {"model": {"name": "my_lab.retouched:Brightness"}, "objective": {"name": "my_lab.retouched:Retouching"}}
+    model = Model(Brightness(), {"scale": np.float32(1)}, config, codecs={"image": codec})
+    image = np.array([[[0], [255]], [[255], [255]]], np.uint8)
+    kept, inverted = model.generate([("keep", image), ("invert", Media("image", image))])
+    np.testing.assert_array_equal((kept, inverted), (image, 255 - image))
+    for wrong, said in [
+        ([("keep", image), image], r"prompt 1 is an array uint8 of shape \(2, 2, 1\); expected a tuple \(text, image\)"),
+        ([(image, "keep")], "prompt 0 has an array uint8 .* where a text stands"),
+        ([("keep", "invert")], "prompt 0 is the text 'invert', and .* reads image"),
+        ([("keep", Media("audio", np.zeros(3)))], "prompt 0 is media of modality 'audio', and .* reads image"),
+        ([("keep", np.zeros((2, 2, 3), np.uint8))], r"prompt 0: an image is uint8 of shape \(2, 2, 1\), got an array"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            model.generate(wrong)
+    # The command makes the prompts of its flags, and writes texts where texts are made.
+    model.save(tmp_path / "image")
+    codec.write(image, tmp_path / "in.png")
+    argv = ["--prompt=invert", f"--image={tmp_path / 'in.png'}"]
+    assert cli.run(main, [f"--model={tmp_path / 'image'}", *argv, f"--output={tmp_path / 'out.png'}"]) == 0
+    np.testing.assert_array_equal(codec.read(tmp_path / "out.png"), 255 - image)
+    assert cli.run(main, [f"--model={tmp_path / 'image'}", *argv[1:], f"--output={tmp_path / 'out.png'}"]) == 2
+    assert "give as many of each, got 0 of text, 1 of image" in capsys.readouterr().err
+    config["objective"]["name"] = "my_lab.retouched:Describing"
+    Model(Brightness(), {"scale": np.float32(1)}, config, codecs={"image": codec}).save(tmp_path / "text")
+    assert cli.run(main, [f"--model={tmp_path / 'text'}", *argv, f"--output={tmp_path / 'out.txt'}"]) == 0
+    assert (tmp_path / "out.txt").read_text() == "invert 0.5\n"

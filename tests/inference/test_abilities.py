@@ -87,7 +87,7 @@ def test_the_table_is_what_each_kind_of_model_can_do():
         (lambda m: m.can("act"), "cannot act: it is no policy"),
         (lambda m: m.classify(["a cat"]), "input 0 is the text 'a cat', and Model.*reads image"),
         (lambda m: m.embed([IMAGES[0], Media("audio", np.zeros(3))]), "input 1 is media of modality 'audio', and .* reads image"),
-        (lambda m: m.classify([IMAGES[0][:4]]), r"input 0: an image is uint8 of shape \(8, 8, 1\), got uint8 of shape \(4"),
+        (lambda m: m.classify([IMAGES[0][:4]]), r"input 0: an image is uint8 of shape \(8, 8, 1\), got an array uint8 of shape \(4"),
         (lambda m: m.classify(IMAGES, topk=1), "classify has no option 'topk'; did you mean 'top_k'"),
         (lambda m: m.classify(IMAGES, top_k=11), "top_k must be a whole number from 1 to 10"),
         (lambda m: m.embed(image=IMAGES), "embed has no option 'image'; did you mean 'images'"),

@@ -110,7 +110,7 @@ def test_without_a_tokenizer_token_ids_give_token_ids(model):
 @pytest.mark.parametrize(
     "prompts, message",
     [
-        ([1, 2, 3], "prompt 0 must be a text or a list of token ids, got '1'"),
+        ([1, 2, 3], "prompt 0 must be a text or a list of token ids, got 1"),
         (["a", b"x"], "prompt 1 must be .*b'x'"),
         ([[1.5]], "prompt 0 must be"),
         (["a", None], "prompt 1 must be"),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 import shutil
 import signal
 
@@ -14,9 +15,11 @@ from conftest import Command, evaluations, last_logged, losses
 
 import fmjax
 from fmjax import config as configs
+from fmjax import generate
 from fmjax.assemble import build_module, open_data
 from fmjax.checkpoint_files import read_item
-from fmjax.errors import ConfigError
+from fmjax.commands import cli
+from fmjax.errors import ConfigError, InputError
 from fmjax.planning.plan import plan
 from fmjax.training.evaluation import to_global
 from fmjax.training.loop import train
@@ -131,7 +134,7 @@ def test_what_runs_carry_loads_on_one_device_on_a_mesh_and_from_what_save_wrote(
     assert not all(x.sharding.is_fully_replicated for x in jax.tree.leaves(slow))
 
 
-def test_samples_are_held_out_images_beside_their_reconstructions(runs):
+def test_samples_are_held_out_images_beside_their_reconstructions(runs, tmp_path, capsys):
     workdir, found = runs["vq_digits"]
     assert {p.name for p in (workdir / "samples" / "4").iterdir()} == {"all.png", "0.png", "1.png", "2.png", "3.png"}
     assert 1 <= found["eval/perplexity"] <= 8 and found["eval/loss"] > found["eval/reconstruction"]
@@ -140,6 +143,30 @@ def test_samples_are_held_out_images_beside_their_reconstructions(runs):
     drawn = model.objective.sample(model, jax.random.key(0), rows={"images": model.codec.encode(image)["images"][None]})
     np.testing.assert_array_equal(drawn[0], image)
     assert abs(drawn[1].astype(int) - model.codec.read(workdir / "samples" / "4" / "1.png")).max() <= 1
+    # What it makes of images that it is given is the same, whatever else is among them and wherever it lies.
+    files = [str(workdir / "samples" / "4" / f"{i}.png") for i in (2, 0)]
+    images = [model.codec.read(file) for file in files]
+    made = model.generate(images)
+    for other in (fmjax.load(workdir, mesh={"data": 2, "fsdp": 4}), model):
+        assert abs(np.stack(other.generate(images, batch_size=1)).astype(int) - np.stack(made)).max() <= 1
+    assert abs(made[1].astype(int) - drawn[1]).max() <= 1
+    argv = [f"--model={workdir}", f"--output={tmp_path / 'made.png'}"]
+    assert cli.run(generate.main, [*argv, f"--image={files[1]}"]) == 0
+    assert abs(model.codec.read(tmp_path / "made.png").astype(int) - drawn[1]).max() <= 1
+    for flags, message in [
+        ([], "reconstructs images: give it some"),
+        (["--image=none.png"], "none.png' cannot be read: No such file"),
+        ([f"--image={workdir / 'config.json'}"], "prompt 0: .*config.json' cannot be read as an image"),
+        ([f"--image={files[0]}", "--prompt=3"], "--prompt=3: a prompt of .* is image; leave --prompt out"),
+        (["--audio=a.wav"], "--audio=a.wav: .* reads no audio; it reads image"),
+    ]:
+        capsys.readouterr()
+        assert cli.run(generate.main, [*argv, *flags]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    with pytest.raises(InputError, match=r"prompt 1: an image is uint8 of shape \(8, 8, 1\), got .*\(8, 8, 3\)"):
+        model.generate([image, np.repeat(image, 3, axis=2)])
+    with pytest.raises(InputError, match="it has no codebook"):
+        dataclasses.replace(model, carry=None).generate([image])
 
 
 @pytest.mark.parametrize("name", NAMES)

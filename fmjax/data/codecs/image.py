@@ -8,7 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from fmjax.data.codecs.media import described
 from fmjax.errors import ConfigError, DataError
+from fmjax.small_files import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ImageCodec:
         if image.ndim == 2:
             image = image[..., None]
         if image.dtype != np.uint8 or image.shape != self.shape:
-            raise DataError(f"an image is uint8 of shape {self.shape}, got {image.dtype} of shape {np.shape(value)}")
+            raise DataError(f"an image is uint8 of shape {self.shape}, got {described(value)}")
         return {self.array: (image.astype(np.float32) / 255 - self._row(self.mean)) / self._row(self.std)}
 
     def decode(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -57,22 +59,37 @@ class ImageCodec:
         return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
 
     def read(self, path: pathlib.Path) -> np.ndarray:
-        """The image in a file of any format that Pillow reads, scaled to this size."""
+        """The image in a file of any format that Pillow reads, scaled to this size; a grey one has equal channels.
+
+        Raises DataError for a file that is no image, or whose image this codec cannot hold: one with more than 8 bits, a
+        transparent one, and one in colour where images are grey.
+        """
         from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(path) as file:
-                image = file.convert("L" if self.channels == 1 else "RGB")
-                image = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
-        except (OSError, UnidentifiedImageError) as error:
+                if file.mode.startswith(("I", "F")):
+                    raise DataError(f"{str(path)!r} has more than 8 bits a pixel (mode {file.mode}); convert it to 8")
+                can_be_clear = "A" in file.getbands() or "transparency" in file.info
+                if can_be_clear and file.convert("RGBA").getextrema()[3][0] < 255:
+                    raise DataError(f"{str(path)!r} is transparent in places; put it on a background")
+                image = file.convert("RGB")
+                size = self.width, self.height
+                pixels = np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR))
+        except (OSError, SyntaxError, UnidentifiedImageError) as error:  # SyntaxError: a PNG whose parts are broken
             raise DataError(f"{str(path)!r} cannot be read as an image: {error}") from None
-        return np.asarray(image, np.uint8).reshape(self.shape)
+        if self.channels == 3:
+            return pixels
+        if (pixels != pixels[..., :1]).any():
+            raise DataError(f"{str(path)!r} is in colour, and images here are grey (1 channel); convert it to grey")
+        return pixels[..., :1]
 
     def write(self, value: np.ndarray, path: pathlib.Path) -> None:
         """Writes an image uint8 [H, W, C] as PNG."""
         from PIL import Image
 
-        Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value).save(path)
+        with replacing(pathlib.Path(path)) as partial:
+            Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value).save(partial, format="PNG")
 
     def write_all(self, values: Sequence[np.ndarray], path: pathlib.Path) -> None:
         """Writes a grid of images, row by row, a pixel apart, as near to a square as their number allows."""

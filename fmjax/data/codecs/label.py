@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fmjax.data.codecs.media import described
 from fmjax.errors import DataError
 from fmjax.registry import nearest
 from fmjax.small_files import write_whole
@@ -39,7 +40,9 @@ class LabelCodec:
                 known = ", ".join(self.names) or f"the numbers 0 to {self.num_classes - 1}"
                 raise DataError(f"no class {value!r}{nearest(value, self.names) if self.names else ';'} Known: {known}")
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < self.num_classes:
-            raise DataError(f"a label is a whole number from 0 to {self.num_classes - 1} or a name, got {value!r}")
+            raise DataError(
+                f"a label is a whole number from 0 to {self.num_classes - 1} or a name, got {described(value)}"
+            )
         return {"labels": np.int32(value)}
 
     def decode(self, arrays: Mapping[str, np.ndarray]) -> int | str:

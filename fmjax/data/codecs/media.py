@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ class Media:
 
     Attributes:
       modality: the name of the codec that reads it, such as "image".
-      value: the array that the codec encodes; a copy, which cannot be written to.
+      value: the array that the codec encodes, a copy, which cannot be written to; or the path of a file that it reads.
       name: of the file or record that it comes from, for logs.
-      fingerprint: 32 hexadecimal digits of its dtype, shape and numbers.
+      fingerprint: 32 hexadecimal digits of its dtype, shape and numbers, or of the file's bytes.
+
+    Raises DataError for a file that cannot be read, or a value that is neither.
     """
 
     modality: str
@@ -26,6 +29,13 @@ class Media:
     fingerprint: str = dataclasses.field(init=False)
 
     def __post_init__(self):
+        if isinstance(self.value, pathlib.Path):
+            try:
+                content = hashlib.sha256(self.value.read_bytes()).hexdigest()[:32]
+            except OSError as error:
+                raise DataError(f"{str(self.value)!r} cannot be read: {error.strerror}") from None
+            object.__setattr__(self, "fingerprint", content)
+            return
         array = np.array(self.value)
         if array.dtype.kind not in "biuf":
             raise DataError(f"media of modality {self.modality!r} is an array of numbers, got {described(self.value)}")
@@ -33,6 +43,10 @@ class Media:
         content = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes()).hexdigest()[:32]
         object.__setattr__(self, "value", array)
         object.__setattr__(self, "fingerprint", content)
+
+    def encode(self, codec) -> dict[str, np.ndarray]:
+        """The arrays that a codec of its modality makes of it. Raises DataError for a value that the codec refuses."""
+        return codec.encode(codec.read(self.value) if isinstance(self.value, pathlib.Path) else self.value)
 
     def key(self) -> dict[str, str]:
         """What tells it from another, as JSON holds it."""
@@ -49,6 +63,8 @@ def described(value: Any) -> str:
         return f"media of modality {value.modality!r}"
     if isinstance(value, str):
         return f"the text {value[:40]!r}"
+    if isinstance(value, tuple):
+        return f"a tuple of {' and '.join(map(described, value)) or 'nothing'}"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"an array {value.dtype} of shape {tuple(value.shape)}"
     return repr(value)[:60]

@@ -42,7 +42,24 @@ def test_image_files(tmp_path):
     image = noise((4, 6, 3))
     COLOUR.write(image, tmp_path / "one.png")
     np.testing.assert_array_equal(COLOUR.read(tmp_path / "one.png"), image)
-    assert ImageCodec(2, 3, 1).read(tmp_path / "one.png").shape == (2, 3, 1)
+    grey = ImageCodec(2, 3, 1)
+    with pytest.raises(DataError, match="one.png' is in colour, and images here are grey"):
+        grey.read(tmp_path / "one.png")
+    Image.fromarray(image[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(np.repeat(image[..., :1], 3, axis=2)).save(tmp_path / "equal.png")
+    assert grey.read(tmp_path / "grey.png").shape == (2, 3, 1)
+    np.testing.assert_array_equal(grey.read(tmp_path / "equal.png"), grey.read(tmp_path / "grey.png"))
+    np.testing.assert_array_equal(COLOUR.read(tmp_path / "grey.png"), np.repeat(image[..., :1], 3, axis=2))
+    # What 8 bits a channel cannot hold would be lost without a word.
+    Image.fromarray(image[..., 0].astype(np.uint16) * 256).save(tmp_path / "deep.png")
+    clear = np.concatenate([image, np.full((4, 6, 1), 255, np.uint8)], axis=2)
+    Image.fromarray(clear).save(tmp_path / "opaque.png")
+    clear[0, 0, 3] = 0
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    np.testing.assert_array_equal(COLOUR.read(tmp_path / "opaque.png"), image)
+    for name, message in (("deep", "more than 8 bits a pixel .mode I;16."), ("clear", "transparent in places")):
+        with pytest.raises(DataError, match=f"{name}.png' .*{message}"):
+            COLOUR.read(tmp_path / f"{name}.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "one.png").read_bytes()[:40])
     for name in ("torn.png", "none.png"):
         with pytest.raises(DataError, match=f"{name}' cannot be read as an image"):
