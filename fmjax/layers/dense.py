@@ -4,12 +4,14 @@ Quantized weights, low-rank adapters and low precision enter in `dense` and nowh
 """
 
 import dataclasses
-import functools
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from fmjax.layers.checks import check_choice
 from fmjax.layers.weights import LoRAWeight, Turned, is_weight
@@ -98,40 +100,62 @@ def _turned_product(x, weight, out_dtype):
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-# The gradients are written out because the order of factors decides what XLA's CPU backend does. In the weight's
-# gradient the first factor is copied to be transposed, so it must be the smaller one; autodiff takes the output's
-# gradient there. The weight's gradient is accumulated in the weight's own dtype.
+# The product is a primitive because its gradients are written out and a `custom_vjp` has no forward mode: what is
+# bilinear has derivatives of either mode and any order once its two transposes are given. They are written out because
+# the order of factors decides what XLA's CPU backend does. In the weight's gradient the first factor is copied to be
+# transposed, so it must be the smaller one; autodiff takes the output's gradient there. The weight's gradient is
+# accumulated in the weight's own dtype, which no product of two bfloat16 factors has as its transpose.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x, weight, transpose, out_dtype):
-    contracted = (((x.ndim - 1,), (1 if transpose else 0,)), ((), ()))
-    return lax.dot_general(x, weight.astype(x.dtype), contracted, preferred_element_type=out_dtype)
+def _dot(x, weight, *, transpose, out_dtype):
+    """[..., out]; leading axes of weight beyond two are shared with x."""
+    shared = tuple(range(weight.ndim - 2))
+    contracted = ((x.ndim - 1,), (weight.ndim - (1 if transpose else 2),))
+    return lax.dot_general(x, weight.astype(x.dtype), (contracted, (shared, shared)), preferred_element_type=out_dtype)
 
 
-def _product_forward(x, weight, transpose, out_dtype):
-    return _product(x, weight, transpose, out_dtype), (x, weight)
+def weight_gradient(x: jax.Array, g: jax.Array, transpose: bool, dtype, shared: int = 0) -> jax.Array:
+    """The sum over rows of x_i g_j: [in, out] from x [..., in] and g [..., out], or [out, in] with `transpose`.
 
-
-def _product_backward(transpose, out_dtype, saved, g):
-    x, weight = saved
-    g = g.astype(x.dtype)
-    contracted = (((g.ndim - 1,), (0 if transpose else 1,)), ((), ()))
-    d_x = lax.dot_general(g, weight.astype(x.dtype), contracted, preferred_element_type=x.dtype)
-    return d_x, weight_gradient(x, g, transpose, weight.dtype)
-
-
-def weight_gradient(x: jax.Array, g: jax.Array, transpose: bool, dtype) -> jax.Array:
-    """The sum over rows of x_i g_j: [in, out] from x [..., in] and g [..., out], or [out, in] with `transpose`."""
-    rows = tuple(range(x.ndim - 1))
+    Of `shared` leading axes each index has a sum of its own.
+    """
+    rows, own = tuple(range(shared, x.ndim - 1)), tuple(range(shared))
     swap = g.shape[-1] < x.shape[-1]
     factors = (g, x) if swap else (x, g)
-    product = lax.dot_general(*factors, ((rows, rows), ((), ())), preferred_element_type=dtype)
+    product = lax.dot_general(*factors, ((rows, rows), (own, own)), preferred_element_type=dtype)
     # Without the barrier XLA folds the transposition into the product, and the factors are back in the slow order.
-    return lax.optimization_barrier(product).T if swap != transpose else product
+    return lax.optimization_barrier(product).swapaxes(-1, -2) if swap != transpose else product
 
 
-_product.defvjp(_product_forward, _product_backward)
+def _input_transposed(g, x, weight, *, transpose, out_dtype):
+    return _product(g.astype(x.aval.dtype), weight, not transpose, x.aval.dtype)
+
+
+def _weight_transposed(g, x, weight, *, transpose, out_dtype):
+    return weight_gradient(x, g.astype(x.dtype), transpose, weight.aval.dtype, weight.aval.ndim - 2)
+
+
+def _batched(arrays, axes, **options):
+    """Under `vmap`: an axis of x alone is one of rows, others are shared."""
+    (x, weight), (x_axis, weight_axis) = arrays, axes
+    if weight_axis is None:
+        shared = weight.ndim - 2
+        return product_p.bind(jnp.moveaxis(x, x_axis, shared), weight, **options), shared
+    weight = jnp.moveaxis(weight, weight_axis, 0)
+    x = jnp.broadcast_to(x, (len(weight), *x.shape)) if x_axis is None else jnp.moveaxis(x, x_axis, 0)
+    return product_p.bind(x, weight, **options), 0
+
+
+product_p = Primitive("product")
+product_p.def_impl(jax.jit(_dot, static_argnames=("transpose", "out_dtype")))
+product_p.def_abstract_eval(lambda *like, **options: jax.make_jaxpr(partial(_dot, **options))(*like).out_avals[0])
+mlir.register_lowering(product_p, mlir.lower_fun(_dot, multiple_results=False))
+ad.defbilinear(product_p, _input_transposed, _weight_transposed)
+batching.primitive_batchers[product_p] = _batched
+
+
+def _product(x, weight, transpose, out_dtype):
+    return product_p.bind(x, weight, transpose=transpose, out_dtype=out_dtype)
 
 
 class Linear(nn.Module):

@@ -12,7 +12,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.attention import BACKENDS, attention
 from fmjax.layers.attention.decode import decode_attention
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice, check_positive, check_rate
-from fmjax.layers.dense import Init, Linear
+from fmjax.layers.dense import Init, Linear, product_p
 from fmjax.layers.mlp import ACTIVATIONS, MLP
 from fmjax.layers.modulation import Modulation, modulated_norm
 from fmjax.layers.norm import NORMS, Norm
@@ -214,7 +214,7 @@ def remat_policy(name: str):
     check_choice("remat", name, REMAT_POLICIES)
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "dots": lambda primitive, *_, **__: primitive is product_p,
     }
     if name not in policies and name != "none":
         known = ", ".join(SAVED_NAMES)

@@ -55,7 +55,7 @@ def cross_entropy(
         others counts as correct.
 
     Returns: dict of float32 scalars, sums over positions times weights: "loss" (with z-loss and smoothing; the only
-    one through which gradients flow), "cross_entropy" (without them), "z_loss", and "correct" if asked for.
+    one with a derivative, of either mode), "cross_entropy" (without them), "z_loss", and "correct" if asked for.
     """
     options = _Options(z_loss, label_smoothing, chunk_size, count_correct)
     return _cross_entropy(hidden, head, targets, weights, options)
@@ -68,22 +68,30 @@ class _Options(NamedTuple):
     count_correct: bool
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _cross_entropy(hidden, head, targets, weights, options):
     return _on_mesh(hidden, head, targets, weights, options, gradients=False)[0]
 
 
-def _forward(hidden, head, targets, weights, options):
-    sums, d_hidden, d_head = _on_mesh(hidden, head, targets, weights, options, gradients=True)
-    return sums, (d_hidden, d_head)
+@_cross_entropy.defjvp
+def _derivative(options, primals, tangents):
+    """The gradients at hand times the tangents, whose transpose is the gradients times the loss's cotangent."""
+    sums, *gradients = _with_gradients(*primals, options)
+    along = lambda gradient, tangent: jnp.sum(gradient.astype(jnp.float32) * tangent.astype(jnp.float32))
+    loss = jax.tree.reduce(jnp.add, jax.tree.map(along, gradients, list(tangents[:2])))
+    return sums, {name: loss if name == "loss" else jnp.zeros_like(x) for name, x in sums.items()}
 
 
-def _backward(options, saved, cotangents):
-    d_hidden, d_head = jax.tree.map(lambda x: (x * cotangents["loss"]).astype(x.dtype), saved)
-    return d_hidden, d_head, None, None
+# JAX would linearize the loop over chunks with the rest, and take out of it what every turn has alike: arrays as large
+# as the logits. It does not look into a function with a derivative of its own.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _with_gradients(hidden, head, targets, weights, options):
+    return _on_mesh(hidden, head, targets, weights, options, gradients=True)
 
 
-_cross_entropy.defvjp(_forward, _backward)
+@_with_gradients.defjvp
+def _second_derivative(options, primals, tangents):
+    return jax.jvp(functools.partial(_on_mesh, options=options, gradients=True), primals, tangents)
 
 
 def _on_mesh(hidden, head, targets, weights, options, gradients):

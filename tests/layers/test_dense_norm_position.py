@@ -1,5 +1,7 @@
 """The small layers against numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from fmjax.layers.dense import dense
 from fmjax.layers.norm import layer_norm, rms_norm
 from fmjax.layers.patchify import patchify, unpatchify
 from fmjax.layers.position import Rope, apply_rope, positions_from_segments
-from fmjax.layers.weights import Turned, merged
+from fmjax.layers.weights import LoRAWeight, Turned, merged
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -52,6 +54,67 @@ def test_dense_in_bfloat16_keeps_float32_gradients_for_float32_weights():
     assert grad.dtype == jnp.float32
     np.testing.assert_allclose(grad, 40.96, rtol=5e-3)  # summed in bfloat16 it would stop growing long before
     assert dense(x, w, dtype="bfloat16", out_dtype=jnp.float32).dtype == jnp.float32
+
+
+def random_arrays(*shapes):
+    return [jax.random.normal(key, shape) for key, shape in zip(jax.random.split(jax.random.key(0), len(shapes)), shapes)]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05)])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_the_tangent_of_dense_is_that_of_a_product(dtype, tolerance, transpose):
+    x, w, d_x, d_w = random_arrays((2, 3, 6), (6, 4), (2, 3, 6), (6, 4))
+    turn = (lambda w: w.T) if transpose else (lambda w: w)
+    function = lambda x, w: dense(x, w, dtype=dtype, transpose=transpose, out_dtype="float32")
+    found = jax.jvp(function, (x, turn(w)), (d_x, turn(d_w)))[1]
+    linear = jax.linearize(function, x, turn(w))[1](d_x, turn(d_w))
+    np.testing.assert_allclose(found, d_x @ w + x @ d_w, atol=tolerance)
+    np.testing.assert_allclose(linear, found, atol=tolerance)
+
+
+def test_the_tangent_of_dense_through_other_weights():
+    x, base, a, b, d_x, d_base, d_a, d_b = random_arrays((3, 6), (6, 4), (6, 2), (2, 4), (3, 6), (6, 4), (6, 2), (2, 4))
+    low = LoRAWeight(base, a, b, 0.5), LoRAWeight(d_base, d_a, d_b, 0.5)
+    found = jax.jvp(dense, (x, low[0]), (d_x, low[1]))[1]
+    matrix, change = base + 0.5 * a @ b, d_base + 0.5 * (d_a @ b + a @ d_b)
+    np.testing.assert_allclose(found, d_x @ matrix + x @ change, atol=1e-5)
+    for rows in (1, 2, 3):
+        turned = jax.jvp(dense, (x[:rows], Turned(base.T)), (d_x[:rows], Turned(d_base.T)))[1]
+        np.testing.assert_allclose(turned, (d_x @ base + x @ d_base)[:rows], atol=1e-5)
+
+
+def test_derivatives_of_dense_of_second_order_and_under_vmap():
+    x, w, d_x, d_w = random_arrays((5, 6), (6, 4), (5, 6), (6, 4))
+    ours = lambda x, w: jnp.sum(jnp.sin(dense(x, w)))
+    plain = lambda x, w: jnp.sum(jnp.sin(x @ w))
+    both = lambda make: [jax.jit(make(f))(x, w) for f in (ours, plain)]
+    orders = {
+        "forward over reverse": lambda f: jax.jacfwd(jax.grad(f, 1), 1),
+        "reverse over reverse": lambda f: jax.jacrev(jax.grad(f, 1), 0),
+        "reverse over forward": lambda f: jax.grad(lambda x, w: jax.jvp(f, (x, w), (d_x, d_w))[1], (0, 1)),
+        "gradients of each row": lambda f: jax.vmap(jax.grad(f, 1), (0, None)),
+        "of each kernel": lambda f: lambda x, w: jax.vmap(jax.grad(f, (0, 1)), (None, 0))(x, jnp.stack([w, 2 * w])),
+        "of each row of each kernel": lambda f: lambda x, w: jax.vmap(
+            jax.vmap(jax.grad(f, (0, 1)), (0, None)), (None, 2)
+        )(x, jnp.stack([w, 2 * w], 2)),
+    }
+    for name, make in orders.items():
+        close = functools.partial(np.testing.assert_allclose, atol=1e-5, err_msg=name)
+        jax.tree.map(close, *both(make))
+
+
+def test_gradients_in_bfloat16_are_summed_in_float32_through_a_tangent_too():
+    """The sum of 4,096 rows of 0.01 would stop growing in bfloat16; rounded to it once it would be 41."""
+    x, w = jnp.ones((4096, 3)), jnp.full((3, 2), 0.1)
+
+    def loss(x, w):
+        return jnp.sum(dense(x, w, dtype="bfloat16").astype(jnp.float32) * 0.0100097656)  # of bfloat16
+
+    exact = 4096 * 0.0100097656
+    np.testing.assert_allclose(jax.grad(loss, 1)(x, w), exact, rtol=1e-6)
+    through = jax.grad(lambda w: jax.jvp(lambda x: loss(x, w), (x,), (x,))[1])(w)
+    primal = jax.grad(lambda w: jax.jvp(lambda x: loss(x, w), (x,), (x,))[0])(w)
+    np.testing.assert_allclose([through, primal], exact, rtol=1e-6)
 
 
 def test_norms_and_their_gradients():

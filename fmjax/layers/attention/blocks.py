@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from fmjax.layers.attention.reference import MASKED
+from fmjax.layers.derivatives import with_backward
 from fmjax.layers.padding import pad
 
 BLOCK = 256
@@ -40,7 +41,7 @@ def attend(q, k, v, index, *, segment_ids, causal, window, scale, order=None, bl
     mask = _Mask(causal, window, s, rows, columns, order)
     index, query_ids = pad(index, 0, rows, mode="edge"), pad(ids[0], 1, rows)
     k, v, key_ids = pad(k, 2, columns), pad(v, 2, columns), pad(ids[1], 1, columns)
-    out = _attend(pad(q, 3, rows), k, v, index, query_ids, key_ids, mask)[:, :, :, :t]
+    out = _attend(pad(q, 3, rows), k, v, index, query_ids, key_ids, mask=mask)[:, :, :, :t]
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
 
 
@@ -119,9 +120,9 @@ def _from_blocks(x, rows):
     return x.reshape(b, kv_heads, x.shape[2], blocks * rows, d)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _attend(q, k, v, index, query_ids, key_ids, mask):
-    return _forward(q, k, v, index, query_ids, key_ids, mask)[0]
+def _attend(*args, mask):
+    own = (functools.partial(function, mask=mask) for function in (_forward, _backward, _tangent))
+    return with_backward(*own)(*args)[0]
 
 
 def _placed(index, query_ids, rows):
@@ -130,6 +131,8 @@ def _placed(index, query_ids, rows):
 
 
 def _forward(q, k, v, index, query_ids, key_ids, mask):
+    """(output, logarithms of the softmax's denominators as of `_query_blocks`)."""
+
     def of_queries(block):
         query, place, own_ids = block
 
@@ -148,13 +151,12 @@ def _forward(q, k, v, index, query_ids, key_ids, mask):
         return (out / total).astype(q.dtype), top + jnp.log(total)
 
     out, log_sums = lax.map(of_queries, (_query_blocks(q, mask.rows), *_placed(index, query_ids, mask.rows)))
-    out = _from_blocks(out, mask.rows)
-    return out, (q, k, v, index, query_ids, key_ids, out, log_sums)
+    return _from_blocks(out, mask.rows), log_sums
 
 
-def _backward(mask, saved, g):
-    """Probabilities are computed again from the saved log-sums."""
-    q, k, v, index, query_ids, key_ids, out, log_sums = saved
+def _backward(args, outs, cotangents, mask):
+    """Gradients to q, k and v; probabilities are computed again from the log-sums."""
+    (q, k, v, index, query_ids, key_ids), (out, log_sums), (g, g_log_sums) = args, outs, cotangents
     delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
 
     def of_queries(gradients, block):
@@ -176,10 +178,32 @@ def _backward(mask, saved, g):
         d_query, *gradients = mask.loop(place, add, start)
         return tuple(gradients), d_query.astype(q.dtype)
 
-    blocks = [_query_blocks(x, mask.rows) for x in (q, g, delta)]
+    query, g_block, delta = (_query_blocks(x, mask.rows) for x in (q, g, delta))
+    blocks = query, g_block, delta - g_log_sums
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
     (d_k, d_v), d_q = lax.scan(of_queries, zeros, (*blocks, log_sums, *_placed(index, query_ids, mask.rows)))
-    return _from_blocks(d_q, mask.rows), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+    return _from_blocks(d_q, mask.rows), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 
-_attend.defvjp(_forward, _backward)
+def _tangent(args, outs, tangents, mask):
+    """Of what `_forward` returns; a loop whose length is known at run time only has no transpose to take it from."""
+    (q, k, v, index, query_ids, key_ids), (out, log_sums), (d_q, d_k, d_v) = args, outs, tangents
+
+    def of_queries(block):
+        query, d_query, out, log_sum, place, own_ids = block
+
+        def add(j, carry):
+            d_log_sum, d_out = carry
+            keys, values, d_keys, d_values = (_cut(x, j, mask.columns, 2) for x in (k, v, d_k, d_v))
+            allowed = mask.allowed(j, place, own_ids, _cut(key_ids, j, mask.columns, 1))
+            p = jnp.exp(_logits(query, keys, allowed) - log_sum)
+            change = p * (_product(d_query, keys, 3, 3) + _product(query, d_keys, 3, 3))
+            new = _product(change.astype(v.dtype), values, 3, 2) + _product(p.astype(v.dtype), d_values, 3, 2)
+            return d_log_sum + jnp.sum(change, axis=-1, keepdims=True), d_out + new
+
+        d_log_sum, d_out = mask.loop(place, add, (jnp.zeros(log_sum.shape), jnp.zeros(query.shape)))
+        return (d_out - d_log_sum * out).astype(out.dtype), d_log_sum
+
+    blocks = (_query_blocks(x, mask.rows) for x in (q, d_q, out))
+    d_out, d_log_sums = lax.map(of_queries, (*blocks, log_sums, *_placed(index, query_ids, mask.rows)))
+    return _from_blocks(d_out, mask.rows), d_log_sums

@@ -19,6 +19,7 @@ from jax import lax
 
 from fmjax.layers.attention.blocks import attend
 from fmjax.layers.attention.reference import MASKED
+from fmjax.layers.derivatives import with_backward
 
 MIN_BLOCK = 128
 MAX_BLOCKS = 16  # blocks are unrolled: bounds the size of the program for long sequences
@@ -177,15 +178,25 @@ def _allowed(segment_ids, queries, keys, causal, window):
     return functools.reduce(jnp.logical_and, allowed) if allowed else None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attend(q, k, v, segment_ids, causal, window):
-    return _forward(q, k, v, segment_ids, causal, window)[0]
+    return _function(causal, window)(q, k, v, *(segment_ids or (None, None)))[0]
 
 
-def _forward(q, k, v, segment_ids, causal, window):
-    part = functools.partial(_forward_part, causal=causal, window=window)
-    out, log_sums = _in_parts(part, (q, k, v, segment_ids), causal, window)
-    return out, (q, k, v, segment_ids, out, log_sums)
+@functools.lru_cache(maxsize=None)
+def _function(causal, window):
+    """(q, k, v, ids of queries, ids of keys) -> what `_forward_part` returns, with `_backward_part` as its gradient."""
+    options = dict(causal=causal, window=window)
+
+    def forward(q, k, v, *ids):
+        ids = None if ids[0] is None else ids
+        return _in_parts(functools.partial(_forward_part, **options), (q, k, v, ids), **options)
+
+    def backward(args, outs, cotangents):
+        q, k, v, *ids = args
+        arrays = q, k, v, None if ids[0] is None else tuple(ids), *outs, *cotangents
+        return _in_parts(functools.partial(_backward_part, **options), arrays, **options)
+
+    return with_backward(forward, backward)
 
 
 def _forward_part(q, k, v, segment_ids, causal, window):
@@ -213,14 +224,9 @@ def _forward_part(q, k, v, segment_ids, causal, window):
     return _queries_back(jnp.concatenate(outs, axis=2), b), log_sums
 
 
-def _backward(causal, window, saved, g):
-    q, k, v, segment_ids, out, log_sums = saved
-    part = functools.partial(_backward_part, causal=causal, window=window)
-    return *_in_parts(part, (q, k, v, segment_ids, out, log_sums, g), causal, window), None
-
-
-def _backward_part(q, k, v, segment_ids, out, log_sums, g, causal, window):
+def _backward_part(q, k, v, segment_ids, out, log_sums, g, g_log_sums, causal, window):
     """Gradients to q, k and v; probabilities are computed again from the log-sums (Dao et al. 2022, appendix B.4).
+    `g` and `g_log_sums` are the gradients to `out` and `log_sums`.
 
     Logits are turned here, a row a key and a column a query: then every product has its factors in the order in which
     XLA multiplies them without a copy, the queries' gradient after one of the keys.
@@ -231,7 +237,7 @@ def _backward_part(q, k, v, segment_ids, out, log_sums, g, causal, window):
     q, g, delta = (_queries_first(x, kv_heads) for x in (q, g, delta))
     k, v, segment_ids = _keys_first(k), _keys_first(v), _ids_of_heads(segment_ids, kv_heads)
     n, groups = q.shape[:2]
-    delta, log_sums = delta[..., 0], log_sums.reshape(n, groups, t)
+    delta, log_sums = delta[..., 0] - g_log_sums.reshape(n, groups, t), log_sums.reshape(n, groups, t)
     turned_k = k.swapaxes(1, 2)
     d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for start, end, first, last in blocks(t, s, causal, window):
@@ -250,6 +256,3 @@ def _backward_part(q, k, v, segment_ids, out, log_sums, g, causal, window):
         d_v = d_v.at[:, first:last].add(_weighted_rows(p, g_block, jnp.float32))
     d_q = jnp.concatenate(d_q, axis=-1).transpose(0, 2, 3, 1)
     return _queries_back(d_q, b), _keys_back(d_k.astype(k.dtype), b), _keys_back(d_v.astype(v.dtype), b)
-
-
-_attend.defvjp(_forward, _backward)

@@ -2,6 +2,8 @@
 
 Causal masks and causal windows are the kernel's own. Packing and windows to both sides are handed over as an explicit
 mask [B or 1, 1, T, S], which the kernel reads as a bias: exact, at the memory of one such array in the compute dtype.
+The kernel has a backward pass and no forward mode: for `jax.jvp` take the backend "reference".
+
 The kernel wants head dimensions in eights and, with a mask, even lengths; both are padded, exactly.
 """
 

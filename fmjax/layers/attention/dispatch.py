@@ -66,6 +66,10 @@ def attention(
         is left to XLA.
       dropout_rate, dropout_key: dropout of the attention probabilities.
 
+    Derivatives: `reference` and `cpu` have those of both modes (`jax.grad`, `jax.jvp`), and of any order but for the
+    gradient of a derivative on a split length, or of `cpu` from `LONG` tokens on. The kernels of `cudnn` and `splash`
+    have a backward pass alone: `jax.jvp` through them raises a TypeError.
+
     Returns: [B, T, H, D] in q's dtype. Logits and softmax are float32.
     Raises ConfigError when shapes do not fit or a named backend cannot do what is asked.
     """

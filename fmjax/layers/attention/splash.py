@@ -8,6 +8,8 @@ gradient once for every block of keys, to be summed; for long rows larger blocks
 chip's vector memory holds. Beyond MAX_PARTS of the largest, the two kernels that need no such memory take over, with
 seven products where the one has five.
 
+The kernel has no forward mode: for `jax.jvp` take the backend "reference".
+
 For a remat policy, what the backward pass reads of the forward pass (the output and its log-sums) is called RESIDUALS.
 """
 

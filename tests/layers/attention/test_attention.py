@@ -61,6 +61,27 @@ def test_backends_are_the_reference(name, backend, tolerance):
     assert_same(case.outputs_and_gradients(backend, *case.arrays()), expected_of(case), tolerance)
 
 
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_the_tangent_of_the_cpu_backend_is_the_references(name, long, monkeypatch):
+    case = CASES[name]
+    if long:
+        monkeypatch.setattr(attention_cpu, "LONG", 1)
+        monkeypatch.setattr(attention_cpu, "LONG_BLOCK", 8)
+    *arrays, ids = case.arrays()
+    along = [jax.random.normal(jax.random.key(i), x.shape) for i, x in enumerate(arrays)]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def tangents(backend):
+        run = lambda q, k, v: case.run(backend, q, k, v, ids)
+        return jax.jvp(run, arrays, along)[1], jax.vmap(lambda t: jax.jvp(run, arrays, [t, *along[1:]])[1])(along[0][None])[0]
+
+    found, batched = tangents("cpu")
+    expected, _ = tangents("reference")
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(batched, expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("rows_at_once, cores", [(1, 1), (2, 1), (1, 2), (2, 3)])
 def test_cpu_backend_a_few_rows_at_a_time(rows_at_once, cores, monkeypatch):
     """Rows that are computed together, and parts of a turn, both of a loop over 6 rows."""
