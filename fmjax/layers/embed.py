@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.layers.dense import dense
+from fmjax.layers.derivatives import with_backward
 
 
 class Embedding(nn.Module):
@@ -14,24 +15,38 @@ class Embedding(nn.Module):
       num, features: shape of the table.
       names: logical names of its axes.
       stddev: of its normal initialisation.
+      dtype: of the rows that are looked up.
     """
 
     num: int
     features: int
     names: tuple[str, str] = ("vocab", "embed")
     stddev: float = 0.02
+    dtype: str = "float32"
 
     def setup(self):
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.names)
         self.embedding = self.param("embedding", init, (self.num, self.features), jnp.float32)
 
     def __call__(self, index: jax.Array) -> jax.Array:
-        """int32 [...] to float32 [..., features]."""
+        """int32 [...] to [..., features]."""
         # Negative numbers would count from the end of the table.
         index = jnp.where(index < 0, self.num, index)
-        # The columns are gathered first: a table split both ways cannot be looked up without XLA copying everything.
-        table = nn.with_logical_constraint(self.embedding, (self.names[0], None))
-        return jnp.take(table, index, axis=0, mode="fill")
+
+        def gathered(table):
+            """Columns are gathered first: a table split both ways cannot be looked up without XLA copying everything."""
+            return nn.with_logical_constraint(table, (self.names[0], None))
+
+        def look_up(table, index):
+            return (jnp.take(gathered(table.astype(self.dtype)), index, axis=0, mode="fill"),)
+
+        def gradient(args, rows, cotangents):
+            """Summed in the table's dtype, not in that of the rows."""
+            table, index = args
+            total = jnp.zeros_like(table).at[index].add(cotangents[0].astype(table.dtype), mode="drop")
+            return (gathered(total),)
+
+        return with_backward(look_up, gradient)(self.embedding, index)[0]
 
 
 def output_logits(hidden: jax.Array, head: dict) -> jax.Array:

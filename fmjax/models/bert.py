@@ -72,12 +72,14 @@ class Bert(Encoder):
     def setup(self):
         size, std, init = self.hidden_size, self.init_std, Init(scale=self.init_std)
         if self.vocab_size is not None:
-            self.token_embedding = Embedding(self.vocab_size, size, stddev=std)
+            self.token_embedding = Embedding(self.vocab_size, size, stddev=std, dtype=self.dtype)
         if self.vocab_size is not None and self.masked_lm_head:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
             self.head_bias = self.param("head_bias", zeros, (self.vocab_size,), jnp.float32)
-        self.position_embedding = Embedding(self.max_length + self.position_offset, size, ("position", "embed"), std)
-        self.type_embedding = Embedding(self.num_token_types, size, (None, "embed"), std)
+        self.position_embedding = Embedding(
+            self.max_length + self.position_offset, size, ("position", "embed"), std, self.dtype
+        )
+        self.type_embedding = Embedding(self.num_token_types, size, (None, "embed"), std, self.dtype)
         self.embedding_norm = Norm("layernorm", self.norm_eps)
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.stack = Transformer(self.transformer)
@@ -92,7 +94,7 @@ class Bert(Encoder):
         """[B, T, D] in the compute dtype."""
         types = jnp.zeros_like(tokens) if token_types is None else token_types
         x = self.token_embedding(tokens) + self.position_embedding(positions + self.position_offset)
-        x = self.embedding_norm((x + self.type_embedding(types)).astype(self.dtype))
+        x = self.embedding_norm(x + self.type_embedding(types))
         return tap(self, "embedded", self.embedding_dropout(x, deterministic=not train))
 
     def predict(self, hidden) -> tuple[jax.Array, dict]:

@@ -52,5 +52,5 @@ class Gemma3(Llama):
 
     def embed(self, tokens, positions, train) -> jax.Array:
         """[B, T, D] in the compute dtype, scaled by sqrt(hidden_size) as rounded to that dtype."""
-        x = self.token_embedding(tokens).astype(self.dtype)
+        x = self.token_embedding(tokens)
         return tap(self, "embedded", x * jnp.asarray(math.sqrt(self.hidden_size), self.dtype))

@@ -78,9 +78,9 @@ class GPT(Decoder):
 
     def setup(self):
         if self.vocab_size is not None:
-            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=self.init_std)
+            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=self.init_std, dtype=self.dtype)
         self.position_embedding = Embedding(
-            self.max_length, self.hidden_size, ("position", "embed"), stddev=self.position_init_std
+            self.max_length, self.hidden_size, ("position", "embed"), self.position_init_std, self.dtype
         )
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.stack = Transformer(self.transformer)
@@ -88,7 +88,7 @@ class GPT(Decoder):
     def embed(self, tokens, positions, train) -> jax.Array:
         """[B, T, D] in the compute dtype."""
         x = self.token_embedding(tokens) + self.position_embedding(positions)
-        return tap(self, "embedded", self.embedding_dropout(x.astype(self.dtype), deterministic=not train))
+        return tap(self, "embedded", self.embedding_dropout(x, deterministic=not train))
 
     def head(self) -> dict:
         """Output weights, tied to the token embedding."""

@@ -82,7 +82,7 @@ class Llama(Decoder):
 
     def setup(self):
         if self.vocab_size is not None:
-            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=self.init_std)
+            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=self.init_std, dtype=self.dtype)
             if not self.tie_embeddings:
                 init = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ("embed", "vocab"))
                 self.head_kernel = self.param("head", init, (self.hidden_size, self.vocab_size), jnp.float32)
@@ -90,7 +90,7 @@ class Llama(Decoder):
 
     def embed(self, tokens, positions, train) -> jax.Array:
         """[B, T, D] in the compute dtype; positions enter in the attention."""
-        return tap(self, "embedded", self.token_embedding(tokens).astype(self.dtype))
+        return tap(self, "embedded", self.token_embedding(tokens))
 
     def head(self) -> dict:
         """Output weights."""

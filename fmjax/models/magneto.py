@@ -61,17 +61,17 @@ class Magneto(Decoder):
         return sub_ln_config(self, causal=True)
 
     def setup(self):
-        stddev = self.hidden_size**-0.5
+        drawn = dict(stddev=self.hidden_size**-0.5, dtype=self.dtype)
         if self.vocab_size is not None:
-            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=stddev)
-        self.position_embedding = Embedding(self.max_length, self.hidden_size, ("position", "embed"), stddev=stddev)
+            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, **drawn)
+        self.position_embedding = Embedding(self.max_length, self.hidden_size, ("position", "embed"), **drawn)
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.stack = Transformer(self.transformer)
 
     def embed(self, tokens, positions, train) -> jax.Array:
         """[B, T, D] in the compute dtype."""
         x = self.token_embedding(tokens) + self.position_embedding(positions)
-        return tap(self, "embedded", self.embedding_dropout(x.astype(self.dtype), deterministic=not train))
+        return tap(self, "embedded", self.embedding_dropout(x, deterministic=not train))
 
     def head(self) -> dict:
         """Output weights, tied to the token embedding."""
@@ -105,19 +105,19 @@ class MagnetoEncoder(Encoder):
         return sub_ln_config(self, causal=False)
 
     def setup(self):
-        stddev = self.hidden_size**-0.5
+        drawn = dict(stddev=self.hidden_size**-0.5, dtype=self.dtype)
         if self.vocab_size is not None:
-            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=stddev)
+            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, **drawn)
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
             self.head_bias = self.param("head_bias", init, (self.vocab_size,), jnp.float32)
-        self.position_embedding = Embedding(self.max_length, self.hidden_size, ("position", "embed"), stddev=stddev)
+        self.position_embedding = Embedding(self.max_length, self.hidden_size, ("position", "embed"), **drawn)
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.stack = Transformer(self.transformer)
 
     def embed(self, tokens, positions, token_types, train) -> jax.Array:
         """[B, T, D] in the compute dtype; token types are not looked at."""
         x = self.token_embedding(tokens) + self.position_embedding(positions)
-        return tap(self, "embedded", self.embedding_dropout(x.astype(self.dtype), deterministic=not train))
+        return tap(self, "embedded", self.embedding_dropout(x, deterministic=not train))
 
     def predict(self, hidden) -> tuple[jax.Array, dict]:
         """(hidden [..., D], head) from the last layer's output."""

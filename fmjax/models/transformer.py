@@ -81,7 +81,9 @@ class EncoderDecoder(nn.Module):
 
     def setup(self):
         if self.vocab_size is not None:
-            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=self.hidden_size**-0.5)
+            self.token_embedding = Embedding(
+                self.vocab_size, self.hidden_size, stddev=self.hidden_size**-0.5, dtype=self.dtype
+            )
             if self.use_head_bias:
                 zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
                 self.head_bias = self.param("head_bias", zeros, (self.vocab_size,), jnp.float32)

@@ -9,6 +9,7 @@ import pytest
 
 from fmjax.errors import ConfigError
 from fmjax.layers.dense import dense
+from fmjax.layers.embed import Embedding
 from fmjax.layers.norm import layer_norm, rms_norm
 from fmjax.layers.patchify import patchify, unpatchify
 from fmjax.layers.position import Rope, apply_rope, positions_from_segments
@@ -115,6 +116,24 @@ def test_gradients_in_bfloat16_are_summed_in_float32_through_a_tangent_too():
     through = jax.grad(lambda w: jax.jvp(lambda x: loss(x, w), (x,), (x,))[1])(w)
     primal = jax.grad(lambda w: jax.jvp(lambda x: loss(x, w), (x,), (x,))[0])(w)
     np.testing.assert_allclose([through, primal], exact, rtol=1e-6)
+
+
+def test_an_embedding_gives_rows_in_its_dtype_and_sums_their_gradients_in_the_tables():
+    table, along = random_arrays((5, 3), (5, 3))
+    index = jnp.zeros((4096,), jnp.int32).at[0].set(4)
+    for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 1e-2)):
+        module = Embedding(5, 3, dtype=dtype)
+        look_up = lambda table, index=index, module=module: module.apply({"params": {"embedding": table}}, index)
+        rows, tangent = jax.jvp(look_up, (table,), (along,))
+        assert rows.dtype == tangent.dtype == dtype
+        np.testing.assert_allclose(rows[:2].astype(jnp.float32), table[jnp.array([4, 0])], atol=tolerance)
+        np.testing.assert_allclose(tangent[:2].astype(jnp.float32), along[jnp.array([4, 0])], atol=tolerance)
+        grad = jax.grad(lambda table: jnp.sum(look_up(table).astype(jnp.float32)) * 0.5)(table)
+        np.testing.assert_array_equal(grad[:, 0], [2047.5, 0, 0, 0, 0.5])
+        outside = look_up(table, jnp.array([-1, 5, 0]))
+        assert jnp.isnan(outside).all(-1).tolist() == [True, True, False]
+        grad = jax.grad(lambda table: jnp.sum(jnp.nan_to_num(look_up(table, jnp.array([-1, 5])))))(table)
+        np.testing.assert_array_equal(grad, 0)
 
 
 def test_norms_and_their_gradients():

@@ -1,5 +1,7 @@
 """Attention compiled for TPUs that are not there, where libtpu is installed; tests/planning compiles whole steps."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax.layers.attention import attention
+from fmjax.layers.embed import Embedding
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.platform import target_platform
 
@@ -50,6 +53,27 @@ def attention_gradient(devices, sizes, t, s, heads, kv_heads, head_dim, **option
 def test_attention_compiles_to_the_kernel(topology, name, sizes, shape, options):
     text = attention_gradient(topology(name), sizes, *shape, **options)
     assert text.count('custom_call_target="tpu_custom_call"') == 2  # forward, and backward for all three gradients
+
+
+def test_what_an_embedding_sends_is_in_the_dtype_of_the_activations(topology):
+    """The table's columns are gathered in bfloat16; its gradient is summed in float32."""
+    config = MeshConfig(data=1, fsdp=2, tensor=2)
+    mesh, module = make_mesh(config, list(topology("v5e:2x2"))), Embedding(512, 256, dtype="bfloat16")
+    place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+    table = jax.ShapeDtypeStruct((512, 256), jnp.float32, sharding=place("tensor", "fsdp"))
+    index = jax.ShapeDtypeStruct((8, 64), jnp.int32, sharding=place("fsdp"))
+
+    def loss(table, index):
+        rows = module.apply({"params": {"embedding": table}}, index)
+        return jnp.sum(nn.with_logical_constraint(rows, ("batch", "length", "act_embed")).astype(jnp.float32) ** 2)
+
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(config.table.items())):
+        text = jax.jit(jax.grad(loss), out_shardings=table.sharding).lower(table, index).compile().as_text()
+    sent = re.findall(r"= \(?(\w+)\[([\d,]+)\].* (all-gather|all-reduce|reduce-scatter)(?:-start)?\(", text)
+    assert ("bf16", "256,256", "all-gather") in sent and not any(
+        dtype == "f32" and kind == "all-gather" for dtype, _, kind in sent
+    )
+    assert any(dtype == "f32" and kind != "all-gather" for dtype, _, kind in sent)
 
 
 def test_the_platform_is_that_of_the_mesh_else_the_default():
