@@ -15,7 +15,7 @@ import numpy as np
 
 PACKAGE = pathlib.Path(__file__).parent
 COMPUTING = (
-    "layers", "models", "inference", "parallel/placement.py", "parallel/platform.py", "parallel/shards.py",
+    "layers", "models", "inference", "parallel/logical.py", "parallel/placement.py", "parallel/platform.py",
     "data/tokenizers", "tasks/answers.py", "tasks/functions.py", "tasks/environments.py",
     "tasks/adaptation.py", "tasks/retrieval.py",
 )  # fmt: skip

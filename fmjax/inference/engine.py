@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.inference import decoding, kinds
@@ -18,6 +17,7 @@ from fmjax.inference.engine_programs import CHUNK, Form
 from fmjax.inference.engine_requests import HIGHEST_SEED, Completion, PromptRequest, number_copies
 from fmjax.inference.engine_run import Run
 from fmjax.inference.sampler import Sampling, Uses
+from fmjax.parallel.logical import mesh_axes, num_shards
 
 
 class Engine:
@@ -138,11 +138,10 @@ class Engine:
         """What the programs of a run are compiled for, in the mesh and with the rules of the present context."""
         rules = dict(nn.get_logical_axis_rules())
         packed = rules | {"batch": (), "length": ()} if rules else {}
-        rows = rules.get("cache_rows", ())
         mesh = jax.sharding.get_abstract_mesh()
-        if rows and not mesh.empty:
-            parts = int(np.prod([mesh.shape[axis] for axis in rows]))
-            rules |= {"batch": tuple(rows) if batch_size % parts == 0 else (), "length": ()}
+        (rows,) = mesh_axes(mesh, ("cache_rows",))
+        if rows:
+            rules |= {"batch": rows if batch_size % num_shards(mesh, rows) == 0 else (), "length": ()}
         else:
             rules = packed
         both = tuple(rules.items()), tuple(packed.items())

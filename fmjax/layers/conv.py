@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fmjax.layers.norm import Norm
+from fmjax.parallel.logical import constrain
 
 WHOLE = ("batch", None, None, "act_embed")
 """Logical axes of an activation [B, H, W, C]."""
@@ -45,7 +46,7 @@ class Conv(nn.Module):
         else:
             layout["window_strides"] = layout.pop("strides")
             y = lax.conv_general_dilated(x, kernel, **layout)
-        return nn.with_logical_constraint(y + bias, WHOLE)
+        return constrain(y + bias, WHOLE)
 
 
 class ResidualBlock(nn.Module):

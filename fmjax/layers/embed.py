@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from fmjax.layers.dense import dense
 from fmjax.layers.derivatives import with_backward
+from fmjax.parallel.logical import constrain
 
 
 class Embedding(nn.Module):
@@ -33,18 +34,18 @@ class Embedding(nn.Module):
         # Negative numbers would count from the end of the table.
         index = jnp.where(index < 0, self.num, index)
 
-        def gathered(table):
-            """Columns are gathered first: a table split both ways cannot be looked up without XLA copying everything."""
-            return nn.with_logical_constraint(table, (self.names[0], None))
+        def with_all_columns(table):
+            # A table split both ways cannot be looked up without XLA copying everything.
+            return constrain(table, (self.names[0], None))
 
         def look_up(table, index):
-            return (jnp.take(gathered(table.astype(self.dtype)), index, axis=0, mode="fill"),)
+            return (jnp.take(with_all_columns(table.astype(self.dtype)), index, axis=0, mode="fill"),)
 
         def gradient(args, rows, cotangents):
             """Summed in the table's dtype, not in that of the rows."""
             table, index = args
             total = jnp.zeros_like(table).at[index].add(cotangents[0].astype(table.dtype), mode="drop")
-            return (gathered(total),)
+            return (with_all_columns(total),)
 
         return with_backward(look_up, gradient)(self.embedding, index)[0]
 

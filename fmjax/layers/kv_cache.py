@@ -9,13 +9,13 @@ follows from the row's length alone. A row is given to a new sequence by writing
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fmjax.errors import InputError
 from fmjax.layers.attention import attention
 from fmjax.layers.attention.decode import decode_attention
+from fmjax.parallel.logical import constrain
 
 AXES = ("batch", "act_heads", None, None)
 """Logical axes of keys and values."""
@@ -31,7 +31,7 @@ def init_cache(batch_size: int, max_length: int, num_kv_heads: int, head_dim: in
     def layer(window):
         slots = max_length if window is None else min(window, max_length)
         shape = (batch_size, num_kv_heads, slots, head_dim)
-        return {name: nn.with_logical_constraint(jnp.zeros(shape, dtype), AXES) for name in ("key", "value")}
+        return {name: constrain(jnp.zeros(shape, dtype), AXES) for name in ("key", "value")}
 
     return {"lengths": jnp.zeros(batch_size, jnp.int32), "layers": tuple(layer(window) for window in windows)}
 

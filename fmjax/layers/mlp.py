@@ -7,6 +7,7 @@ from fmjax.layers.checks import check_choice
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.norm import Norm
 from fmjax.layers.tap import tap
+from fmjax.parallel.logical import constrain
 
 
 def _gelu(x):
@@ -64,7 +65,7 @@ class MLP(nn.Module):
             hidden = act(tap(self, "mlp_gate", Linear(**inner, name="gate")(x)), tap(self, "mlp_up", up))
         else:
             hidden = act(tap(self, "mlp_up", up))
-        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "act_mlp"))
+        hidden = constrain(hidden, ("batch", "length", "act_mlp"))
         if self.norm is not None:
             hidden = Norm(self.norm, self.norm_epsilon, name="inner_norm")(hidden)
         hidden = tap(self, "mlp_hidden", hidden)

@@ -18,6 +18,7 @@ from fmjax.layers.modulation import Modulation, modulated_norm
 from fmjax.layers.norm import NORMS, Norm
 from fmjax.layers.position import Rope, apply_rope
 from fmjax.layers.tap import tap
+from fmjax.parallel.logical import constrain
 
 PLACEMENTS = ("pre", "post", "sandwich", "sub", "adaln")
 REMAT_POLICIES = ("none", "full", "dots", "save_named:NAME,NAME,...")
@@ -259,9 +260,9 @@ class Attention(nn.Module):
         if not cross and ropes is not None and ropes[kind] is not None:
             q, k = (apply_rope(x, ropes[kind]) for x in (q, k))
         axes = ("batch", "length", "act_heads", None)
-        q = nn.with_logical_constraint(tap(self, "q", q), axes)
+        q = constrain(tap(self, "q", q), axes)
         if k is not None:
-            k, v = (nn.with_logical_constraint(tap(self, name, y), axes) for name, y in (("k", k), ("v", v)))
+            k, v = (constrain(tap(self, name, y), axes) for name, y in (("k", k), ("v", v)))
         if cache is not None:
             out, entry = self._cached(cache, q, k, v, segment_ids, kind, cross)
         else:
@@ -329,7 +330,7 @@ class Block(nn.Module):
                 shift, scale, gate = modulation[name]
                 y = modulated_norm(x, shift, scale, c.norm_epsilon)
                 x = x + gate * dropout(tap(self, f"{name}_out", function(tap(self, f"{name}_in", y))))
-                return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+                return constrain(x, ("batch", "length", "act_embed"))
             norm = Norm(c.norm, c.norm_epsilon, name=f"{name}_norm")
             y = x if c.placement == "post" else norm(x)
             y = tap(self, f"{name}_out", function(tap(self, f"{name}_in", y)))
@@ -337,7 +338,7 @@ class Block(nn.Module):
                 y = Norm(c.norm, c.norm_epsilon, name=f"{name}_post_norm")(y)
             x = x + dropout(y)
             x = norm(x) if c.placement == "post" else x
-            return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+            return constrain(x, ("batch", "length", "act_embed"))
 
         entry = None
 

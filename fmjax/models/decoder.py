@@ -5,14 +5,15 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.layers.attention.dispatch import FORKING
-from fmjax.layers.kv_cache import begin, init_cache
 from fmjax.layers.checks import check_positive
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops
+from fmjax.layers.kv_cache import begin, init_cache
 from fmjax.layers.position import default_positions
 from fmjax.layers.tap import check_edits
 from fmjax.layers.transformer import TransformerConfig, unstack_layers
 from fmjax.models.stack import check_tokens
+from fmjax.parallel.logical import constrain
 
 
 class Decoder(nn.Module):
@@ -53,7 +54,7 @@ class Decoder(nn.Module):
         """
         out = self.features(tokens, segment_ids, positions, train, cache, slots)
         logits = output_logits(*out[:2])
-        logits = nn.with_logical_constraint(logits, ("batch", "length", "act_vocab"))
+        logits = constrain(logits, ("batch", "length", "act_vocab"))
         return logits if cache is None else (logits, out[2])
 
     def features(self, tokens, segment_ids=None, positions=None, train=False, cache=None, slots=None):
@@ -70,7 +71,7 @@ class Decoder(nn.Module):
         elif positions is None:
             positions = default_positions(tokens, segment_ids)
         x = self.embed(tokens, positions, train)
-        x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+        x = constrain(x, ("batch", "length", "act_embed"))
         x, layers = self.stack(x, segment_ids=segment_ids, positions=positions, cache=held, train=train)
         return (x, self.head()) if cache is None else (x, self.head(), {"lengths": step.after, "layers": layers})
 

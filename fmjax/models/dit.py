@@ -14,6 +14,7 @@ from fmjax.layers.position import sinusoids
 from fmjax.layers.tap import tap
 from fmjax.layers.transformer import Transformer, TransformerConfig
 from fmjax.models.stack import stack_config
+from fmjax.parallel.logical import constrain
 
 
 class DiT(nn.Module):
@@ -71,7 +72,7 @@ class DiT(nn.Module):
         embed = Linear(self.hidden_size, (None, "embed"), True, init, self.dtype, name="patch_embedding")
         x = embed(patchify(inputs, self.patch_size))
         x = x + grid_sinusoids(height // self.patch_size, width // self.patch_size, self.hidden_size).astype(x.dtype)
-        x = nn.with_logical_constraint(tap(self, "embedded", x), ("batch", None, "act_embed"))
+        x = constrain(tap(self, "embedded", x), ("batch", None, "act_embed"))
         condition = TimeEmbedding(self.hidden_size, dtype=self.dtype, name="time")(times)
         if self.num_classes:
             condition = condition + LabelEmbedding(self.num_classes, self.hidden_size, name="label")(labels)

@@ -11,6 +11,7 @@ from fmjax.layers.position import default_positions
 from fmjax.layers.tap import check_edits
 from fmjax.layers.transformer import TransformerConfig
 from fmjax.models.stack import check_tokens
+from fmjax.parallel.logical import constrain
 
 
 class Encoder(nn.Module):
@@ -47,7 +48,7 @@ class Encoder(nn.Module):
         Returns: float32 [B, T, V].
         """
         logits = output_logits(*self.features(tokens, segment_ids, positions, token_types, train))
-        return nn.with_logical_constraint(logits, ("batch", "length", "act_vocab"))
+        return constrain(logits, ("batch", "length", "act_vocab"))
 
     def features(self, tokens, segment_ids=None, positions=None, token_types=None, train=False):
         """(hidden [B, T, D], head): `output_logits(hidden, head)` are the logits."""
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
         if positions is None:
             positions = default_positions(tokens, segment_ids)
         x = self.embed(tokens, positions, token_types, train)
-        x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+        x = constrain(x, ("batch", "length", "act_embed"))
         x, _ = self.stack(x, segment_ids=segment_ids, positions=positions, train=train)
         return x
 

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
-from fmjax.layers.kv_cache import begin, init_cache
 from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init, dense
 from fmjax.layers.embed import Embedding, output_logits
 from fmjax.layers.flops import transformer_flops
+from fmjax.layers.kv_cache import begin, init_cache
 from fmjax.layers.position import default_positions, sinusoids
 from fmjax.layers.tap import check_edits, tap
 from fmjax.layers.transformer import Transformer, TransformerConfig, unstack_layers
 from fmjax.models.stack import LAYER_NORM, check_tokens, stack_config
+from fmjax.parallel.logical import constrain
 
 
 class EncoderDecoder(nn.Module):
@@ -107,7 +108,7 @@ class EncoderDecoder(nn.Module):
         Returns: float32 [B, T, V].
         """
         out = self.features(tokens, source_tokens, segment_ids, source_segment_ids, positions, source_positions, train)
-        return nn.with_logical_constraint(output_logits(*out), ("batch", "length", "act_vocab"))
+        return constrain(output_logits(*out), ("batch", "length", "act_vocab"))
 
     def features(
         self, tokens, source_tokens, segment_ids=None, source_segment_ids=None, positions=None, source_positions=None,
@@ -136,7 +137,7 @@ class EncoderDecoder(nn.Module):
         x = math.sqrt(self.hidden_size) * self.token_embedding(tokens)
         x = x + sinusoids(positions, self.hidden_size, self.interleaved_positions)
         x = tap(self, name, self.embedding_dropout(x.astype(self.dtype), deterministic=not train))
-        return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+        return constrain(x, ("batch", "length", "act_embed"))
 
     def head(self) -> dict:
         """Output weights, tied to the token embedding."""

@@ -12,6 +12,7 @@ from fmjax.layers.patchify import patchify
 from fmjax.layers.tap import tap
 from fmjax.layers.transformer import Transformer, TransformerConfig
 from fmjax.models.stack import LAYER_NORM, stack_config
+from fmjax.parallel.logical import constrain
 
 
 class ViT(nn.Module):
@@ -78,7 +79,7 @@ class ViT(nn.Module):
         positions = Embedding(x.shape[1], self.hidden_size, names, **own)
         x = x + positions(jnp.arange(x.shape[1])[None])
         x = tap(self, "embedded", nn.Dropout(self.dropout, deterministic=not train)(x))
-        x = nn.with_logical_constraint(x, ("batch", None, "act_embed"))
+        x = constrain(x, ("batch", None, "act_embed"))
         x, _ = Transformer(self.transformer, name="stack")(x, train=train)
         return x
 

@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec
 from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import weight_gradient
 from fmjax.layers.embed import output_logits
+from fmjax.parallel.logical import mesh_axes, num_shards
 from fmjax.parallel.platform import target_platform
-from fmjax.parallel.shards import mesh_axes, num_shards
 
 CHUNK_SIZE = 128
 CPU_POSITIONS = 512

@@ -1,11 +1,11 @@
 """Log-probabilities of tokens, differentiable: what policies and preferences are trained with."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fmjax.layers.embed import output_logits
 from fmjax.objectives.cross_entropy import default_chunk_size
+from fmjax.parallel.logical import constrain
 
 
 def token_logprobs(hidden, head, targets, *, temperature: float = 1.0, chunk_size: int | None = None) -> jax.Array:
@@ -26,7 +26,7 @@ def token_logprobs(hidden, head, targets, *, temperature: float = 1.0, chunk_siz
     def chunk(part):
         states, wanted = part
         logits = output_logits(states, head)
-        logits = nn.with_logical_constraint(logits, ("batch", "length", "act_vocab")) / temperature
+        logits = constrain(logits, ("batch", "length", "act_vocab")) / temperature
         top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
         log_z = jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1))
         # A comparison with an iota, rather than a gather, which is slow on TPUs and may cross devices.

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fmjax.errors import ConfigError
 from fmjax.parallel.hosts import connect
+from fmjax.parallel.logical import mesh_axes, num_shards
 from fmjax.parallel.mesh import AXES, MeshConfig, make_mesh
 from fmjax.parallel.sharding import param_shardings
 from fmjax.registry import nearest
@@ -58,7 +58,8 @@ class Placement:
     @property
     def num_row_shards(self) -> int:
         """Into how many parts the mesh splits the rows of a batch."""
-        return math.prod(self.mesh.shape[axis] for axis in self.config.table.get("batch", ()))
+        (axes,) = mesh_axes(self.mesh, ("batch",), self.config.table)
+        return num_shards(self.mesh, axes)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""From logical axis names to shardings; whatever cannot be sharded as the table says is an error that names it."""
+"""Where parameters, optimizer state, carries and batches lie; what cannot lie as the table says is a named error."""
 
 import math
 import re
@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.errors import ConfigError
+from fmjax.parallel.logical import mesh_axes, num_shards
 from fmjax.registry import nearest
 
 # A parameter with more elements than this must be sharded when the mesh has an axis to shard over.
@@ -44,68 +45,43 @@ def param_shardings(shapes, axes, mesh: Mesh, table: Mapping[str, tuple[str, ...
       ConfigError: a logical axis is not in the table, a dimension does not divide, or a large parameter would be
         whole on every device of a mesh that could split it. The message names the parameter.
     """
-    # Axes that split nothing are left out, so that messages name those that do.
-    table = {logical: tuple(a for a in axes if mesh.shape[a] > 1) for logical, axes in table.items()}
     splittable = math.prod(size for axis, size in mesh.shape.items() if axis != "data") > 1
 
     def one(path, shape, names):
         name = path_name(path)
-        spec = partition_spec(names, table, f"parameter {name!r}")
-        check_divides(shape.shape, spec, mesh, f"parameter {name!r} with axes {names}")
-        whole = all(mesh.shape[a] == 1 for a in _mesh_axes(spec))
+        for logical in names:
+            if logical is not None and logical not in table:
+                raise ConfigError(
+                    f"parameter {name!r}: logical axis {logical!r} is not in the sharding table{nearest(logical, table)} "
+                    f"Known: {', '.join(table)}; add it under mesh.rules"
+                )
+        split = mesh_axes(mesh, names, table)
+        for dimension, (size, axes) in enumerate(zip(shape.shape, split)):
+            if size % num_shards(mesh, axes):
+                raise ConfigError(
+                    f"parameter {name!r} with axes {names}: dimension {dimension} of shape {shape.shape} has size {size}, "
+                    f"which does not divide over {' x '.join(axes)!r} ({num_shards(mesh, axes)} devices)"
+                )
         large = math.prod(shape.shape) > LARGE_PARAMETER
-        if splittable and whole and large and not any(re.search(p, name) for p in replicate):
+        if splittable and large and not any(split) and not any(re.search(p, name) for p in replicate):
             raise ConfigError(
                 f"parameter {name!r} of shape {shape.shape} (axes {names}) would be whole on each of {mesh.size} devices; "
                 f"give its axes a mesh axis in mesh.rules, or add a pattern that matches it to mesh.replicate"
             )
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, PartitionSpec(*split))
 
     return jax.tree_util.tree_map_with_path(one, shapes, axes)
 
 
-def partition_spec(names, table: Mapping[str, tuple[str, ...]], what: str) -> PartitionSpec:
-    """Mesh axes for logical `names`; a mesh axis is used once, by the first dimension that asks for it."""
-    used, entries = set(), []
-    for logical in names:
-        if logical is None:
-            entries.append(None)
-            continue
-        if logical not in table:
-            raise ConfigError(
-                f"{what}: logical axis {logical!r} is not in the sharding table{nearest(logical, table)} "
-                f"Known: {', '.join(table)}; add it under mesh.rules"
-            )
-        mesh_axes = tuple(a for a in table[logical] if a not in used)
-        used.update(mesh_axes)
-        entries.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
-    return PartitionSpec(*entries)
-
-
-def check_divides(shape, spec: PartitionSpec, mesh: Mesh, what: str) -> None:
-    """Raises ConfigError when a dimension of `shape` does not divide over the mesh axes `spec` gives it."""
-    for dimension, (size, entry) in enumerate(zip(shape, spec)):
-        parts = math.prod(mesh.shape[a] for a in _mesh_axes((entry,)))
-        if size % parts:
-            raise ConfigError(
-                f"{what}: dimension {dimension} of shape {tuple(shape)} has size {size}, "
-                f"which does not divide over {entry!r} ({parts} devices)"
-            )
-
-
-def _mesh_axes(spec) -> list[str]:
-    return [a for entry in spec if entry is not None for a in ((entry,) if isinstance(entry, str) else entry)]
-
-
 def batch_sharding(mesh: Mesh, table: Mapping[str, tuple[str, ...]]) -> NamedSharding:
     """Sharding of the leading, global batch axis of every array of a batch."""
-    return NamedSharding(mesh, partition_spec(("batch",), table, "a batch"))
+    return NamedSharding(mesh, PartitionSpec(*mesh_axes(mesh, ("batch",), table)))
 
 
 def check_batch(batch_size: int, mesh: Mesh, table: Mapping[str, tuple[str, ...]], what: str) -> None:
     """Raises ConfigError when `batch_size` does not divide over the mesh axes of the batch."""
-    axes = _mesh_axes(partition_spec(("batch",), table, what))
-    parts = math.prod(mesh.shape[a] for a in axes)
+    (axes,) = mesh_axes(mesh, ("batch",), table)
+    parts = num_shards(mesh, axes)
     if batch_size % parts:
         sizes = " x ".join(f"{a} {mesh.shape[a]}" for a in axes)
         raise ConfigError(f"{what} = {batch_size} does not divide over the mesh's {parts} batch shards ({sizes})")

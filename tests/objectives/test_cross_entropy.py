@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 from fmjax.errors import ConfigError
 from fmjax.objectives.causal_lm import CausalLM
 from fmjax.objectives.cross_entropy import CPU_POSITIONS, cross_entropy, default_chunk_size
+from fmjax.parallel.logical import mesh_axes
 from fmjax.parallel.mesh import DEFAULT_RULES, MeshConfig, make_mesh
-from fmjax.parallel.sharding import partition_spec
 
 B, T, D, V = 3, 13, 8, 40
 
@@ -160,7 +160,7 @@ def on_mesh(function, **sizes):
     """A function compiled with the head and the hidden states in their shards over eight devices."""
     config = MeshConfig(data=1, **sizes)
     mesh = make_mesh(config, jax.devices()[: np.prod(list(sizes.values()))])
-    place = lambda x, *axes: NamedSharding(mesh, partition_spec(axes, config.table, "it"))
+    place = lambda x, *axes: NamedSharding(mesh, jax.P(*mesh_axes(mesh, axes, config.table)))
     names = {"kernel": ("embed", "vocab"), "embedding": ("vocab", "embed"), "bias": ("vocab",)}
 
     def run(hidden, head):

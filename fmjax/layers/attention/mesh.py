@@ -29,7 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax.layers.attention.blocks import attend
 from fmjax.layers.padding import pad
-from fmjax.parallel.shards import mesh_axes, num_shards
+from fmjax.parallel.logical import mesh_axes, num_shards
 
 log = logging.getLogger(__name__)
 
