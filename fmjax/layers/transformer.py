@@ -59,6 +59,7 @@ class TransformerConfig:
         "sub": as "pre", and before the last product of each half (Magneto's Sub-LN, Wang et al. 2022);
         "adaln": as "pre", without parameters, scaled and shifted by the row's condition, which also gates what each
         half adds; no norm after the stack, where the model's own follows (adaLN-zero, Peebles & Xie 2023).
+      final_norm: whether there is a norm after the stack, where the placement has one.
       activation: a key of `fmjax.layers.mlp.ACTIVATIONS`.
       qkv_bias, out_bias, mlp_bias: biases on the products of query, key and value; of attention's output; of the MLP.
       qk_norm: an RMSNorm over each head of queries and keys, before the rotary embedding (Qwen 3, Gemma 3); it is of
@@ -91,6 +92,7 @@ class TransformerConfig:
     norm: str = "rmsnorm"
     norm_epsilon: float = 1e-5
     placement: str = "pre"
+    final_norm: bool = True
     activation: str = "swiglu"
     qkv_bias: bool = False
     out_bias: bool = False
@@ -408,7 +410,7 @@ class Transformer(nn.Module):
             x = self._scanned(x, memory, segment_ids, ropes, train, condition)
         else:
             x, layers = self._unrolled(x, memory, segment_ids, ropes, train, cache, condition)
-        if c.placement not in ("post", "adaln"):
+        if c.final_norm and c.placement not in ("post", "adaln"):
             x = Norm(c.norm, c.norm_epsilon, name="final_norm")(x)
         return tap(self, "final", x), layers
 
