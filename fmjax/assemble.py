@@ -42,14 +42,14 @@ def completed(config: FrozenConfigDict, module: nn.Module) -> FrozenConfigDict:
 
 
 def check_codecs(codecs, module: nn.Module, objective) -> None:
-    """Raises ConfigError where a codec's array, as the objective calls the module with it, has another shape than the
-    module says it takes (`example()`)."""
+    """Raises ConfigError where a codec's array, as the objective (or nobody: None) calls the module with it, has another
+    shape than the module says it takes (`example()`)."""
     known = {modality: codec for modality, codec in codecs.items() if hasattr(codec, "array")}
-    if objective is None or not known or not hasattr(module, "example"):
+    if not known or not hasattr(module, "example"):
         return
     batch = {codec.array: np.zeros((1, *codec.shape), np.float32) for codec in known.values()}
     try:
-        given = objective.inputs(batch)
+        given = batch if objective is None else objective.inputs(batch)
     except (KeyError, ConfigError):  # it also calls the module with arrays that no codec makes
         given = batch
     for name, wanted in module.example().items():

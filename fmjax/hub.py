@@ -15,8 +15,12 @@ ORGANISATIONS = {
     ),
     "FacebookAI": ("roberta-base", "roberta-large"),
 }  # fmt: skip
-# Configs, safetensors and tokenizers; no pickles, and no weights in other layouts.
-PATTERNS = ("*.json", "model*.safetensors", "tokenizer*", "*.model", "*.spm", "vocab.txt", "merges.txt", "*.jinja")
+# Configs, safetensors and tokenizers, in folders of parts too; no pickles, and no weights in other layouts.
+PATTERNS = (
+    "*.json", "model*.safetensors", "*/model*.safetensors", "*diffusion_pytorch_model.safetensors",
+    "*diffusion_pytorch_model-*-of-*.safetensors", "tokenizer*", "*.model", "*.spm", "vocab.txt", "merges.txt",
+    "*.jinja",
+)  # fmt: skip
 
 
 def is_hub_id(path: str | pathlib.Path) -> bool:

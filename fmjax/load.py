@@ -36,6 +36,7 @@ def load(
     mesh: Mapping[str, Any] | Placement | None = None,
     progress: bool = False,
     unrolled: bool = False,
+    part: str | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -49,12 +50,17 @@ def load(
       progress: show a progress bar while published weights are read.
       unrolled: published weights are read into the form that generation decodes with (`Model.unrolled`), so that they
         are neither stacked nor copied; for a model that is only to generate.
+      part: of a published model of several, such as "transformer" or "vision": the part that alone is loaded.
 
     Raises: InputError for a path that holds no model, saying what was found; CheckpointError for damaged weights.
     """
     check_choice("dtype", dtype, COMPUTE_DTYPES)
     placement = mesh if mesh is None or isinstance(mesh, Placement) else Placement.make(mesh)
     folder = loading.find_folder(path)
+    if part is not None:
+        if not loading.is_published(folder) or step is not None:
+            raise InputError(f"{str(path)!r} is a run, which is of one part; leave part = {part!r} out")
+        return loading.load_published(folder, dtype, placement, progress, unrolled, part)
     if step is None:
         folder, step = hub.checkpoint_step(folder)
     for recognises, reader in READERS:

@@ -318,7 +318,7 @@ class Model:
 
         Args:
           inputs: texts, or values of the modality that the model reads.
-          pooling: "mean", "first" or "last" of what a text or value has; None is what its module says (`POOLING`), or
+          pooling: "mean", "first" or "last" of what a text or value has; None is what its module says (`pooled`), or
             else "mean" for those that read whole texts and "last" for decoders, whose last token alone has seen the
             whole text.
           normalize, progress: see `fmjax.inference.embedding.embed`.

@@ -114,10 +114,10 @@ def embed(
 ) -> np.ndarray:  # fmt: skip
     """Vectors of values, float32 [N, D], from the last layer's output; see `Model.embed`.
 
-    pooling: None is the module's own (`pooled`, or the attribute `POOLING`), or else "mean".
+    pooling: None is the module's own (`pooled`), or else "mean".
     """
     if pooling is None:
-        pooling = OWN if kinds.has_pooled(model.module) else getattr(model.module, "POOLING", "mean")
+        pooling = OWN if kinds.has_pooled(model.module) else "mean"
     known = [*POOLINGS] if kinds.has_hidden(model.module) else []
     check_choice("pooling", pooling, known + [OWN] * kinds.has_pooled(model.module))
     arrays = encode(model, values, modality)

@@ -1,6 +1,7 @@
 """Models into published folders: config.json, safetensors, tokenizer; a folder is there whole or not at all."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -11,8 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from fmjax.errors import InputError
-from fmjax.interop.family import TOKEN_IDS, publish
-from fmjax.interop.safetensors_files import Outgoing, write_folder
+from fmjax.inference import kinds
+from fmjax.interop.family import TOKEN_IDS, Family, publish, table_of
+from fmjax.interop.importer import PARTS
+from fmjax.interop.preprocessor import PREPROCESSOR, labels, write_preprocessor
+from fmjax.interop.safetensors_files import DIFFUSERS_STEM, STEM, Outgoing, write_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors
 from fmjax.layers.weights import merged
 from fmjax.small_files import replacing
@@ -29,6 +33,8 @@ def save_published(
       max_shard_size: bytes of a safetensors file at most; a larger model gets several and an index.
       progress: show a progress bar.
 
+    A model that reads images, or names classes, gets what its codecs say in `preprocessor_config.json` and `id2label`.
+
     Raises InputError for a directory that is not empty, or a model that no published class computes exactly.
     """
     kept = model.config.get("published", {})
@@ -37,21 +43,49 @@ def save_published(
     for path, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             raise InputError(f"parameter {path!r} is spread over several processes; save it as 'fmjax', load it in one")
+    table = slots(table_of(family, model.module), {path: tuple(leaf.shape) for path, leaf in leaves.items()})
     outgoing = [
         Outgoing(name, parts[0].shape, np.dtype(leaves[parts[0].path].dtype), functools.partial(_gather, parts, leaves))
-        for name, parts in tensors(slots(family.table, {p: tuple(x.shape) for p, x in leaves.items()})).items()
+        for first, parts in tensors(table).items()
+        for name in (first, *parts[0].copies)
     ]
-    ids = _token_ids(model, kept)
-    values = ids | values | {"dtype": str(outgoing[0].dtype)}
+    reads_tokens = kinds.reads_tokens(model.module)
+    values = (_token_ids(model, kept) if reads_tokens else {}) | values
+    if family.model_type:  # diffusers' configs have none
+        values["dtype"] = str(outgoing[0].dtype)
+    if "id2label" in values and (names := getattr(model.codecs.get("label"), "names", ())):
+        values |= {key: value for key, value in labels(names).items() if key in values}
     with whole_folder(directory) as folder:
         total = sum(tensor.size for tensor in outgoing)
         with tqdm(total=total, unit="B", unit_scale=True, desc="saving", disable=not progress) as bar:
-            write_folder(folder, outgoing, max_shard_size, bar.update)
-        bans = {"bad_words_ids": [[i] for i in kept["banned_ids"]]} if kept.get("banned_ids") else {}
-        _write_json(folder / "generation_config.json", kept.get("generation") or ids | bans)
+            _write(folder, family, values, outgoing, max_shard_size, bar.update)
+        if reads_tokens:
+            bans = {"bad_words_ids": [[i] for i in kept["banned_ids"]]} if kept.get("banned_ids") else {}
+            _write_json(folder / "generation_config.json", kept.get("generation") or _token_ids(model, kept) | bans)
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
+        if family.processor and "image" in model.codecs:
+            _write_json(folder / PREPROCESSOR, write_preprocessor(model.codecs["image"], family.processor))
+
+
+def _write(
+    folder: pathlib.Path, family: Family, values: dict, outgoing: list[Outgoing], max_shard_size, progress
+) -> None:
+    """A folder's config and tensors; those of parts in folders of their own go there, and the classes of the parts."""
+    if not family.in_folders:
+        stem = STEM if family.model_type else DIFFUSERS_STEM
+        write_folder(folder, outgoing, max_shard_size, progress, stem)
         _write_json(folder / "config.json", values)
+        return
+    values = dict(values)
+    for part in family.parts:
+        inside = part.inside({tensor.name: tensor for tensor in outgoing})
+        inside = [dataclasses.replace(tensor, name=name) for name, tensor in inside.items()]
+        (folder / part.name).mkdir()
+        _write(folder / part.name, part.family, values.pop(part.key), inside, max_shard_size, progress)
+        library = "transformers" if part.family.model_type else "diffusers"
+        values[part.name] = [library, part.family.architectures[0]]
+    _write_json(folder / PARTS, values)
 
 
 def _token_ids(model, kept: dict) -> dict:
@@ -65,17 +99,17 @@ def _gather(parts: list[Slot], leaves) -> np.ndarray:
     """One published tensor, put together from its parts and their shards."""
     whole = np.empty(parts[0].shape, np.dtype(leaves[parts[0].path].dtype))
     for part in parts:
-        target = part.view(whole)
         for shard in leaves[part.path].addressable_shards:
             if shard.replica_id:
                 continue
             index, data = shard.index, shard.data
-            if part.layer is not None:
-                first, last, _ = index[0].indices(leaves[part.path].shape[0])
-                if not first <= part.layer < last:
-                    continue
-                index, data = index[1:], _row(data, part.layer - first)
-            target[index] = np.asarray(data)
+            depth = len(part.place)
+            bounds = [s.indices(n)[:2] for s, n in zip(index[:depth], leaves[part.path].shape)]
+            if not all(start <= at < stop for at, (start, stop) in zip(part.place, bounds)):
+                continue
+            if depth:
+                data = _row(data, tuple(at - start for at, (start, _) in zip(part.place, bounds)))
+            part.write(whole, index[depth:], np.asarray(data))
     return whole
 
 

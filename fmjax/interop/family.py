@@ -1,10 +1,16 @@
-"""What a published family is to fmjax: architectures, a table of weights, and one of the keys of its config."""
+"""What a published family is to fmjax: architectures, a table of weights, and one of the keys of its config.
+
+A model of several parts is a family whose parts are families: their configs lie in its config under the parts' keys,
+their tensors' names have the parts' prefixes, and its module has them as fields.
+"""
 
 import dataclasses
 import importlib
 import importlib.metadata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import flax.linen as nn
 
 from fmjax.config import build
 from fmjax.errors import ConfigError, InputError
@@ -25,27 +31,90 @@ class Family:
 
     Attributes:
       architectures: names in config.json's `architectures` that have this table; exports carry the first.
-      model_type: the `model_type` of config.json.
+      model_type: the `model_type` of config.json; empty where the class is named by `_class_name` (diffusers).
       model: the name of the fmjax model, as in a config's `model.name`.
-      table: its weights.
+      table: its weights, without those of its parts.
       keys: entries of `fmjax.interop.config_keys`, between config.json and the config's section `model`. What they
         cannot express is left out: whether a module is represented exactly is found by reading back what was written.
       prefix: first part of names that files of the bare model, without a head, lack.
+      is_bare: whether it is the bare model: its names lack `prefix`, and files may have it.
       ignored: regular expressions of tensors that files may hold and that are no weights of this model: buffers.
       renamed: (old ending, new ending) of names as older files have them.
+      parts: families that it is made of.
+      in_folders: whether each part lies in a folder of its own, called as the part, beside `model_index.json`.
+      objective: the section `objective` of what it was trained for, from which abilities follow; None for none.
+      processor: class that `preprocessor_config.json` names, for models that read images; empty for none.
     """
 
     architectures: tuple[str, ...]
     model_type: str
     model: str
-    table: Sequence[Weight]
-    keys: Sequence[Any]
+    table: Sequence[Weight] = ()
+    keys: Sequence[Any] = ()
     prefix: str = ""
+    is_bare: bool = False
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    parts: tuple["Part", ...] = ()
+    in_folders: bool = False
+    objective: Mapping[str, Any] | None = None
+    processor: str = ""
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """`ignored`, with that of its parts."""
+        return self.ignored + tuple(pattern for part in self.parts for pattern in part.family.passed_over)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What config.json says of the class."""
+        name = self.architectures[0]
+        return {"architectures": [name], "model_type": self.model_type} if self.model_type else {"_class_name": name}
 
 
-MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian")
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a family.
+
+    Attributes:
+      name: by which it is asked for: `fmjax.load(folder, part="vision")`.
+      family: what it is.
+      key: of the whole's config.json, under which its own lies; in folders of their own, its name.
+      prefix: of its tensors' names in the whole's files.
+      field: of the whole's module, under which its module and parameters lie; empty where it is all there is of it.
+    """
+
+    name: str
+    family: Family
+    key: str
+    prefix: str
+    field: str
+
+    def module_of(self, module):
+        """Its module in the whole's."""
+        return getattr(module, self.field) if self.field else module
+
+    def inside(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Of what lies under names of the whole, what is the part's, under its own."""
+        return {n.removeprefix(self.prefix): value for n, value in found.items() if n.startswith(self.prefix)}
+
+
+def part_in_folder(name: str, family: Family, field: str | None = None) -> Part:
+    """A part of a family with `in_folders`; `field` is its name where not given."""
+    return Part(name, family, key=name, prefix=f"{name}.", field=name if field is None else field)
+
+
+def table_of(family: Family, module, path: str = "", prefix: str = "") -> list[Weight]:
+    """The lines of a family's table and its parts' as a module has them, which lies at `path` of a larger one, whose
+    tensors' names have `prefix` in front."""
+    found = [weight.of(module, path, prefix) for weight in family.table]
+    for part in family.parts:
+        below = f"{path}/{part.field}".strip("/")
+        found += table_of(part.family, part.module_of(module), below, prefix + part.prefix)
+    return found
+
+
+MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit")
 """Files of this folder with families; other packages name theirs as entry points of the group `fmjax.families`."""
 
 _REGISTERED: list[Family] = []
@@ -95,14 +164,14 @@ def _check_names(found: Sequence[Family]) -> None:
 def family_of(config: Mapping[str, Any], source: str) -> Family:
     """The family of a config.json. Raises InputError, listing what there is, for one that is not supported."""
     known = {name: family for family in families() for name in family.architectures}
-    named = config.get("architectures")
-    if isinstance(named, list) and named:
-        if named[0] in known:
-            return known[named[0]]
+    named = class_of(config)
+    if named is not None:
+        if named in known:
+            return known[named]
         # Classes share half of their names; only a misspelt one is meant to be another.
-        hint = nearest(named[0], known, cutoff=0.9) + _other_heads(config.get("model_type"))
+        hint = nearest(named, known, cutoff=0.9) + _other_heads(config.get("model_type"))
         raise InputError(
-            f"{source}: architecture {named[0]!r} is not supported{hint} Supported: {', '.join(sorted(known))}"
+            f"{source}: architecture {named!r} is not supported{hint} Supported: {', '.join(sorted(known))}"
         )
     for family in known.values():
         if config.get("model_type") == family.model_type:
@@ -112,8 +181,14 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
             f"{source} has neither 'architectures' nor 'model_type', so it is not the config of a published model; "
             "if it is a run's, the run has saved no checkpoint yet"
         )
-    types = ", ".join(sorted({family.model_type for family in families()}))
+    types = ", ".join(sorted({family.model_type for family in families() if family.model_type}))
     raise InputError(f"{source}: model_type {config['model_type']!r} is not supported; supported: {types}")
+
+
+def class_of(config: Mapping[str, Any]) -> str | None:
+    """The class that a config.json or `model_index.json` names; None where it names none."""
+    named = config.get("architectures")
+    return named[0] if isinstance(named, list) and named else config.get("_class_name")
 
 
 def _other_heads(model_type: Any) -> str:
@@ -131,8 +206,18 @@ def read_section(family: Family, values: Mapping[str, Any], names: Collection[st
     """
     config = PublishedConfig(values, source)
     fields = read_keys(family.keys, config, names)
+    for part in family.parts:
+        inside = part.inside(dict.fromkeys(names))
+        section = read_section(part.family, config.get(part.key, dict), inside, f"{source}: {part.key}")
+        fields |= {part.field: section} if part.field else section
     config.finish()
     return {"name": family.model, **fields}
+
+
+def write_values(family: Family, module) -> dict[str, Any]:
+    """The keys of the config.json for a module, its parts' among them. Raises ConfigError for what they cannot say."""
+    values = family.header | write_keys(family.keys, module)
+    return values | {part.key: write_values(part.family, part.module_of(module)) for part in family.parts}
 
 
 # Fields that do not change what a trained model computes.
@@ -145,6 +230,9 @@ _FREE = (
 def function_fields(module) -> dict[str, Any]:
     """The fields of a module that say what function it is, those that have a rule for None filled in."""
     fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in _FREE}
+    for name, value in fields.items():
+        if isinstance(value, nn.Module):
+            fields[name] = {"name": type(value).__name__, **function_fields(value)}
     if fields.get("num_decoder_layers", 0) is None:
         fields["num_decoder_layers"] = module.num_layers
     stack = getattr(module, "transformer", None)
@@ -181,13 +269,13 @@ def publish(module, prefer: str | None = None) -> tuple[Family, dict[str, Any]]:
     for family in sorted(ours, key=lambda family: prefer not in family.architectures):
         name = family.architectures[0]
         try:
-            values = write_keys(family.keys, module)
+            values = write_values(family, module)
             rows = different_fields(module, build(read_section(family, values, (), "config.json"), MODELS))
         except ConfigError as error:
             reasons.append(f"{name}: {error}")
             continue
         if not rows:
-            return family, {"architectures": [name], "model_type": family.model_type, **values}
+            return family, values
         reasons.append(f"{name} has {', '.join(f'{k}={there!r}, not {here!r}' for k, here, there in rows)}")
     why = "; ".join(reasons) or f"supported: {', '.join(sorted({family.model for family in families()}))}"
     raise InputError(f"no published class computes what this {type(module).__name__} does ({why})")

@@ -1,5 +1,6 @@
 """Published weights into parameters, each tensor straight into the shards it belongs to."""
 
+import functools
 import math
 import pathlib
 import re
@@ -11,12 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fmjax.errors import CheckpointError
-from fmjax.interop.family import Family, family_of, read_section
+from fmjax.config import build
+from fmjax.errors import CheckpointError, InputError
+from fmjax.interop.family import Family, class_of, families, family_of, read_section, table_of
+from fmjax.interop.published_config import PublishedConfig
 from fmjax.interop.safetensors_files import DTYPES, read_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors, unflatten
 from fmjax.layers.weights import Turned
+from fmjax.models import MODELS
+from fmjax.registry import nearest
 from fmjax.small_files import read_json
+
+PARTS = "model_index.json"
+"""What a folder has whose parts lie in folders of their own: the part's name to [library, class]."""
 
 
 class Tensor(Protocol):
@@ -67,6 +75,11 @@ class Published:
         self.tensors = _canonical(found, self.family)
         self.section = read_section(self.family, values, self.tensors, source)
 
+    @functools.cached_property
+    def module(self):
+        """The module of `section`."""
+        return build(self.section, MODELS)
+
     @property
     def dtype(self) -> str:
         """The dtype of most of the weights: "float32", "bfloat16" or "float16"."""
@@ -91,7 +104,7 @@ class Published:
         another and does not.
         """
         flat = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
-        found = slots(self.family.table, flat)
+        found = slots(table_of(self.family, self.module), flat)
         self._check(found)
         by_path: dict[str, list[Slot]] = {}
         for slot in found:
@@ -116,10 +129,10 @@ class Published:
         for slot in parts:
             whole = slot.view(self.tensors[self._name(slot)].map())
             for bound, buffer in buffers.items():
-                if slot.layer is None:
-                    _copy(whole[_slices(bound)], buffer)
-                elif bound[0][0] <= slot.layer < bound[0][1]:
-                    _copy(whole[_slices(bound[1:])], buffer[slot.layer - bound[0][0]])
+                depth = len(slot.place)
+                if all(start <= at < stop for at, (start, stop) in zip(slot.place, bound)):
+                    at = (at - start for at, (start, _) in zip(slot.place, bound))
+                    _copy(whole[_slices(bound[depth:])], buffer[(*at, ...)])  # an array, be it of no axes
             del whole
         # On a CPU, device_put takes an aligned buffer as it is: what was just filled is the shard.
         arrays = [jax.device_put(buffers[bound], device) for device, bound in bounds.items()]
@@ -143,23 +156,26 @@ class Published:
             present = [n for n in (name, *parts[0].repeats) if n in self.tensors]
             if not present:
                 what = f"tensor {name!r} of shape {parts[0].shape} is missing"
-                if self.family.prefix and not name.startswith(self.family.prefix):
+                if self.family.prefix and not self.family.is_bare and not name.startswith(self.family.prefix):
                     self._refuse(
                         f"the folder has no output head, which gives a model's logits: {what}. A bare model is "
-                        "supported only where its head is its embedding alone (tie_word_embeddings in config.json)"
+                        "supported where its head is its embedding alone (tie_word_embeddings in config.json), or "
+                        "where config.json names a class without a head"
                     )
                 self._refuse(f"{what}; {_some(self.tensors)}")
-            for one in present:
+            for one in (*present, *parts[0].copies):
+                if one not in self.tensors:
+                    self._refuse(f"tensor {one!r}, which repeats {present[0]!r}, is missing; {_some(self.tensors)}")
                 self._check_tensor(self.tensors[one], one, parts[0].shape)
-            for one in present[1:]:
+            for one in (*present[1:], *parts[0].copies):
                 if not _equal(self.tensors[one], self.tensors[present[0]]):
+                    tied = "" if one in parts[0].copies else "; is tie_word_embeddings in config.json right?"
                     self._refuse(
-                        f"tensor {one!r} should repeat {present[0]!r}, which it is tied to, but is different; is "
-                        "tie_word_embeddings in config.json right?"
+                        f"tensor {one!r} should repeat {present[0]!r}, which it is tied to, but is different{tied}"
                     )
-            expected.update(present)
+            expected.update(present, parts[0].copies)
         for name, tensor in self.tensors.items():
-            if name not in expected and not any(re.search(rf"(^|\.){p}$", name) for p in self.family.ignored):
+            if name not in expected and not any(re.search(rf"(^|\.){p}$", name) for p in self.family.passed_over):
                 self._refuse(
                     f"tensor {name!r} of shape {tensor.shape} in {tensor.file.name} belongs to no parameter of this "
                     "model; does config.json describe it?"
@@ -177,16 +193,92 @@ class Published:
         raise CheckpointError(f"{str(self.path)!r} ({self.family.architectures[0]}): {why}")
 
 
-def open_folder(folder: pathlib.Path) -> Published:
-    """A folder as Hugging Face publishes it: config.json and safetensors.
+def open_folder(folder: pathlib.Path, part: str | None = None) -> Published:
+    """A folder as Hugging Face publishes it: config.json and safetensors, or `model_index.json` and folders of parts.
 
-    Raises InputError subclasses for an architecture or option that is not supported, and for damaged files.
+    Args:
+      part: the name of one of its parts, which alone is opened.
+
+    Raises InputError subclasses for an architecture, part or option that is not supported, and for damaged files.
     """
+    if (folder / PARTS).is_file():
+        return _open_parts(folder) if part is None else open_folder(_part_folder(folder, part))
     source, generation = folder / "config.json", folder / "generation_config.json"
     values = read_json(source)
     family = family_of(values, str(source))
+    if part is not None:
+        return _open_nested(folder, values, family, part)
     kept = read_json(generation) if generation.is_file() else None
     return Published(folder, str(source), values, family, read_folder(folder), kept)
+
+
+def _open_nested(folder: pathlib.Path, values: Mapping[str, Any], family: Family, name: str) -> Published:
+    """A part of a model whose config.json has the parts' configs in it."""
+    parts = {part.name: part for part in family.parts}
+    if name not in parts:
+        has = f"has the parts {', '.join(parts)}" if parts else "is of one part; leave part out"
+        hint = nearest(name, parts).rstrip(".")
+        raise InputError(f"{str(folder)!r} ({family.architectures[0]}) has no part {name!r}{hint}; it {has}")
+    part, source = parts[name], str(folder / "config.json")
+    own = PublishedConfig(values, source).get(part.key, dict)
+    inside = part.inside(_canonical(read_folder(folder), family))
+    return Published(folder, f"{source}: {part.key}", own, part.family, inside)
+
+
+def _part_folder(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Where a part lies that has a folder of its own. Raises InputError for one that is missing or no family knows."""
+    classes = _listed(read_json(folder / PARTS))
+    if classes.get(name) is None:
+        listed = f"; {PARTS} has it without a class" if name in classes else nearest(name, classes).rstrip(".")
+        raise InputError(f"{str(folder)!r} has no part {name!r}{listed}; its parts: {_known_parts(classes)}")
+    if not _is_known(classes[name]):
+        raise InputError(
+            f"part {name!r} of {str(folder)!r} is of class {classes[name]}, which no family knows; its parts: "
+            f"{_known_parts(classes)}. A package brings a family by an entry point of the group fmjax.families"
+        )
+    if not (folder / name / "config.json").is_file():
+        raise InputError(
+            f"{str(folder / PARTS)!r} lists the part {name!r}, but there is no {name}/config.json; get it too"
+        )
+    return folder / name
+
+
+def _open_parts(folder: pathlib.Path) -> Published:
+    """A model of all parts that its family has; others in the folder are not looked at."""
+    source = str(folder / PARTS)
+    values = read_json(folder / PARTS)
+    classes = _listed(values)
+    if not _is_known(class_of(values)):
+        raise InputError(
+            f"{source!r}: no family is a {class_of(values)}, so its parts are loaded one by one, "
+            f"fmjax.load(..., part=NAME); they are {_known_parts(classes)}"
+        )
+    family = family_of(values, source)
+    # Each part's config and tensors under its name: as in a single folder with nested configs.
+    values, found = {key: value for key, value in values.items() if key not in classes}, {}
+    for part in family.parts:
+        inside = _part_folder(folder, part.name)
+        values[part.key] = read_json(inside / "config.json")
+        if family_of(values[part.key], str(inside / "config.json")) != part.family:
+            known = part.family.architectures[0]
+            raise InputError(f"{source!r}: part {part.name!r} is a {class_of(values[part.key])}, expected a {known}")
+        found |= {part.prefix + name: tensor for name, tensor in read_folder(inside).items()}
+    return Published(folder, source, values, family, found)
+
+
+def _listed(values: Mapping[str, Any]) -> dict[str, str | None]:
+    """The class of each part that a `model_index.json` lists; None for one that is left out."""
+    pairs = {key: value for key, value in values.items() if isinstance(value, list) and len(value) == 2}
+    return {key: kind for key, (_, kind) in pairs.items() if kind is None or isinstance(kind, str)}
+
+
+def _known_parts(classes: Mapping[str, str | None]) -> str:
+    words = {name: kind if _is_known(kind) else f"{kind}, not known" for name, kind in classes.items() if kind}
+    return ", ".join(f"{name} ({word})" for name, word in words.items())
+
+
+def _is_known(architecture: str | None) -> bool:
+    return any(architecture in family.architectures for family in families())
 
 
 def _some(names) -> str:
@@ -195,13 +287,20 @@ def _some(names) -> str:
 
 
 def _canonical(found: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """Tensors under the names of today's complete model: old endings renamed, the prefix put where it is missing."""
+    """Tensors under the names of today's model: old endings renamed, the prefix put where it is missing in a complete
+    model's, and left out where a bare model's have it."""
+    for part in family.parts:
+        inside = _canonical(part.inside(found), part.family)
+        outside = {name: tensor for name, tensor in found.items() if not name.startswith(part.prefix)}
+        found = outside | {part.prefix + name: tensor for name, tensor in inside.items()}
     renamed = {}
     for name, tensor in found.items():
         for old, new in family.renamed:
             if name.endswith(old):
                 name = name.removesuffix(old) + new
         renamed[name] = tensor
+    if family.is_bare:
+        return {name.removeprefix(family.prefix): tensor for name, tensor in renamed.items()}
     if not family.prefix or any(name.startswith(family.prefix) for name in renamed):
         return renamed
     heads = {w.name for w in family.table if not w.name.startswith(family.prefix)} | {

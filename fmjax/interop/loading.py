@@ -1,6 +1,7 @@
 """What is published as a `fmjax.load.Model`."""
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from fmjax import hub
-from fmjax.assemble import build_weights, param_spec
+from fmjax.assemble import build_weights, check_codecs, param_spec
 from fmjax.checkpoint_files import load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.tokenizers.gguf import read_gguf_tokenizer
@@ -24,7 +25,8 @@ from fmjax.inference import decoding
 from fmjax.inference.model import Model
 from fmjax.interop import gguf
 from fmjax.interop.family import TOKEN_IDS, different_fields
-from fmjax.interop.importer import Published, open_folder
+from fmjax.interop.importer import PARTS, Published, open_folder
+from fmjax.interop.preprocessor import read_codecs
 from fmjax.interop.weights import flatten
 from fmjax.layers.weights import merged
 from fmjax.models import MODELS
@@ -34,7 +36,8 @@ log = logging.getLogger("fmjax")
 
 EXPECTED = (
     "expected the workdir of a run or a folder written by Model.save, with config.json and checkpoints/; a Hugging "
-    "Face folder, with config.json and model.safetensors; or a hub id, 'org/name'"
+    "Face folder, with config.json and model.safetensors or with model_index.json and folders of parts; or a hub id, "
+    "'org/name'"
 )
 
 
@@ -54,14 +57,24 @@ def find_folder(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def is_published(folder: pathlib.Path) -> bool:
-    """Whether a path is to be read as published: a folder with a config.json and no checkpoints of ours, or GGUF."""
-    return is_gguf(folder) or (folder / "config.json").is_file() and not (folder / "checkpoints").is_dir()
+    """Whether a path is to be read as published: a folder with a config.json and no checkpoints of ours, or with
+    folders of parts, or GGUF."""
+    if is_gguf(folder) or (folder / PARTS).is_file():
+        return True
+    return (folder / "config.json").is_file() and not (folder / "checkpoints").is_dir()
 
 
-def open_published(path: str | pathlib.Path) -> Published:
-    """A published folder or file, checked; its weights are not read. Raises InputError subclasses as what opens it."""
+def open_published(path: str | pathlib.Path, part: str | None = None) -> Published:
+    """A published folder or file, or a part of it, checked; its weights are not read.
+
+    Raises InputError subclasses as what opens it.
+    """
     path = pathlib.Path(path)
-    return gguf.open_file(path) if is_gguf(path) else open_folder(path)
+    if not is_gguf(path):
+        return open_folder(path, part)
+    if part is not None:
+        raise InputError(f"{str(path)!r} is a GGUF file, which is of one part; leave part = {part!r} out")
+    return gguf.open_file(path)
 
 
 def model_section(path: str | pathlib.Path) -> dict:
@@ -151,11 +164,13 @@ def _check_shapes(found, shapes, path) -> None:
 
 
 def load_published(
-    folder: pathlib.Path, dtype: str, placement: Placement | None = None, progress: bool = False, unrolled: bool = False
-) -> Model:
+    folder: pathlib.Path, dtype: str, placement: Placement | None = None, progress: bool = False, unrolled: bool = False,
+    part: str | None = None,
+) -> Model:  # fmt: skip
     """The `fmjax.load.Model` of a published folder.
 
     Args:
+      part: the name of one of its parts, which alone is loaded.
       dtype: of the parameters and of what is computed with them.
       placement: the mesh over which parameters are split; None is the first device alone.
       unrolled: in the form to decode with, as `Model.unrolled` gives it, read into its places at once. A module that
@@ -163,8 +178,8 @@ def load_published(
 
     Raises InputError subclasses for what is not supported, missing or damaged.
     """
-    published = open_published(folder)
-    module = build(published.section, MODELS)
+    published = open_published(folder, part)
+    module, folder = published.module, published.path
     tokenizer = find_tokenizer(folder)
     check_tokenizer(tokenizer, module, folder)
     shapes, shardings = placed(module, placement)
@@ -178,20 +193,34 @@ def load_published(
     params = published.params(shapes, shardings, dtype, progress, turned)
     module, params = cast(module, params, dtype)
     config = {"model": published.section, "published": _kept(published)}
+    if published.family.objective is not None:
+        config["objective"] = dict(published.family.objective)
     add_bos = tokenizer is not None and tokenizer.add_bos
-    return Model(module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement)
+    codecs = {} if is_gguf(folder) else read_codecs(folder, published.values, module, published.source)
+    model = Model(
+        module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement, codecs=codecs
+    )  # fmt: skip
+    check_codecs(codecs, module, model.objective)
+    return model
 
 
 def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:
-    """Module and parameters that compute in `dtype`; integers stay as they are."""
-    if getattr(module, "dtype", dtype) != dtype:
-        module = module.clone(dtype=dtype)
-    return module, jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+    """Module, with those that it has as fields, and parameters that compute in `dtype`; integers stay as they are."""
+    params = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+    return _in_dtype(module, dtype), params
+
+
+def _in_dtype(module: nn.Module, dtype: str) -> nn.Module:
+    fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
+    changed = {name: _in_dtype(value, dtype) for name, value in fields.items() if isinstance(value, nn.Module)}
+    if fields.get("dtype", dtype) != dtype:
+        changed["dtype"] = dtype
+    return module.clone(**changed) if changed else module
 
 
 def published_module(folder: pathlib.Path):
     """The module of a published folder."""
-    return build(open_published(folder).section, MODELS)
+    return open_published(folder).module
 
 
 def placed(module, placement: Placement | None, weights=None):

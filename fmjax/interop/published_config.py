@@ -13,6 +13,7 @@ REQUIRED = object()
 # Keys that any config.json may have and that change nothing about what a model computes from tokens to logits.
 _NEUTRAL = frozenset((
     "architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "_commit_hash",
+    "_class_name", "_diffusers_version",
     "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "use_cache", "bos_token_id",
     "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "unk_token_id", "decoder_start_token_id",
     "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids",

@@ -22,7 +22,9 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-INDEX = "model.safetensors.index.json"
+STEM = "model"
+"""Of the files' names in folders that `transformers` writes; `diffusers` has another."""
+DIFFUSERS_STEM = "diffusion_pytorch_model"
 _LONGEST_HEADER = 100_000_000
 
 
@@ -87,14 +89,16 @@ def _tensor(file, name, entry, base) -> Tensor:
 
 
 def read_folder(folder: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of `model.safetensors`, or of the files that `model.safetensors.index.json` lists.
+    """The tensors of `model.safetensors`, or of the files that `model.safetensors.index.json` lists; in diffusers'
+    folders both have another stem.
 
     Raises CheckpointError where there is neither, a listed file or tensor is missing, or a file is damaged.
     """
-    if (folder / INDEX).is_file():
-        return _read_indexed(folder)
-    if (folder / "model.safetensors").is_file():
-        return read_header(folder / "model.safetensors")
+    for stem in (STEM, DIFFUSERS_STEM):
+        if (folder / _index(stem)).is_file():
+            return _read_indexed(folder / _index(stem))
+        if (folder / f"{stem}.safetensors").is_file():
+            return read_header(folder / f"{stem}.safetensors")
     present = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".h5"))
     advice = ""
     if any(name.endswith((".bin", ".pt", ".pth")) for name in present):
@@ -103,11 +107,15 @@ def read_folder(folder: pathlib.Path) -> dict[str, Tensor]:
             "with transformers' save_pretrained, which writes safetensors"
         )
     found = ", ".join(present[:8]) or "no weights"
-    raise CheckpointError(f"{str(folder)!r} has neither model.safetensors nor {INDEX} (found: {found}){advice}")
+    raise CheckpointError(f"{str(folder)!r} has neither model.safetensors nor {_index(STEM)} (found: {found}){advice}")
 
 
-def _read_indexed(folder: pathlib.Path) -> dict[str, Tensor]:
-    path = folder / INDEX
+def _index(stem: str) -> str:
+    return f"{stem}.safetensors.index.json"
+
+
+def _read_indexed(path: pathlib.Path) -> dict[str, Tensor]:
+    folder = path.parent
     try:
         listed: Mapping[str, str] = dict(json.loads(path.read_text())["weight_map"])
     except (ValueError, TypeError, KeyError) as error:
@@ -137,10 +145,13 @@ class Outgoing:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_folder(folder: pathlib.Path, tensors: Iterable[Outgoing], max_shard_size: int, progress=None) -> None:
+def write_folder(
+    folder: pathlib.Path, tensors: Iterable[Outgoing], max_shard_size: int, progress=None, stem: str = STEM
+) -> None:
     """Writes `model.safetensors`, or, beyond `max_shard_size` bytes, several files and their index.
 
     Args:
+      stem: of the files' names.
       progress: called with the number of bytes after each tensor.
     """
     shards: list[list[Outgoing]] = [[]]
@@ -149,15 +160,15 @@ def write_folder(folder: pathlib.Path, tensors: Iterable[Outgoing], max_shard_si
             shards.append([])
         shards[-1].append(tensor)
     if len(shards) == 1:
-        _write_file(folder / "model.safetensors", shards[0], progress)
+        _write_file(folder / f"{stem}.safetensors", shards[0], progress)
         return
-    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    files = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for file, shard in zip(files, shards):
         _write_file(folder / file, shard, progress)
     weight_map = {tensor.name: file for file, shard in zip(files, shards) for tensor in shard}
     total = sum(tensor.size for shard in shards for tensor in shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (folder / _index(stem)).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _write_file(path: pathlib.Path, tensors: list[Outgoing], progress) -> None:

@@ -1,16 +1,18 @@
 """Tables of published weights: which parameter lies under which name, and how it is laid out there.
 
 A family has one table, a line a weight. The same lines drive reading and writing, because a layout is a view: it takes
-the published array and gives, without copying, the same numbers arranged as the parameter. Reading copies out of that
-view, writing copies into it.
+the published array and gives, without copying where numpy can, the same numbers arranged as the parameter. Reading
+copies out of that view, writing copies into it.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from fmjax.errors import InputError
+from fmjax.errors import ConfigError, InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Layout:
     """How a parameter is arranged in its published array.
 
     Attributes:
-      shape: the published shape from the parameter's, both without the axis of layers.
-      view: the published array to a view of it that has the parameter's shape.
+      shape: the published shape from the parameter's, both without axes of layers.
+      view: the published array in the parameter's shape: a view of it, or, where numpy has none, a copy.
     """
 
     shape: Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -29,6 +31,9 @@ class Layout:
 SAME = Layout(lambda shape: shape, lambda x: x)
 LINEAR = Layout(lambda shape: shape[::-1], lambda x: x.T)  # PyTorch's Linear stores [out, in]
 ROW = Layout(lambda shape: (1, *shape), lambda x: x[0])
+# PyTorch's convolutions store [out, in / groups, ...], of one axis or several; here it is [..., in / groups, out]. A
+# depthwise one has as many groups as channels.
+CONV = Layout(lambda shape: (*shape[:-3:-1], *shape[:-2]), lambda x: x.transpose(*range(2, x.ndim), 1, 0))
 
 
 def part(index: int, count: int) -> Layout:
@@ -41,27 +46,69 @@ def part(index: int, count: int) -> Layout:
     return Layout(lambda shape: (*shape[:-1], count * shape[-1]), view)
 
 
+def patches(size: int, axes: int = 2) -> Layout:
+    """A product over patches, [p * ... * p * C, out] as `fmjax.layers.patchify` lays pixels out, that is stored as the
+    convolution [out, C, p, ..., p] whose stride is its size.
+
+    Args:
+      size: p, the side of a patch.
+      axes: of an image; 1 for audio, 3 for video.
+    """
+
+    def shape(kernel):
+        rows, out = kernel
+        if rows % size**axes:
+            raise ConfigError(
+                f"a product over patches has {rows} inputs, no multiple of {size**axes} (patch_size={size})"
+            )
+        return (out, rows // size**axes, *(size,) * axes)
+
+    return Layout(shape, lambda x: CONV.view(x).reshape(-1, x.shape[0]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Weight:
     """One line of a family's table.
 
+    Names have named indices: `{stage}`, where path and name have it, counts parameters, `stages_{stage}/norm/scale`;
+    one that only the name has counts tensors along the parameter's leading axes, in the name's order. Below `blocks`
+    that is `{layer}`, whether the blocks are stacked or lie side by side as `blocks_0`, `blocks_1`, ...
+
     Attributes:
-      path: of the parameter, `stack/blocks/mlp/up/kernel`. Below `blocks` the leading axis is the layer.
-      name: of the published tensor, with `{layer}` where there is one tensor a layer.
-      layout: see `Layout`.
+      path: of the parameter, `stack/blocks/mlp/up/kernel`.
+      name: of the published tensor.
+      layout: see `Layout`; or a function of the module that gives it, where it depends on a size such as its patches'.
       repeats: names under which files may hold the same tensor once more, such as a tied output head.
+      copies: tensors of this name that files hold, all the same: `{copy}` counts them. Or a function of the module.
     """
 
     path: str
     name: str
-    layout: Layout = SAME
+    layout: Layout | Callable[[Any], Layout] = SAME
     repeats: tuple[str, ...] = ()
+    copies: int | Callable[[Any], int] = 1
+
+    def __post_init__(self):
+        if lost := set(_indices(self.path)) - set(_indices(self.name)):
+            raise InputError(f"the published name {self.name!r} of {self.path!r} lacks the indices {sorted(lost)}")
+
+    def of(self, module, path: str = "", prefix: str = "") -> "Weight":
+        """The line for a module that lies at `path` of a larger one, whose tensors' names have `prefix` in front."""
+        layout, copies = (x(module) if callable(x) else x for x in (self.layout, self.copies))
+        repeats = tuple(prefix + name for name in self.repeats)
+        return Weight(f"{path}/{self.path}" if path else self.path, prefix + self.name, layout, repeats, copies)
 
 
-def linear(path: str, name: str, layout: Layout = LINEAR) -> tuple[Weight, Weight]:
-    """Kernel and bias of a product."""
+def linear(path: str, name: str, layout: Layout = LINEAR, **options) -> tuple[Weight, Weight]:
+    """Kernel and bias of a product; `options` as in `Weight`."""
     bias = SAME if layout is LINEAR else layout
-    return Weight(f"{path}/kernel", f"{name}.weight", layout), Weight(f"{path}/bias", f"{name}.bias", bias)
+    kernel = Weight(f"{path}/kernel", f"{name}.weight", layout, **options)
+    return kernel, Weight(f"{path}/bias", f"{name}.bias", bias, **options)
+
+
+def conv(path: str, name: str, layout: Layout | Callable[[Any], Layout] = CONV) -> tuple[Weight, Weight]:
+    """Kernel and bias of a convolution."""
+    return Weight(f"{path}/kernel", f"{name}.weight", layout), Weight(f"{path}/bias", f"{name}.bias")
 
 
 def norm(path: str, name: str) -> tuple[Weight, Weight]:
@@ -75,19 +122,30 @@ class Slot:
 
     Attributes:
       path: of the parameter.
-      layer: index along the parameter's leading axis, or None for the whole parameter.
+      place: indices along the parameter's leading axes; none for the whole parameter.
       name: of the published tensor.
       shape: of the published tensor.
       view: as in `Layout`.
       repeats: as in `Weight`.
+      copies: names of further tensors that are the same one.
     """
 
     path: str
-    layer: int | None
+    place: tuple[int, ...]
     name: str
     shape: tuple[int, ...]
     view: Callable[[np.ndarray], np.ndarray]
     repeats: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+
+    def write(self, published: np.ndarray, index: tuple, numbers: np.ndarray) -> None:
+        """Puts numbers, the parameter's at `index`, where they belong in the published array, a contiguous one."""
+        target = self.view(published)
+        if np.may_share_memory(target, published):
+            target[index] = numbers
+        else:  # a copy: the same arrangement of the numbers' places says where they go
+            places = self.view(np.arange(published.size).reshape(published.shape))
+            published.reshape(-1)[places[index]] = numbers
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
@@ -115,14 +173,16 @@ def slots(table: Sequence[Weight], shapes: Mapping[str, tuple[int, ...]]) -> lis
     """The table applied to a module's parameters: its lines for parameters that the module lacks are left out.
 
     Args:
+      table: its lines as the module has them (`Weight.of`).
       shapes: of the parameters, by path; stacked (`blocks` [layers, ...]) or one by one (`blocks_0`, ...).
 
     Raises InputError for a parameter that the table does not have.
     """
-    found: list[Slot] = []
-    for weight in table:
-        for path, layer, name, shape in _instances(weight, shapes):
-            found.append(Slot(path, layer, name, weight.layout.shape(shape), weight.layout.view, weight.repeats))
+    found = [
+        Slot(path, place, name, weight.layout.shape(shape), weight.layout.view, weight.repeats, copies)
+        for weight in table
+        for path, place, name, copies, shape in _instances(weight, shapes)
+    ]
     named = {slot.path for slot in found}
     for path in shapes:
         if path not in named:
@@ -133,20 +193,31 @@ def slots(table: Sequence[Weight], shapes: Mapping[str, tuple[int, ...]]) -> lis
     ]
 
 
+def _indices(name: str) -> list[str]:
+    """The named indices of a path or a tensor's name."""
+    return list(dict.fromkeys(re.findall(r"\{(\w+)\}", name)))
+
+
 def _instances(weight: Weight, shapes):
-    """(path, layer, published name, shape without layers) of a line's tensors in a module."""
-    if "{layer}" not in weight.name:
-        if weight.path in shapes:
-            yield weight.path, None, weight.name, shapes[weight.path]
-    elif weight.path in shapes:
-        count, *shape = shapes[weight.path]
-        for layer in range(count):
-            yield weight.path, layer, weight.name.format(layer=layer), tuple(shape)
-    else:
-        layer = 0
-        while (path := weight.path.replace("/blocks/", f"/blocks_{layer}/")) in shapes:
-            yield path, None, weight.name.format(layer=layer), shapes[path]
-            layer += 1
+    """(path, place, name of the tensor, names of its copies, shape without stacked axes) of a line's tensors."""
+    names = [name for name in _indices(weight.name) if name != "copy"]
+    side_by_side = weight.path.replace("/blocks/", "/blocks_{layer}/") if "layer" in names else weight.path
+    for path in dict.fromkeys((weight.path, side_by_side)):
+        inside = _indices(path)
+        stacked = [name for name in names if name not in inside]
+        pattern = re.compile("".join(rf"(?P<{p[1:-1]}>\d+)" if p[0] == "{" else re.escape(p) for p in _split(path)))
+        matches = [match for match in map(pattern.fullmatch, shapes) if match]
+        for match in sorted(matches, key=lambda match: [int(match[name]) for name in inside]):
+            counts, shape = shapes[match[0]][: len(stacked)], shapes[match[0]][len(stacked) :]
+            for place in np.ndindex(*counts):
+                known = match.groupdict() | dict(zip(stacked, place))
+                name, *copies = (weight.name.format(**known, copy=copy) for copy in range(weight.copies))
+                yield match[0], place, name, tuple(copies), tuple(shape)
+
+
+def _split(path: str) -> list[str]:
+    """A path cut before and after its indices."""
+    return [part for part in re.split(r"(\{\w+\})", path) if part]
 
 
 def tensors(found: Iterable[Slot]) -> dict[str, list[Slot]]:

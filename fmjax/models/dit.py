@@ -25,6 +25,8 @@ class DiT(nn.Module):
         hidden_size.
       image_size, num_channels: of the images; None until the data are known.
       num_classes: of the labels; None until the data are known, 0 for none.
+      out_channels: of what it returns; None is as many as the images have. The published models return twice as many:
+        the noise and, of each number, where its variance lies between two bounds.
       patch_size: side of a patch in pixels; must divide image_size.
       dropout: rate on the output of each half of a block.
       dtype: compute dtype (float32, bfloat16); parameters are float32.
@@ -41,6 +43,7 @@ class DiT(nn.Module):
     image_size: int | None = None
     num_channels: int | None = None
     num_classes: int | None = None
+    out_channels: int | None = None
     patch_size: int = 2
     dropout: float = 0.0
     dtype: str = "float32"
@@ -65,8 +68,8 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, times, labels=None, train: bool = False) -> jax.Array:
-        """float32 [B, H, W, C] from images of that shape, times float32 [B] in [0, 1] and labels int32 [B] (`NO_LABEL` for
-        none). Zero at the start."""
+        """float32 [B, H, W, out_channels] from images float32 [B, H, W, C], times float32 [B] in [0, 1] and labels int32
+        [B] (`NO_LABEL` for none). Zero at the start."""
         height, width, channels = inputs.shape[1:]
         init = Init("glorot_uniform", 1.0)
         embed = Linear(self.hidden_size, (None, "embed"), True, init, self.dtype, name="patch_embedding")
@@ -79,7 +82,8 @@ class DiT(nn.Module):
         x, _ = Transformer(self.transformer, name="stack")(x, condition=condition, train=train)
         shift, scale = Modulation(2, self.dtype, name="final_modulation")(condition)
         x = modulated_norm(x, shift, scale, 1e-6)
-        head = Linear(self.patch_size**2 * channels, ("embed", None), True, Init(scale=0.0), "float32", name="head")
+        outputs = self.patch_size**2 * (self.out_channels or channels)
+        head = Linear(outputs, ("embed", None), True, Init(scale=0.0), "float32", name="head")
         return unpatchify(head(x.astype(jnp.float32)), self.patch_size, height, width)
 
     @nn.nowrap
@@ -93,10 +97,10 @@ class DiT(nn.Module):
     def flops_per_example(self, shapes: dict) -> float:
         """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`."""
         tokens = (self.image_size // self.patch_size) ** 2
-        pixels = self.patch_size**2 * self.num_channels
+        pixels = self.patch_size**2 * (self.num_channels + (self.out_channels or self.num_channels))
         stack = transformer_flops(self.transformer, vocab_size=0, sequence_length=tokens)
         condition = (256 + self.hidden_size + (6 * self.num_layers + 2) * self.hidden_size) * self.hidden_size
-        return 6.0 * (2 * tokens * pixels * self.hidden_size + condition) + stack
+        return 6.0 * (tokens * pixels * self.hidden_size + condition) + stack
 
 
 def grid_sinusoids(rows: int, columns: int, features: int) -> jax.Array:

@@ -22,15 +22,19 @@ class ViT(nn.Module):
       num_layers, hidden_size, intermediate_size, num_heads: as in TransformerConfig.
       image_size: side of an image in pixels; None until the data are known.
       num_channels: of an image; None until the data are known.
-      num_classes: logits of an image; None until the data are known.
+      num_classes: logits of an image; None until the data are known, 0 for a model without a head, which gives vectors.
       patch_size: side of a patch in pixels; must divide image_size.
+      activation: "gelu", or another of `fmjax.layers.mlp.ACTIVATIONS` with one input.
+      qkv_bias: biases on the products of query, key and value.
+      use_pooler: whether an image's vector is the tanh of a product of the class token's output, or that output itself.
+      norm_eps: epsilon of LayerNorm.
       init_std: standard deviation of the kernels' initialisation.
-      dropout: rate after the embedding, on attention probabilities and on the output of each half of a block.
+      dropout: rate after the embedding and on the output of each half of a block.
+      attention_dropout: rate on attention probabilities; None is `dropout`.
       dtype, remat, attention: as in TransformerConfig.
     """
 
     RESUME_FREE = ("remat", "attention")  # the same function, computed in another way
-    POOLING = "first"  # its class token stands for the image
 
     num_layers: int = 12
     hidden_size: int = 768
@@ -40,8 +44,13 @@ class ViT(nn.Module):
     num_channels: int | None = None
     num_classes: int | None = None
     patch_size: int = 16
+    activation: str = "gelu"
+    qkv_bias: bool = True
+    use_pooler: bool = False
+    norm_eps: float = 1e-6
     init_std: float = 0.02
     dropout: float = 0.0
+    attention_dropout: float | None = None
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
@@ -53,14 +62,24 @@ class ViT(nn.Module):
 
     @property
     def transformer(self) -> TransformerConfig:
-        return stack_config(self, activation="gelu", qkv_bias=True, norm_epsilon=1e-6, causal=False, **LAYER_NORM)
+        return stack_config(self, causal=False, **LAYER_NORM)
 
     def setup(self):
-        self.head = Linear(self.num_classes, ("embed", None), True, Init(scale=0.0), "float32")
+        if self.use_pooler:
+            init = Init(scale=self.init_std)
+            self.pooler = Linear(self.hidden_size, ("embed", None), True, init, self.dtype)
+        if self.num_classes != 0:
+            self.head = Linear(self.num_classes, ("embed", None), True, Init(scale=0.0), "float32")
 
     def __call__(self, images, train: bool = False) -> jax.Array:
-        """float32 [B, H, W, C] images to float32 [B, num_classes] logits, read from the class token."""
-        return self.head(self.hidden(images, train)[:, 0].astype(jnp.float32))
+        """float32 [B, H, W, C] images to float32 [B, num_classes] logits; without classes to `pooled`."""
+        vector = self.pooled(images, train)
+        return vector if self.num_classes == 0 else self.head(vector)
+
+    def pooled(self, images, train: bool = False) -> jax.Array:
+        """An image's vector, float32 [B, D], from the class token."""
+        first = self.hidden(images, train)[:, 0]
+        return (jnp.tanh(self.pooler(first)) if self.use_pooler else first).astype(jnp.float32)
 
     @nn.compact
     def hidden(self, images, train: bool = False) -> jax.Array:
@@ -95,4 +114,5 @@ class ViT(nn.Module):
         tokens = (self.image_size // self.patch_size) ** 2
         embedding = 6.0 * tokens * self.patch_size**2 * self.num_channels * self.hidden_size
         stack = transformer_flops(self.transformer, vocab_size=0, sequence_length=tokens + 1)
-        return embedding + stack + 6.0 * self.hidden_size * self.num_classes
+        pooler = self.hidden_size if self.use_pooler else 0
+        return embedding + stack + 6.0 * self.hidden_size * (self.num_classes + pooler)

@@ -40,3 +40,26 @@ def stand_for_hub_ids(monkeypatch, folder: pathlib.Path) -> None:
     """Any hub id is from here on the tiny LLaMA that is written into this folder."""
     written = published(folder, "llama")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *arguments, **options: str(written))
+
+
+def read_vision(name: str) -> dict[str, np.ndarray]:
+    """A fixture of make_vision_fixtures.py."""
+    with np.load(PUBLISHED.parent / "vision" / f"{name}.npz") as stored:
+        return dict(stored)
+
+
+def write_vision(folder: pathlib.Path, fixture, **changes) -> pathlib.Path:
+    """The folder of such a fixture, folders of parts in it; `changes` of its config.json's keys (None: left out)."""
+    for name, text in part(fixture, "file/").items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = json.loads(str(text)) | (changes if name == "config.json" else {})
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    tensors: dict[pathlib.Path, dict] = {}
+    for name, value in part(fixture, "weight/").items():
+        within, _, tensor = name.rpartition("/")
+        file = folder / within / ("diffusion_pytorch_model.safetensors" if within else "model.safetensors")
+        tensors.setdefault(file, {})[tensor] = value
+    for file, found in tensors.items():
+        save_file(found, file, {"format": "pt"})
+    return folder

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import fmjax
-from fmjax.interop.family import families
+from fmjax.interop.family import families, table_of
 from fmjax.interop.weights import flatten, slots
 from fmjax.objectives.causal_lm import CausalLM
 
@@ -93,10 +93,10 @@ def published_names(model, tree):
     leaves = flatten(tree)
     (family,) = [f for f in families() if f.architectures[0] == model.config["published"]["architecture"]]
     found = {}
-    for slot in slots(family.table, {path: leaf.shape for path, leaf in leaves.items()}):
+    for slot in slots(table_of(family, model.module), {path: leaf.shape for path, leaf in leaves.items()}):
         whole = found.setdefault(slot.name, np.zeros(slot.shape, np.float32))
         leaf = leaves[slot.path]
-        slot.view(whole)[...] = leaf if slot.layer is None else leaf[slot.layer]
+        slot.write(whole, (...,), np.asarray(leaf)[slot.place])
     return found
 
 

@@ -72,6 +72,13 @@ def test_the_loss_is_the_squared_error_of_the_velocity_by_hand():
         np.testing.assert_allclose(sums[f"loss_t{third}"], (np.array(errors)[inside].sum(), inside.sum()), rtol=1e-5)
 
 
+def test_a_module_that_returns_more_than_a_velocity_is_refused():
+    """Published diffusion models return a variance too."""
+    data, twice = with_keys(batch(2), jax.random.key(0)), lambda variables, inputs, **_: jnp.concatenate([inputs] * 2, -1)
+    with pytest.raises(ConfigError, match=r"returns \(2, 2, 2, 2\) for images of shape \(2, 2, 2, 1\)"):
+        FlowMatching()(twice, {}, data, None, False)
+
+
 def test_the_exact_velocity_has_the_least_loss_and_labels_are_dropped_in_training_alone():
     data, key = batch(512), jax.random.key(0)
     objective = FlowMatching(label_dropout=0.5)

@@ -2,4 +2,11 @@
 
 from fmjax.registry import Registry
 
-CODECS = Registry("codec", {"image": "fmjax.data.codecs.image:ImageCodec", "label": "fmjax.data.codecs.label:LabelCodec"})
+CODECS = Registry(
+    "codec",
+    {
+        "image": "fmjax.data.codecs.image:ImageCodec",
+        "label": "fmjax.data.codecs.label:LabelCodec",
+        "resized_image": "fmjax.data.codecs.image:ResizedImageCodec",
+    },
+)

@@ -10,7 +10,11 @@ import numpy as np
 
 from fmjax.data.codecs.media import described
 from fmjax.errors import ConfigError, DataError
+from fmjax.layers.checks import check_choice
 from fmjax.small_files import replacing
+
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""Pillow's, by their numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,7 @@ class ImageCodec:
 
     suffix: ClassVar[str] = ".png"
     shown: ClassVar[str] = "image"
+    resample = "bilinear"  # no field: runs of this codec have it as it is
 
     height: int
     width: int
@@ -73,9 +78,7 @@ class ImageCodec:
                 can_be_clear = "A" in file.getbands() or "transparency" in file.info
                 if can_be_clear and file.convert("RGBA").getextrema()[3][0] < 255:
                     raise DataError(f"{str(path)!r} is transparent in places; put it on a background")
-                image = file.convert("RGB")
-                size = self.width, self.height
-                pixels = np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR))
+                pixels = self._scaled(file.convert("RGB"))
         except (OSError, SyntaxError, UnidentifiedImageError) as error:  # SyntaxError: a PNG whose parts are broken
             raise DataError(f"{str(path)!r} cannot be read as an image: {error}") from None
         if self.channels == 3:
@@ -83,6 +86,13 @@ class ImageCodec:
         if (pixels != pixels[..., :1]).any():
             raise DataError(f"{str(path)!r} is in colour, and images here are grey (1 channel); convert it to grey")
         return pixels[..., :1]
+
+    def _scaled(self, image) -> np.ndarray:
+        """A Pillow image as uint8 [height, width, its channels]; one of one channel has no axis for it."""
+        from PIL import Image
+
+        size = self.width, self.height
+        return np.asarray(image if image.size == size else image.resize(size, Image.Resampling[self.resample.upper()]))
 
     def write(self, value: np.ndarray, path: pathlib.Path) -> None:
         """Writes an image uint8 [H, W, C] as PNG."""
@@ -97,6 +107,34 @@ class ImageCodec:
 
     def _row(self, numbers: tuple[float, ...]) -> np.ndarray:
         return np.asarray(numbers, np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizedImageCodec(ImageCodec):
+    """As `ImageCodec`, of images of any size, which are scaled to this one.
+
+    Attributes:
+      resample: the filter, in Pillow's words, such as "bilinear".
+    """
+
+    resample: str = "bilinear"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("image codec: resample", self.resample, FILTERS)
+
+    def encode(self, value) -> dict[str, np.ndarray]:
+        """{array: float32 [height, width, C]} of an image uint8 [H, W, C], or [H, W] where it is grey."""
+        from PIL import Image
+
+        image = np.asarray(value)
+        if image.ndim == 2:
+            image = image[..., None]
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self.channels or not image.size:
+            raise DataError(f"an image is uint8 of shape (height, width, {self.channels}), got {described(value)}")
+        if image.shape != self.shape:
+            image = self._scaled(Image.fromarray(image[..., 0] if self.channels == 1 else image)).reshape(self.shape)
+        return super().encode(image)
 
 
 def grid(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:

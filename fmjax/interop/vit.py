@@ -1,0 +1,101 @@
+"""Vision Transformers, with a head of classes or, for embeddings of images, without one."""
+
+from fmjax.interop.bert import ACTIVATIONS
+from fmjax.interop.config_keys import INIT_STD, Key, Rule, always, ignored
+from fmjax.interop.family import Family
+from fmjax.interop.preprocessor import default_labels
+from fmjax.interop.weights import ROW, Layout, Weight, conv, linear, norm, patches
+
+
+def _encoder(root: str) -> tuple[Weight, ...]:
+    layer = f"{root}encoder.layer.{{layer}}"
+    return (
+        Weight("class_token", f"{root}embeddings.cls_token", Layout(lambda shape: (1, 1, *shape), lambda x: x[0, 0])),
+        Weight("position_embedding/embedding", f"{root}embeddings.position_embeddings", ROW),
+        *conv(
+            "patch_embedding",
+            f"{root}embeddings.patch_embeddings.projection",
+            lambda module: patches(module.patch_size),
+        ),
+        *linear("stack/blocks/attention/query", f"{layer}.attention.attention.query"),
+        *linear("stack/blocks/attention/key", f"{layer}.attention.attention.key"),
+        *linear("stack/blocks/attention/value", f"{layer}.attention.attention.value"),
+        *linear("stack/blocks/attention/out", f"{layer}.attention.output.dense"),
+        *linear("stack/blocks/mlp/up", f"{layer}.intermediate.dense"),
+        *linear("stack/blocks/mlp/down", f"{layer}.output.dense"),
+        *norm("stack/blocks/attention_norm", f"{layer}.layernorm_before"),
+        *norm("stack/blocks/mlp_norm", f"{layer}.layernorm_after"),
+        *norm("stack/final_norm", f"{root}layernorm"),
+        *linear("pooler", f"{root}pooler.dense"),
+    )
+
+
+def _side(key: str, field: str, default: int) -> Rule:
+    """A number of pixels, which some configs have once for each axis."""
+
+    def read(config, names, fields):
+        value = config.raw(key)
+        sides = value if isinstance(value, list) and value else [default if value is None else value]
+        if set(sides) != {sides[0]} or type(sides[0]) is not int:
+            config.refuse(key, value, "expected one number of pixels for both axes")
+        return {field: sides[0]}
+
+    return Rule(read, lambda module: {key: getattr(module, field)})
+
+
+def _read_classes(config, names, fields):
+    labels = config.get("id2label", dict, None)
+    return {"num_classes": config.get("num_labels", int, 2) if labels is None else len(labels)}
+
+
+KEYS = (
+    ignored("encoder_stride"),
+    Key("num_hidden_layers", "num_layers", default=12),
+    Key("hidden_size", "hidden_size", default=768),
+    Key("intermediate_size", "intermediate_size", default=3072),
+    Key("num_attention_heads", "num_heads", default=12),
+    Key("num_channels", "num_channels", default=3),
+    _side("image_size", "image_size", 224),
+    _side("patch_size", "patch_size", 16),
+    Key("hidden_act", "activation", default="gelu", words=ACTIVATIONS),
+    Key("qkv_bias", "qkv_bias", bool, True),
+    Key("hidden_dropout_prob", "dropout", float, 0.0),
+    Key("attention_probs_dropout_prob", "attention_dropout", float, 0.0),
+    Key("layer_norm_eps", "norm_eps", float, 1e-12),
+    INIT_STD,
+)
+VIT = Family(
+    architectures=("ViTForImageClassification",),
+    model_type="vit",
+    model="vit",
+    table=(*_encoder("vit."), *linear("head", "classifier")),
+    keys=(
+        *KEYS,
+        ignored("pooler_act", "pooler_output_size"),
+        Rule(_read_classes, lambda module: default_labels(module.num_classes)),
+        always(use_pooler=False),
+    ),
+    prefix="vit.",
+    ignored=(r"pooler\.dense\.(weight|bias)",),
+    objective={"name": "classification"},
+    processor="ViTImageProcessor",
+)
+
+
+def _read_pooler(config, names, fields):
+    config.fixed(pooler_act="tanh", pooler_output_size=(None, fields["hidden_size"]))
+    return {"num_classes": 0, "use_pooler": not names or "pooler.dense.weight" in names}
+
+
+VIT_HEADLESS = Family(
+    architectures=("ViTModel",),
+    model_type="vit",
+    model="vit",
+    table=_encoder(""),
+    keys=(*KEYS, Rule(_read_pooler)),
+    prefix="vit.",
+    is_bare=True,
+    processor="ViTImageProcessor",
+)
+
+FAMILIES = (VIT, VIT_HEADLESS)
