@@ -20,8 +20,8 @@ class Towers(nn.Module):
     text: Annotated[dict, MODELS]
 
     @nn.compact
-    def __call__(self, images, tokens):
-        """float32 [images, texts] of images [B, H, W, C] and tokens int32 [N, T]."""
+    def __call__(self, tokens, images):
+        """float32 [images, texts] of tokens int32 [N, T] and images [B, H, W, C]."""
         scale = self.param("scale", nn.initializers.zeros, ())
         return jnp.exp(scale) * self.vision(images) @ self.text.hidden(tokens)[:, -1].T
 
