@@ -1,5 +1,6 @@
 """The sharding table: what it gives, and what it refuses."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,6 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from fmjax.errors import ConfigError
+from fmjax.parallel.logical import constrain, mesh_axes
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.sharding import batch_sharding, check_batch, like_params, local_rows, param_shardings
 
@@ -26,6 +28,18 @@ def test_logical_axes_become_mesh_axes():
     )
     assert found["up"].spec == P(None, "fsdp", "tensor")
     assert found["norm"].spec == P(None, None)
+
+
+def test_activations_go_by_the_rules_in_context():
+    mesh, x = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)), jnp.ones((4, 4))
+    rules = [("batch", ("data", "fsdp")), ("heads", "tensor"), ("heads", "fsdp"), ("embed", ("fsdp", "sequence"))]
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        assert mesh_axes(mesh, ("batch", "heads", "other", None, "embed")) == [("fsdp",), ("tensor",), (), (), ()]
+        assert jax.jit(lambda: constrain(x, ("batch", "heads")))().sharding.spec == P("fsdp", "tensor")
+    with nn.logical_axis_rules(rules):
+        assert constrain(x, ("batch", "heads")) is x
+    with jax.set_mesh(mesh):
+        assert constrain(x, ("batch", "heads")) is x
 
 
 def test_a_mesh_axis_is_used_once_a_parameter():

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax.layers.attention import attention
 from fmjax.layers.embed import Embedding
+from fmjax.parallel.logical import constrain
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.platform import target_platform
 
@@ -65,7 +66,7 @@ def test_what_an_embedding_sends_is_in_the_dtype_of_the_activations(topology):
 
     def loss(table, index):
         rows = module.apply({"params": {"embedding": table}}, index)
-        return jnp.sum(nn.with_logical_constraint(rows, ("batch", "length", "act_embed")).astype(jnp.float32) ** 2)
+        return jnp.sum(constrain(rows, ("batch", "length", "act_embed")).astype(jnp.float32) ** 2)
 
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(config.table.items())):
         text = jax.jit(jax.grad(loss), out_shardings=table.sharding).lower(table, index).compile().as_text()
