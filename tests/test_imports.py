@@ -10,7 +10,8 @@ FLOORS = (
     "commands",
     "training planning",
     "tasks",
-    "training.program training.other_models training.state training.step training.trainable training.optimizer training.schedule",
+    "training.program training.other_models training.state training.step training.gradients training.trainable "
+    "training.optimizer training.schedule",
     "load",
     "inference interop",
     "assemble checkpoint_files",

@@ -22,7 +22,9 @@ EXCEPTIONS = {
     "planning/plan.py": "tokens text",  # text: the compiled program's
     "training/checks.py": "tokens text",  # what remedies for text data a message names
     # The tokenizer is a part of OpenData and Model, which a run saves and compares; texts are samples without a codec.
-    "training/loop.py": "tokens tokenizer text png",  # png: loss.png
+    "training/start.py": "tokenizer",
+    "training/results.py": "text texts png",  # png: loss.png
+    "training/progress.py": "tokens",
     "training/final_tasks.py": "tokenizer texts",
     "training/settings.py": "tokenizer",
     "training/sampling.py": "text texts",

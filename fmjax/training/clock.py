@@ -1,6 +1,8 @@
 """Speed of a run: what it did between two log lines, with everything that is not training taken out."""
 
 import concurrent.futures
+import logging
+import math
 import resource
 import sys
 import time
@@ -8,6 +10,9 @@ import time
 import jax
 
 from fmjax.training.hardware import peak_flops
+from fmjax.training.program import Program
+
+log = logging.getLogger("fmjax")
 
 
 class Clock:
@@ -65,6 +70,20 @@ class Clock:
         values |= memory(self.device)
         self.restart(input_wait, at)
         return values
+
+
+def make_clock(program: Program, batch_size: int) -> Clock:
+    """The clock of a program's steps; says why, where MFU cannot be told."""
+    shapes = {name: array.shape for name, array in program.row.items()}
+    tokens = batch_size * math.prod(shapes["tokens"]) if "tokens" in shapes else None
+    module = program.module
+    flops = batch_size * module.flops_per_example(shapes) if hasattr(module, "flops_per_example") else None
+    clock = Clock(program.mesh, batch_size, tokens, flops)
+    if clock.peak is None:
+        log.info("the peak rate of %r is not known: MFU is not reported", clock.device.device_kind)
+    elif flops is None:
+        log.info("%s does not tell its FLOPs (flops_per_example): MFU is not reported", type(module).__name__)
+    return clock
 
 
 class Completions:

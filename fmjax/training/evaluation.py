@@ -11,8 +11,8 @@ from fmjax.data.loader import Loader
 from fmjax.errors import ConfigError
 from fmjax.parallel import watch
 from fmjax.parallel.sharding import local_rows
+from fmjax.training.gradients import metric_terms
 from fmjax.training.program import EVALUATION
-from fmjax.training.step import metric_terms
 
 
 class PaddedRows:

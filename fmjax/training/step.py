@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from fmjax.errors import ConfigError
-from fmjax.objectives.base import Proposal, evaluate, has_carry
+from fmjax.objectives.base import evaluate, has_carry
 from fmjax.parallel.placement import whole
+from fmjax.training.gradients import cut, inverse, join_rows, make_gradient, metric_terms, split_rows
 from fmjax.training.state import TrainState
+from fmjax.training.trainable import Trainable
 
 ROWS = 2**31 - 1
 """Of a step's key, what the rows' keys are drawn from."""
@@ -23,100 +25,62 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     rules,
-    trainable=None,
+    trainable: Trainable | None = None,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
     nonfinite: str = "stop",
 ) -> Callable:
     """A pure function `(state, batch, key, models=None) -> (state, metrics)`, to be jitted with the state donated.
 
-    The loss is the sum over the global batch divided by its total weight, so neither accumulation nor sharding nor
-    packing changes it; a loss of several terms is the sum of such quotients. Each step's randomness is
-    `fold_in(key, state.step)`; of it every row of the batch gets a key of its own.
+    The loss is that of the global batch (`make_gradient`), so neither accumulation nor sharding nor packing changes it.
+    Each step's randomness is `fold_in(key, state.step)`; of it every row of the batch gets a key of its own.
 
     Args:
       apply_fn: `module.apply`.
       objective: see `fmjax.objectives.base`; "loss" must be among its metrics.
       optimizer: of the parameters that train.
       rules: pairs (logical axis, mesh axes) for the activations' sharding constraints.
-      trainable: a `fmjax.training.trainable.Trainable`; None trains all parameters.
+      trainable: which parameters train; None: all.
       accumulate_steps: the batch is computed in this many equal parts, one after another.
       ema_decay: of the moving average, reached by a ramp (`_ramp`).
-      nonfinite: "skip" leaves parameters, optimizer and carry untouched where loss, gradient, update or carry is not finite.
+      nonfinite: "skip" leaves parameters, optimizer and carry untouched where loss, gradient, update or carry is not
+        finite.
 
     `models` are those that the objective names, as `fmjax.objectives.base.OtherModel`s by name.
 
     The metrics are float32 scalars: each name's mean, "grad_norm", "update_norm", "learning_rate", "finite", "skipped".
     """
-    split = (lambda tree: (tree, None)) if trainable is None else trainable.split
-    merge = (lambda trained, rest: trained) if trainable is None else trainable.merge
+    split, merge = cut(trainable)
+    gradient = make_gradient(apply_fn, objective, trainable, accumulate_steps)
 
-    def loss_sum(trained, rest, batch, key, fixed, weights=None):
-        sums, proposal = evaluate(objective, apply_fn, merge(trained, rest), batch, key, True, **fixed)
-        terms = metric_terms(sums["loss"])
-        if len(terms) == 1:
-            return terms[0][0], (sums, proposal)  # its weight divides the gradient once all of it is there
-        weights = weights or [weight for _, weight in terms]
-        return sum(total * _inverse(weight) for (total, _), weight in zip(terms, weights)), (sums, proposal)
-
-    gradient = jax.grad(loss_sum, has_aux=True)
-
-    def loss_weights(params, batch, key, fixed):
-        """Of the terms of the loss. What else the objective computes, nobody reads: the compiler leaves it out."""
-        sums, _ = evaluate(objective, apply_fn, params, batch, key, True, **fixed)
-        return [weight for _, weight in metric_terms(sums["loss"])]
-
-    def accumulate(trained, rest, batch, key, fixed):
-        """(gradients, (sums, proposal)) of the whole batch."""
-        if accumulate_steps == 1:
-            return gradient(trained, rest, batch, key, fixed)
-        parts = (jnp.arange(accumulate_steps), jax.tree.map(lambda x: _split(x, accumulate_steps), batch))
-        first = jax.eval_shape(gradient, trained, rest, jax.tree.map(lambda x: x[0], parts[1]), key, fixed)
-        weights = None
-        if len(metric_terms(first[1][0]["loss"])) > 1:
-            one = lambda part: loss_weights(merge(trained, rest), part[1], jax.random.fold_in(key, part[0]), fixed)
-            weights = jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(one, parts))
-
-        def add(total, part):
-            index, rows = part
-            grads, (sums, proposal) = gradient(trained, rest, rows, jax.random.fold_in(key, index), fixed, weights)
-            return jax.tree.map(jnp.add, total, (grads, sums, proposal.sums)), proposal.rows
-
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (first[0], first[1][0], first[1][1].sums))
-        (grads, sums, statistics), rows = jax.lax.scan(add, zeros, parts)
-        return grads, (sums, Proposal(statistics, jax.tree.map(_join, rows)))
-
-    def train_step(state: TrainState, batch, key, models=None):
+    def update(state: TrainState, grads, proposal):
+        """(parameters, optimizer state, average, carry) after the step, its norm, and whether all of it is finite."""
         trained, rest = split(state.params)
-        key = jax.random.fold_in(key, state.step)
-        with nn.logical_axis_rules(rules):
-            fixed = {"carry": state.carry, "models": models}
-            grads, (sums, proposal) = accumulate(trained, rest, with_keys(batch, key), key, fixed)
-        terms = metric_terms(sums["loss"])
-        if len(terms) == 1:
-            scale = _inverse(terms[0][1])
-            grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
-        grad_norm = optax.tree.norm(grads)
-        metrics = reduced(objective, sums)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         # A finite gradient may still make an update that overflows, and with it every checkpoint from here on.
-        update_norm = optax.tree.norm(updates)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+        norm = optax.tree.norm(updates)
         trained = optax.apply_updates(trained, updates)
-        params, carry, ema = merge(trained, rest), state.carry, state.ema
+        params, carry, ema, finite = merge(trained, rest), state.carry, state.ema, jnp.isfinite(norm)
         if has_carry(objective):
-            with nn.logical_axis_rules(rules):
-                carry = objective.after(carry, proposal, params)
+            carry = objective.after(carry, proposal, params)
             for leaf in jax.tree.leaves(carry):
                 if jnp.issubdtype(leaf.dtype, jnp.floating):
                     finite &= jnp.isfinite(leaf).all()
         if ema is not None:
             ema = optax.incremental_update(trained, ema, 1.0 - _ramp(ema_decay, state.step - state.skipped))
-        skipped = state.skipped
+        return (params, opt_state, ema, carry), norm, finite
+
+    def train_step(state: TrainState, batch, key, models=None):
+        key = jax.random.fold_in(key, state.step)
+        with nn.logical_axis_rules(rules):
+            batch = with_keys(batch, key)
+            grads, sums, proposal = gradient(state.params, batch, key, carry=state.carry, models=models)
+            new, update_norm, finite = update(state, grads, proposal)
+        metrics, grad_norm, skipped = reduced(objective, sums), optax.tree.norm(grads), state.skipped
+        finite &= jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         if nonfinite == "skip":
-            keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-            before = (state.params, state.opt_state, state.ema, state.carry)
-            params, opt_state, ema, carry = keep((params, opt_state, ema, carry), before)
+            old = (state.params, state.opt_state, state.ema, state.carry)
+            new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
             skipped = skipped + (1 - finite.astype(jnp.int32))
         metrics |= {
             "grad_norm": grad_norm,
@@ -126,7 +90,7 @@ def make_train_step(
             "skipped": skipped,
         }
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return TrainState(state.step + 1, skipped, params, opt_state, ema, carry), metrics
+        return TrainState(state.step + 1, skipped, *new), metrics
 
     return train_step
 
@@ -144,15 +108,16 @@ def make_eval_step(apply_fn: Callable, objective: Callable, *, rules) -> Callabl
     return eval_step
 
 
-def make_score_step(apply_fn: Callable, objective, *, rules, trainable=None, accumulate_steps: int = 1) -> Callable:
+def make_score_step(
+    apply_fn: Callable, objective, *, rules, trainable: Trainable | None = None, accumulate_steps: int = 1
+) -> Callable:
     """A pure function `(params, batch) -> (what the objective's `score` makes, float32 [])`, whole on every device.
 
     It computes a gradient, whose norm is the number, and goes through the batch in the parts of a train step: XLA fuses
     a forward pass otherwise where a backward pass reads its values, and rounds otherwise. So on one device a train step
     with the same parameters finds the same numbers, bit by bit; without the gradient they are 1e-6 apart in float32.
     """
-    split = (lambda tree: (tree, None)) if trainable is None else trainable.split
-    merge = (lambda trained, rest: trained) if trainable is None else trainable.merge
+    split, merge = cut(trainable)
 
     def score_step(params, batch):
         trained, rest = split(params)
@@ -164,8 +129,8 @@ def make_score_step(apply_fn: Callable, objective, *, rules, trainable=None, acc
         with nn.logical_axis_rules(rules):
             if accumulate_steps == 1:
                 return whole(part(batch))
-            arrays, norms = jax.lax.map(part, jax.tree.map(lambda x: _split(x, accumulate_steps), batch))
-            return whole((jax.tree.map(_join, arrays), norms.sum()))
+            arrays, norms = jax.lax.map(part, jax.tree.map(lambda x: split_rows(x, accumulate_steps), batch))
+            return whole((jax.tree.map(join_rows, arrays), norms.sum()))
 
     return score_step
 
@@ -179,16 +144,6 @@ def with_keys(batch: dict, key) -> dict:
     return batch | {"keys": jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, ROWS), jnp.arange(rows))}
 
 
-def _split(x, parts: int):
-    """[B, ...] -> [parts, B / parts, ...]; part i takes rows i, i + parts, ..., so each device keeps its own rows."""
-    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
-
-
-def _join(x):
-    """What `_split` cut, in the order of the batch: [parts, B / parts, ...] -> [B, ...]."""
-    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-
-
 def _ramp(decay: float, updates):
     """The moving average's decay after so many updates: min(decay, (1 + t) / (10 + t)), float32 [].
 
@@ -197,16 +152,6 @@ def _ramp(decay: float, updates):
     """
     count = jnp.asarray(updates, jnp.float32)
     return jnp.minimum(decay, (1.0 + count) / (10.0 + count))
-
-
-def _inverse(weight):
-    """1 / weight, and 0 for a batch without any weight."""
-    return jnp.where(weight > 0, 1.0 / jnp.where(weight > 0, weight, 1.0), 0.0)
-
-
-def metric_terms(metric) -> tuple:
-    """The (sum, weight) pairs of a metric, which is one pair or a tuple of them."""
-    return metric if isinstance(metric[0], tuple) else (metric,)
 
 
 def reduced(objective, sums) -> dict[str, jax.Array]:
@@ -224,7 +169,7 @@ def reduced(objective, sums) -> dict[str, jax.Array]:
     means = {}
     for name, metric in sums.items():
         terms = metric_terms(metric)
-        mean = sum(total * _inverse(weight) for total, weight in terms)
+        mean = sum(total * inverse(weight) for total, weight in terms)
         # A loss without any weight has nothing to learn from; of anything else the mean of nothing is not known.
         means[name] = mean if name == "loss" else jnp.where(sum(weight for _, weight in terms) > 0, mean, jnp.nan)
     return means

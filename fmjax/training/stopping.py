@@ -15,6 +15,17 @@ class Stop(threading.Event):
     """Set when a signal has asked the run to end; `training` is True once there are steps that could be lost."""
 
     training = False
+    _agreed = False
+
+    def agreed(self, step: int) -> bool:
+        """Whether the run is to end after `step`: all its processes after the same one. They call it at every step."""
+        if jax.process_count() == 1:
+            return self.is_set()
+        from jax.experimental import multihost_utils
+
+        # True at one step alone, wherever in a rollout that lies.
+        self._agreed = multihost_utils.reached_preemption_sync_point(step) or self._agreed
+        return self._agreed
 
 
 @contextlib.contextmanager

@@ -90,8 +90,8 @@ def test_a_limited_run_is_the_run_of_its_steps_and_keeps_them_when_it_resumes(tm
     monkeypatch.setattr(budget, "steps_in_time", lambda wanted, *_: 7 if wanted == 900 else wanted)
     save, stopped = loop.Run._save, []
 
-    def killed(self):
-        save(self)
+    def killed(self, state):
+        save(self, state)
         if self.step == 3 and not stopped:
             self.checkpointer.finish()
             stopped.append(self.step)

@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 import signal
-import threading
 import time
 import types
 
@@ -32,7 +31,7 @@ from fmjax.training.checks import check_outputs
 from fmjax.training.metrics import read_metrics
 from fmjax.training.sampling import read_samples
 from fmjax.training.settings import TrainConfig
-from fmjax.training.stopping import stop_signals
+from fmjax.training.stopping import Stop, stop_signals
 
 TEXT = "the cat sees the dog and the dog sees a bird " * 20
 
@@ -256,7 +255,7 @@ def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resum
 @pytest.fixture
 def stopped(monkeypatch):
     """A signal that has come before training began."""
-    event = threading.Event()
+    event = Stop()
     event.set()
     monkeypatch.setattr(loop, "stop_signals", lambda: contextlib.nullcontext(event))
     return event

@@ -15,6 +15,7 @@ from fmjax.objectives.causal_lm import CausalLM
 from fmjax.training import loop
 from fmjax.training.experience import Experience, RolloutError
 from fmjax.training.metrics import read_metrics
+from fmjax.training.stopping import Stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +53,15 @@ def run(tmp_path):
 
 def test_a_signal_inside_a_rollout_ends_the_run_where_it_can_be_resumed(run, tmp_path, monkeypatch):
     run("straight")
-    sample = loop.Run._sample
+    pause = loop.Run._pause
 
     def signalled(self):
         if self.step == 1:
             self.stop.set()
-        sample(self)
+        pause(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "_sample", signalled)
+        patch.setattr(loop.Run, "_pause", signalled)
         assert run("stopped")["stopped"] == 1.0
     assert complete_steps(tmp_path / "stopped" / "checkpoints") == [2]
     run("stopped")
@@ -70,14 +71,14 @@ def test_a_signal_inside_a_rollout_ends_the_run_where_it_can_be_resumed(run, tmp
 def test_processes_agree_on_the_end_of_a_rollout(run, tmp_path, monkeypatch):
     # As the service of JAX has it: true at one step alone.
     monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", lambda step: step == 1)
-    must_stop = loop.Run._must_stop
+    agreed = Stop.agreed
 
-    def with_others(self, stop):
+    def with_others(self, step):
         with monkeypatch.context() as patch:
-            patch.setattr(loop.jax, "process_count", lambda: 2)
-            return must_stop(self, stop)
+            patch.setattr(jax, "process_count", lambda: 2)
+            return agreed(self, step)
 
-    monkeypatch.setattr(loop.Run, "_must_stop", with_others)
+    monkeypatch.setattr(Stop, "agreed", with_others)
     assert run("stopped")["stopped"] == 1.0
     assert complete_steps(tmp_path / "stopped" / "checkpoints") == [2]
 

@@ -12,6 +12,7 @@ import pytest
 from fmjax.errors import ConfigError
 from fmjax.objectives.base import OtherModel, Proposal, per_row
 from fmjax.training.evaluation import PaddedRows, _named
+from fmjax.training.gradients import split_rows
 from fmjax.training.state import TrainState
 from fmjax.training.step import make_eval_step, make_train_step, reduced, with_keys
 from fmjax.training.trainable import Trainable
@@ -72,10 +73,7 @@ def test_loss_and_update_are_the_weighted_mean_however_the_batch_is_cut(parts):
 
 
 def test_accumulation_deals_rows_so_that_each_device_keeps_its_own():
-    step, _ = step_with(accumulate_steps=2)
-    from fmjax.training.step import _split
-
-    np.testing.assert_array_equal(_split(jnp.arange(8), 2), [[0, 2, 4, 6], [1, 3, 5, 7]])
+    np.testing.assert_array_equal(split_rows(jnp.arange(8), 2), [[0, 2, 4, 6], [1, 3, 5, 7]])
 
 
 def test_a_batch_without_weight_changes_nothing_and_stays_finite():
