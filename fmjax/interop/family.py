@@ -17,7 +17,7 @@ from fmjax.errors import ConfigError, InputError
 from fmjax.interop.config_keys import read_keys, write_keys
 from fmjax.interop.published_config import PublishedConfig
 from fmjax.interop.weights import Weight
-from fmjax.layers.transformer import TransformerConfig
+from fmjax.layers.transformer_config import TransformerConfig
 from fmjax.models import MODELS
 from fmjax.registry import nearest
 

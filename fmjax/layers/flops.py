@@ -17,7 +17,7 @@ def transformer_flops(
       - the backward pass costs twice the forward pass; what remat computes again does not count.
 
     Args:
-      config: a `fmjax.layers.transformer.TransformerConfig`.
+      config: a `fmjax.layers.transformer_config.TransformerConfig`.
       vocab_size: columns of the output head; 0 for a model without one.
       sequence_length: T.
       memory_length: tokens that each block's cross attention attends to, where it has one.

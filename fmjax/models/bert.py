@@ -11,7 +11,8 @@ from fmjax.layers.embed import Embedding
 from fmjax.layers.mlp import ACTIVATIONS
 from fmjax.layers.norm import Norm
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig
+from fmjax.layers.transformer import Transformer
+from fmjax.layers.transformer_config import TransformerConfig
 from fmjax.models.encoder import Encoder
 from fmjax.models.stack import LAYER_NORM, stack_config
 
@@ -37,7 +38,6 @@ class Bert(Encoder):
       attention_dropout: rate on attention probabilities.
       norm_eps: epsilon of LayerNorm.
       init_std: standard deviation of kernels and embeddings.
-      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     num_layers: int = 12
@@ -55,11 +55,6 @@ class Bert(Encoder):
     attention_dropout: float = 0.1
     norm_eps: float = 1e-12
     init_std: float = 0.02
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
-    unroll: int = 1
-    scan_layers: bool = True
 
     def __post_init__(self):
         super().__post_init__()

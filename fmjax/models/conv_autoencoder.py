@@ -4,18 +4,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
 from fmjax.layers.conv import Conv, ResidualBlock, conv_flops
 from fmjax.layers.tap import tap
+from fmjax.models.images import ImageModule, check_halvings
 
 
-class ConvAutoencoder(nn.Module):
+class ConvAutoencoder(ImageModule):
     """Convolutions 4x4 of stride 2, residual blocks, and a projection to vectors; the decoder mirrors it.
 
     Attributes:
-      image_size: side of an image in pixels; None until the data are known.
-      num_channels: of an image; None until the data are known.
       hidden_size: channels between the convolutions.
       inner_size: channels inside a residual block.
       num_blocks: residual blocks of the encoder, and as many of the decoder.
@@ -24,8 +22,6 @@ class ConvAutoencoder(nn.Module):
       dtype: dtype of the products.
     """
 
-    image_size: int | None = None
-    num_channels: int | None = None
     hidden_size: int = 128
     inner_size: int = 32
     num_blocks: int = 2
@@ -85,12 +81,6 @@ class ConvAutoencoder(nn.Module):
         return self.decode(self.encode(images))
 
     @nn.nowrap
-    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
-        size = self.image_size
-        return {"images": jax.ShapeDtypeStruct((1, size, size, self.num_channels), jnp.float32)}
-
-    @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:
         """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`."""
         hidden, total = self.hidden_size, 0.0
@@ -101,12 +91,3 @@ class ConvAutoencoder(nn.Module):
         blocks = conv_flops(side, 3, hidden, self.inner_size) + conv_flops(side, 1, self.inner_size, hidden)
         ends = conv_flops(side, 1, hidden, self.code_size) + conv_flops(side, 3, self.code_size, hidden)
         return total + 2 * self.num_blocks * blocks + ends
-
-
-def check_halvings(module) -> None:
-    """Raises ConfigError where the sides of a module's images cannot be halved `num_halvings` times."""
-    size, halvings = module.image_size, module.num_halvings
-    if size is not None and size % 2**halvings:
-        raise ConfigError(
-            f"model.num_halvings = {halvings}: images of {size}x{size} pixels cannot be halved that often"
-        )

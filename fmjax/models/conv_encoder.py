@@ -9,18 +9,16 @@ from fmjax.layers.conv import Conv, ResidualBlock, conv_flops
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.norm import Norm
 from fmjax.layers.tap import tap
-from fmjax.models.conv_autoencoder import check_halvings
+from fmjax.models.images import ImageModule, check_halvings
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(ImageModule):
     """A convolution 3x3; at each size of the image, `num_blocks` residual blocks; the mean over pixels; an MLP.
 
     Pixels are normalised one by one (LayerNorm), so no row knows of another: what MoCo shuffles batches against, positives
     that batch statistics give away, cannot happen.
 
     Attributes:
-      image_size: side of an image in pixels; None until the data are known.
-      num_channels: of an image; None until the data are known.
       hidden_size: channels, and size of the vector of an image.
       num_blocks: residual blocks at each size of the image.
       num_halvings: how often the sides of an image are halved, by convolutions 4x4 of stride 2.
@@ -28,8 +26,6 @@ class ConvEncoder(nn.Module):
       dtype: dtype of the products.
     """
 
-    image_size: int | None = None
-    num_channels: int | None = None
     hidden_size: int = 64
     num_blocks: int = 1
     num_halvings: int = 1
@@ -74,12 +70,6 @@ class ConvEncoder(nn.Module):
     def __call__(self, images, train: bool = False) -> jax.Array:
         """float32 [B, H, W, C] images to float32 [B, projection_size]."""
         return self.project(self.pooled(images))
-
-    @nn.nowrap
-    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
-        size = self.image_size
-        return {"images": jax.ShapeDtypeStruct((1, size, size, self.num_channels), jnp.float32)}
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:

@@ -1,39 +1,26 @@
 """What every decoder-only language model shares: the protocol that objectives, generation and evaluation rely on."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from fmjax.layers.attention.dispatch import FORKING
-from fmjax.layers.checks import check_positive
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.kv_cache import begin, init_cache
 from fmjax.layers.position import default_positions
 from fmjax.layers.tap import check_edits
-from fmjax.layers.transformer import TransformerConfig, unstack_layers
-from fmjax.models.stack import check_tokens
+from fmjax.layers.transformer import unstack_layers
+from fmjax.models.stack import TextStack, check_tokens
 from fmjax.parallel.logical import constrain
 
 
-class Decoder(nn.Module):
-    """Base of the decoder families. A family has the fields vocab_size, max_length and scan_layers, and defines
+class Decoder(TextStack):
+    """Base of the decoder families. A family has the fields vocab_size and max_length, and defines
 
     - `transformer`: property, the TransformerConfig of its stack;
     - `embed(tokens, positions, train)`: [B, T, D];
     - `stack`: the Transformer, and `head()`: the output weights, a dict for `output_logits`.
     """
-
-    RESUME_FREE = ("remat", "attention", "unroll")  # the same function, computed in another way
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(max_length=self.max_length)
-        self.transformer  # checks the rest
-
-    @property
-    def transformer(self) -> TransformerConfig:
-        raise NotImplementedError
 
     def __call__(self, tokens, segment_ids=None, positions=None, train=False, cache=None, slots=None):
         """Next-token logits.
@@ -94,11 +81,6 @@ class Decoder(nn.Module):
     def unrolled(self, params):
         """(module, parameters) of the same function without a scan over layers, as decoding with a cache needs it."""
         return self.clone(scan_layers=False), unstack_layers(params)
-
-    @nn.nowrap
-    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
-        return {"tokens": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:

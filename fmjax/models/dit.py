@@ -12,50 +12,40 @@ from fmjax.layers.modulation import LabelEmbedding, Modulation, TimeEmbedding, m
 from fmjax.layers.patchify import patchify, unpatchify
 from fmjax.layers.position import sinusoids
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig
-from fmjax.models.stack import stack_config
+from fmjax.layers.transformer import Transformer
+from fmjax.layers.transformer_config import TransformerConfig
+from fmjax.models.images import ImageModule
+from fmjax.models.stack import Stacked, stack_config
 from fmjax.parallel.logical import constrain
 
 
-class DiT(nn.Module):
+class DiT(Stacked, ImageModule):
     """What denoises an image; the defaults are DiT-S without its image size and classes.
 
     Attributes:
       num_layers, hidden_size, intermediate_size, num_heads: as in TransformerConfig; an intermediate_size of None is 4 *
         hidden_size.
-      image_size, num_channels: of the images; None until the data are known.
       num_classes: of the labels; None until the data are known, 0 for none.
       out_channels: of what it returns; None is as many as the images have. The published models return twice as many:
         the noise and, of each number, where its variance lies between two bounds.
       patch_size: side of a patch in pixels; must divide image_size.
       dropout: rate on the output of each half of a block.
-      dtype: compute dtype (float32, bfloat16); parameters are float32.
-      remat: as in TransformerConfig.
-      attention: as in TransformerConfig.
     """
-
-    RESUME_FREE = ("remat", "attention")  # the same function, computed in another way
 
     num_layers: int = 12
     hidden_size: int = 384
     intermediate_size: int | None = None
     num_heads: int = 6
-    image_size: int | None = None
-    num_channels: int | None = None
     num_classes: int | None = None
     out_channels: int | None = None
     patch_size: int = 2
     dropout: float = 0.0
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(patch_size=self.patch_size)
         if self.hidden_size % 4:
             raise ConfigError(f"model.hidden_size = {self.hidden_size} must be divisible by 4, for positions in two axes")
-        self.transformer  # checks the rest
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -89,8 +79,7 @@ class DiT(nn.Module):
     @nn.nowrap
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:
         """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
-        shape = (1, self.image_size, self.image_size, self.num_channels)
-        found = {"inputs": jax.ShapeDtypeStruct(shape, jnp.float32), "times": jax.ShapeDtypeStruct((1,), jnp.float32)}
+        found = {"inputs": super().example()["images"], "times": jax.ShapeDtypeStruct((1,), jnp.float32)}
         return found | ({"labels": jax.ShapeDtypeStruct((1,), jnp.int32)} if self.num_classes else {})
 
     @nn.nowrap

@@ -2,19 +2,16 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from fmjax.layers.checks import check_positive
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.position import default_positions
 from fmjax.layers.tap import check_edits
-from fmjax.layers.transformer import TransformerConfig
-from fmjax.models.stack import check_tokens
+from fmjax.models.stack import TextStack, check_tokens
 from fmjax.parallel.logical import constrain
 
 
-class Encoder(nn.Module):
+class Encoder(TextStack):
     """Base of the encoder families. A family has the fields vocab_size and max_length and defines
 
     - `transformer`: property, the TransformerConfig of its stack, not causal;
@@ -24,17 +21,6 @@ class Encoder(nn.Module):
     """
 
     CAUSAL = False  # reads whole texts: no log-likelihoods of texts, and nothing to continue them with
-    RESUME_FREE = ("remat", "attention", "unroll")  # the same function, computed in another way
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(max_length=self.max_length)
-        self.transformer  # checks the rest
-
-    @property
-    def transformer(self) -> TransformerConfig:
-        raise NotImplementedError
-
     def __call__(self, tokens, segment_ids=None, positions=None, token_types=None, train=False):
         """Logits of the token at each place.
 
@@ -64,11 +50,6 @@ class Encoder(nn.Module):
         x = constrain(x, ("batch", "length", "act_embed"))
         x, _ = self.stack(x, segment_ids=segment_ids, positions=positions, train=train)
         return x
-
-    @nn.nowrap
-    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
-        return {"tokens": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fmjax.layers.position import Rope
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import TransformerConfig, layer_kinds
+from fmjax.layers.transformer_config import TransformerConfig, layer_kinds
 from fmjax.models.llama import Llama
 
 

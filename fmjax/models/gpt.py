@@ -8,7 +8,8 @@ import jax
 from fmjax.layers.dense import Init
 from fmjax.layers.embed import Embedding
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, layer_kinds
+from fmjax.layers.transformer import Transformer
+from fmjax.layers.transformer_config import TransformerConfig, layer_kinds
 from fmjax.models.decoder import Decoder
 from fmjax.models.stack import LAYER_NORM, stack_config
 
@@ -39,7 +40,6 @@ class GPT(Decoder):
       init_std: standard deviation of kernels and token embedding.
       position_init_std: standard deviation of positions.
       scale_residual_init: whether kernels that write to the residual stream are scaled by 1 / sqrt(2 * num_layers).
-      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     num_layers: int = 12
@@ -60,11 +60,6 @@ class GPT(Decoder):
     init_std: float = 0.02
     position_init_std: float = 0.01
     scale_residual_init: bool = True
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
-    unroll: int = 1
-    scan_layers: bool = True
 
     @property
     def transformer(self) -> TransformerConfig:

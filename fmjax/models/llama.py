@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from fmjax.layers.embed import Embedding
 from fmjax.layers.position import ROPE_SCALINGS, Rope
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, layer_kinds
+from fmjax.layers.transformer import Transformer
+from fmjax.layers.transformer_config import TransformerConfig, layer_kinds
 from fmjax.models.decoder import Decoder
 from fmjax.models.stack import stack_config
 
@@ -41,7 +42,6 @@ class Llama(Decoder):
       norm_eps: epsilon of RMSNorm.
       init_std: standard deviation of all kernels and embeddings.
       dropout: rate on attention probabilities and the output of each half of a block; published models use none.
-      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     num_layers: int = 32
@@ -63,11 +63,6 @@ class Llama(Decoder):
     norm_eps: float = 1e-5
     init_std: float = 0.02
     dropout: float = 0.0
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
-    unroll: int = 1
-    scan_layers: bool = True
 
     @property
     def transformer(self) -> TransformerConfig:

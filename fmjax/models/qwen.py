@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fmjax.layers.transformer import TransformerConfig
+from fmjax.layers.transformer_config import TransformerConfig
 from fmjax.models.llama import Llama
 
 

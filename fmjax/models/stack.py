@@ -2,13 +2,54 @@
 
 import dataclasses
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init
-from fmjax.layers.transformer import TransformerConfig
+from fmjax.layers.transformer_config import TransformerConfig
 
 LAYER_NORM = dict(norm="layernorm", out_bias=True, mlp_bias=True)
 """Of the families before LLaMA: LayerNorm, and biases on every product."""
+
+
+class Stacked(nn.Module):
+    """Base of the families with a Transformer stack: `transformer` says which; the fields, how it is computed.
+
+    Attributes:
+      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
+    """
+
+    RESUME_FREE = ("remat", "attention", "unroll")  # the same function, computed in another way
+
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    unroll: int = 1
+    scan_layers: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.transformer  # checks what it is made of
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        raise NotImplementedError
+
+
+class TextStack(Stacked):
+    """Base of the families of texts, which have the fields vocab_size and max_length."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(max_length=self.max_length)
+
+    @nn.nowrap
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
+        return {"tokens": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
 
 
 def stack_config(module, **own) -> TransformerConfig:

@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
-from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init, dense
 from fmjax.layers.embed import Embedding, output_logits
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.kv_cache import begin, init_cache
 from fmjax.layers.position import default_positions, sinusoids
 from fmjax.layers.tap import check_edits, tap
-from fmjax.layers.transformer import Transformer, TransformerConfig, unstack_layers
-from fmjax.models.stack import LAYER_NORM, check_tokens, stack_config
+from fmjax.layers.transformer import Transformer, unstack_layers
+from fmjax.layers.transformer_config import TransformerConfig
+from fmjax.models.stack import LAYER_NORM, TextStack, check_tokens, stack_config
 from fmjax.parallel.logical import constrain
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(TextStack):
     """A sequence-to-sequence Transformer; the defaults are the paper's base model without its vocabulary.
 
     One embedding serves source, target and, transposed, as output head; as input it is multiplied by sqrt(hidden_size)
@@ -39,11 +39,9 @@ class EncoderDecoder(nn.Module):
       dropout: rate on sums of embeddings and positions and on the output of each sub-layer (section 5.4).
       attention_dropout: rate on attention probabilities; the paper has none.
       norm_eps: epsilon of LayerNorm.
-      dtype, remat, attention, unroll, scan_layers: as in TransformerConfig.
     """
 
     CAUSAL = False  # its encoder reads whole texts
-    RESUME_FREE = ("remat", "attention", "unroll")  # the same function, computed in another way
 
     num_layers: int = 6
     num_decoder_layers: int | None = None
@@ -59,18 +57,16 @@ class EncoderDecoder(nn.Module):
     dropout: float = 0.1
     attention_dropout: float = 0.0
     norm_eps: float = 1e-5
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
-    unroll: int = 1
-    scan_layers: bool = True
 
     def __post_init__(self):
-        super().__post_init__()
-        check_positive(max_length=self.max_length)
         if self.hidden_size % 2:
             raise ConfigError(f"hidden_size={self.hidden_size} must be even for sinusoidal positions.")
-        self.stack_config(decoder=True)  # checks the rest
+        super().__post_init__()
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        """The decoder's."""
+        return self.stack_config(decoder=True)
 
     def stack_config(self, decoder: bool) -> TransformerConfig:
         """Of the decoder or of the encoder."""
@@ -90,7 +86,7 @@ class EncoderDecoder(nn.Module):
                 self.head_bias = self.param("head_bias", zeros, (self.vocab_size,), jnp.float32)
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.encoder = Transformer(self.stack_config(decoder=False))
-        self.decoder = Transformer(self.stack_config(decoder=True))
+        self.decoder = Transformer(self.transformer)
 
     def __call__(
         self, tokens, source_tokens, segment_ids=None, source_segment_ids=None, positions=None, source_positions=None,
@@ -149,7 +145,7 @@ class EncoderDecoder(nn.Module):
     @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int, source_length: int | None = None) -> dict:
         """An empty cache for targets of up to max_length tokens from sources of up to source_length (None: as many)."""
-        c = self.stack_config(decoder=True)
+        c = self.transformer
         sizes = dict(num_kv_heads=c.num_kv_heads, head_dim=c.head_dim, windows=c.windows, dtype=jnp.dtype(c.dtype))
         cache = init_cache(batch_size, max_length, **sizes)
         memory = init_cache(batch_size, source_length or max_length, **sizes)
@@ -165,7 +161,7 @@ class EncoderDecoder(nn.Module):
         """The cache with packed sources [N, S] encoded into the rows that `slots` [N, S] names, their targets empty."""
         memory = self.hidden(tokens, segment_ids, positions)
         step = begin({"lengths": cache["source_lengths"]}, tokens, segment_ids, positions, slots)
-        c, params = self.stack_config(decoder=True), self.variables["params"]["decoder"]
+        c, params = self.transformer, self.variables["params"]["decoder"]
         layers = []
         for index, entry in enumerate(cache["layers"]):
             projections = params[f"blocks_{index}"]["cross_attention"]
@@ -208,5 +204,5 @@ class EncoderDecoder(nn.Module):
         (target,), (source,) = shapes["tokens"], shapes["source_tokens"]
         encoder = transformer_flops(self.stack_config(decoder=False), vocab_size=0, sequence_length=source)
         return encoder + transformer_flops(
-            self.stack_config(decoder=True), vocab_size=self.vocab_size, sequence_length=target, memory_length=source
+            self.transformer, vocab_size=self.vocab_size, sequence_length=target, memory_length=source
         )

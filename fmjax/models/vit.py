@@ -10,18 +10,18 @@ from fmjax.layers.embed import Embedding
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.patchify import patchify
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Transformer, TransformerConfig
-from fmjax.models.stack import LAYER_NORM, stack_config
+from fmjax.layers.transformer import Transformer
+from fmjax.layers.transformer_config import TransformerConfig
+from fmjax.models.images import ImageModule
+from fmjax.models.stack import LAYER_NORM, Stacked, stack_config
 from fmjax.parallel.logical import constrain
 
 
-class ViT(nn.Module):
+class ViT(Stacked, ImageModule):
     """An image classifier; the defaults are ViT-B/16 without its image size and classes.
 
     Attributes:
       num_layers, hidden_size, intermediate_size, num_heads: as in TransformerConfig.
-      image_size: side of an image in pixels; None until the data are known.
-      num_channels: of an image; None until the data are known.
       num_classes: logits of an image; None until the data are known, 0 for a model without a head, which gives vectors.
       patch_size: side of a patch in pixels; must divide image_size.
       activation: "gelu", or another of `fmjax.layers.mlp.ACTIVATIONS` with one input.
@@ -31,17 +31,12 @@ class ViT(nn.Module):
       init_std: standard deviation of the kernels' initialisation.
       dropout: rate after the embedding and on the output of each half of a block.
       attention_dropout: rate on attention probabilities; None is `dropout`.
-      dtype, remat, attention: as in TransformerConfig.
     """
-
-    RESUME_FREE = ("remat", "attention")  # the same function, computed in another way
 
     num_layers: int = 12
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_heads: int = 12
-    image_size: int | None = None
-    num_channels: int | None = None
     num_classes: int | None = None
     patch_size: int = 16
     activation: str = "gelu"
@@ -51,14 +46,10 @@ class ViT(nn.Module):
     init_std: float = 0.02
     dropout: float = 0.0
     attention_dropout: float | None = None
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(patch_size=self.patch_size)
-        self.transformer  # checks the rest
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -101,12 +92,6 @@ class ViT(nn.Module):
         x = constrain(x, ("batch", None, "act_embed"))
         x, _ = Transformer(self.transformer, name="stack")(x, train=train)
         return x
-
-    @nn.nowrap
-    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
-        size = self.image_size
-        return {"images": jax.ShapeDtypeStruct((1, size, size, self.num_channels), jnp.float32)}
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:

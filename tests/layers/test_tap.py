@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from fmjax.errors import ConfigError
 from fmjax.layers import mlp, transformer
+from fmjax.layers.transformer_config import BLOCK_TAPS
 from fmjax.models import gpt, llama
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
@@ -38,7 +39,7 @@ def test_reads_have_a_layer_axis_and_the_names_remat_knows(model):
     blocks = state["reads"]["stack"]["blocks"]
     assert blocks["residual"].shape == (3, 2, 5, 16)
     assert blocks["attention"]["q"].shape == (3, 2, 5, 2, 8)
-    assert {path[-1] for path in traverse_util.flatten_dict(blocks)} == set(transformer.BLOCK_TAPS)
+    assert {path[-1] for path in traverse_util.flatten_dict(blocks)} == set(BLOCK_TAPS)
     # The last residual, normalised, is what the head reads.
     scale = params["stack"]["final_norm"]["scale"]
     last = blocks["residual"][-1]

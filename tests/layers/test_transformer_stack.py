@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fmjax.layers.position import Rope
-from fmjax.layers.transformer import LayerKind, Transformer, TransformerConfig, unstack_layers
+from fmjax.layers.transformer import Transformer, unstack_layers
+from fmjax.layers.transformer_config import LayerKind, TransformerConfig
 
 WIDTH, BATCH, LENGTH = 8, 2, 6
 CONFIG = TransformerConfig(

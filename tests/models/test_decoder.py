@@ -11,7 +11,8 @@ from jax.sharding import AxisType
 
 from fmjax.errors import ConfigError, InputError
 from fmjax.layers.position import Llama3Scaling
-from fmjax.layers.transformer import Transformer, TransformerConfig
+from fmjax.layers.transformer import Transformer
+from fmjax.layers.transformer_config import TransformerConfig
 from fmjax.models.gemma import Gemma3
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
