@@ -3,8 +3,9 @@
     python -m fmjax.train --config=configs/dit_digits.py --workdir=runs/dit_digits
     python -m fmjax.generate --model=runs/dit_digits --output=grid.png --guidance=1.5 --num_samples=8
 
-Two CPU cores of an AMD EPYC server, other work beside it: 3 min 34 s. A classifier that has only seen real digits reads 97.7%
-of 1,000 made ones as what was asked for, 99.4% with --guidance=1.5; 98.4% of real ones (2026-11-28, experiments/digits_made).
+Two CPU cores of an AMD EPYC server, other work beside it: 3 min 34 s. A classifier that has only seen real digits reads
+97.7% of 1,000 made ones as what was asked for, 99.4% with --guidance=1.5; 98.4% of real ones (2026-11-28,
+experiments/digits_made).
 """
 
 from ml_collections import ConfigDict

@@ -8,12 +8,13 @@
     python -m fmjax.generate --model=runs/finetune --prompt='ROMEO:'
     python -m fmjax.convert --input=runs/finetune --output=runs/finetuned --to=hf
 
-MODEL is a hub id, a Hugging Face folder, or a run of one's own; TRAIN.txt and HELDOUT.txt are any text. `data.tokenizer`
-is left out, so that the data are cut by the model's own; rows are shorter than the model's context, which stays.
+MODEL is a hub id, a Hugging Face folder, or a run of one's own; TRAIN.txt and HELDOUT.txt are any text.
+`data.tokenizer` is left out, so that the data are cut by the model's own; rows are shorter than the model's context,
+which stays.
 
 SmolLM2-135M-Instruct on two CPU cores shared with other work: the 30 steps of 512 tokens at 6 s each, 5 min in all, and
-2.3 min for either evaluation. On a million characters of tiny Shakespeare, the next 20,000 held out, these go from 1.478
-to 1.440 bits a byte, both read with the model's context of 8,192.
+2.3 min for either evaluation. On a million characters of tiny Shakespeare, the next 20,000 held out, these go from
+1.478 to 1.440 bits a byte, both read with the model's context of 8,192.
 """
 
 from ml_collections import ConfigDict

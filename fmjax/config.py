@@ -71,7 +71,8 @@ def load_config_file(path: str) -> dict:
         where = f", line {lines[-1]}" if lines[-1] else ""
         if argument and isinstance(error, KeyError) and error.args == (argument,):
             raise ConfigError(
-                f"config file {name!r}{where}: there is no {argument!r}; its docstring says what stands behind the colon"
+                f"config file {name!r}{where}: there is no {argument!r}; its docstring says what may stand "
+                "behind the colon"
             ) from error
         raise ConfigError(f"config file {name!r}{where}: {type(error).__name__}: {error}") from error
     if isinstance(config, ConfigDict | FrozenConfigDict):

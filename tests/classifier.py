@@ -10,7 +10,14 @@ from fmjax.load import Model
 from fmjax.models.vit import ViT
 
 FIELDS = dict(
-    num_layers=2, hidden_size=16, intermediate_size=32, num_heads=4, image_size=8, num_channels=1, num_classes=10, patch_size=4
+    num_layers=2,
+    hidden_size=16,
+    intermediate_size=32,
+    num_heads=4,
+    image_size=8,
+    num_channels=1,
+    num_classes=10,
+    patch_size=4,
 )
 MODULE = ViT(**FIELDS)
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1)).astype(np.uint8)
@@ -24,7 +31,8 @@ def _random(key):
 
 
 MODEL = Model(
-    MODULE, jax.jit(_random)(jax.random.key(0)), {"model": {"name": "vit"} | FIELDS, "objective": {"name": "classification"}},
+    MODULE, jax.jit(_random)(jax.random.key(0)),
+    {"model": {"name": "vit"} | FIELDS, "objective": {"name": "classification"}},
     codecs={"image": CODEC, "label": LabelCodec(10)},
 )  # fmt: skip
 

@@ -64,7 +64,8 @@ def start(
         hosts.append(
             subprocess.Popen(
                 [sys.executable, "-m", command, *own, *(() if launcher else together)],
-                env=environment | told, cwd=folders[process] if folders else REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env=environment | told, cwd=folders[process] if folders else REPOSITORY,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
         )  # fmt: skip
     return hosts

@@ -203,7 +203,9 @@ def test_a_config_file_looked_for_from_another_folder_is_found_where_it_lies(tmp
 def test_an_argument_that_a_config_does_not_take_or_needs_is_said(tmp_path):
     (tmp_path / "none.py").write_text("def get_config():\n    return {}\n")
     (tmp_path / "one.py").write_text("def get_config(size):\n    return {'size': size}\n")
-    with pytest.raises(ConfigError, match=r"none.py' takes no argument, and 'tiny' was given: --config=.*none.py is all"):
+    with pytest.raises(
+        ConfigError, match=r"none.py' takes no argument, and 'tiny' was given: --config=.*none.py is all"
+    ):
         configs.load_config_file(f"{tmp_path}/none.py:tiny")
     with pytest.raises(ConfigError, match=r"one.py' needs an argument .*'size'\): --config=.*one.py:ARGUMENT"):
         configs.load_config_file(f"{tmp_path}/one.py")

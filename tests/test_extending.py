@@ -51,7 +51,8 @@ def test_the_carry_codec_and_generator_of_the_page_make_heights(folder):
     assert metrics["eval/error"] < 0.1
     model = fmjax.load(folder / "run")
     assert model.generate([0.5, 1.0]) == pytest.approx(np.sin([1.0, 2.0]), abs=0.15)
-    assert len(model.generate()) == 1 and model.generate([0.5], digits=0) == [1.0] and set(model.abilities) == {"generate"}
+    assert len(model.generate()) == 1 and model.generate([0.5], digits=0) == [1.0]
+    assert set(model.abilities) == {"generate"}
 
 
 def edited(folder, name, old, new):
@@ -70,12 +71,15 @@ def resolved(folder, **sections):
     [
         ("objectives.py", "def inputs", "def imputs", "objective.name = 'my_lab.objectives:Huber': Huber has no method "
          "inputs(batch): What the module is called with, by keyword"),
-        ("objectives.py", "def __call__", "def loss", "Huber has no method __call__(apply_fn, params, batch, key, train)"),
+        ("objectives.py", "def __call__", "def loss",
+         "Huber has no method __call__(apply_fn, params, batch, key, train)"),
         ("objectives.py", "params, batch, key, train)", "params, batch)",
-         "Huber.__call__(apply_fn, params, batch) cannot be called as __call__(apply_fn, params, batch, key, train): The "
+         "Huber.__call__(apply_fn, params, batch) cannot be called as __call__(apply_fn, params, batch, key, train): "
+         "The "
          "metrics as {name: (sum, weight)}, \"loss\" among them (too many positional arguments)"),
         ("objectives.py", "batch, key, train)", "batch, key, train, carry)", "(missing a required argument: 'carry')"),
-        ("data.py", "def open", "def load", "data.name = 'my_lab.data:Waves': Waves has no method open(*, seed, cache_dir, "
+        ("data.py", "def open", "def load",
+         "data.name = 'my_lab.data:Waves': Waves has no method open(*, seed, cache_dir, "
          "workdir=None, progress=False): The data, read and prepared: an `OpenData`"),
         ("data.py", "workdir=None, progress=False", "workdir=None", "unexpected keyword argument 'progress'"),
         ("models.py", "nn.Module", "object", "'my_lab.models:Curve' is not a dataclass"),
@@ -95,14 +99,17 @@ def test_what_a_plugin_lacks_is_said_before_anything_begins(folder, file, old, n
 def test_a_plugin_of_another_kind_is_refused(folder):
     with pytest.raises(ConfigError, match="Huber is no flax.linen.Module, which it must derive from; fmjax/README.md"):
         resolved(folder, model={"name": "my_lab.objectives:Huber"})
-    with pytest.raises(ConfigError, match=r"optimizer.schedule.name = .*: Huber has no method make\(learning_rate, total"):
+    with pytest.raises(
+        ConfigError, match=r"optimizer.schedule.name = .*: Huber has no method make\(learning_rate, total"
+    ):
         schedule = {"name": "my_lab.objectives:Huber"}
         resolved(folder, optimizer={"name": "sgd", "learning_rate": 0.1, "schedule": schedule})
 
 
 def test_an_objective_with_a_carry_takes_it(folder):
     edited(folder, "objectives.py", "batch, key, train)", "batch, key, train, *, carry)")
-    edited(folder, "objectives.py", "    def inputs", "    def initial(self, module, params, key):\n        pass\n\n    def inputs")
+    initial = "    def initial(self, module, params, key):\n        pass\n\n"
+    edited(folder, "objectives.py", "    def inputs", initial + "    def inputs")
     resolved(folder)
 
 
@@ -114,12 +121,14 @@ def test_an_objective_with_a_carry_takes_it(folder):
         ("objectives.py", '- batch["y"]', '- batch["target"]', "objective Huber reads batch['target']"),
         ("objectives.py", '{"x": batch', '{"u": batch',
          "objective Huber calls the model with u, and Curve takes x, train (missing a required argument: 'x')"),
-        ("models.py", "train: bool = False", "train", "(missing a required argument: 'train'); `train` needs a default"),
+        ("models.py", "train: bool = False", "train",
+         "(missing a required argument: 'train'); `train` needs a default"),
         ("objectives.py", 'return {"loss": ((loss * weights).sum(), weights.sum()),', 'return {"loss": loss.mean(),',
          "objective Huber returned an array of shape [] as 'loss'; expected {\"loss\": (sum over the batch, weight"),
         ("objectives.py", 'return {"loss": ((loss * weights).sum(),', 'return {"loss": (loss * weights,',
          "returned (an array of shape [32], an array of shape []) as 'loss'"),
-        ("objectives.py", 'return {"loss"', 'return {"lost"', "objective Huber returned no 'loss', but lost, error; expected"),
+        ("objectives.py", 'return {"loss"', 'return {"lost"',
+         "objective Huber returned no 'loss', but lost, error; expected"),
     ],
     ids=lambda value: value[:30],
 )  # fmt: skip
@@ -131,9 +140,13 @@ def test_what_does_not_fit_together_is_said(folder, file, old, new, message):
 
 
 def test_a_model_for_texts_must_give_features(folder):
-    edited(folder, "models.py", "def __call__(self, x, train", "def __call__(self, tokens, segment_ids, positions, train")
+    edited(
+        folder, "models.py", "def __call__(self, x, train", "def __call__(self, tokens, segment_ids, positions, train"
+    )
     edited(folder, "models.py", "angles = x[:, None]", "angles = tokens[:, :1]")
     config = resolved(folder, objective={"name": "causal_lm"}, data={"tokenizer": "bytes", "sequence_length": 8})
     module = build_module(config, {"num_waves": 2})
-    with pytest.raises(ConfigError, match=r"CausalLM calls model.features\(tokens, ...\).* and which Curve does not have"):
+    with pytest.raises(
+        ConfigError, match=r"CausalLM calls model.features\(tokens, ...\).* and which Curve does not have"
+    ):
         build(config["objective"], OBJECTIVES).check(module, None)

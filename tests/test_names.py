@@ -14,7 +14,9 @@ FILES = [
     *sorted((ROOT / "planning").glob("*.py")),
     *(ROOT / "tasks" / f"{name}.py" for name in ("runner", "answers", "store", "report")),
 ]
-MODALITIES = "text texts token tokens tokenizer image images pixel pixels png audio waveform wav video videos gif label labels"
+MODALITIES = (
+    "text texts token tokens tokenizer image images pixel pixels png audio waveform wav video videos gif label labels"
+)
 EXCEPTIONS = {
     # Rates and lengths are told in tokens where the batch has `tokens`, in examples elsewhere.
     "training/clock.py": "tokens",

@@ -14,7 +14,9 @@ from fmjax.inference.denoising import Denoising
 from tests.interop.folders import stand_for_hub_ids
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in (ROOT / "README.md", *ROOT.glob("fmjax/**/README.md"))}
+PAGES = {
+    str(page.relative_to(ROOT)): page.read_text() for page in (ROOT / "README.md", *ROOT.glob("fmjax/**/README.md"))
+}
 COMMANDS = [
     (name, *command)
     for name, text in PAGES.items()

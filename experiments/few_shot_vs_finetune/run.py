@@ -90,7 +90,10 @@ def main():
         results[task] = measure(model, flags.data_dir, task, flags.shots, flags.counts, flags.limit, flags.seed)
     flags.output.mkdir(parents=True, exist_ok=True)
     draw(results, flags.output / "curves.png")
-    runs.save(flags.output, {"model": pathlib.Path(flags.model).name, "limit": flags.limit, "seed": flags.seed, "results": results})
+    runs.save(
+        flags.output,
+        {"model": pathlib.Path(flags.model).name, "limit": flags.limit, "seed": flags.seed, "results": results},
+    )
 
 
 if __name__ == "__main__":

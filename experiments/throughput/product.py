@@ -1,4 +1,4 @@
-"""The rate of one float32 matrix product, as the shapes for two cores have it, in each library: what their steps consist of.
+"""The rate of one float32 matrix product, in the shapes for two cores, in each library: what their steps consist of.
 
 python experiments/throughput/product.py
 """

@@ -1,4 +1,4 @@
-"""The 2017 Transformer on English-German captions: `python experiments/translation/run.py --data=MULTI30K [--runs=DIR]`.
+"""The 2017 Transformer on English-German captions: `python experiments/translation/run.py --data=MULTI30K`.
 
 Trains `configs/transformer.py:tiny`, translates the test set with greedy search and with beams, and compares BLEU
 (sacrebleu) with copying the source. Draws `loss.png`, writes `results.json` and `translations.txt`.
@@ -33,7 +33,9 @@ def main():
     import sacrebleu
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, type=pathlib.Path, help="folder with train, val and test files of Multi30k")
+    parser.add_argument(
+        "--data", required=True, type=pathlib.Path, help="folder with train, val and test files of Multi30k"
+    )
     parser.add_argument("--runs", default="runs/translation", type=pathlib.Path, help="where the run is kept")
     flags = parser.parse_args()
     data, workdir = flags.data.absolute(), flags.runs.absolute() / "en_de"
@@ -53,7 +55,10 @@ def main():
     results |= {"signature": str(bleu.get_signature()), "eval/loss": runs.last(metrics, "eval/loss")}
     shown = zip(sources[:20], references[:20], found["4 beams"][:20])
     (HERE / "translations.txt").write_text("\n".join(f"{s}\n  ref: {r}\n  out: {t}" for s, r, t in shown) + "\n")
-    curves = {"training (smoothed targets)": runs.curve(metrics, "train/loss"), "validation": runs.curve(metrics, "eval/loss")}
+    curves = {
+        "training (smoothed targets)": runs.curve(metrics, "train/loss"),
+        "validation": runs.curve(metrics, "eval/loss"),
+    }
     runs.plot(HERE / "loss.png", curves, "loss, nats per token")
     runs.save(HERE, results)
 

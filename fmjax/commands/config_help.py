@@ -22,10 +22,10 @@ PAGE = """\
 
 Written by `python -m fmjax.commands.config_help > fmjax/CONFIG.md`.
 
-A config is nested plain data: `seed`, and the sections `train`, `mesh`, `model`, `objective`, `data`, `optimizer`{others}.
-The `name` of a section says whose keys it has: a registered name, or the import path `package.module:Object` of
-[a class of your own](README.md). `data.name` may be left out; it is then `text`. On the command line a key is
-`--config.train.steps=100`.
+A config is nested plain data: `seed`, and the sections `train`, `mesh`, `model`, `objective`, `data`,
+`optimizer`{others}. The `name` of a section says whose keys it has: a registered name, or the import path
+`package.module:Object` of [a class of your own](README.md). `data.name` may be left out; it is then `text`. On the
+command line a key is `--config.train.steps=100`.
 
 `python -m fmjax.train --config=FILE --config.help` prints the keys of that config with their values.
 """

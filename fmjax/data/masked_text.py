@@ -39,10 +39,10 @@ MASKINGS = ("static", "dynamic")
 class MaskedTextData(TextData):
     """Documents for a masked language model.
 
-    The fields not named here are those of `TextData`. A row has the arrays of `Masker`, and with next_sentence `token_types` int32 [T] and `next_sentence_labels`
-    int32 [] (0 where the second part follows the first, 1 where it is random). Its first token is the tokenizer's
-    CLS, or its BOS where it has no CLS; its parts end with SEP, or EOS. It is filled up with PAD, or 0. A tokenizer
-    trained here has the pieces <s>, </s> and <mask>.
+    The fields not named here are those of `TextData`. A row has the arrays of `Masker`, and with next_sentence
+    `token_types` int32 [T] and `next_sentence_labels` int32 [] (0 where the second part follows the first, 1 where it
+    is random). Its first token is the tokenizer's CLS, or its BOS where it has no CLS; its parts end with SEP, or EOS.
+    It is filled up with PAD, or 0. A tokenizer trained here has the pieces <s>, </s> and <mask>.
 
     Attributes:
       sequence_length: tokens a row, T, special ones included.

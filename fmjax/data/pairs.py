@@ -31,8 +31,8 @@ SIDES = ("source", "target")
 class PairData:
     """Pairs of a source text x and a target text y, packed into rows (see `PairRows`).
 
-    The encoder reads x EOS; the decoder reads BOS y and predicts y EOS. Where the tokenizer has no BOS, y begins with its
-    padding token, as in Marian's models. A tokenizer with `encode_target` cuts y with that.
+    The encoder reads x EOS; the decoder reads BOS y and predicts y EOS. Where the tokenizer has no BOS, y begins with
+    its padding token, as in Marian's models. A tokenizer with `encode_target` cuts y with that.
 
     Attributes:
       source_file, target_file: files whose lines are aligned, also .gz or .zst.
@@ -184,9 +184,9 @@ class PairData:
         if is_long.any() and self.overlong == "error":
             pair = int(np.flatnonzero(is_long)[0])
             raise DataError(
-                f"{is_long.sum()} {split} pairs of {name} are longer than a row of {self._capacities} tokens; the first "
-                f"of them, pair {pair} of its split, has {tuple(lengths[pair].tolist())}. Raise data.source_length "
-                "and data.sequence_length, or set data.overlong = 'drop'"
+                f"{is_long.sum()} {split} pairs of {name} are longer than a row of {self._capacities} tokens; the "
+                f"first of them, pair {pair} of its split, has {tuple(lengths[pair].tolist())}. Raise "
+                "data.source_length and data.sequence_length, or set data.overlong = 'drop'"
             )
         if is_long.any() or is_empty.any():
             log.warning(

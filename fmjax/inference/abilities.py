@@ -88,7 +88,7 @@ ABILITIES: dict[str, Ability] = {
     "classify": Ability(values.lacks_classes, values.classify),
     "act": Ability(_lacks_policy, lambda model, observations: model.act(observations)),
 }
-"""Verb to ability. `complete` gives what `generate` does of a language model, with tokens and their log-probabilities."""
+"""Verb to ability. `complete` gives what `generate` does of a language model, with tokens and log-probabilities."""
 
 
 def abilities(model) -> dict[str, Callable]:

@@ -36,8 +36,8 @@ class Engine:
       banned_ids: tokens that are never drawn, such as the padding token of a Marian model.
 
     Under `jax.set_mesh` the parameters stay as they are sharded; with the logical axis rules of
-    `fmjax.training.program.Program.inference` the cache is split over the mesh too, rows over the axes of the batch where
-    they divide, heads as in training.
+    `fmjax.training.program.Program.inference` the cache is split over the mesh too, rows over the axes of the batch
+    where they divide, heads as in training.
     """
 
     def __init__(

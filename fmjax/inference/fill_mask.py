@@ -50,7 +50,8 @@ def fill_mask(
 
     Returns: for each text, for each of its masks in order, (token, probability) from the likeliest on. The masks of a
     text are guessed independently of each other.
-    Raises InputError for a text without mask or longer than the model's positions, and for a top_k that is not possible.
+    Raises InputError for a text without mask or longer than the model's positions, and for a top_k that is not
+    possible.
     """
     limit, context = num_tokens or module.vocab_size, getattr(module, "max_length", None)
     if not 1 <= top_k <= limit:

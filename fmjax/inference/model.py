@@ -43,10 +43,11 @@ class Model:
       identity: short strings that name the data it was trained on (`OpenData.identity`); empty where not known.
       add_bos: whether a text starts with BOS, as the rows of training did.
       placement: the mesh that the parameters are split over; None for one device.
-      codecs: by modality, what makes arrays of values and values of arrays (`fmjax.data.codecs`); text has the tokenizer.
+      codecs: by modality, what makes arrays of values and values of arrays (`fmjax.data.codecs`); text has the
+        tokenizer.
       carry: what the objective of the run carried besides the parameters, or None.
-      functions: abilities of its own: functions of (model, inputs) by name; pytrees, such as `jax.tree_util.Partial`, of
-        what they compute with.
+      functions: abilities of its own: functions of (model, inputs) by name; pytrees, such as `jax.tree_util.Partial`,
+        of what they compute with.
       kept: what methods keep for their next call (`engine`).
     """
 
@@ -130,7 +131,7 @@ class Model:
         return contextlib.nullcontext() if self.placement is None else self.placement.inference()
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text as a prompt: with BOS in front where training had it; for an empty text the tokenizer's `prefix_id`.
+        """Tokens of a text as a prompt, with BOS in front where training had it; of an empty text `prefix_id`.
 
         Raises InputError without a tokenizer, and for an empty text where there is neither BOS nor EOS.
         """
@@ -192,7 +193,7 @@ class Model:
         return generators.kind_of(self)(self)
 
     def generate(self, prompts: Sequence[Any] | None = None, **options) -> list:
-        """Values that the model makes: continuations of texts, or what its generator makes of prompts (images of labels).
+        """Values that the model makes: continuations of texts, or what its generator makes of prompts.
 
         Of texts: continuations, without the texts themselves; "" starts from BOS, or EOS
         where the tokenizer has none.
@@ -285,7 +286,8 @@ class Model:
         fit keeps its end (the number of such is logged).
 
         Args:
-          pairs: (context, continuation); an empty context is the tokenizer's `prefix_id`, and an empty continuation scores (0.0, True, 0).
+          pairs: (context, continuation); an empty context is the tokenizer's `prefix_id`, and an empty continuation
+            scores (0.0, True, 0).
           progress: label of a progress bar; None shows none.
 
         Returns: (log-likelihood in nats, whether every token was the likeliest, number of tokens) for each.

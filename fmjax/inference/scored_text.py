@@ -139,7 +139,7 @@ def _fit(segment: Segment, context_length: int | None) -> Segment:
     if extra >= segment.start:
         wanted = len(segment.tokens) - segment.start
         raise InputError(
-            f"a continuation has {wanted} tokens, more than the model's context of {context_length}: it cannot be scored "
-            "whole; evaluate a model with a longer context, or with --limit only the documents before it"
+            f"a continuation has {wanted} tokens, more than the model's context of {context_length}: it cannot be "
+            "scored whole; evaluate a model with a longer context, or with --limit only the documents before it"
         )
     return Segment(segment.tokens[extra:], segment.start - extra)

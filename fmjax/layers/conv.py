@@ -71,8 +71,8 @@ class ResidualBlock(nn.Module):
 
 
 def conv_flops(side: int, size: int, inputs: int, outputs: int, stride: int = 1, first: bool = False) -> float:
-    """FLOPs of forward and backward over one square image, by the convention of `fmjax.layers.flops`: products with what
-    the padding adds do not count.
+    """FLOPs of forward and backward over one square image, by the convention of `fmjax.layers.flops`: products with
+    what the padding adds do not count.
 
     Args:
       side: pixels of the smaller side: a convolution's output, a transposed one's input.

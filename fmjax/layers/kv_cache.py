@@ -129,8 +129,8 @@ def begin(cache: dict, tokens: jax.Array, segment_ids, positions, slots) -> Cach
     if slots is None:
         if tokens.shape[0] != before.shape[0]:
             raise InputError(
-                f"{tokens.shape[0]} rows of tokens for a cache of {before.shape[0]} rows; say with `slots` which row of "
-                "the cache each packed prompt goes to"
+                f"{tokens.shape[0]} rows of tokens for a cache of {before.shape[0]} rows; say with `slots` which row "
+                "of the cache each packed prompt goes to"
             )
         real = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
         positions = jnp.where(real, before[:, None] + jnp.arange(tokens.shape[1])[None], -1)

@@ -13,8 +13,8 @@ NO_LABEL = -1
 
 
 class Modulation(nn.Module):
-    """`parts` vectors [B, 1, D] from a condition [B, D]: a linear function of its SiLU that is zero at the start (adaLN-zero,
-    Peebles & Xie 2023, https://arxiv.org/abs/2212.09748, section 3.2)."""
+    """`parts` vectors [B, 1, D] from a condition [B, D]: a linear function of its SiLU that is zero at the start
+    (adaLN-zero, Peebles & Xie 2023, https://arxiv.org/abs/2212.09748, section 3.2)."""
 
     parts: int
     dtype: str = "float32"

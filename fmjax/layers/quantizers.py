@@ -1,4 +1,4 @@
-"""Vector quantization (van den Oord et al. 2017): the nearest code, gradients past it, and a codebook of moving averages.
+"""Vector quantization (van den Oord et al. 2017): the nearest code, gradients past it, moving averages as codes.
 
 The codebook of appendix A.1 is kept as the two averages that it is the quotient of: {"counts": float32 [K], "sums":
 float32 [K, D]}, so that a code is sums / counts. What a batch says of it is two sums over its vectors, hence the same
@@ -55,8 +55,8 @@ def restarted(averages: dict[str, jax.Array], candidates: jax.Array, order: jax.
 
     Args:
       candidates: [B, D], vectors of the batch.
-      order: [B], random numbers: dead codes, by their index, take the candidates of the least ones; a code that there is
-        none for waits for the next batch. Candidates of an infinite number are not taken.
+      order: [B], random numbers: dead codes, by their index, take the candidates of the least ones; a code that there
+        is none for waits for the next batch. Candidates of an infinite number are not taken.
       below: a code is dead whose average count is less.
     """
     dead = averages["counts"] < below
@@ -70,6 +70,6 @@ def restarted(averages: dict[str, jax.Array], candidates: jax.Array, order: jax.
 
 
 def perplexity(counts: jax.Array) -> jax.Array:
-    """exp of the entropy of codes used so often [K]: as many codes, equally used, would say as much; 1 for none used."""
+    """exp of the entropy of codes used so often [K]: as many codes, equally used, would say as much; 1 for none."""
     shares = counts / jnp.maximum(counts.sum(), 1e-20)
     return jnp.exp(-jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1.0)), 0.0).sum())

@@ -1,4 +1,4 @@
-"""A convolutional autoencoder of images (van den Oord et al. 2017, section 4.1): images to a grid of vectors, and back."""
+"""A convolutional autoencoder of images (van den Oord et al. 2017, 4.1): images to grids of vectors, and back."""
 
 import flax.linen as nn
 import jax
@@ -50,8 +50,8 @@ class ConvAutoencoder(ImageModule):
         last = self.num_halvings - 1
         self.doubles = [
             Conv(
-                self.num_channels if i == last else self.hidden_size, 4, 2, ("embed", None if i == last else "mlp"), True,
-                **inside, name=f"double_{i}",
+                self.num_channels if i == last else self.hidden_size, 4, 2, ("embed", None if i == last else "mlp"),
+                True, **inside, name=f"double_{i}",
             )
             for i in range(self.num_halvings)
         ]  # fmt: skip

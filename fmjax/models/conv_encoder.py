@@ -1,4 +1,4 @@
-"""A convolutional encoder of images with a projection head, for contrastive learning (He et al. 2020, Chen et al. 2020)."""
+"""A convolutional encoder of images with a projection head, for contrastive learning (He et al., Chen et al. 2020)."""
 
 import flax.linen as nn
 import jax
@@ -15,8 +15,8 @@ from fmjax.models.images import ImageModule, check_halvings
 class ConvEncoder(ImageModule):
     """A convolution 3x3; at each size of the image, `num_blocks` residual blocks; the mean over pixels; an MLP.
 
-    Pixels are normalised one by one (LayerNorm), so no row knows of another: what MoCo shuffles batches against, positives
-    that batch statistics give away, cannot happen.
+    Pixels are normalised one by one (LayerNorm), so no row knows of another: what MoCo shuffles batches against,
+    positives that batch statistics give away, cannot happen.
 
     Attributes:
       hidden_size: channels, and size of the vector of an image.

@@ -23,8 +23,8 @@ class DiT(Stacked, ImageModule):
     """What denoises an image; the defaults are DiT-S without its image size and classes.
 
     Attributes:
-      num_layers, hidden_size, intermediate_size, num_heads: as in TransformerConfig; an intermediate_size of None is 4 *
-        hidden_size.
+      num_layers, hidden_size, num_heads: as in TransformerConfig.
+      intermediate_size: width inside the MLP; None is 4 * hidden_size.
       num_classes: of the labels; None until the data are known, 0 for none.
       out_channels: of what it returns; None is as many as the images have. The published models return twice as many:
         the noise and, of each number, where its variance lies between two bounds.
@@ -45,7 +45,7 @@ class DiT(Stacked, ImageModule):
         super().__post_init__()
         check_positive(patch_size=self.patch_size)
         if self.hidden_size % 4:
-            raise ConfigError(f"model.hidden_size = {self.hidden_size} must be divisible by 4, for positions in two axes")
+            raise ConfigError(f"model.hidden_size = {self.hidden_size} is no multiple of 4, for positions on two axes")
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -93,7 +93,7 @@ class DiT(Stacked, ImageModule):
 
 
 def grid_sinusoids(rows: int, columns: int, features: int) -> jax.Array:
-    """float32 [rows * columns, features]: sines and cosines of the column in the first half, of the row in the second."""
+    """float32 [rows * columns, features]: sines and cosines, of the column in one half, of the row in the other."""
     row, column = jnp.divmod(jnp.arange(rows * columns), columns)
     halves = [sinusoids(place, features // 2, interleaved=False) for place in (column, row)]
     return jnp.concatenate(halves, axis=-1)

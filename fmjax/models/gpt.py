@@ -1,4 +1,4 @@
-"""GPT, GPT-2, GPT-3 (Radford et al. 2018, 2019; Brown et al. 2020): learned positions, GELU, biases, tied embeddings."""
+"""GPT, GPT-2, GPT-3 (Radford et al. 2018, 2019; Brown et al. 2020): learned positions, GELU, biases, tied head."""
 
 import math
 

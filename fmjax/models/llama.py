@@ -32,8 +32,8 @@ class Llama(Decoder):
       vocab_size: None until the data's tokenizer is known.
       max_length: longest sequence that the model is meant for.
       rope_theta: base of the rotary embedding.
-      rope_scaling: how the rotary embedding is stretched: a section with the name of one of `ROPE_SCALINGS` ("linear", "llama3", "yarn")
-        and its fields; None for not at all.
+      rope_scaling: how the rotary embedding is stretched: a section with the name of one of `ROPE_SCALINGS` ("linear",
+        "llama3", "yarn") and its fields; None for not at all.
       window, layer_pattern: as in `layer_kinds`.
       qkv_bias: biases on the products of query, key and value.
       out_bias: a bias on attention's output.

@@ -17,13 +17,14 @@ over devices (`per_row` draws so). `key` is one key for the part at hand, for dr
 filled up with rows of zeros, whose `loss_weights` are 0: an objective whose rows meet each other (negatives within the
 batch) must leave rows of weight 0 out.
 
-Where what a row adds to the sums depends on that row alone, the class says so with `ROWS_APART: ClassVar[bool] = True`: a
-run may then resume with another `train.accumulate_steps`.
+Where what a row adds to the sums depends on that row alone, the class says so with `ROWS_APART: ClassVar[bool] = True`:
+a run may then resume with another `train.accumulate_steps`.
 
 Optional parts, each there if the method is:
 
     initial(self, module, params, key) -> carry
-        What the objective needs from step to step and no gradient trains: momentum encoders, queues, codebooks, counters;
+        What the objective needs from step to step and no gradient trains: momentum encoders, queues, codebooks,
+        counters;
         a dict or a dataclass of arrays, perhaps nested.
         A leaf may be boxed with logical axis names (`nn.LogicallyPartitioned(value, names)`); one whose path ends as a
         parameter's does, with its shape, is split as the parameter is; any other is whole on every device.
@@ -32,20 +33,21 @@ Optional parts, each there if the method is:
         returns (sums, `Proposal`). Evaluation reads the carry and drops the proposal.
     models(self) -> {name: path}
         Other models in the step, loaded as `fmjax.load` does on the run's mesh; `__call__` takes
-        `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at resume.
+        `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at
+        resume.
     check_models(self, module, models) -> None
         Raises ConfigError where these models ({name: OtherModel}, perhaps of shapes alone) do not fit the module.
     collect(self, model, prompts, key) -> rows and collected(self, prompt) -> row
-        On-policy training: every `rollout_steps` steps (a field) `collect` makes the rows that these steps train on, with
-        the model as it then is (`fmjax.inference.model.Model`), from `num_prompts(rows)` rows of the data; it may
-        compute on the host. Rows are dicts of arrays [rollout_steps * batch size, ...], a pure function of the arguments.
-        `num_prompts` raises ConfigError for a batch that cannot be made. `collected` tells the arrays of one row, as
-        `jax.ShapeDtypeStruct`s, from those of a prompt. Of several processes all collect the same; what code of the
-        user computes on the host, process 0 tells the others (`fmjax.parallel.hosts.from_first_process`).
+        On-policy training: every `rollout_steps` steps (a field) `collect` makes the rows that these steps train on,
+        with the model as it then is (`fmjax.inference.model.Model`), from `num_prompts(rows)` rows of the data; it may
+        compute on the host. Rows are dicts of arrays [rollout_steps * batch size, ...], a pure function of the
+        arguments. `num_prompts` raises ConfigError for a batch that cannot be made. `collected` tells the arrays of one
+        row, as `jax.ShapeDtypeStruct`s, from those of a prompt. Of several processes all collect the same; what code of
+        the user computes on the host, process 0 tells the others (`fmjax.parallel.hosts.from_first_process`).
     score(self, apply_fn, params, batch) -> {name: array}
-        Float arrays [B, ...] of the batch's collected rows that are added to them, computed with the parameters that made
-        them as a train step computes, in its parts and on its mesh: log-probabilities, values. `collect` leaves them out,
-        `collected` has them.
+        Float arrays [B, ...] of the batch's collected rows that are added to them, computed with the parameters that
+        made them as a train step computes, in its parts and on its mesh: log-probabilities, values. `collect` leaves
+        them out, `collected` has them.
     assess(self, model, prompts, key) -> {name: (sum, weight)}
         On-policy training: the evaluation, of held-out prompts; without it there is none.
     reduce(self, sums) -> {name: value}
@@ -151,8 +153,8 @@ def need_features(objective, module) -> None:
     if not hasattr(module, "features"):
         raise ConfigError(
             f"objective {type(objective).__name__} calls model.features(tokens, ...), which gives (hidden, head) and "
-            f"which {type(module).__name__} does not have; derive it from fmjax.models.decoder.Decoder, or take an objective "
-            "that calls the model itself"
+            f"which {type(module).__name__} does not have; derive it from fmjax.models.decoder.Decoder, or take an "
+            "objective that calls the model itself"
         )
 
 

@@ -82,7 +82,7 @@ class CausalLM:
         return {name: (value, weight) for name, value in named.items()}
 
     def check(self, module, data) -> None:
-        """Raises ConfigError for another kind of model, or `sample_prompts` of one's own that could not be continued."""
+        """Raises ConfigError for another kind of model, or `sample_prompts` that could not be continued."""
         need_features(self, module)
         obstacle = self._obstacle(module, data)
         if obstacle and self.sample_prompts != type(self).sample_prompts:

@@ -13,11 +13,12 @@ from fmjax.objectives.base import per_row
 
 @dataclasses.dataclass(frozen=True)
 class FlowMatching:
-    """Mean squared error of the velocity d x_t / d t = noise - x of x_t = (1 - t) x + t noise (rectified flow, Liu et al.
-    2022, https://arxiv.org/abs/2209.03003, eq. 1; t = 0 is data, t = 1 noise).
+    """Mean squared error of the velocity d x_t / d t = noise - x of x_t = (1 - t) x + t noise (rectified flow, Liu et
+    al. 2022, https://arxiv.org/abs/2209.03003, eq. 1; t = 0 is data, t = 1 noise).
 
-    The module is called with `inputs` x_t, `times` float32 [B] and, where the batch has them, `labels` int32 [B], in whose
-    place a share of the rows has `NO_LABEL` (classifier-free guidance, Ho & Salimans 2022). It returns the velocity, shaped as x.
+    The module is called with `inputs` x_t, `times` float32 [B] and, where the batch has them, `labels` int32 [B], in
+    whose place a share of the rows has `NO_LABEL` (classifier-free guidance, Ho & Salimans 2022). It returns the
+    velocity, shaped as x.
 
     Attributes:
       input_name: the batch's array x; a codec of its modality is `makes`.
@@ -52,8 +53,8 @@ class FlowMatching:
         return {"inputs": x, "times": jax.ShapeDtypeStruct(x.shape[:1], jnp.float32)} | labels
 
     def __call__(self, apply_fn, params, batch, key, train: bool) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Sums over the batch: "loss", the squared error a number of x, and its parts by thirds of t, "loss_t0" (near the
-        data) to "loss_t2"; rows count by `loss_weights` [B]."""
+        """Sums over the batch: "loss", the squared error a number of x, and its parts by thirds of t, "loss_t0" (near
+        the data) to "loss_t2"; rows count by `loss_weights` [B]."""
         x, weights = batch[self.input_name], batch["loss_weights"]
         times, noise, dropped = per_row(self._draw, batch["keys"], x)
         inputs = {"inputs": interpolate(x, noise, times), "times": times}
@@ -87,7 +88,7 @@ class FlowMatching:
         if self.input_name not in row:
             raise ConfigError(f"objective.input_name = {self.input_name!r} is not in the data: {', '.join(row)}")
         if self.makes not in data.codecs:
-            raise ConfigError(f"these data have no codec for {self.makes!r}, which samples of the model are written with")
+            raise ConfigError(f"these data have no codec for {self.makes!r}, which samples are written with")
         for prompt in self.sample_prompts:
             try:
                 data.codecs["label"].encode(prompt)

@@ -20,9 +20,9 @@ class MoCo:
     """Cross-entropy of a query's own key among those of the queue.
 
     Query and key are made of two views of an image, the key by an encoder that is a moving average of the one that
-    trains. Carried are that encoder and the queue: of the newest `queue_size` images, whole batches, the oldest replaced
-    by the next one. Beside the keys it keeps what the images' vectors and labels are, with which an evaluation, and no
-    gradient, counts how many held-out images have the label of their nearest neighbours.
+    trains. Carried are that encoder and the queue: of the newest `queue_size` images, whole batches, the oldest
+    replaced by the next one. Beside the keys it keeps what the images' vectors and labels are, with which an
+    evaluation, and no gradient, counts how many held-out images have the label of their nearest neighbours.
 
     The module has `pooled(images)` to [B, F] and `project` of these, such as `fmjax.models.conv_encoder.ConvEncoder`.
 
@@ -66,12 +66,12 @@ class MoCo:
         return {"images": batch["images"]}
 
     def initial(self, module, params, key) -> dict:
-        """{"encoder": the parameters, "queue": {"keys" [K, D], "vectors" [K, F], "labels" int32 [K]}, "place": int32 []},
-        the queue full of random keys, whose label -1 is none."""
+        """{"encoder": the parameters, "queue": {"keys" [K, D], "vectors" [K, F], "labels" int32 [K]},
+        "place": int32 []}, the queue full of random keys, whose label -1 is none."""
         if not all(hasattr(module, name) for name in ("pooled", "project")):
             raise ConfigError(
-                f"objective moco needs pooled(images) and project(vectors), which {type(module).__name__} does not have; "
-                "take model.name = 'conv_encoder'"
+                f"objective moco needs pooled(images) and project(vectors), which {type(module).__name__} does not "
+                "have; take model.name = 'conv_encoder'"
             )
         encoded = lambda p, images: self._encoded(module.apply, p, images)
         vectors, keys = jax.eval_shape(encoded, params, module.example()["images"])
@@ -89,9 +89,9 @@ class MoCo:
         return _unit(vectors), _unit(apply_fn({"params": params}, vectors, method="project"))
 
     def __call__(self, apply_fn, params, batch, key, train: bool, *, carry):
-        """Sums over the batch: "loss" in nats and "accuracy", whether no key of the queue is nearer than its own, and in
-        an evaluation "neighbours", whether the nearest images of the queue vote for the right label; each with the total
-        of `loss_weights` [B]."""
+        """Sums over the batch: "loss" in nats and "accuracy", whether no key of the queue is nearer than its own, and
+        in an evaluation "neighbours", whether the nearest images of the queue vote for the right label; each with the
+        total of `loss_weights` [B]."""
         images, labels, weights = batch["images"], batch["labels"], batch["loss_weights"]
         first, second = jnp.moveaxis(per_row(self._pair, batch["keys"], images), 1, 0)
         _, queries = self._encoded(apply_fn, params, first)
@@ -135,8 +135,8 @@ class MoCo:
 
 
 def contrast(queries: jax.Array, keys: jax.Array, queue: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
-    """(losses [B] in nats, whether its own key is the nearest [B]) of queries [B, D] among their keys [B, D] and those of
-    the queue [K, D], all of length 1."""
+    """(losses [B] in nats, whether its own key is the nearest [B]) of queries [B, D] among their keys [B, D] and those
+    of the queue [K, D], all of length 1."""
     own = (queries * keys).sum(-1, keepdims=True)
     logits = jnp.concatenate([own, queries @ queue.T], axis=1) / temperature
     return -jax.nn.log_softmax(logits)[:, 0], logits.argmax(-1) == 0

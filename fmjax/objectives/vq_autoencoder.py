@@ -20,8 +20,8 @@ from fmjax.parallel.placement import whole
 class VQAutoencoder:
     """Squared error of the reconstruction, and `commitment` times that of the vectors to their codes.
 
-    No gradient trains the codebook: it is carried, as the paper's appendix A.1 has it. Codes that are hardly used are put
-    on vectors of the batch, drawn with the rows' keys (Dhariwal et al. 2020). The module has `encode(images)` to
+    No gradient trains the codebook: it is carried, as the paper's appendix A.1 has it. Codes that are hardly used are
+    put on vectors of the batch, drawn with the rows' keys (Dhariwal et al. 2020). The module has `encode(images)` to
     [B, N, `code_size`] and `decode`, such as `fmjax.models.conv_autoencoder.ConvAutoencoder`.
 
     Attributes:
@@ -68,8 +68,8 @@ class VQAutoencoder:
         return {name: nn.LogicallyPartitioned(x, names[name]) for name, x in quantizers.initial(codebook).items()}
 
     def __call__(self, apply_fn, params, batch, key, train: bool, *, carry):
-        """Sums over the batch: "loss", "reconstruction" a pixel and "commitment" a number of a vector, each with the total
-        of `loss_weights` [B], and "usage", how often each code was nearest [K], of that many vectors."""
+        """Sums over the batch: "loss", "reconstruction" a pixel and "commitment" a number of a vector, each with the
+        total of `loss_weights` [B], and "usage", how often each code was nearest [K], of that many vectors."""
         images, weights = batch["images"], batch["loss_weights"]
         vectors = apply_fn({"params": params}, images, method="encode")
         codebook = quantizers.codes(carry)

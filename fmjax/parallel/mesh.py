@@ -52,7 +52,8 @@ class MeshConfig:
     # long sequences split (context parallelism), and with them parameters, gradients and optimizer state
     sequence: int = 1
     extra: dict[str, int] = dataclasses.field(default_factory=dict)  # further axes, {"expert": 4}, for `rules` to use
-    rules: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # logical axis to mesh axes, over DEFAULT_RULES
+    # logical axis to mesh axes, over DEFAULT_RULES
+    rules: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     replicate: tuple[str, ...] = ()  # parameters (regular expressions on names) that may stay whole on every device
 
     def __post_init__(self):

@@ -65,8 +65,8 @@ def param_shardings(shapes, axes, mesh: Mesh, table: Mapping[str, tuple[str, ...
         large = math.prod(shape.shape) > LARGE_PARAMETER
         if splittable and large and not any(split) and not any(re.search(p, name) for p in replicate):
             raise ConfigError(
-                f"parameter {name!r} of shape {shape.shape} (axes {names}) would be whole on each of {mesh.size} devices; "
-                f"give its axes a mesh axis in mesh.rules, or add a pattern that matches it to mesh.replicate"
+                f"parameter {name!r} of shape {shape.shape} (axes {names}) would be whole on each of {mesh.size} "
+                "devices; give its axes a mesh axis in mesh.rules, or add a pattern that matches it to mesh.replicate"
             )
         return NamedSharding(mesh, PartitionSpec(*split))
 
@@ -121,7 +121,7 @@ def like_params(tree, params, shardings, default):
 
 
 def carry_shardings(boxed, params, shardings, mesh: Mesh, table: Mapping[str, tuple[str, ...]]):
-    """Of what an objective carries: by names where a leaf is boxed with them, as the parameter that it mirrors, or whole.
+    """Of what an objective carries: by names where a leaf is boxed with them, as the parameter it mirrors, or whole.
 
     Args:
       boxed: shapes of the carry, with boxes of logical axis names where it has such.

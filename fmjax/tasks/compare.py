@@ -75,8 +75,8 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=
         task = get_task(reports[0]["tasks"][name], task_path)
         if task.version != versions[0]:
             raise InputError(
-                f"task {name}: {str(first)!r} and {str(second)!r} are of version {versions[0]}, and the task as it is now "
-                f"of version {task.version}; evaluate both again"
+                f"task {name}: {str(first)!r} and {str(second)!r} are of version {versions[0]}, and the task as it is "
+                f"now of version {task.version}; evaluate both again"
             )
         samples = [read_samples(folder, name) for folder in (first, second)]
         found += _compare_task(name, task, samples, seed)

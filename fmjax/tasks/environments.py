@@ -117,7 +117,8 @@ def run(model, requests: Sequence[Rollout], progress: str | None = None, work=No
     act = _policy_actions if "act" in model.abilities else _language_actions
     states = {i: environment.reset(request.seed) for i, request in enumerate(requests)}
     totals = {i: 0.0 for i in states}
-    with tqdm(total=len(requests), desc=progress, disable=progress is None, unit=" episodes", dynamic_ncols=True) as bar:
+    shown = dict(desc=progress, disable=progress is None, unit=" episodes", dynamic_ncols=True)
+    with tqdm(total=len(requests), **shown) as bar:
         for step in range(1, environment.max_steps + 1):
             indices = sorted(states)
             prompts = [requests[i].prompt for i in indices]

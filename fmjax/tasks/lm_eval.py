@@ -1,8 +1,9 @@
 """Any fmjax model in lm-evaluation-harness (extra `[lm-eval]`), with all of the harness's tasks.
 
-The command is `fmjax.commands.lm_eval`. From Python: `lm_eval.simple_evaluate(model=HarnessModel(m), tasks=[...])`; once this module is imported also
-`simple_evaluate(model="fmjax", model_args={"pretrained": DIR})`. Requests are answered as those of fmjax's own tasks
-are, so that a task scores the same in both. To the harness the model is one process, however many devices it lies on.
+The command is `fmjax.commands.lm_eval`. From Python: `lm_eval.simple_evaluate(model=HarnessModel(m), tasks=[...])`;
+once this module is imported also `simple_evaluate(model="fmjax", model_args={"pretrained": DIR})`. Requests are
+answered as those of fmjax's own tasks are, so that a task scores the same in both. To the harness the model is one
+process, however many devices it lies on.
 """
 
 import collections

@@ -156,9 +156,9 @@ class Perturbed(Task):
     """A task beside its perturbed self.
 
     The perturbation changes what the document itself asks, in its contexts (`Score`) and prompts (`Generate`), not the
-    examples in front of it, not the template's labels (`Task.labels`) and not the continuations that are scored. Where a
-    document's contexts are one text with a
-    gap (`Task.gap_in_context`), all of them are changed alike, outside of the gap.
+    examples in front of it, not the template's labels (`Task.labels`) and not the continuations that are scored. Where
+    a document's contexts are one text with a gap (`Task.gap_in_context`), all of them are changed alike, outside of the
+    gap.
 
     Args:
       task: the task.

@@ -1,6 +1,6 @@
 """How many steps a run has that may take so many minutes: measured before its first step, on a state that is then left.
 
-The run is that of `train.steps` = this number from its first step on, its schedule included, and keeps it (config.json).
+The run is that of `train.steps` = this number from its first step on, its schedule included, and keeps it.
 """
 
 import time

@@ -1,8 +1,9 @@
 """Checkpoints: `WORKDIR/checkpoints/STEP/`, written by Orbax in the background, verified before they are trusted.
 
 A checkpoint has the items `params`, `train` (step, skipped updates, optimizer state), `ema` where the run keeps a
-moving average, `carry` where its objective has one, and `meta` (JSON: what data the run saw). Beside Orbax's own files lies `files.json`, the size of
-every file, so that a truncated or missing file is noticed even where the format would not notice.
+moving average, `carry` where its objective has one, and `meta` (JSON: what data the run saw). Beside Orbax's own files
+lies `files.json`, the size of every file, so that a truncated or missing file is noticed even where the format would
+not notice.
 """
 
 import contextlib
@@ -111,7 +112,8 @@ class Checkpointer:
           shapes: a TrainState of `jax.ShapeDtypeStruct` with the shardings to restore to, whatever they were before.
 
         Raises CheckpointError when there are checkpoints and none is usable, or when the newest holds other arrays than
-        `shapes`; exhausted memory and failures to reach the files say nothing about a checkpoint and are raised as they are.
+        `shapes`; exhausted memory and failures to reach the files say nothing about a checkpoint and are raised as they
+        are.
         """
         damaged: dict[int, str] = {}
         while True:
@@ -148,7 +150,7 @@ class Checkpointer:
         return step, {int(one): what for one, what in damaged.items()}
 
     def _newest(self, shapes: TrainState, damaged: dict[int, str]) -> tuple[int | None, dict[int, str]]:
-        """(the newest step whose files are whole, or None; what is wrong with those known to be damaged and the newer ones).
+        """(the newest step whose files are whole, or None; what is wrong with damaged and newer ones).
 
         Raises CheckpointError where its arrays are not those of `shapes`.
         """
@@ -169,13 +171,14 @@ class Checkpointer:
         return None, damaged
 
     def _check_shapes(self, step: int, saved: dict[str, Any], items: dict[str, Any]) -> None:
-        """Raises CheckpointError naming an array that the checkpoint has otherwise than the run, as when code has changed."""
+        """Raises CheckpointError naming an array that the checkpoint has otherwise than the run: code has changed."""
         before, now = _shapes(saved), _shapes(items)
         differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if not differing:
             return
         item, _, name = differing[0].partition("/")
-        there, here = (f"of shape {found[differing[0]]}" if differing[0] in found else "missing" for found in (before, now))
+        name = differing[0]
+        there, here = (f"of shape {found[name]}" if name in found else "missing" for found in (before, now))
         ways = "go on with the code that saved it, or start in a new --workdir"
         if all(one.startswith("train/") for one in differing):
             ways += f", from its parameters with --config.train.init_from={self.folder.parent}"

@@ -34,7 +34,7 @@ def say_context(config, module) -> None:
 
 
 def check_outputs(settings: TrainConfig, objective, module, data, config: dict = {}) -> bool:
-    """Whether the run will sample. Raises InputError for what was asked for on the way or at the end and cannot be had."""
+    """Whether the run will sample. Raises InputError for what is asked for, on the way or at the end, and cannot be."""
     if settings.eval_every and not data.evaluation:
         raise ConfigError(
             f"train.eval_every = {settings.eval_every}, but these data have nothing to evaluate on; set it to 0, or "

@@ -118,7 +118,7 @@ def check_steps(settings, objective) -> None:
         value = getattr(settings, name)
         if value % steps:
             raise ConfigError(
-                f"train.{name} = {value} is not a multiple of objective.rollout_steps = {steps}: a run is saved between "
-                "rollouts, whose parameters make the rows again"
+                f"train.{name} = {value} is not a multiple of objective.rollout_steps = {steps}: a run is saved "
+                "between rollouts, whose parameters make the rows again"
             )
     objective.num_prompts(settings.batch_size)

@@ -9,7 +9,7 @@ class Chip:
 
     Attributes:
       peak_flops: dense bfloat16 peak, FLOP/s, sparsity not counted.
-      memory_bytes: of main memory that a program may use: for TPUs what the compiler gives it, a little less than there is.
+      memory_bytes: of main memory that a program may use: for TPUs what the compiler gives it, a little less than all.
       memory_bandwidth: of main memory, bytes/s.
       link_bandwidth: of one link to a neighbour in one direction, bytes/s.
       wraps_at: a dimension of a multiple of so many devices is closed to a ring; in three dimensions, where all are.
@@ -28,7 +28,8 @@ _V5P = Chip(459e12, int(95.73 * _GIB), 2765e9, 90e9, 4)
 _V6E = Chip(918e12, int(31.24 * _GIB), 1640e9, 90e9, 16)
 
 # By `device.device_kind`. Peaks and bandwidths of memory are the vendors' (cloud.google.com/tpu/docs, nvidia.com data
-# sheets), memory of TPUs is what libtpu 0.0.52 says is available; the links are those of "How to Scale Your Model" (jax-ml.github.io/scaling-book, table of chips).
+# sheets), memory of TPUs is what libtpu 0.0.52 says is available; the links are those of "How to Scale Your Model"
+# (jax-ml.github.io/scaling-book, table of chips).
 CHIPS = {
     "TPU v2": Chip(22.5e12),  # a v2 or v3 device is one core, half a chip
     "TPU v3": Chip(61.5e12),

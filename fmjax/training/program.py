@@ -1,4 +1,4 @@
-"""The pure parts of a run on a mesh: objective, optimizer, state and steps, made from a config, a module and an example."""
+"""The pure parts of a run on a mesh: objective, optimizer, state, steps; from a config, a module and an example."""
 
 import dataclasses
 import inspect
@@ -118,7 +118,8 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     Args:
       config: a resolved config.
       module: from `fmjax.assemble.build_module`.
-      example: one row of data, arrays or `jax.ShapeDtypeStruct`s without a batch axis; of an on-policy objective a prompt.
+      example: one row of data, arrays or `jax.ShapeDtypeStruct`s without a batch axis; of an on-policy objective a
+        prompt.
       abstract: only shapes of other models in the step, for devices that are not there.
 
     Raises ConfigError where batch or parameters do not divide over the mesh, or the objective breaks its protocol.
@@ -206,8 +207,8 @@ def _check_call(module: nn.Module, inputs: dict[str, Any], objective) -> None:
     """Raises ConfigError where the module does not take what the objective calls it with."""
     if not isinstance(inputs, Mapping):
         raise ConfigError(
-            f"objective {type(objective).__name__}: `inputs` gives {type(inputs).__name__}; expected a dict of what the "
-            "model is called with, by keyword"
+            f"objective {type(objective).__name__}: `inputs` gives {type(inputs).__name__}; expected a dict of what "
+            "the model is called with, by keyword"
         )
     model, taken = type(module).__name__, inspect.signature(type(module).__call__)
     try:
@@ -227,20 +228,21 @@ def _initial_carry(objective, module, key):
 
 
 def _check_carry(program: Program) -> None:
-    """Raises ConfigError for a carry that cannot be saved, or where a step would change its structure, a shape or a dtype."""
+    """Raises ConfigError for a carry that cannot be saved, or whose structure, shape or dtype a step would change."""
     name = type(program.objective).__name__
     carry = program.spec.shapes.carry
     named = isinstance(carry, Mapping) or dataclasses.is_dataclass(carry) or hasattr(carry, "_fields")
     if not named or not jax.tree.leaves(carry):
+        found = type(carry).__name__ + ("" if jax.tree.leaves(carry) else " of no array")
         raise ConfigError(
-            f"objective {name}: `initial` makes a {type(carry).__name__}{'' if jax.tree.leaves(carry) else ' of no array'}; "
-            "a carry is a dict or a dataclass of arrays, by whose names a checkpoint keeps them"
+            f"objective {name}: `initial` makes a {found}; a carry is a dict or a dataclass of arrays, by whose names a "
+            "checkpoint keeps them"
         )
     for path, leaf in jax.tree_util.tree_flatten_with_path(carry)[0]:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise ConfigError(
-                f"objective {name}: {path_name(path)!r} of the carry is a random key, which a checkpoint does not keep; "
-                "carry its jax.random.key_data, or draw with the key of each call"
+                f"objective {name}: {path_name(path)!r} of the carry is a random key, which a checkpoint does not "
+                "keep; carry its jax.random.key_data, or draw with the key of each call"
             )
 
     def after(state, batch, key, models):

@@ -19,9 +19,9 @@ LOCK = ".lock"
 
 # Keys that say how long, how often and on what, not what is learnt. Plugins add theirs as `RESUME_FREE`.
 FREE = (
-    "train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches", "train.sample_every",
-    "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.final_tasks", "train.final_tasks_limit",
-    "train.tasks_every", "train.profile_steps", "train.tensorboard", "train.nonfinite",
+    "train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches",
+    "train.sample_every", "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.final_tasks",
+    "train.final_tasks_limit", "train.tasks_every", "train.profile_steps", "train.tensorboard", "train.nonfinite",
     "mesh.", "published",
 )  # fmt: skip
 
@@ -118,8 +118,9 @@ def check_content(workdir: pathlib.Path, saved: dict, now: dict) -> None:
         for name, before in saved.get(kind, {}).items():
             if now.get(kind, {}).get(name) != before:
                 raise CheckpointError(
-                    f"the {kind} {name!r} is not the one that the run in {str(workdir)!r} was trained with (its content "
-                    f"was {before}, is {now.get(kind, {}).get(name)}); put it back to resume, or start a new --workdir"
+                    f"the {kind} {name!r} is not the one that the run in {str(workdir)!r} was trained with (its "
+                    f"content was {before}, is {now.get(kind, {}).get(name)}); put it back to resume, or start a new "
+                    "--workdir"
                 )
 
 

@@ -12,8 +12,8 @@ from fmjax.small_files import write_whole
 
 
 class SampleLog:
-    """Writes values drawn from the model: texts to `WORKDIR/samples.txt`, a block a step; others as their codec does, each
-    to `WORKDIR/samples/STEP/` and all of them together to `all` there.
+    """Writes values drawn from the model: texts to `WORKDIR/samples.txt`, a block a step; others as their codec does,
+    each to `WORKDIR/samples/STEP/` and all of them together to `all` there.
 
     Args:
       start_step: what is of later steps, and what a kill tore, is dropped, as in `MetricsWriter`.

@@ -29,7 +29,9 @@ def test_a_family_of_a_fork_is_read_and_written(lab, monkeypatch, tmp_path):
     weights = load_file(ours / "model.safetensors")
     theirs = {name.replace("model.layers", "lab.blocks"): value for name, value in weights.items()}
     config = json.loads((ours / "config.json").read_text())
-    folder = folders.write(tmp_path / "lab", theirs, config | {"architectures": ["LabForCausalLM"], "model_type": "lab"})
+    folder = folders.write(
+        tmp_path / "lab", theirs, config | {"architectures": ["LabForCausalLM"], "model_type": "lab"}
+    )
     with pytest.raises(InputError, match="'LabForCausalLM' is not supported"):
         fmjax.load(folder)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [lab] if group == lab.group else [])

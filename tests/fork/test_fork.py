@@ -1,4 +1,5 @@
-"""A fork's view: a model, an objective and data from a package outside fmjax, named by import path, train as they are."""
+"""A fork's view: a model, an objective and data from a package outside fmjax, named by import path, train as they
+are."""
 
 import dataclasses
 import pathlib

@@ -1,5 +1,5 @@
-"""What a model can do is one table: an image classifier classifies and embeds on any mesh, and what else is asked of a model
-is answered with what it lacks."""
+"""What a model can do is one table: an image classifier classifies and embeds on any mesh, and what else is asked of a
+model is answered with what it lacks."""
 
 import dataclasses
 
@@ -80,21 +80,27 @@ def test_the_table_is_what_each_kind_of_model_can_do():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda m: m.score([("a", "b")]), "ViT.* cannot score: it gives no log-likelihoods of texts: it reads images .*can do: embed, classify"),
+        (lambda m: m.score([("a", "b")]),
+         "ViT.* cannot score: it gives no log-likelihoods of texts: it reads images .*can do: embed, classify"),
         (lambda m: m.generate(["a"]), "cannot generate: it reads images, and tokens are continued"),
         (lambda m: m.fill_mask(["a"]), "cannot fill_mask: that takes a masked language model"),
         (lambda m: m.can("clasify"), "cannot clasify: that is no ability; did you mean 'classify'\\?"),
         (lambda m: m.can("act"), "cannot act: it is no policy"),
         (lambda m: m.classify(["a cat"]), "input 0 is the text 'a cat', and Model.*reads image"),
-        (lambda m: m.embed([IMAGES[0], Media("audio", np.zeros(3))]), "input 1 is media of modality 'audio', and .* reads image"),
-        (lambda m: m.classify([IMAGES[0][:4]]), r"input 0: an image is uint8 of shape \(8, 8, 1\), got an array uint8 of shape \(4"),
+        (lambda m: m.embed([IMAGES[0], Media("audio", np.zeros(3))]),
+         "input 1 is media of modality 'audio', and .* reads image"),
+        (lambda m: m.classify([IMAGES[0][:4]]),
+         r"input 0: an image is uint8 of shape \(8, 8, 1\), got an array uint8 of shape \(4"),
         (lambda m: m.classify(IMAGES, topk=1), "classify has no option 'topk'; did you mean 'top_k'"),
         (lambda m: m.classify(IMAGES, top_k=11), "top_k must be a whole number from 1 to 10"),
         (lambda m: m.embed(image=IMAGES), "embed has no option 'image'; did you mean 'images'"),
         (lambda m: m.encode("a"), "has no tokenizer; it reads images"),
-        (lambda m: byte_model().embed([IMAGES[0]]), r"text 0 is an array uint8 of shape \(8, 8, 1\), and .*GPT.* reads texts"),
-        (lambda m: byte_model().generate([Media("image", IMAGES[0])]), "prompt 0 must be a text or a list of token ids"),
-        (lambda m: byte_model().classify(IMAGES), "GPT.* cannot classify: its objective names nothing that it predicts"),
+        (lambda m: byte_model().embed([IMAGES[0]]),
+         r"text 0 is an array uint8 of shape \(8, 8, 1\), and .*GPT.* reads texts"),
+        (lambda m: byte_model().generate([Media("image", IMAGES[0])]),
+         "prompt 0 must be a text or a list of token ids"),
+        (lambda m: byte_model().classify(IMAGES),
+         "GPT.* cannot classify: its objective names nothing that it predicts"),
         (lambda m: dataclasses.replace(m, codecs={}).classify(IMAGES), "no codec 'label' of what it predicts"),
     ],
 )  # fmt: skip
@@ -105,7 +111,10 @@ def test_what_a_model_cannot_do_is_said_with_what_it_lacks(call, message):
 
 def test_a_codec_that_does_not_fit_the_module_is_refused_at_load_and_before_training(tmp_path):
     other = ImageCodec(16, 16, 1)
-    message = r"codec 'image', ImageCodec\(height=16.* shape \(16, 16, 1\), and ViT takes 'images' of shape \(8, 8, 1\) \(model.image_size = 8"
+    message = (
+        r"codec 'image', ImageCodec\(height=16.* shape \(16, 16, 1\), "
+        r"and ViT takes 'images' of shape \(8, 8, 1\) \(model.image_size = 8"
+    )
     with pytest.raises(ConfigError, match=message):
         check_codecs({"image": other}, MODEL.module, MODEL.objective)
     dataclasses.replace(MODEL, codecs={"image": other}).save(tmp_path / "model")

@@ -260,7 +260,8 @@ def test_initialisation_is_as_published():
     params, std = deviations(Magneto(**sizes))
     gain = np.sqrt(np.log(2 * 8))
     for half, name, expected in (
-        ("attention", "query", 1.0), ("attention", "key", 1.0), ("attention", "value", gain), ("attention", "out", gain),
+        ("attention", "query", 1.0), ("attention", "key", 1.0), ("attention", "value", gain),
+        ("attention", "out", gain),
     ):  # fmt: skip
         assert std(*blocks, half, name, "kernel") == pytest.approx(expected * np.sqrt(2 / 128), rel=0.03)
     for name in ("up", "down"):

@@ -141,7 +141,9 @@ def test_no_array_of_all_logits_occurs():
         assert largest(3, function) == max(B * 3 * V, D * V)
 
 
-@pytest.mark.parametrize("rows, length, size", [(16, 256, 32), (64, 256, 8), (1, 2048, 512), (6, 100, 50), (1000, 7, 1)])
+@pytest.mark.parametrize(
+    "rows, length, size", [(16, 256, 32), (64, 256, 8), (1, 2048, 512), (6, 100, 50), (1000, 7, 1)]
+)
 def test_on_a_cpu_a_chunk_has_about_as_many_positions_for_any_batch(monkeypatch, rows, length, size):
     assert default_chunk_size(rows, length) == size
     assert rows * size <= max(rows, CPU_POSITIONS)

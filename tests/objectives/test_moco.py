@@ -59,7 +59,9 @@ def test_loss_queue_and_momentum_over_several_steps():
         data = batch(step)
         sums, proposal = objective(apply_fn, params, data, None, True, carry=carry)
         loss, weight = sums["loss"]
-        views = [jax.vmap(objective.views, (0, None))(jax.random.split(k), x) for k, x in zip(data["keys"], data["images"])]
+        views = [
+            jax.vmap(objective.views, (0, None))(jax.random.split(k), x) for k, x in zip(data["keys"], data["images"])
+        ]
         views = np.asarray(views).reshape(ROWS, 2, 16)
         queries = unit(unit(views[:, 0] @ params["pooled"]) @ params["project"])
         vectors = unit(views[:, 1] @ slow["pooled"])
@@ -88,7 +90,8 @@ def test_loss_queue_and_momentum_over_several_steps():
 def test_no_gradient_reaches_the_keys():
     objective, params = MoCo(queue_size=8, neighbours=1), parameters()
     carry = start(objective, params)
-    loss = lambda encoder: objective(apply_fn, params, batch(0), None, True, carry=carry | {"encoder": encoder})[0]["loss"][0]
+    call = lambda encoder: objective(apply_fn, params, batch(0), None, True, carry=carry | {"encoder": encoder})
+    loss = lambda encoder: call(encoder)[0]["loss"][0]
     jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), jax.grad(loss)(carry["encoder"]))
 
 
@@ -104,7 +107,8 @@ def test_neighbours_vote_and_empty_places_do_not():
     vectors = unit(np.array([[1, 0.1], [1, 0.2], [1, 0.3], [0, 1], [0.1, 1], [1, 0]], np.float32))
     queue = {"vectors": vectors, "labels": np.array([2, 5, 5, 7, 7, -1], np.int32)}
     np.testing.assert_array_equal(objective._vote(unit(np.array([[1.0, 0], [0, 1]], np.float32)), queue), [5, 7])
-    assert objective._vote(unit(np.array([[1.0, 0]], np.float32)), queue | {"labels": np.int32([2, 3, 5, 7, 7, -1])})[0] == 2
+    others = queue | {"labels": np.int32([2, 3, 5, 7, 7, -1])}
+    assert objective._vote(unit(np.array([[1.0, 0]], np.float32)), others)[0] == 2
 
 
 def test_an_evaluation_counts_neighbours_of_images_as_they_are():
@@ -125,7 +129,8 @@ def test_views_move_turn_and_darken():
     np.testing.assert_allclose(draw(), image, atol=1e-6)
     turned = draw(rotation=180.0)
     np.testing.assert_allclose(turned[2, 2], image[2, 2], atol=1e-6)  # about the middle, and nothing gets brighter
-    assert not np.allclose(turned, image, atol=0.1) and (turned >= -1.00001).all() and (turned <= image.max() + 1e-6).all()
+    assert not np.allclose(turned, image, atol=0.1)
+    assert (turned >= -1.00001).all() and (turned <= image.max() + 1e-6).all()
     dark = draw(contrast=0.5)
     factor = (dark + 1) / (image + 1)
     np.testing.assert_allclose(factor, factor[0, 0, 0], rtol=1e-3)

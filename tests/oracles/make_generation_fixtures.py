@@ -58,7 +58,8 @@ def write_beams(name, model, inputs, generator):
     for number, settings in enumerate(BEAMS):
         found = model.generate(
             inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=NEW, eos_token_id=EOS,
-            pad_token_id=0, num_return_sequences=settings["num_beams"], return_dict_in_generate=True, output_scores=True,
+            pad_token_id=0, num_return_sequences=settings["num_beams"], return_dict_in_generate=True,
+            output_scores=True,
             early_stopping="never", **settings,
         )  # fmt: skip
         arrays[f"settings/{number}"] = repr(settings)

@@ -22,7 +22,8 @@ COMMON = dict(
 
 def model(side: str):
     sizes = {f"{side}_{name}": value for name, value in
-             dict(layers=2, embed_dim=WIDTH, ffn_embed_dim=24, attention_heads=2, normalize_before=True).items()}  # fmt: skip
+             dict(layers=2, embed_dim=WIDTH, ffn_embed_dim=24, attention_heads=2,
+                  normalize_before=True).items()}  # fmt: skip
     embeddings = dict(embed_tokens=TextEmbedding(VOCAB, WIDTH), embed_positions=PositionalEmbedding(18, WIDTH))
     if side == "decoder":
         return Decoder(DecoderConfig(**sizes, **COMMON), **embeddings)

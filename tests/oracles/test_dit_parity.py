@@ -1,4 +1,4 @@
-"""The Diffusion Transformer against diffusers' class: output and every gradient. make_dit_fixture.py wrote the fixture."""
+"""The Diffusion Transformer against diffusers' class: output and every gradient (make_dit_fixture.py)."""
 
 import pathlib
 
@@ -44,7 +44,8 @@ def convert(arrays):
 def test_output_and_gradients_are_those_of_diffusers():
     fixture = np.load(pathlib.Path(__file__).parent / "dit.npz")
     weights, gradients = (
-        convert({k.partition("/")[2]: fixture[k] for k in fixture if k.startswith(kind)}) for kind in ("weight/", "gradient/")
+        convert({k.partition("/")[2]: fixture[k] for k in fixture if k.startswith(kind)})
+        for kind in ("weight/", "gradient/")
     )
     images, target = (jnp.asarray(fixture[name].transpose(0, 2, 3, 1)) for name in ("images", "target"))
     labels = jnp.where(fixture["labels"] == 5, NO_LABEL, fixture["labels"])

@@ -26,7 +26,9 @@ from tests.tasks.quiz import Quiz
 def test_accuracy_is_that_of_the_logits_whatever_batch_order_and_devices(tmp_path):
     documents = get_task("digits_test").documents(TaskContext())
     images, labels, test = read_digits()
-    assert len(documents) == test.sum() and len(documents) + len(get_task("digits_train").documents(TaskContext())) == 1797
+    assert (
+        len(documents) == test.sum() and len(documents) + len(get_task("digits_train").documents(TaskContext())) == 1797
+    )
     np.testing.assert_allclose(documents[3]["image"].value / 127.5 - 1, images[np.flatnonzero(test)[3]], atol=1 / 255)
     right = logits_of([document["image"].value for document in documents[:40]]).argmax(axis=1) == labels[test][:40]
     found = run_tasks(MODEL, ["digits_test"], limit=40)["digits_test"]
@@ -53,7 +55,9 @@ def test_answers_are_stored_by_content_and_logged_by_name(tmp_path):
     assert lines[0] == lines[1]
     sample = json.loads(lines[0].splitlines()[2])
     image = sample["document"]["image"]
-    assert image["media"] == "image" and image["name"].startswith("digits/") and sample["requests"][0]["inputs"] == image
+    assert (
+        image["media"] == "image" and image["name"].startswith("digits/") and sample["requests"][0]["inputs"] == image
+    )
     # Equal pictures are one request, whatever they are called.
     work = Work()
     pictures = [Media("image", np.full((8, 8, 1), 9, np.uint8), name) for name in "abc"]
@@ -123,7 +127,10 @@ def test_mnist_is_read_from_its_files(tmp_path):
     assert [document["label"] for document in documents] == ["7", "3"]
     np.testing.assert_array_equal(documents[1]["image"].value[..., 0], images[1])
     torn = folder / "torn"
-    for data, message in ((content[:-1], r"its shape is \(2, 28, 28\), but has 1567 numbers"), (b"PNG", "is no IDX file")):
+    for data, message in (
+        (content[:-1], r"its shape is \(2, 28, 28\), but has 1567 numbers"),
+        (b"PNG", "is no IDX file"),
+    ):
         torn.write_bytes(data)
         with pytest.raises(DataError, match=message):
             read_idx(torn)

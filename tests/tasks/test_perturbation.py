@@ -127,7 +127,9 @@ def test_the_labels_of_a_template_stay(name):
     """PIQA asks "Question: GOAL\\nAnswer:": the goal is what is perturbed, and the words changed are counted."""
     goals = [f"how do I peel {number} oranges because of something" for number in range(30)]
     piqa = PIQA()
-    piqa.documents = lambda context: [piqa.from_tfds({"goal": goal, "sol1": "a", "sol2": "b", "label": 0}) for goal in goals]
+    piqa.documents = lambda context: [
+        piqa.from_tfds({"goal": goal, "sol1": "a", "sol2": "b", "label": 0}) for goal in goals
+    ]
     task, counts = Perturbed(piqa, name), []
     for both in task.documents(TaskContext()):
         (before, _), (after, _) = both.requests

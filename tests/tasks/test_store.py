@@ -156,7 +156,10 @@ class Added(Task):
 def test_kinds_of_models_and_versions_of_libraries_change_the_fingerprint(lab, monkeypatch):
     found = []
     for factor in (1, 2):
-        lab("their_lab.policy", f"from fmjax.load import Model\nclass Policy(Model):\n    def act(self): return {factor}\n")
+        lab(
+            "their_lab.policy",
+            f"from fmjax.load import Model\nclass Policy(Model):\n    def act(self): return {factor}\n",
+        )
         kind = importlib.import_module("their_lab.policy").Policy
         found.append(model_fingerprint(kind(MODEL.module, MODEL.params, {}, MODEL.tokenizer)))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")

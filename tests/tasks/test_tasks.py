@@ -232,8 +232,12 @@ def test_wikitext_scores_the_detokenised_text_and_counts_the_original(tmp_path):
         ),
         (["icl_linear", "text:README.md"], {"num_shots": 3}, "examples in the prompt; evaluate them without num_shots"),
         (["heldout"], {}, "does not say what data"),
-        (["tests.tasks.test_tasks:Half"], {}, "task half: Half has no method requests(document): What a document asks of "
-         "the model; fmjax/tasks/README.md has a complete task"),
+        (
+            ["tests.tasks.test_tasks:Half"],
+            {},
+            "task half: Half has no method requests(document): What a document asks of "
+            "the model; fmjax/tasks/README.md has a complete task",
+        ),
         (["no_such_package.tasks:Mine"], {}, "no_such_package"),
         (["heldout"], {"task_path": ["/nowhere.py"]}, "'/nowhere.py' does not exist"),
         (["heldout"], {"task_path": ["README.md"]}, "'README.md' is not a Python file (.py)"),

@@ -17,7 +17,8 @@ CONFIG = """
 def get_config():
     return {{
         "seed": 3,
-        "train": {{"steps": 40, "batch_size": 8, "log_every": 1, "checkpoint_every": 5, "keep_last": 3, "eval_batches": 2,
+        "train": {{"steps": 40, "batch_size": 8, "log_every": 1, "checkpoint_every": 5, "keep_last": 3,
+                  "eval_batches": 2,
                   "eval_every": 10, "sample_every": 10, "tensorboard": False}},
         "model": {{"name": "llama", "num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4,
                   "num_kv_heads": 2, "max_length": 64, "vocab_size": 264}},

@@ -85,7 +85,9 @@ def config(folder, **train):
 
 
 def test_a_limited_run_is_the_run_of_its_steps_and_keeps_them_when_it_resumes(tmp_path, monkeypatch, caplog):
-    run = lambda name, **train: loop.train(config(tmp_path, **train), tmp_path / name, cache_dir=tmp_path, progress=False)
+    run = lambda name, **train: loop.train(
+        config(tmp_path, **train), tmp_path / name, cache_dir=tmp_path, progress=False
+    )
     run("known", steps=7)
     monkeypatch.setattr(budget, "steps_in_time", lambda wanted, *_: 7 if wanted == 900 else wanted)
     save, stopped = loop.Run._save, []

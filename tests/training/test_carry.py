@@ -1,4 +1,4 @@
-"""What objectives carry, in the shipped configs that do: killed, accumulated, split over devices, loaded and planned."""
+"""What objectives carry, in the shipped configs that do: killed, accumulated, split, loaded and planned."""
 
 import dataclasses
 import functools
@@ -27,7 +27,8 @@ from fmjax.training.program import make_program
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 SMALL = {
-    "vq_digits": {"model.hidden_size": "16", "model.inner_size": "8", "model.code_size": "4", "objective.num_codes": "8",
+    "vq_digits": {"model.hidden_size": "16", "model.inner_size": "8", "model.code_size": "4",
+                  "objective.num_codes": "8",
                   "objective.decay": "0.6"},
     "moco_digits": {"model.hidden_size": "16", "model.projection_size": "8", "objective.queue_size": "32",
                     "objective.momentum": "0.8"},
@@ -119,7 +120,8 @@ def runs(tmp_path_factory):
     for name in NAMES:
         mesh = {"mesh__data": "2", "mesh__fsdp": "2", "mesh__tensor": "2", "train__eval_every": "4"}
         shown = {"train__sample_every": "4", "objective__num_samples": "2"} if name == "vq_digits" else {}
-        made[name] = folder / name, train(config(name, **mesh, **shown), folder / name, cache_dir=folder, progress=False)
+        found = train(config(name, **mesh, **shown), folder / name, cache_dir=folder, progress=False)
+        made[name] = folder / name, found
     return {name: (workdir, found) for name, (workdir, found) in made.items()}
 
 
@@ -130,7 +132,8 @@ def test_what_runs_carry_loads_on_one_device_on_a_mesh_and_from_what_save_wrote(
         assert all(x.sharding.device_set == set(jax.devices()) for x in jax.tree.leaves(split.carry))
         split.save(tmp_path / name)
         jax.tree.map(np.testing.assert_array_equal, one.carry, fmjax.load(tmp_path / name).carry)
-    slow = split.carry["encoder"] if name == "moco_digits" else fmjax.load(runs["moco_digits"][0], mesh={"fsdp": 8}).carry["encoder"]
+    moco = split if name == "moco_digits" else fmjax.load(runs["moco_digits"][0], mesh={"fsdp": 8})
+    slow = moco.carry["encoder"]
     assert not all(x.sharding.is_fully_replicated for x in jax.tree.leaves(slow))
 
 
@@ -200,7 +203,9 @@ class Growing:
 
 def test_a_carry_that_changes_shape_and_a_queue_of_broken_batches_are_refused_before_training(tmp_path):
     changed = config("moco_digits").to_dict() | {"objective": {"name": f"{__name__}:Growing"}}
-    with pytest.raises(ConfigError, match=r"Growing: `after` makes 'seen' of the carry float32 \(2,\), it was float32 \(1,\)"):
+    with pytest.raises(
+        ConfigError, match=r"Growing: `after` makes 'seen' of the carry float32 \(2,\), it was float32 \(1,\)"
+    ):
         train(configs.resolve(changed), tmp_path / "growing", cache_dir=tmp_path, progress=False)
     broken = config("moco_digits", objective__queue_size="40")
     with pytest.raises(ConfigError, match="objective.queue_size = 40 is not a multiple of train.batch_size = 16"):
@@ -225,7 +230,8 @@ class Unkept(Growing):
 
 
 def test_a_carry_that_no_checkpoint_keeps_is_refused_before_training(tmp_path):
-    kinds = {"list": "makes a list; a carry is a dict", "array": "makes a .*; a carry is a dict", "nothing": "a dict of no array",
+    kinds = {"list": "makes a list; a carry is a dict", "array": "makes a .*; a carry is a dict",
+             "nothing": "a dict of no array",
              "key": "'drawn' of the carry is a random key"}  # fmt: skip
     for kind, message in kinds.items():
         objective = {"name": f"{__name__}:Unkept", "kind": kind}

@@ -39,5 +39,7 @@ def test_the_rows_that_fill_up_the_last_batch_are_marked_by_weights_of_zero():
 
 def test_rows_that_cannot_be_marked_are_refused():
     rows = [{"x": np.float32(i)} for i in range(11)]
-    with pytest.raises(ConfigError, match="'heldout' has 11 examples, not a multiple .* no 'loss_weights' that would mark"):
+    with pytest.raises(
+        ConfigError, match="'heldout' has 11 examples, not a multiple .* no 'loss_weights' that would mark"
+    ):
         evaluate_loss(program([]), None, {"heldout": rows}, 8)

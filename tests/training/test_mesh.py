@@ -47,7 +47,8 @@ def batch(step):
     positions = np.repeat([[*range(13), *range(16), 0, 0, 0]], 8, axis=0).astype(np.int32)
     weights = (segments > 0) * rng.integers(0, 2, (8, 32))
     return {
-        "tokens": tokens[:, :-1] * (segments > 0), "targets": tokens[:, 1:], "segment_ids": segments, "positions": positions,
+        "tokens": tokens[:, :-1] * (segments > 0), "targets": tokens[:, 1:],
+        "segment_ids": segments, "positions": positions,
         "loss_weights": weights.astype(np.float32),
     }  # fmt: skip
 

@@ -145,7 +145,9 @@ def test_a_stack_of_layers_is_trained_as_its_layers_are(name):
         pick = lambda tree, of: {k: v if k == "small" else of(v) for k, v in tree.items()}
         expected = alone(pick(p, lambda x: x[layer]), pick(gradients, lambda x: x[:, layer]))
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7), pick(found, lambda x: x[layer]), expected
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7),
+            pick(found, lambda x: x[layer]),
+            expected,
         )
 
 

@@ -53,7 +53,11 @@ def data(tokenizer=None, heldout=None):
 
 
 DECODER = types.SimpleNamespace(
-    init_cache=None, features=None, max_length=8, CAUSAL=True, example=lambda: {"tokens": jax.ShapeDtypeStruct((1, 1), np.int32)}
+    init_cache=None,
+    features=None,
+    max_length=8,
+    CAUSAL=True,
+    example=lambda: {"tokens": jax.ShapeDtypeStruct((1, 1), np.int32)},
 )
 ENDLESS = types.SimpleNamespace(init_cache=None, features=None)
 
@@ -91,7 +95,9 @@ def test_final_tasks_that_cannot_be_run_are_refused_at_the_start(tmp_path):
         final_tasks.check(["text:typo.txt"], data(bos), DECODER, {})
     with pytest.raises(InputError, match="task heldout: there are no documents"):
         final_tasks.check(["heldout"], data(bos, []), DECODER, {})
-    with pytest.raises(InputError, match="task heldout: scores whole texts from BOS or EOS, and the tokenizer has neither"):
+    with pytest.raises(
+        InputError, match="task heldout: scores whole texts from BOS or EOS, and the tokenizer has neither"
+    ):
         final_tasks.check(["heldout"], data(Words(), ["a b"]), DECODER, {})
     with pytest.raises(InputError, match="cannot answer: heldout needs rolling .it has no tokenizer"):
         final_tasks.check(["heldout"], data(None, ["a b"]), DECODER, {})
@@ -102,7 +108,8 @@ def test_final_tasks_that_cannot_be_run_are_refused_at_the_start(tmp_path):
 
 def test_final_tasks_are_of_any_modality(tmp_path):
     digits = Digits().open(seed=0, cache_dir=tmp_path)
-    module, config = ViT(num_layers=1, hidden_size=8, num_heads=2, **digits.model_fields), {"objective": {"name": "classification"}}
+    module = ViT(num_layers=1, hidden_size=8, num_heads=2, **digits.model_fields)
+    config = {"objective": {"name": "classification"}}
     final_tasks.check(["digits_test"], digits, module, config)
     with pytest.raises(InputError, match="train.final_tasks: .*ViT.* cannot answer: lambada_like needs rolling"):
         final_tasks.check(["tests.training.test_outputs:LambadaLike"], digits, module, config)
@@ -124,7 +131,8 @@ def config(folder, **train):
         (folder / "text" / f"{name}.txt").write_text(f"{name} {TEXT}")
     (folder / "other.txt").write_text(f"other {TEXT}")
     return configs.resolve({
-        "train": {"steps": 4, "batch_size": 8, "log_every": 1, "eval_every": 2, "sample_every": 2, "checkpoint_every": 2,
+        "train": {"steps": 4, "batch_size": 8, "log_every": 1, "eval_every": 2, "sample_every": 2,
+                  "checkpoint_every": 2,
                   "tensorboard": False, "final_tasks": (f"text:{folder}/other.txt",), "tasks_every": 2} | train,
         "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         "model": {"name": "llama", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2,

@@ -208,7 +208,10 @@ class MaskedErrors:
         predicted = apply_fn({"params": params}, batch["x"])[:, 0]
         kept = per_row(lambda key: jax.random.bernoulli(key, 0.5).astype(jnp.float32), batch["keys"])
         error = (((predicted - batch["y"]) ** 2 * kept).sum(), kept.sum())
-        return {"loss": (error, ((predicted**2).sum(), jnp.float32(len(predicted)))), "kept": (kept.sum(), jnp.float32(len(kept)))}
+        return {
+            "loss": (error, ((predicted**2).sum(), jnp.float32(len(predicted)))),
+            "kept": (kept.sum(), jnp.float32(len(kept))),
+        }
 
 
 @pytest.mark.parametrize("parts", [2, 8])
@@ -250,7 +253,11 @@ class Carried:
     def after(self, carry, proposal, params):
         mean = 0.5 * carry["mean"] + 0.5 * proposal.sums["sum"] / proposal.sums["count"]
         queue = jnp.concatenate([proposal.rows, carry["queue"]])[:12]
-        return {"mean": mean, "queue": queue, "slow": jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, carry["slow"], params)}
+        return {
+            "mean": mean,
+            "queue": queue,
+            "slow": jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, carry["slow"], params),
+        }
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -289,7 +296,8 @@ class Reduced(SquaredError):
 
 
 @pytest.mark.parametrize(
-    "made, message", [((("error", 1.0),), "no 'loss'"), ((("loss", np.zeros(2)),), r"an array of shape \(2,\) as 'loss'")]
+    "made, message",
+    [((("error", 1.0),), "no 'loss'"), ((("loss", np.zeros(2)),), r"an array of shape \(2,\) as 'loss'")],
 )
 def test_a_reduction_without_a_loss_or_to_no_number_is_refused(made, message):
     step = make_train_step(Linear().apply, Reduced(made), optax.sgd(0.1), lambda n: 0.1, rules=())

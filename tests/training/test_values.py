@@ -1,4 +1,5 @@
-"""A run that makes images: killed, resumed, cut into parts and over devices it is the same run, and its images are seen."""
+"""A run that makes images: killed, resumed, cut into parts and over devices it is the same run, and its images are
+seen."""
 
 import json
 import os
@@ -25,7 +26,8 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 SHORT = {
     "train.steps": "12", "train.batch_size": "16", "train.log_every": "1", "train.checkpoint_every": "4",
     "train.eval_every": "0", "train.sample_every": "6", "train.tensorboard": "false", "model.num_layers": "2",
-    "model.hidden_size": "16", "model.num_heads": "2", "objective.sample_copies": "1", "objective.sample_prompts": "3,7",
+    "model.hidden_size": "16", "model.num_heads": "2", "objective.sample_copies": "1",
+    "objective.sample_prompts": "3,7",
 }  # fmt: skip
 
 
@@ -62,7 +64,14 @@ def one_device():
 
 def test_killed_it_goes_on_bitwise(straight, tmp_path):
     flags = [f"--config.{key}={value}" for key, value in SHORT.items()]
-    command = [sys.executable, "-m", "fmjax.train", "--config=configs/dit_digits.py", f"--workdir={tmp_path / 'run'}", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "fmjax.train",
+        "--config=configs/dit_digits.py",
+        f"--workdir={tmp_path / 'run'}",
+        *flags,
+    ]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "run" / "metrics.jsonl"

@@ -85,7 +85,8 @@ class Tokenizer(Protocol):
         return ids, types
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special ids, and those left out of the vocabulary, are skipped. Raises TokenizerError for ids outside the vocabulary."""
+        """The text of ids; special ids, and those left out of the vocabulary, are skipped. Raises TokenizerError for
+        ids outside the vocabulary."""
 
     def token(self, id: int) -> str:
         """A token as the vocabulary spells it ("Ġthe", "▁the", "##ing"). Raises TokenizerError as `decode`."""
@@ -98,8 +99,9 @@ class Tokenizer(Protocol):
 
 
 def spelt_out(
-    ids: Sequence[int], spans: Sequence[tuple[int, int]], text: str, control: Set[int], encode: Callable[[str], list[int]]
-) -> list[int]:
+    ids: Sequence[int], spans: Sequence[tuple[int, int]], text: str, control: Set[int],
+    encode: Callable[[str], list[int]],
+) -> list[int]:  # fmt: skip
     """The ids of a text, where a control token that the vocabulary itself found in it (a merge can make one) gives way
     to its characters.
 

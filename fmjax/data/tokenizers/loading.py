@@ -71,7 +71,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         raise TokenizerError(f"no tokenizer in {path} (found there: {found}); expected {_EXPECTED}")
     if not path.is_file():
         raise TokenizerError(
-            f"no tokenizer at {path}; expected 'bytes', 'train:VOCAB_SIZE' (or train_wordpiece:, train_bpe:), a file or folder, or a hub id"
+            f"no tokenizer at {path}; expected 'bytes', 'train:VOCAB_SIZE' (or train_wordpiece:, train_bpe:), a file "
+            "or folder, or a hub id"
         )
     if is_gguf(path):
         found = read_gguf_tokenizer(path)

@@ -47,8 +47,8 @@ def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
     batch, length, heads = mesh_axes(mesh, ("batch", "length", "act_heads"))
     if q.shape[2] % num_shards(mesh, heads):
         _warn(
-            f"attention of {q.shape[2]} heads does not divide over the {num_shards(mesh, heads)} devices of the mesh axes "
-            f"{heads}: each of them computes all heads. Choose an axis size that divides num_heads."
+            f"attention of {q.shape[2]} heads does not divide over the {num_shards(mesh, heads)} devices of the mesh "
+            f"axes {heads}: each of them computes all heads. Choose an axis size that divides num_heads."
         )
     # Rows or heads that do not divide stay whole.
     batch, heads = (
