@@ -250,7 +250,7 @@ def beam_search(
         # Read a batch when the next is on its way.
         if waiting is not None:
             results += read()
-        waiting = part, limits, found
+        waiting = part, found
     results += read()
     watch.at("what follows the beam search", limited=False)
     return results
@@ -312,7 +312,7 @@ def _packs(lengths: dict[int, int]) -> list[list[int]]:
     return packs
 
 
-def _read(first: int, requests, limits, found, stop_ids, num_results) -> list[list[Beam]]:
+def _read(first: int, requests, found, stop_ids, num_results) -> list[list[Beam]]:
     """The beams of the requests from number `first` on. Raises RunError for logits that were not finite."""
     tokens, lengths, scores, broken = (np.asarray(x) for x in found)
     results = []

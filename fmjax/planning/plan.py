@@ -109,7 +109,7 @@ def shapes(config, cache_dir: pathlib.Path):
     if example is None or getattr(module, "vocab_size", 0) is None:
         opened = open_data(config, cache_dir, progress=True)
         module = build_module(config, opened.model_fields)
-        check_fit(config, opened, module)
+        check_fit(opened, module)
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(opened.train[0]))
     return module, example
 

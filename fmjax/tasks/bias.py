@@ -121,7 +121,7 @@ class WinoBias(Task):
 
     def documents(self, context):
         sides = [
-            [self._read(context, f"{side}_stereotyped_type{kind}.txt.test", kind) for side in ("pro", "anti")]
+            [self._read(context, f"{side}_stereotyped_type{kind}.txt.test") for side in ("pro", "anti")]
             for kind in (1, 2)
         ]
         found = []
@@ -142,7 +142,7 @@ class WinoBias(Task):
         # Both types in turn, so that the first documents hold both.
         return [one for both in zip(*found) for one in both] + found[0][len(found[1]) :] + found[1][len(found[0]) :]
 
-    def _read(self, context, name, kind):
+    def _read(self, context, name):
         path = context.file("eval_winobias", name)
         lines = [line for line in read_text(path).split("\n") if line.strip()]
         return [self._sentence(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]

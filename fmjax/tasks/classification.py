@@ -6,7 +6,7 @@ from fmjax.errors import DataError
 from fmjax.tasks import adaptation
 from fmjax.tasks.calibration import Calibrated, softmax
 from fmjax.tasks.protocol import Apply, Score
-from fmjax.tasks.reading import read_csv, read_text
+from fmjax.tasks.reading import convert_records, read_csv, read_text
 from fmjax.tasks.trained import Trained
 
 
@@ -45,8 +45,13 @@ class Classification(Calibrated):
 
 
 class Prompted(Classification):
-    """Asks for the log-likelihood of each class's name; their softmax is the confidence."""
+    """Asks for the log-likelihood of each class's name; their softmax is the confidence.
 
+    Attributes:
+      labels: what follows a text in its prompt, a line each; the class's name comes after the last.
+    """
+
+    labels: tuple[str, ...]
     how = "prompted: accuracy, calibration errors"
 
     def examples(self, context):
@@ -54,7 +59,7 @@ class Prompted(Classification):
 
     def prompt(self, document) -> str:
         """The document up to where the class's name comes, without a space at its end."""
-        raise NotImplementedError
+        return "\n".join((document["text"], *self.labels))
 
     def example(self, document):
         return f"{self.prompt(document)} {self.classes[document['label']]}"
@@ -124,9 +129,6 @@ class SST2(SST2Data, Prompted):
 
     labels = ("Question: Is this sentence positive or negative?", "Answer:")
 
-    def prompt(self, document):
-        return "\n".join((document["text"], *self.labels))
-
 
 class SST2Probe(SST2Data, Probed):
     """SST-2 by a linear probe; `sst2_probe:64` trains on 64 sentences."""
@@ -166,14 +168,9 @@ class AGNewsData(Classification):
         return [self._document(row["label"], row["title"], row["description"]) for row in rows]
 
     def _read(self, path):
-        found = []
-        for number, row in enumerate(
-            read_csv(read_text(path), path, ("class", "title", "text"), header=False), start=1
-        ):
-            if row["class"] not in ("1", "2", "3", "4"):
-                raise DataError(f"{path}, row {number}: expected a class from 1 to 4, got {row['class'][:40]!r}")
-            found.append(self._document(int(row["class"]) - 1, row["title"], row["text"]))
-        return found
+        rows = read_csv(read_text(path), path, ("class", "title", "text"), header=False)
+        convert = lambda row: self._document(("1", "2", "3", "4").index(row["class"]), row["title"], row["text"])
+        return convert_records(rows, convert, "a class from 1 to 4", path)
 
     def _document(self, label, title, text):
         return {"text": f"{title.strip()}\n{text.strip()}".replace("\\", " "), "label": label}
@@ -185,9 +182,6 @@ class AGNews(AGNewsData, Prompted):
     version = "2"
     labels = ("Question: Is this article about World, Sports, Business or Sci/Tech?", "Answer:")
 
-    def prompt(self, document):
-        return "\n".join((document["text"], *self.labels))
-
 
 class AGNewsProbe(AGNewsData, Probed):
     """AG News by a linear probe."""
@@ -195,7 +189,6 @@ class AGNewsProbe(AGNewsData, Probed):
 
 class AGNewsFineTune(AGNewsData, FineTuned):
     """AG News with all weights trained."""
-
 
 
 class AGNewsHalfData(AGNewsData):

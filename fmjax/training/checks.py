@@ -12,7 +12,7 @@ from fmjax.training.settings import TrainConfig
 log = logging.getLogger("fmjax")
 
 
-def check_fit(config, data, module) -> None:
+def check_fit(data, module) -> None:
     """Raises ConfigError when the data and the module do not fit each other."""
     missing = [k for k in data.model_fields if getattr(module, k, 0) is None]
     if missing:

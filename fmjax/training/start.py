@@ -116,7 +116,7 @@ def prepare(config, workdir: pathlib.Path, cache_dir: pathlib.Path, progress: bo
     settings, progress = TrainConfig(**config["train"]), progress and jax.process_index() == 0
     data = open_data(config, cache_dir, workdir, progress)
     module = build_module(config, data.model_fields)
-    check_fit(config, data, module)
+    check_fit(data, module)
     say_context(config, module)
     config = completed(config, module)
     resume.check_config(workdir, config)

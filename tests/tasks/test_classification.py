@@ -98,6 +98,6 @@ def test_ag_news_says_where_its_training_set_is_missing_and_halves_under_another
     (data / "eval_ag_news" / "train.csv").write_text('"4","t","x"\n')
     assert [len(task.documents(context)), len(task.training(context))] == [7, 1]
     (data / "eval_ag_news" / "train.csv").write_text('"5","t","x"\n')
-    with pytest.raises(DataError, match="row 1: expected a class from 1 to 4"):
+    with pytest.raises(DataError, match="record 1: expected a class from 1 to 4"):
         task.training(context)
     (data / "eval_ag_news" / "train.csv").unlink()

@@ -122,7 +122,7 @@ def runs(tmp_path_factory):
         shown = {"train__sample_every": "4", "objective__num_samples": "2"} if name == "vq_digits" else {}
         found = train(config(name, **mesh, **shown), folder / name, cache_dir=folder, progress=False)
         made[name] = folder / name, found
-    return {name: (workdir, found) for name, (workdir, found) in made.items()}
+    return made
 
 
 def test_what_runs_carry_loads_on_one_device_on_a_mesh_and_from_what_save_wrote(runs, tmp_path):

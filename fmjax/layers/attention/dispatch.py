@@ -76,7 +76,7 @@ def attention(
     check_choice("attention backend", backend, BACKENDS)
     _check_shapes(q, k, v)
     if isinstance(segment_ids, Forked):
-        _check_forked(segment_ids, backend, positions=positions, causal=causal, dropout_rate=dropout_rate)
+        _check_forked(backend, positions=positions, causal=causal, dropout_rate=dropout_rate)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         return _attend_forked(q, k, v, segment_ids, window=window, scale=scale, backend=backend)
     t, s = q.shape[1], k.shape[1]
@@ -102,7 +102,7 @@ def attention(
     return mesh.run(importlib.import_module(_MODULES[backend]), q, k, v, scale=scale, **asked)
 
 
-def _check_forked(forked: Forked, backend, *, positions, causal, dropout_rate) -> None:
+def _check_forked(backend, *, positions, causal, dropout_rate) -> None:
     if backend not in FORKING:
         raise ConfigError(
             f"attention backend {backend!r} has no masks of segments that fork. Use one of {', '.join(FORKING)}."
