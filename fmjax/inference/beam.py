@@ -18,8 +18,8 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.inference import decoding
-from fmjax.inference.decoding import Weights
 from fmjax.inference.checks import check_whole, is_number, not_finite
+from fmjax.inference.decoding import Weights
 from fmjax.inference.engine import Engine
 from fmjax.inference.engine_programs import PACKED_PROMPTS, PACKED_TOKENS, TRACES, Form
 from fmjax.inference.engine_requests import PromptRequest

@@ -10,7 +10,7 @@ from fmjax.inference.engine import Engine
 from fmjax.inference.engine_programs import CHUNK
 from fmjax.inference.engine_requests import HIGHEST_SEED, PromptRequest, number_copies
 from fmjax.inference.sampler import Sampling
-from fmjax.inference.text import StoppedText, TextStream, check_stops
+from fmjax.inference.text_stream import StoppedText, TextStream, check_stops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ def bucket(length: int, low: int = 16, high: int | None = None) -> int:
     return size if high is None else min(size, high)
 
 
-class Rows(NamedTuple):
+class LaidRows(NamedTuple):
     """Sequences laid into rows; all int32 [B, T].
 
     Attributes:
@@ -37,9 +37,9 @@ class Rows(NamedTuple):
     owners: np.ndarray
 
 
-def lay(sequences: Sequence[Sequence[int]], rows: Sequence[int], shape: tuple[int, int]) -> Rows:
+def lay(sequences: Sequence[Sequence[int]], rows: Sequence[int], shape: tuple[int, int]) -> LaidRows:
     """Sequences in rows of `shape`, each in the row that `rows` names, behind those that are there."""
-    found = Rows(*np.zeros((3, *shape), np.int32), np.full(shape, -1, np.int32))
+    found = LaidRows(*np.zeros((3, *shape), np.int32), np.full(shape, -1, np.int32))
     filled, counts = [0] * shape[0], [0] * shape[0]
     for index, (sequence, row) in enumerate(zip(sequences, rows)):
         counts[row] += 1
@@ -51,7 +51,7 @@ def lay(sequences: Sequence[Sequence[int]], rows: Sequence[int], shape: tuple[in
     return found
 
 
-def padded(sequences: Sequence[Sequence[int]], height: int, high: int | None = None) -> Rows:
+def padded(sequences: Sequence[Sequence[int]], height: int, high: int | None = None) -> LaidRows:
     """A sequence a row, in `height` rows of the bucket of the longest, at most `high` long."""
     width = bucket(max(1, *map(len, sequences)), high=high)
     return lay(sequences, range(len(sequences)), (height, width))

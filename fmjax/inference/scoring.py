@@ -33,7 +33,7 @@ PROJECTED = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class SegmentScore:
     """Log-likelihood (nats) of a segment's scored tokens, whether each was the likeliest, and how many there are.
 
     Of equally likely tokens the first is the likeliest, as in lm-evaluation-harness.
@@ -86,7 +86,7 @@ def _call(module, params, batch: Batch):
     return token_logprobs(module, params, *arrays, np.int32(batch.count))
 
 
-def score_segments(module: nn.Module, params, segments: Sequence[Segment], **options) -> list[Score]:
+def score_segments(module: nn.Module, params, segments: Sequence[Segment], **options) -> list[SegmentScore]:
     """Scores of all segments, in order; arguments and errors as in `iter_scores`."""
     found = dict(iter_scores(module, params, segments, **options))
     return [found[index] for index in range(len(segments))]
@@ -102,7 +102,7 @@ def iter_scores(
     num_shards: int = 1,
     progress: str | None = None,
     unit: str = "texts",
-) -> Iterator[tuple[int, Score]]:
+) -> Iterator[tuple[int, SegmentScore]]:
     """Scores segments, giving (index, score) as batches are done, long ones first.
 
     Segments that begin alike share that beginning where the module `can_fork` (`fmjax.models.decoder.Decoder`);
@@ -133,7 +133,7 @@ def iter_scores(
 
 def _iter_scores(module, params, segments, options, bar):
     is_open = [segment.start < len(segment.tokens) for segment in segments]
-    yield from ((index, Score(0.0, True, 0)) for index, wanted in enumerate(is_open) if not wanted)
+    yield from ((index, SegmentScore(0.0, True, 0)) for index, wanted in enumerate(is_open) if not wanted)
     indices = [index for index, wanted in enumerate(is_open) if wanted]
     waiting, number = None, 0
     with tqdm(total=len(indices), **bar) as bar:
@@ -150,11 +150,11 @@ def _iter_scores(module, params, segments, options, bar):
     watch.at("what follows the scores", limited=False)
 
 
-def _read(owners, results) -> Iterator[tuple[int, Score]]:
+def _read(owners, results) -> Iterator[tuple[int, SegmentScore]]:
     logprobs, greedy = (np.asarray(x) for x in results)
     for index, start, stop in owners:
         loglikelihood = float(np.sum(logprobs[start:stop], dtype=np.float64))
-        yield index, Score(loglikelihood, bool(greedy[start:stop].all()), stop - start)
+        yield index, SegmentScore(loglikelihood, bool(greedy[start:stop].all()), stop - start)
 
 
 def _check(module, segments, context_length) -> None:

@@ -1,4 +1,4 @@
-"""Gemma 3, text (Gemma Team 2025, https://arxiv.org/abs/2503.19786): local and global layers with a rotary base each."""
+"""Gemma 3, text (Gemma Team 2025, https://arxiv.org/abs/2503.19786): local and global layers, each its rotary base."""
 
 import dataclasses
 import math

@@ -64,7 +64,7 @@ def stack_config(module, **own) -> TransformerConfig:
     fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module)}
     init = Init(scale=fields.get("init_std", 0.02))
     rules = {
-        "head_dim": head_size(module.hidden_size, module.num_heads, fields.get("head_dim")),
+        "head_dim": resolved_head_dim(module.hidden_size, module.num_heads, fields.get("head_dim")),
         "intermediate_size": 4 * module.hidden_size,
         "num_kv_heads": module.num_heads,
         "norm_epsilon": fields.get("norm_eps"),
@@ -76,7 +76,7 @@ def stack_config(module, **own) -> TransformerConfig:
     return TransformerConfig(**{**rules, **given, **own})
 
 
-def head_size(hidden_size: int, num_heads: int, head_dim: int | None) -> int:
+def resolved_head_dim(hidden_size: int, num_heads: int, head_dim: int | None) -> int:
     """head_dim, or hidden_size / num_heads where it is None. Raises ConfigError when that is not a whole number."""
     check_positive(hidden_size=hidden_size, num_heads=num_heads)
     if head_dim is not None:

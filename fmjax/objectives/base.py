@@ -116,7 +116,9 @@ def has_carry(objective) -> bool:
     return hasattr(objective, "initial")
 
 
-def evaluate(objective, apply_fn, params, batch, key, train: bool, carry=None, models=None) -> tuple[Sums, Proposal]:
+def call_objective(
+    objective, apply_fn, params, batch, key, train: bool, carry=None, models=None
+) -> tuple[Sums, Proposal]:
     """(sums, proposal) of a call with what the objective takes; the proposal of one without a carry is empty."""
     taken = {}
     if has_carry(objective):

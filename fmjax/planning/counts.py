@@ -14,7 +14,7 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.planning import kernels
-from fmjax.planning.hlo import Array, Computation, Instruction, Program
+from fmjax.planning.hlo import Array, Computation, HloProgram, Instruction
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
@@ -53,7 +53,7 @@ class Counts:
                 mine[key] += times * value if name == "link_bytes" else math.ceil(times * value)
 
 
-def count(program: Program, mesh_shape: Mapping[str, int]) -> Counts:
+def count(program: HloProgram, mesh_shape: Mapping[str, int]) -> Counts:
     """Counts of the whole program.
 
     Args:
@@ -65,7 +65,7 @@ def count(program: Program, mesh_shape: Mapping[str, int]) -> Counts:
 
 
 class _Counter:
-    def __init__(self, program: Program, mesh_shape: Mapping[str, int]):
+    def __init__(self, program: HloProgram, mesh_shape: Mapping[str, int]):
         self.program, self.mesh_shape = program, dict(mesh_shape)
         self.known: dict[str, Counts] = {}
 

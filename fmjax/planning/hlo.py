@@ -105,7 +105,7 @@ class Computation(dict):
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class HloProgram:
     """A compiled module: its computations, the first of which to run is `entry`."""
 
     computations: dict[str, Computation]
@@ -194,7 +194,7 @@ def _is_whole_constant(one: Instruction) -> bool:
     return one.opcode == "constant" and re.fullmatch(r"-?\d+", one.arguments.strip()) is not None
 
 
-def parse(text: str) -> Program:
+def parse(text: str) -> HloProgram:
     """The program that XLA printed. Raises InputError for text that is no HLO module."""
     computations, entry, current = {}, None, None
     for line in _logical_lines(text):
@@ -211,7 +211,7 @@ def parse(text: str) -> Program:
             current[one.name] = one
     if entry is None:
         raise InputError("the compiler's text holds no entry computation; was the program printed whole?")
-    return Program(computations, entry)
+    return HloProgram(computations, entry)
 
 
 def _logical_lines(text: str):

@@ -78,7 +78,7 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=
                 f"task {name}: {str(first)!r} and {str(second)!r} are of version {versions[0]}, and the task as it is "
                 f"now of version {task.version}; evaluate both again"
             )
-        samples = [read_samples(folder, name) for folder in (first, second)]
+        samples = [read_answers(folder, name) for folder in (first, second)]
         found += _compare_task(name, task, samples, seed)
     return found
 
@@ -175,7 +175,7 @@ def read_report(folder: str | pathlib.Path) -> dict[str, Any]:
     return {"tasks": {name: name for name in report["results"]}} | report
 
 
-def read_samples(folder: str | pathlib.Path, task: str) -> dict[tuple[str, int], dict]:
+def read_answers(folder: str | pathlib.Path, task: str) -> dict[tuple[str, int], dict]:
     """The sample log of a task by document, of equal ones the first, second, ... apart.
 
     Raises DataError where it is missing or damaged.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fmjax.objectives.base import Proposal, evaluate
+from fmjax.objectives.base import Proposal, call_objective
 from fmjax.training.trainable import Trainable
 
 
@@ -18,7 +18,7 @@ def make_gradient(apply_fn: Callable, objective: Callable, trainable: Trainable 
     split, merge = cut(trainable)
 
     def loss_sum(trained, rest, batch, key, fixed, weights=None):
-        sums, proposal = evaluate(objective, apply_fn, merge(trained, rest), batch, key, True, **fixed)
+        sums, proposal = call_objective(objective, apply_fn, merge(trained, rest), batch, key, True, **fixed)
         terms = metric_terms(sums["loss"])
         if len(terms) == 1:
             return terms[0][0], (sums, proposal)  # its weight divides the gradient once all of it is there
@@ -29,7 +29,7 @@ def make_gradient(apply_fn: Callable, objective: Callable, trainable: Trainable 
 
     def loss_weights(params, batch, key, fixed):
         """Of the terms of the loss. What else the objective computes, nobody reads: the compiler leaves it out."""
-        sums, _ = evaluate(objective, apply_fn, params, batch, key, True, **fixed)
+        sums, _ = call_objective(objective, apply_fn, params, batch, key, True, **fixed)
         return [weight for _, weight in metric_terms(sums["loss"])]
 
     def in_parts(trained, rest, batch, key, fixed):

@@ -15,7 +15,7 @@ from fmjax.assemble import build_weights
 from fmjax.config import build
 from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
-from fmjax.objectives.base import OtherModel, evaluate, has_carry, is_on_policy, module_inputs
+from fmjax.objectives.base import OtherModel, call_objective, has_carry, is_on_policy, module_inputs
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.placement import Placement, inference_context
 from fmjax.parallel.sharding import batch_sharding, check_batch, path_name
@@ -235,8 +235,8 @@ def _check_carry(program: Program) -> None:
     if not named or not jax.tree.leaves(carry):
         found = type(carry).__name__ + ("" if jax.tree.leaves(carry) else " of no array")
         raise ConfigError(
-            f"objective {name}: `initial` makes a {found}; a carry is a dict or a dataclass of arrays, by whose names a "
-            "checkpoint keeps them"
+            f"objective {name}: `initial` makes a {found}; a carry is a dict or a dataclass of arrays, by whose names "
+            "a checkpoint keeps them"
         )
     for path, leaf in jax.tree_util.tree_flatten_with_path(carry)[0]:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -248,8 +248,9 @@ def _check_carry(program: Program) -> None:
     def after(state, batch, key, models):
         with nn.logical_axis_rules(program.rules):
             batch = with_keys(batch, key)
-            out = evaluate(program.objective, program.module.apply, state.params, batch, key, True, state.carry, models)
-            return program.objective.after(state.carry, out[1], state.params)
+            apply_fn, objective = program.module.apply, program.objective
+            _, proposal = call_objective(objective, apply_fn, state.params, batch, key, True, state.carry, models)
+            return objective.after(state.carry, proposal, state.params)
 
     with jax.set_mesh(program.mesh):
         spec = program.spec.shapes

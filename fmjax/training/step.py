@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fmjax.errors import ConfigError
-from fmjax.objectives.base import evaluate, has_carry
+from fmjax.objectives.base import call_objective, has_carry
 from fmjax.parallel.placement import whole
 from fmjax.training.gradients import cut, inverse, join_rows, make_gradient, metric_terms, split_rows
 from fmjax.training.state import TrainState
@@ -102,7 +102,7 @@ def make_eval_step(apply_fn: Callable, objective: Callable, *, rules) -> Callabl
     def eval_step(params, batch, key, carry=None, models=None):
         with nn.logical_axis_rules(rules):
             batch = with_keys(batch, key)
-            sums, _ = evaluate(objective, apply_fn, params, batch, key, False, carry=carry, models=models)
+            sums, _ = call_objective(objective, apply_fn, params, batch, key, False, carry=carry, models=models)
             return sums
 
     return eval_step

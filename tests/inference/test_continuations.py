@@ -8,7 +8,7 @@ import pytest
 
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError
-from fmjax.inference.text import StoppedText
+from fmjax.inference.text_stream import StoppedText
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
 

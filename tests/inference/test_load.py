@@ -16,7 +16,7 @@ import fmjax
 from fmjax.data.tokenizers.loading import ByteTokenizer, SentencePieceTokenizer
 from fmjax.errors import InputError
 from fmjax.inference import engine
-from fmjax.inference.text import TextStream
+from fmjax.inference.text_stream import TextStream
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama

@@ -53,7 +53,7 @@ def test_scores_are_those_of_each_segment_alone(monkeypatch):
     for segment, score in zip(segments, scores):
         assert score.num_tokens == len(segment.tokens) - segment.start
         if not score.num_tokens:
-            assert score == scoring.Score(0.0, True, 0)
+            assert score == scoring.SegmentScore(0.0, True, 0)
             continue
         loglikelihood, greedy = closed_form(list(segment.tokens), segment.start)
         assert abs(score.loglikelihood - loglikelihood) < 1e-4

@@ -1,4 +1,4 @@
-"""A run that makes images: killed, resumed, cut into parts, over devices it is the same run, and its images are seen."""
+"""A run that makes images: killed, resumed, in parts, over devices it is the same run, and its images are seen."""
 
 import json
 import os
