@@ -4,18 +4,16 @@ Writes `results.json` and `samples/TASK.jsonl` under the output folder and print
 task, its name first. This module is itself callable, as `fmjax.load` is and for the same reason.
 """
 
-import inspect
 import logging
 import os
 import pathlib
 import sys
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmjax.commands import cli, launch
 from fmjax.errors import InputError
-from fmjax.inference.checks import check_options
+from fmjax.inference.checks import make_callable
 from fmjax.layers.checks import COMPUTE_DTYPES
 
 log = logging.getLogger("fmjax")
@@ -253,16 +251,7 @@ def _evaluate(flags, first: bool) -> None:
         print(cost_line(report))
 
 
-class _CallableModule(types.ModuleType):
-    """`import fmjax.evaluate` makes this module an attribute of the package, where the function is promised."""
-
-    def __call__(self, *arguments, **options) -> dict[str, Any]:
-        check_options("fmjax.evaluate", options, list(inspect.signature(evaluate).parameters))
-        return evaluate(*arguments, **options)
-
-
-_CallableModule.__call__.__doc__ = evaluate.__doc__
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(__name__, evaluate)
 
 if __name__ == "__main__":
     cli.leave(cli.run(main))

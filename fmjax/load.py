@@ -4,10 +4,7 @@ This module is itself callable (`fmjax.load(path)` is `fmjax.load.load(path)`), 
 lives in can share their promised name whichever is imported first.
 """
 
-import inspect
 import pathlib
-import sys
-import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +16,7 @@ from fmjax.checkpoint_files import load_carry, load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.codecs.base import load_codecs
 from fmjax.errors import InputError
-from fmjax.inference.checks import check_options
+from fmjax.inference.checks import make_callable
 from fmjax.inference.model import Model
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
@@ -160,13 +157,4 @@ READERS = [(_is_workdir, _load_workdir), (loading.is_published, _load_published)
 the first that fits reads."""
 
 
-class _CallableModule(types.ModuleType):
-    """`import fmjax.load` makes this module an attribute of the package, where the function is promised."""
-
-    def __call__(self, *arguments, **options) -> Model:
-        check_options("fmjax.load", options, list(inspect.signature(load).parameters))
-        return load(*arguments, **options)
-
-
-_CallableModule.__call__.__doc__ = load.__doc__
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(__name__, load)

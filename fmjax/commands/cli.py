@@ -108,10 +108,10 @@ def number(kind: type, *, low: float = -math.inf, high: float = math.inf, exclud
     return parse
 
 
-def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Messages of fmjax at `level` and up, bare, on stderr; of libraries only errors."""
+def log_to_stderr() -> None:
+    """Warnings of fmjax, bare, on stderr; of libraries only errors."""
     logging.basicConfig(format="%(message)s", level=logging.ERROR, stream=sys.stderr)
-    logging.getLogger("fmjax").setLevel(level)
+    logging.getLogger("fmjax").setLevel(logging.WARNING)
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,8 @@ import functools
 import inspect
 import math
 import operator
+import sys
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,6 +48,18 @@ def check_options(what: str, options: Iterable[str], known: Sequence[str]) -> No
         if name not in known:
             listed = ", ".join(dict.fromkeys(known))
             raise InputError(f"{what} has no option {name!r}{nearest(name, known)} It has: {listed}")
+
+
+def make_callable(name: str, function: Callable) -> None:
+    """Makes the module of this name callable as `function`: once imported, it is in its place in the package."""
+
+    class Module(types.ModuleType):
+        def __call__(self, *arguments, **options):
+            check_options(name, options, list(inspect.signature(function).parameters))
+            return function(*arguments, **options)
+
+    Module.__call__.__doc__ = function.__doc__
+    sys.modules[name].__class__ = Module
 
 
 def named_options(*targets: Callable) -> Callable:

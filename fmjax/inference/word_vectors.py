@@ -62,20 +62,23 @@ def _vectors_at(module: nn.Module, params, tokens, segment_ids, places) -> jax.A
     return whole(jnp.take_along_axis(hidden, places[..., None], axis=1).astype(jnp.float32))
 
 
-def word_vectors(model, sentences: Sequence[Sequence[str]], *, batch_size: int = 16) -> list[np.ndarray]:
+BATCH_SIZE = 16
+"""Sentences of one forward pass."""
+
+
+def word_vectors(model, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
     """For each sentence float32 [words, D]: the vector at each word's first token; 0 for words without one.
 
     Args:
       model: a `fmjax.load.Model` with the method `hidden` and a tokenizer.
       sentences: lists of words.
-      batch_size: sentences of one forward pass.
     """
     placed = [word_places(model, sentence) for sentence in sentences]
     counted.read(len(tokens) for tokens, _ in placed)
     found: list = [None] * len(placed)
-    for group in batches([len(tokens) for tokens, _ in placed], batch_size, "word vectors"):
-        rows = padded([placed[i][0] for i in group], batch_size, model.context_length)
-        places = padded([np.maximum(placed[i][1], 0) for i in group], batch_size).tokens
+    for group in batches([len(tokens) for tokens, _ in placed], BATCH_SIZE, "word vectors"):
+        rows = padded([placed[i][0] for i in group], BATCH_SIZE, model.context_length)
+        places = padded([np.maximum(placed[i][1], 0) for i in group], BATCH_SIZE).tokens
         with model.inference():
             vectors = np.asarray(_vectors_at(model.module, model.params, rows.tokens, rows.segment_ids, places))
         for row, i in enumerate(group):

@@ -3,10 +3,8 @@
 from fmjax.layers.mlp import GATED
 
 
-def transformer_flops(
-    config, *, vocab_size: int, sequence_length: int, memory_length: int = 0, training: bool = True
-) -> float:
-    """FLOPs of one row of `sequence_length` tokens through a stack and an output head.
+def transformer_flops(config, *, vocab_size: int, sequence_length: int, memory_length: int = 0) -> float:
+    """FLOPs of one row of `sequence_length` tokens forward and backward through a stack and an output head.
 
     Convention:
       - only matrix products count, 2 FLOPs for a multiplication and an addition; norms, activations, softmax, rotary
@@ -21,7 +19,6 @@ def transformer_flops(
       vocab_size: columns of the output head; 0 for a model without one.
       sequence_length: T.
       memory_length: tokens that each block's cross attention attends to, where it has one.
-      training: forward and backward, or forward only.
     """
     t = sequence_length
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -34,7 +31,7 @@ def transformer_flops(
         sides = 2 * t * config.hidden_size * 2 * heads + 2 * memory_length * config.hidden_size * 2 * kv_heads
         forward += config.num_layers * (sides + 2 * 2 * t * memory_length * heads)
     forward += 2 * t * config.hidden_size * vocab_size
-    return float(forward * (3 if training else 1))
+    return float(3 * forward)
 
 
 def allowed_pairs(length: int, *, causal: bool, window: int | None) -> int:

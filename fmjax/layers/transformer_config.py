@@ -105,15 +105,8 @@ class TransformerConfig:
     scan_layers: bool = True
 
     def __post_init__(self):
-        check_positive(
-            num_layers=self.num_layers,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            unroll=self.unroll,
-        )
+        sizes = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "unroll")
+        check_positive(**{name: getattr(self, name) for name in sizes})
         for kind in self.pattern:
             if kind.window is not None:
                 check_positive(window=kind.window)

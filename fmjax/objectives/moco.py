@@ -16,7 +16,7 @@ from fmjax.objectives.views import Views
 
 
 @dataclasses.dataclass(frozen=True)
-class MoCo:
+class MoCo(Views):
     """Cross-entropy of a query's own key among those of the queue.
 
     Query and key are made of two views of an image, the key by an encoder that is a moving average of the one that
@@ -31,7 +31,6 @@ class MoCo:
       momentum: of the encoder of keys.
       temperature: similarities, cosines, are divided by it.
       neighbours: that vote for a label.
-      rotation, scale, shift, contrast, hole: as in Views.
     """
 
     ROWS_APART: ClassVar[bool] = True
@@ -40,13 +39,9 @@ class MoCo:
     momentum: float = 0.999
     temperature: float = 0.2
     neighbours: int = 5
-    rotation: float = 15.0
-    scale: float = 0.2
-    shift: float = 1.0
-    contrast: float = 0.4
-    hole: int = 2
 
     def __post_init__(self):
+        super().__post_init__()
         check_positive(queue_size=self.queue_size, neighbours=self.neighbours)
         check_rate("objective.momentum", self.momentum)
         if not self.temperature > 0:
@@ -55,11 +50,6 @@ class MoCo:
             raise ConfigError(
                 f"objective.neighbours = {self.neighbours} is more than objective.queue_size = {self.queue_size}"
             )
-        self.views  # checks the rest
-
-    @property
-    def views(self) -> Views:
-        return Views(self.rotation, self.scale, self.shift, self.contrast, self.hole)
 
     def inputs(self, batch) -> dict:
         """What the module is called with."""
@@ -105,7 +95,7 @@ class MoCo:
 
     def _pair(self, key, image) -> jax.Array:
         """Two views of an image, [2, H, W, C]."""
-        return jax.vmap(self.views, (0, None))(jax.random.split(key), image)
+        return jax.vmap(self.view, (0, None))(jax.random.split(key), image)
 
     def _vote(self, vectors: jax.Array, queue: Mapping[str, jax.Array]) -> jax.Array:
         """int32 [B]: the label that most of the nearest images of the queue have; of equally many the nearest's."""

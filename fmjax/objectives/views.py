@@ -30,13 +30,13 @@ class Views:
     def __post_init__(self):
         for name in ("rotation", "shift", "hole"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"views: {name} = {getattr(self, name)} must be at least 0")
+                raise ConfigError(f"objective.{name} = {getattr(self, name)} must be at least 0")
         for name in ("scale", "contrast"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"views: {name} = {getattr(self, name)} must be at least 0 and less than 1")
+                raise ConfigError(f"objective.{name} = {getattr(self, name)} must be at least 0 and less than 1")
 
-    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """A view of `image`, float32 [H, W, C] in [-1, 1], drawn with `key`."""
+    def view(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """One of `image`, float32 [H, W, C] in [-1, 1], drawn with `key`."""
         keys = jax.random.split(key, 5)
         height, width, _ = image.shape
         angle = jnp.deg2rad(self.rotation) * jax.random.uniform(keys[0], minval=-1.0)

@@ -65,11 +65,10 @@ def from_first_process(data: bytes) -> bytes:
     return b"".join(broadcast(data[i : i + PIECE].ljust(min(PIECE, length - i), b"\0")) for i in starts)
 
 
-def check_shared(folder: pathlib.Path, patience: float = 20.0) -> None:
+def check_shared(folder: pathlib.Path) -> None:
     """Raises ConfigError in a process that does not see in `folder` what process 0 writes there.
 
-    All processes must call it; only process 0 needs the folder to exist. `patience` is how many seconds a network file
-    system may take to show a new file.
+    All processes must call it; only process 0 needs the folder to exist.
     """
     if jax.process_count() == 1:
         return
@@ -79,7 +78,7 @@ def check_shared(folder: pathlib.Path, patience: float = 20.0) -> None:
         file.write_bytes(mark)
     barrier("the shared folder")
     mark = from_first_process(mark)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + 20.0  # that a network file system may take to show a new file
     while not (file.is_file() and file.read_bytes() == mark):
         if time.monotonic() > deadline:
             raise ConfigError(

@@ -116,7 +116,7 @@ def read_zip(path: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
         raise DataError(f"{str(path)!r} cannot be read: {error}") from None
 
 
-def read_csv(text: str, where, columns: Sequence[str], *, header: bool = True, delimiter: str = ",") -> list[dict]:
+def read_csv(text: str, where, columns: Sequence[str], *, header: bool = True) -> list[dict]:
     """Rows of a table as dicts of `columns`.
 
     Args:
@@ -125,7 +125,7 @@ def read_csv(text: str, where, columns: Sequence[str], *, header: bool = True, d
 
     Raises: DataError for a missing column, or a row of another length, naming its line.
     """
-    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
     names = next(reader, []) if header else list(columns)
     missing = [name for name in columns if name not in names]
     if missing:

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.objectives.base import Proposal, call_objective
-from fmjax.training.trainable import Trainable
+from fmjax.training.trainable import ALL, Trainable
 
 
-def make_gradient(apply_fn: Callable, objective: Callable, trainable: Trainable | None, parts: int = 1) -> Callable:
+def make_gradient(apply_fn: Callable, objective: Callable, trainable: Trainable = ALL, parts: int = 1) -> Callable:
     """A pure function `(params, batch, key, **fixed) -> (gradient of what trains, sums, proposal)` of a whole batch.
 
     The loss is the sum over the batch divided by its total weight, or the sum of such quotients where it has several
     terms, however many parts the batch is computed in. `fixed`: carry and other models.
     """
-    split, merge = cut(trainable)
+    split, merge = trainable.split, trainable.merge
 
     def loss_sum(trained, rest, batch, key, fixed, weights=None):
         sums, proposal = call_objective(objective, apply_fn, merge(trained, rest), batch, key, True, **fixed)
@@ -59,13 +59,6 @@ def make_gradient(apply_fn: Callable, objective: Callable, trainable: Trainable 
         return grads, sums, proposal
 
     return of_batch
-
-
-def cut(trainable: Trainable | None) -> tuple[Callable, Callable]:
-    """(split, merge) of the parameters into what trains and the rest; None trains all of them."""
-    if trainable is None:
-        return (lambda tree: (tree, None)), (lambda trained, rest: trained)
-    return trainable.split, trainable.merge
 
 
 def split_rows(x, parts: int):

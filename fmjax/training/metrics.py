@@ -107,12 +107,9 @@ def plot_loss(workdir: pathlib.Path) -> None:
         figure.savefig(partial, format="png")
 
 
-def _smooth(values, share: float = 0.05) -> list[float]:
-    """The mean over a window centred on each value, so that the curve does not lag; it narrows towards the ends.
-
-    share: of all values, how many lie to each side of the middle one.
-    """
-    half, count = max(round(share * len(values)), 1), len(values)
+def _smooth(values) -> list[float]:
+    """The mean over a window centred on each value, so that the curve does not lag; narrower towards the ends."""
+    half, count = max(round(0.05 * len(values)), 1), len(values)
     sums = [0.0, *itertools.accumulate(values)]
     reaches = [min(half, index, count - 1 - index) for index in range(count)]
     return [(sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1) for i, reach in enumerate(reaches)]

@@ -59,41 +59,35 @@ class Constant:
 
     def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
         warmup_steps = fitted_warmup(self.warmup_steps, total_steps)
-        return _warmup_then(warmup_steps, learning_rate, optax.constant_schedule(learning_rate))
+        rest = self._rest(learning_rate, max(total_steps - warmup_steps, 1))
+        return _warmup_then(warmup_steps, learning_rate, rest)
+
+    def _rest(self, peak: float, steps: int) -> optax.Schedule:
+        """What follows the warm-up, for so many steps."""
+        return optax.constant_schedule(peak)
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(Constant):
     """Linear warm-up, then linear to `final_fraction` of the peak at the last step."""
 
-    warmup_steps: int = 0  # updates of the linear warm-up
     final_fraction: float = 0.0  # of the peak, at the end
 
     def __post_init__(self):
         _check_fraction(final_fraction=self.final_fraction)
 
-    def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
-        warmup_steps = fitted_warmup(self.warmup_steps, total_steps)
-        rest = max(total_steps - warmup_steps, 1)
-        decay = optax.linear_schedule(learning_rate, learning_rate * self.final_fraction, rest)
-        return _warmup_then(warmup_steps, learning_rate, decay)
+    def _rest(self, peak, steps):
+        return optax.linear_schedule(peak, peak * self.final_fraction, steps)
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine:
+class Cosine(Linear):
     """Linear warm-up, then half a cosine to `final_fraction` of the peak at the end (Loshchilov & Hutter 2017)."""
 
-    warmup_steps: int = 0  # updates of the linear warm-up
     final_fraction: float = 0.1  # of the peak, at the end
 
-    def __post_init__(self):
-        _check_fraction(final_fraction=self.final_fraction)
-
-    def make(self, learning_rate: float, total_steps: int) -> optax.Schedule:
-        warmup_steps = fitted_warmup(self.warmup_steps, total_steps)
-        rest = max(total_steps - warmup_steps, 1)
-        decay = optax.cosine_decay_schedule(learning_rate, rest, alpha=self.final_fraction)
-        return _warmup_then(warmup_steps, learning_rate, decay)
+    def _rest(self, peak, steps):
+        return optax.cosine_decay_schedule(peak, steps, alpha=self.final_fraction)
 
 
 @dataclasses.dataclass(frozen=True)

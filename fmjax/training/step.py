@@ -10,9 +10,9 @@ import optax
 from fmjax.errors import ConfigError
 from fmjax.objectives.base import call_objective, has_carry
 from fmjax.parallel.placement import whole
-from fmjax.training.gradients import cut, inverse, join_rows, make_gradient, metric_terms, split_rows
+from fmjax.training.gradients import inverse, join_rows, make_gradient, metric_terms, split_rows
 from fmjax.training.state import TrainState
-from fmjax.training.trainable import Trainable
+from fmjax.training.trainable import ALL, Trainable
 
 ROWS = 2**31 - 1
 """Of a step's key, what the rows' keys are drawn from."""
@@ -25,7 +25,7 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     rules,
-    trainable: Trainable | None = None,
+    trainable: Trainable = ALL,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
     nonfinite: str = "stop",
@@ -40,7 +40,7 @@ def make_train_step(
       objective: see `fmjax.objectives.base`; "loss" must be among its metrics.
       optimizer: of the parameters that train.
       rules: pairs (logical axis, mesh axes) for the activations' sharding constraints.
-      trainable: which parameters train; None: all.
+      trainable: which parameters train.
       accumulate_steps: the batch is computed in this many equal parts, one after another.
       ema_decay: of the moving average, reached by a ramp (`_ramp`).
       nonfinite: "skip" leaves parameters, optimizer and carry untouched where loss, gradient, update or carry is not
@@ -50,17 +50,16 @@ def make_train_step(
 
     The metrics are float32 scalars: each name's mean, "grad_norm", "update_norm", "learning_rate", "finite", "skipped".
     """
-    split, merge = cut(trainable)
     gradient = make_gradient(apply_fn, objective, trainable, accumulate_steps)
 
     def update(state: TrainState, grads, proposal):
         """(parameters, optimizer state, average, carry) after the step, its norm, and whether all of it is finite."""
-        trained, rest = split(state.params)
+        trained, rest = trainable.split(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         # A finite gradient may still make an update that overflows, and with it every checkpoint from here on.
         norm = optax.tree.norm(updates)
         trained = optax.apply_updates(trained, updates)
-        params, carry, ema, finite = merge(trained, rest), state.carry, state.ema, jnp.isfinite(norm)
+        params, carry, ema, finite = trainable.merge(trained, rest), state.carry, state.ema, jnp.isfinite(norm)
         if has_carry(objective):
             carry = objective.after(carry, proposal, params)
             for leaf in jax.tree.leaves(carry):
@@ -109,7 +108,7 @@ def make_eval_step(apply_fn: Callable, objective: Callable, *, rules) -> Callabl
 
 
 def make_score_step(
-    apply_fn: Callable, objective, *, rules, trainable: Trainable | None = None, accumulate_steps: int = 1
+    apply_fn: Callable, objective, *, rules, trainable: Trainable = ALL, accumulate_steps: int = 1
 ) -> Callable:
     """A pure function `(params, batch) -> (what the objective's `score` makes, float32 [])`, whole on every device.
 
@@ -117,13 +116,13 @@ def make_score_step(
     a forward pass otherwise where a backward pass reads its values, and rounds otherwise. So on one device a train step
     with the same parameters finds the same numbers, bit by bit; without the gradient they are 1e-6 apart in float32.
     """
-    split, merge = cut(trainable)
 
     def score_step(params, batch):
-        trained, rest = split(params)
+        trained, rest = trainable.split(params)
 
         def part(rows):
-            arrays, pull = jax.vjp(lambda trained: objective.score(apply_fn, merge(trained, rest), rows), trained)
+            score = lambda trained: objective.score(apply_fn, trainable.merge(trained, rest), rows)
+            arrays, pull = jax.vjp(score, trained)
             return arrays, optax.tree.norm(pull(arrays))
 
         with nn.logical_axis_rules(rules):

@@ -54,3 +54,7 @@ class Trainable:
         if self.everything:
             return trained
         return jax.tree.map(lambda one, a, b: a if one else b, self.mask, trained, rest)
+
+
+ALL = Trainable((), {})
+"""Every parameter of any tree."""

@@ -60,7 +60,7 @@ def test_loss_queue_and_momentum_over_several_steps():
         sums, proposal = objective(apply_fn, params, data, None, True, carry=carry)
         loss, weight = sums["loss"]
         views = [
-            jax.vmap(objective.views, (0, None))(jax.random.split(k), x) for k, x in zip(data["keys"], data["images"])
+            jax.vmap(objective.view, (0, None))(jax.random.split(k), x) for k, x in zip(data["keys"], data["images"])
         ]
         views = np.asarray(views).reshape(ROWS, 2, 16)
         queries = unit(unit(views[:, 0] @ params["pooled"]) @ params["project"])
@@ -125,7 +125,7 @@ def test_an_evaluation_counts_neighbours_of_images_as_they_are():
 def test_views_move_turn_and_darken():
     image = np.random.default_rng(0).uniform(-1, 1, (5, 5, 2)).astype(np.float32)
     still = dict(rotation=0.0, scale=0.0, shift=0.0, contrast=0.0, hole=0)
-    draw = lambda number=0, **changed: np.asarray(Views(**still | changed)(jax.random.key(number), image))
+    draw = lambda number=0, **changed: np.asarray(Views(**still | changed).view(jax.random.key(number), image))
     np.testing.assert_allclose(draw(), image, atol=1e-6)
     turned = draw(rotation=180.0)
     np.testing.assert_allclose(turned[2, 2], image[2, 2], atol=1e-6)  # about the middle, and nothing gets brighter

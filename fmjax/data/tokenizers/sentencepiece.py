@@ -31,20 +31,12 @@ class SentencePieceTokenizer(Tokenizer):
     Args:
       model: the bytes of a `.model` file.
       name: where it came from, for messages.
-      num_threads: threads of `encode_batch`; -1 takes all cores.
       config: what is said beside the model. Added tokens have the ids after the model's pieces, or rename pieces.
 
     Raises: TokenizerError for bytes that are no model, and tokens that do not fit it.
     """
 
-    def __init__(
-        self,
-        model: bytes,
-        name: str = "tokenizer.model",
-        num_threads: int = -1,
-        *,
-        config: TokenizerConfig | None = None,
-    ):
+    def __init__(self, model: bytes, name: str = "tokenizer.model", *, config: TokenizerConfig | None = None):
         import sentencepiece
 
         config = config or TokenizerConfig()
@@ -54,7 +46,6 @@ class SentencePieceTokenizer(Tokenizer):
             self._processor.LoadFromSerializedProto(self._model)
         except RuntimeError as error:
             raise TokenizerError(f"{name} is not a SentencePiece model: {error}") from None
-        self._num_threads = num_threads
         self.source = name
         self._num_pieces = self._processor.vocab_size()
         self._added = self._checked(config)
@@ -135,14 +126,14 @@ class SentencePieceTokenizer(Tokenizer):
             if index:
                 ids += self._mark
             chunks = cut_at_lines(part, _LONGEST_ENCODED)
-            for chunk, encoded in zip(chunks, self._processor.encode(chunks, num_threads=self._num_threads)):
+            for chunk, encoded in zip(chunks, self._processor.encode(chunks, num_threads=-1)):
                 ids += self._as_text(encoded, chunk)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         texts = list(texts)
         plain = [self._is_plain(text) for text in texts]
-        encoded = iter(self._processor.encode([t for t, p in zip(texts, plain) if p], num_threads=self._num_threads))
+        encoded = iter(self._processor.encode([t for t, p in zip(texts, plain) if p], num_threads=-1))
         return [self._as_text(next(encoded), text) if p else self.encode(text) for text, p in zip(texts, plain)]
 
     def _as_text(self, ids: list[int], text: str) -> list[int]:

@@ -134,13 +134,13 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, progress: bool = Fals
     return HuggingFaceTokenizer(model.to_str(), specials, f"train_wordpiece:{vocab_size}", token_types=True)
 
 
-def _alphabet(texts: Iterable[str], limit: int = 1000) -> list[str]:
-    """The most frequent characters that are no whitespace, in the order of their code points."""
+def _alphabet(texts: Iterable[str]) -> list[str]:
+    """The 1,000 most frequent characters that are no whitespace, in the order of their code points."""
     counts: collections.Counter[str] = collections.Counter()
     for text in texts:
         counts.update(text)
     found = sorted((-count, character) for character, count in counts.items() if not character.isspace())
-    return sorted(character for _, character in found[:limit])
+    return sorted(character for _, character in found[:1000])
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, progress: bool = False) -> HuggingFaceTokenizer:
