@@ -111,7 +111,7 @@ def _write(report: dict[str, Any], found, tasks, output: pathlib.Path) -> None:
     import jax
 
     from fmjax.tasks.report import write_report
-    from fmjax.tasks.runner import write_samples
+    from fmjax.tasks.sample_log import write_samples
 
     if jax.process_index():
         return
@@ -125,7 +125,7 @@ def _write(report: dict[str, Any], found, tasks, output: pathlib.Path) -> None:
 def _clear(output: pathlib.Path, tasks: Mapping[str, Any]) -> None:
     """Removes the sample logs of an earlier evaluation, as `results.json` will no longer know of them."""
     from fmjax.small_files import read_json
-    from fmjax.tasks.runner import samples_file
+    from fmjax.tasks.sample_log import samples_file
 
     if not (output / "results.json").is_file():
         return

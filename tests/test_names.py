@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "fmjax"
 FILES = [
     *sorted((ROOT / "training").glob("*.py")),
     *sorted((ROOT / "planning").glob("*.py")),
-    *(ROOT / "tasks" / f"{name}.py" for name in ("runner", "answers", "store", "report")),
+    *(ROOT / "tasks" / f"{name}.py" for name in ("runner", "answers", "store", "report", "sample_log")),
 ]
 MODALITIES = (
     "text texts token tokens tokenizer image images pixel pixels png audio waveform wav video videos gif label labels"
@@ -41,6 +41,7 @@ EXCEPTIONS = {
     "tasks/answers.py": "text texts tokens tokenizer label",
     "tasks/runner.py": "text tokenizer label",
     "tasks/report.py": "text tokens tokenizer",
+    "tasks/sample_log.py": "text",  # a file's
 }
 """Words by file, each for the reason in front of it or behind it."""
 

@@ -1,20 +1,19 @@
 """Two evaluations side by side: differences paired by document, with their errors, as a table and a plot."""
 
 import dataclasses
-import json
 import math
 import pathlib
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fmjax.errors import DataError, InputError
+from fmjax.errors import InputError
 from fmjax.small_files import read_json
 from fmjax.tasks import statistics
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.report import aligned, number
+from fmjax.tasks.sample_log import read_samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +77,7 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=
                 f"task {name}: {str(first)!r} and {str(second)!r} are of version {versions[0]}, and the task as it is "
                 f"now of version {task.version}; evaluate both again"
             )
-        samples = [read_answers(folder, name) for folder in (first, second)]
+        samples = [read_samples(folder, name) for folder in (first, second)]
         found += _compare_task(name, task, samples, seed)
     return found
 
@@ -173,27 +172,6 @@ def read_report(folder: str | pathlib.Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"{str(path)!r} is not of an evaluation: it has no {missing[0]!r}; evaluate again")
     return {"tasks": {name: name for name in report["results"]}} | report
-
-
-def read_answers(folder: str | pathlib.Path, task: str) -> dict[tuple[str, int], dict]:
-    """The sample log of a task by document, of equal ones the first, second, ... apart.
-
-    Raises DataError where it is missing or damaged.
-    """
-    from fmjax.tasks.runner import samples_file
-
-    path = pathlib.Path(folder) / "samples" / samples_file(task)
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        seen, found = Counter(), {}
-        for row in rows:
-            # Numbers that JSON lacks are texts there (`write_samples`).
-            row["statistics"] = {name: float(value) for name, value in row["statistics"].items()}
-            found[row["key"], seen[row["key"]]] = row
-            seen[row["key"]] += 1
-        return found
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as a sample log ({error}); evaluate again") from None
 
 
 def table(differences: list[Difference]) -> str:

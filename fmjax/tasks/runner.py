@@ -2,24 +2,17 @@
 
 import contextlib
 import dataclasses
-import json
-import math
 import operator
 import pathlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-
-from fmjax.data.tokenizers.base import digest
 from fmjax.errors import DataError, InputError
 from fmjax.inference import counted
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.inference.scored_text import continuation_segments
 from fmjax.registry import missing_method
-from fmjax.small_files import write_whole
 from fmjax.tasks import statistics
 from fmjax.tasks.answers import Work, answer, capabilities, chat_details, needed, resolve
 from fmjax.tasks.catalogue import get_task
@@ -373,35 +366,3 @@ def _logged(request) -> dict:
     """A request for the sample log. A whole text is logged by its document's record alone."""
     fields = {} if isinstance(request, Rolling) else request_fields(request, Media.record)
     return {"kind": type(request).__name__.lower(), **fields}
-
-
-def write_samples(results: Mapping[str, TaskResult], folder: pathlib.Path) -> None:
-    """Process 0 writes `folder/TASK.jsonl`, a document a line.
-
-    JSON has no infinity and no NaN: they are written as the texts "Infinity", "-Infinity" and "NaN", as Protocol
-    Buffers' JSON does, which `float` reads.
-    """
-    if jax.process_index():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, result in results.items():
-        lines = [json.dumps(_named(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in result.samples]
-        write_whole(folder / samples_file(name), "".join(lines))
-
-
-def _named(value):
-    """With texts for the numbers that JSON lacks."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {key: _named(one) for key, one in value.items()}
-    return [_named(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def samples_file(task: str) -> str:
-    """The name of a task's sample log.
-
-    Signs that file names cannot hold become "_", and a digest then tells tasks apart whose names differ in them alone.
-    """
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", task)[:150]
-    return f"{name}.jsonl" if name == task else f"{name}-{digest(task.encode())[:8]}.jsonl"

@@ -59,7 +59,8 @@ def run(names, model, data, limit: int, progress: bool, folder: pathlib.Path):
     The report names the run's folder and step in place of a fingerprint, for which every parameter would be read.
     """
     from fmjax.tasks.report import make_report, write_report
-    from fmjax.tasks.runner import run_tasks, write_samples
+    from fmjax.tasks.runner import run_tasks
+    from fmjax.tasks.sample_log import write_samples
 
     results = run_tasks(model, names, data=data, limit=limit, seed=SEED, data_dir=_data_dir(), progress=progress)
     if jax.process_index() == 0:

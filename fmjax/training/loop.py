@@ -262,7 +262,6 @@ class Run:
     def _finish(self) -> None:
         self.results.evaluate(self.state)
         self.results.sample(self.state)
-        self.results.plot()
         self.checkpointer.finish()
         self.results.show()
         self.results.run_tasks(self.state)

@@ -105,14 +105,11 @@ class Results:
             self.write(int(state.step), values, again=True)
             log.info("%s", result.headline)
 
-    def plot(self) -> None:
-        if self.writer is not None:
-            plot_loss(self.setup.workdir)
-
     def show(self) -> None:
-        """On the terminal: the last samples, and where everything is."""
+        """The loss curve; on the terminal the last samples, and where everything is."""
         if self.writer is None:
             return
+        plot_loss(self.setup.workdir)
         for text in self.last_texts:
             log.info("%s\n%s", "-" * 40, text)
         names = ("loss.png", "samples.txt", "samples", "metrics.jsonl", "results.json", "checkpoints")

@@ -24,7 +24,7 @@ class SampleLog:
 
     def __init__(self, workdir: pathlib.Path, start_step: int = 0):
         self.path, self.folder = workdir / "samples.txt", workdir / "samples"
-        blocks = [(step, block) for step, block in read_samples(self.path) if step <= start_step]
+        blocks = [(step, block) for step, block in read_blocks(self.path) if step <= start_step]
         self.found = any(step == start_step for step, _ in blocks)
         if self.path.exists():
             write_whole(self.path, "".join(block for _, block in blocks))
@@ -72,7 +72,7 @@ def draw(objective, model, data, key) -> list:
     return objective.sample(model, key, rows={name: np.stack([row[name] for row in chosen]) for name in chosen[0]})
 
 
-def read_samples(path: pathlib.Path) -> list[tuple[int, str]]:
+def read_blocks(path: pathlib.Path) -> list[tuple[int, str]]:
     """(step, block) of each complete block of a `samples.txt`; none when the file does not exist."""
     if not path.is_file():
         return []

@@ -27,7 +27,8 @@ from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.code import HumanEval
 from fmjax.tasks.perturbation import Perturbed
 from fmjax.tasks.protocol import Apply, Rolling, Rollout, Task
-from fmjax.tasks.runner import run_tasks, samples_file, write_samples
+from fmjax.tasks.runner import run_tasks
+from fmjax.tasks.sample_log import samples_file, write_samples
 
 MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=64, vocab_size=258)
 MODEL = Model(

@@ -13,11 +13,11 @@ from fmjax.errors import DataError, InputError
 from fmjax.inference import scoring
 from fmjax.tasks.answers import ANSWERERS
 from fmjax.tasks.calibration import softmax
-from fmjax.tasks.compare import read_answers
 from fmjax.tasks.few_shot import FewShot
 from fmjax.tasks.multiple_choice import Choices, LetteredChoice, MultipleChoice
 from fmjax.tasks.protocol import Rolling, Score, ScoreAnswer, Task, TaskContext
-from fmjax.tasks.runner import run_tasks, write_samples
+from fmjax.tasks.runner import run_tasks
+from fmjax.tasks.sample_log import read_samples, write_samples
 from tests.tasks.quiz import MODEL, PARAMS, Quiz, on_eight_devices, questions
 
 
@@ -161,7 +161,7 @@ def test_minus_infinity_is_a_score_and_is_written_as_json_has_it(monkeypatch, tm
     lines = (tmp_path / "samples" / "odds.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) for line in lines]
     assert [[one[0] for one in row["answers"]] for row in rows] == [["-Infinity", -1.0], ["-Infinity"] * 2]
-    read = [row["statistics"] for row in read_answers(tmp_path, "odds").values()]
+    read = [row["statistics"] for row in read_samples(tmp_path, "odds").values()]
     assert read == [sample["statistics"] for sample in found["odds"].samples] and read[1]["best"] == -math.inf
 
 

@@ -16,7 +16,7 @@ from fmjax.data.codecs.image import ImageCodec
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.training import clock as clocks
 from fmjax.training.metrics import MetricsWriter, _smooth, plot_loss, read_metrics
-from fmjax.training.sampling import SampleLog, read_samples
+from fmjax.training.sampling import SampleLog, read_blocks
 
 
 def test_a_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path):
@@ -77,11 +77,11 @@ def test_samples_of_later_steps_and_torn_ones_are_dropped(tmp_path):
         log.write(step, [f"text {step}", "line\n\nline"], None, writer)
     whole = (tmp_path / "samples.txt").read_text()
     assert SampleLog(tmp_path, 4).found
-    assert [step for step, _ in read_samples(tmp_path / "samples.txt")] == [2, 4]
+    assert [step for step, _ in read_blocks(tmp_path / "samples.txt")] == [2, 4]
     (tmp_path / "samples.txt").write_text(whole[:-1])
     assert not SampleLog(tmp_path, 6).found
     assert (tmp_path / "samples.txt").read_text() == "".join(
-        block for _, block in read_samples(tmp_path / "samples.txt")
+        block for _, block in read_blocks(tmp_path / "samples.txt")
     )
 
 

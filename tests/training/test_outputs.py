@@ -29,7 +29,7 @@ from fmjax.tasks.runner import run_tasks
 from fmjax.training import final_tasks, loop
 from fmjax.training.checks import check_outputs
 from fmjax.training.metrics import read_metrics
-from fmjax.training.sampling import read_samples
+from fmjax.training.sampling import read_blocks
 from fmjax.training.settings import TrainConfig
 from fmjax.training.stopping import Stop, stop_signals
 
@@ -223,7 +223,7 @@ def test_a_finished_run_started_again_writes_nothing_twice(finished):
     assert (
         [step for step, _ in rows_with(workdir, "eval/loss")]
         == [2, 4]
-        == [s for s, _ in read_samples(workdir / "samples.txt")]
+        == [s for s, _ in read_blocks(workdir / "samples.txt")]
     )
     assert ((workdir / "metrics.jsonl").read_text(), (workdir / "samples.txt").read_text()) == before
     assert end["eval/loss"] == rows_with(workdir, "eval/loss")[-1][1]
@@ -236,7 +236,7 @@ def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resum
     limits = {True: "", False: ", at leisure"}
     monkeypatch.setattr(watch, "at", lambda what, limited=True: places.append(what + limits[limited]))
     workdir = folder / "run"
-    expected = rows_with(workdir, "eval/loss"), read_samples(workdir / "samples.txt")
+    expected = rows_with(workdir, "eval/loss"), read_blocks(workdir / "samples.txt")
     # As if killed at step 2, between the save and the evaluation.
 
     shutil.copytree(workdir, folder / "cut")
@@ -245,7 +245,7 @@ def test_what_a_run_had_still_to_do_at_its_last_checkpoint_is_done_when_it_resum
     (folder / "cut" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "cut" / "samples.txt").write_text("===== step 2 =====\ntorn")
     loop.train(config(folder), folder / "cut", cache_dir=folder, progress=False)
-    assert (rows_with(folder / "cut", "eval/loss"), read_samples(folder / "cut" / "samples.txt")) == expected
+    assert (rows_with(folder / "cut", "eval/loss"), read_blocks(folder / "cut" / "samples.txt")) == expected
     within = [place for place in places if re.search("generation|scores|requests of a task|the answers", place)]
     assert within[0] == "part 1 of the generation" and "batch 1 of scores" in within
     places = [place for place in places if place not in within]
