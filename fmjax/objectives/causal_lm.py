@@ -9,7 +9,7 @@ import jax
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
 from fmjax.objectives.base import need_features
-from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
+from fmjax.objectives.cross_entropy import check_chunk_size, target_sums
 
 log = logging.getLogger("fmjax")
 
@@ -61,25 +61,9 @@ class CausalLM:
         Returns: name to (sum, weight), float32 scalars: "loss"; when training with a z-loss, also "cross_entropy" and
         "z_loss" (its two parts); when not training, "accuracy" of the likeliest token.
         """
-        rngs = {"dropout": key} if train and key is not None else None
-        hidden, head = apply_fn({"params": params}, **self.inputs(batch), train=train, rngs=rngs, method="features")
-        weights = batch["loss_weights"]
-        sums = cross_entropy(
-            hidden,
-            head,
-            batch["targets"],
-            weights,
-            z_loss=self.z_loss if train else 0.0,
-            chunk_size=self.chunk_size,
-            count_correct=not train,
-        )
-        named = {"loss": sums["loss"]}
-        if train and self.z_loss:
-            named |= {name: sums[name] for name in ("cross_entropy", "z_loss")}
-        if not train:
-            named["accuracy"] = sums["correct"]
-        weight = weights.sum()
-        return {name: (value, weight) for name, value in named.items()}
+        parts = ("cross_entropy", "z_loss") if train and self.z_loss else ()
+        options = dict(z_loss=self.z_loss if train else 0.0, chunk_size=self.chunk_size)
+        return target_sums(apply_fn, params, batch, self.inputs(batch), key, train, parts, **options)
 
     def check(self, module, data) -> None:
         """Raises ConfigError for another kind of model, or `sample_prompts` that could not be continued."""

@@ -10,6 +10,7 @@ vocabulary's parts; gradients are added up once, at the end.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,6 +60,26 @@ def cross_entropy(
     """
     options = _Options(z_loss, label_smoothing, chunk_size, count_correct)
     return _cross_entropy(hidden, head, targets, weights, options)
+
+
+def target_sums(
+    apply_fn, params, batch: dict, inputs: dict, key, train: bool, parts: Sequence[str] = (), **options
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Sums of an objective that predicts the batch's `targets` at every place: "loss"; "accuracy" when not training.
+
+    Args:
+      inputs: what the module's method `features` is called with.
+      key: for dropout; may be None when not training.
+      parts: of the loss, told beside it.
+      options: of `cross_entropy`.
+    """
+    rngs = {"dropout": key} if train and key is not None else None
+    hidden, head = apply_fn({"params": params}, **inputs, train=train, rngs=rngs, method="features")
+    weights = batch["loss_weights"]
+    sums = cross_entropy(hidden, head, batch["targets"], weights, count_correct=not train, **options)
+    named = {name: sums[name] for name in ("loss", *parts)} | ({} if train else {"accuracy": sums["correct"]})
+    weight = weights.sum()
+    return {name: (value, weight) for name, value in named.items()}
 
 
 class _Options(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 
 from fmjax.layers.checks import check_rate
 from fmjax.objectives.base import need_features
-from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
+from fmjax.objectives.cross_entropy import check_chunk_size, target_sums
 
 INPUTS = ("tokens", "source_tokens", "segment_ids", "source_segment_ids", "positions", "source_positions")
 
@@ -50,26 +50,10 @@ class Seq2Seq:
         Returns: name to (sum, weight), float32 scalars: "loss"; when training with label smoothing, also
         "cross_entropy", the loss without it; when not training, "accuracy" of the likeliest token.
         """
-        rngs = {"dropout": key} if train and key is not None else None
-        hidden, head = apply_fn({"params": params}, **self.inputs(batch), train=train, rngs=rngs, method="features")
-        weights = batch["loss_weights"]
         smoothing = self.label_smoothing if train else 0.0
-        sums = cross_entropy(
-            hidden,
-            head,
-            batch["targets"],
-            weights,
-            label_smoothing=smoothing,
-            chunk_size=self.chunk_size,
-            count_correct=not train,
-        )
-        named = {"loss": sums["loss"]}
-        if smoothing:
-            named["cross_entropy"] = sums["cross_entropy"]
-        if not train:
-            named["accuracy"] = sums["correct"]
-        weight = weights.sum()
-        return {name: (value, weight) for name, value in named.items()}
+        parts = ("cross_entropy",) if smoothing else ()
+        options = dict(label_smoothing=smoothing, chunk_size=self.chunk_size)
+        return target_sums(apply_fn, params, batch, self.inputs(batch), key, train, parts, **options)
 
     def check(self, module, data) -> None:
         """Raises ConfigError for another kind of model."""
