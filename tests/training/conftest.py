@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -109,3 +110,12 @@ def straight(command):
     code, output = command.run(workdir)
     assert code == 0, output
     return workdir
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """JAX has one device for a whole module of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        everything = jax.devices
+        patch.setattr(jax, "devices", lambda *a: everything(*a)[:1])
+        yield patch

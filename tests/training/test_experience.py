@@ -17,6 +17,8 @@ from fmjax.errors import ConfigError
 from fmjax.training.loop import train
 from tests import processes
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SHORT = {
     "train.steps": "8", "train.batch_size": "16", "train.log_every": "1", "train.checkpoint_every": "2",
@@ -49,16 +51,8 @@ def logged(workdir, *names):
 LEARNT = ("train/loss", "train/reward", "train/entropy", "train/grad_norm", "train/logprob_difference")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        everything = jax.devices
-        patch.setattr(jax, "devices", lambda *a: everything(*a)[:1])
-        yield patch
-
-
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(one_device, tmp_path_factory):
     """A run from beginning to end, on one device."""
     workdir = tmp_path_factory.mktemp("experience") / "run"
     train(config(), workdir, cache_dir=workdir.parent, progress=False)

@@ -9,19 +9,10 @@ import pytest
 from fmjax import config as configs
 from fmjax.errors import ConfigError, InputError
 from fmjax.training.loop import train
+from tests.test_config import BASE as DIGITS
 
-BASE = {
+BASE = DIGITS | {
     "train": {"steps": 20, "batch_size": 8},
-    "model": {
-        "name": "vit",
-        "num_layers": 1,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "patch_size": 4,
-    },
-    "objective": {"name": "classification"},
-    "data": {"name": "digits"},
     "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": None},
 }
 

@@ -21,6 +21,8 @@ from fmjax.generate import main
 from fmjax.inference.denoising import Denoising
 from fmjax.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SHORT = {
     "train.steps": "12", "train.batch_size": "16", "train.log_every": "1", "train.checkpoint_every": "4",
@@ -46,31 +48,16 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(one_device, tmp_path_factory):
     """A run from beginning to end, on one device."""
     workdir = tmp_path_factory.mktemp("values") / "dit"
     train(config(**{"mesh.data": "1", "mesh.fsdp": "1"}), workdir, cache_dir=workdir.parent, progress=False)
     return workdir
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        everything = jax.devices
-        patch.setattr(jax, "devices", lambda *a: everything(*a)[:1])
-        yield patch
-
-
 def test_killed_it_goes_on_bitwise(straight, tmp_path):
-    flags = [f"--config.{key}={value}" for key, value in SHORT.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "fmjax.train",
-        "--config=configs/dit_digits.py",
-        f"--workdir={tmp_path / 'run'}",
-        *flags,
-    ]
+    command = [sys.executable, "-m", "fmjax.train", "--config=configs/dit_digits.py", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.{key}={value}" for key, value in SHORT.items()]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "run" / "metrics.jsonl"
