@@ -129,16 +129,9 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     weights = build_weights(config)
     if is_on_policy(objective):
         example = objective.collected(example)
-    mesh, table = make_mesh(mesh_config, devices), mesh_config.table
-    check_batch(train.batch_size, mesh, table, "train.batch_size")
-    if train.accumulate_steps > 1:
-        part = train.batch_size // train.accumulate_steps
-        check_batch(part, mesh, table, "train.batch_size / train.accumulate_steps")
-    sharding = batch_sharding(mesh, table)
-    batch_spec = {
-        name: jax.ShapeDtypeStruct((train.batch_size, *array.shape), array.dtype, sharding=sharding)
-        for name, array in example.items()
-    }
+    mesh = make_mesh(mesh_config, devices)
+    sharding = batch_sharding(mesh, mesh_config.table)
+    batch_spec = _batch_spec(train, example, mesh, mesh_config.table, sharding)
     inputs = module_inputs(objective, batch_spec)
     _check_call(module, inputs, objective)
     placement = Placement(mesh, mesh_config)
@@ -150,7 +143,7 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
             module, inputs, lambda axes: optimizer.make(train.steps, axes), mesh, mesh_config, train.ema_decay > 0,
             patterns, _initial_carry(objective, module, key), weights,
         )  # fmt: skip
-    rules = tuple(table.items())
+    rules = tuple(mesh_config.table.items())
     transformation, train_step = _update(config, module.apply, objective, spec, rules)
     score_step = None
     if is_on_policy(objective) and hasattr(objective, "score"):
@@ -176,6 +169,16 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     if has_carry(objective):
         _check_carry(program)
     return program
+
+
+def _batch_spec(train: TrainConfig, example: dict, mesh: Mesh, table, sharding) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global batch of rows such as `example`. Raises ConfigError where it does not divide over the mesh."""
+    check_batch(train.batch_size, mesh, table, "train.batch_size")
+    if train.accumulate_steps > 1:
+        part = train.batch_size // train.accumulate_steps
+        check_batch(part, mesh, table, "train.batch_size / train.accumulate_steps")
+    shape = lambda array: jax.ShapeDtypeStruct((train.batch_size, *array.shape), array.dtype, sharding=sharding)
+    return {name: shape(array) for name, array in example.items()}
 
 
 def with_steps(program: Program, config) -> Program:
