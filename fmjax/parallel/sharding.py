@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.errors import ConfigError
@@ -93,6 +94,29 @@ def local_rows(batch_size: int, sharding: NamedSharding) -> list[int]:
     for rows_slice, *_ in sharding.addressable_devices_indices_map((batch_size,)).values():
         rows.update(range(*rows_slice.indices(batch_size)))
     return sorted(rows)
+
+
+def to_global(batch: dict[str, np.ndarray], rows: list[int], spec) -> dict[str, jax.Array]:
+    """Global arrays from the rows this process holds.
+
+    Args:
+      batch: [len(rows), ...] arrays.
+      rows: their indices within the global batch, ascending.
+      spec: the global batch as ShapeDtypeStructs with shardings.
+    """
+    place = {row: i for i, row in enumerate(rows)}
+
+    def one(local, shape):
+        if shape.sharding.is_fully_addressable:
+            return jax.device_put(local, shape.sharding)
+
+        def shard(index):
+            start, stop, _ = index[0].indices(shape.shape[0])
+            return local[place[start] : place[start] + stop - start]
+
+        return jax.make_array_from_callback(shape.shape, shape.sharding, shard)
+
+    return {name: one(batch[name], shape) for name, shape in spec.items()}
 
 
 def like_params(tree, params, shardings, default):

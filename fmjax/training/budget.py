@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from fmjax.errors import ConfigError
-from fmjax.training.evaluation import to_global
+from fmjax.parallel.sharding import to_global
 
 MEASURED_SECONDS, LEAST, MOST = 3.0, 2, 20
 """How long steps are measured for, and how many of them at least and at most."""

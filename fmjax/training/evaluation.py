@@ -10,7 +10,7 @@ import numpy as np
 from fmjax.data.loader import Loader
 from fmjax.errors import ConfigError
 from fmjax.parallel import watch
-from fmjax.parallel.sharding import local_rows
+from fmjax.parallel.sharding import local_rows, to_global
 from fmjax.training.gradients import metric_terms
 from fmjax.training.program import EVALUATION
 
@@ -24,29 +24,6 @@ class PaddedRows:
 
     def __getitem__(self, index: int):
         return self.rows[index] if index < len(self.rows) else self.padding
-
-
-def to_global(batch: dict[str, np.ndarray], rows: list[int], spec) -> dict[str, jax.Array]:
-    """Global arrays from the rows this process holds.
-
-    Args:
-      batch: [len(rows), ...] arrays.
-      rows: their indices within the global batch, ascending.
-      spec: the global batch as ShapeDtypeStructs with shardings.
-    """
-    place = {row: i for i, row in enumerate(rows)}
-
-    def one(local, shape):
-        if shape.sharding.is_fully_addressable:
-            return jax.device_put(local, shape.sharding)
-
-        def shard(index):
-            start, stop, _ = index[0].indices(shape.shape[0])
-            return local[place[start] : place[start] + stop - start]
-
-        return jax.make_array_from_callback(shape.shape, shape.sharding, shard)
-
-    return {name: one(batch[name], shape) for name, shape in spec.items()}
 
 
 def evaluate_loss(

@@ -10,7 +10,7 @@ import numpy as np
 
 from fmjax.errors import ConfigError, RunError
 from fmjax.parallel import watch
-from fmjax.training.evaluation import to_global
+from fmjax.parallel.sharding import to_global
 from fmjax.training.program import ROLLOUTS, Program
 
 

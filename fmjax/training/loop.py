@@ -17,11 +17,11 @@ from fmjax.errors import InputError, RunError, first_line
 from fmjax.objectives.base import is_on_policy
 from fmjax.parallel import watch
 from fmjax.parallel.hosts import check_shared
+from fmjax.parallel.sharding import to_global
 from fmjax.training import final_tasks, resume
 from fmjax.training.checkpoint import Checkpointer, SaveError
 from fmjax.training.clock import Completions, make_clock
 from fmjax.training.disk import disk_full
-from fmjax.training.evaluation import to_global
 from fmjax.training.experience import Experience
 from fmjax.training.profile import Profile
 from fmjax.training.progress import Progress

@@ -15,8 +15,8 @@ from fmjax.errors import ConfigError
 from fmjax.layers.dense import dense
 from fmjax.layers.weights import LoRAWeight, bare, merged
 from fmjax.models.llama import Llama
+from fmjax.parallel.sharding import to_global
 from fmjax.planning.plan import plan_program
-from fmjax.training.evaluation import to_global
 from fmjax.training.program import make_program
 
 SIZES = {

@@ -14,8 +14,8 @@ from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError
 from fmjax.objectives.base import OtherModel
 from fmjax.objectives.distillation import Distillation, divergence
+from fmjax.parallel.sharding import to_global
 from fmjax.planning.plan import plan_program
-from fmjax.training.evaluation import to_global
 from fmjax.training.loop import train
 from fmjax.training.program import make_program
 

@@ -20,8 +20,8 @@ from fmjax.assemble import build_module, open_data
 from fmjax.checkpoint_files import read_item
 from fmjax.commands import cli
 from fmjax.errors import ConfigError, InputError
+from fmjax.parallel.sharding import to_global
 from fmjax.planning.plan import plan
-from fmjax.training.evaluation import to_global
 from fmjax.training.loop import train
 from fmjax.training.program import make_program
 

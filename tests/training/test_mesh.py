@@ -11,7 +11,7 @@ import pytest
 
 from fmjax import config as configs
 from fmjax.assemble import build_module
-from fmjax.training.evaluation import to_global
+from fmjax.parallel.sharding import to_global
 from fmjax.training.program import make_program
 
 MODELS = {
