@@ -25,6 +25,11 @@ def described(**lengths: int | None) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(() if n is None else (n,), kinds[name]) for name, n in lengths.items()}
 
 
+def stacked(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Rows as one dict of arrays with a leading axis."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 class Rows(Protocol):
     """Random-access rows; `rows[i]` is a pure function of i (and of what the rows were opened with)."""
 

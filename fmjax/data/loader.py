@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fmjax.data.base import Rows
+from fmjax.data.base import Rows, stacked
 
 _LAST_STEP = 2**62  # Grain ranges have an end; no run reaches this one
 
@@ -48,8 +48,7 @@ class Loader:
             raise ValueError(f"row_indices {outside} lie outside the batch of {batch_size} rows")
 
         def load(step: int) -> dict[str, np.ndarray]:
-            examples = [rows[step * batch_size + i] for i in indices]
-            return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+            return stacked([rows[step * batch_size + i] for i in indices])
 
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
         steps = grain.MapDataset.range(start_step, _LAST_STEP).map(load)

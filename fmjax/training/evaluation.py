@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.data.base import stacked
 from fmjax.data.loader import Loader
 from fmjax.errors import ConfigError
 from fmjax.parallel import watch
@@ -76,10 +77,9 @@ def evaluate_prompts(
         for number in range(min(count, max_batches) if max_batches else count):
             before_batch()
             rows = [prompts[i] for i in range(number * batch_size, min((number + 1) * batch_size, len(prompts)))]
-            batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
             watch.at(f"batch {number + 1} of the evaluation set {name!r}", limited=False)
             with program.inference():
-                sums = program.objective.assess(model, batch, program.key_for(EVALUATION, number))
+                sums = program.objective.assess(model, stacked(rows), program.key_for(EVALUATION, number))
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         totals[name] = total
     return _results(program.objective, totals)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.data.base import stacked
 from fmjax.errors import ConfigError, RunError
 from fmjax.parallel import watch
 from fmjax.parallel.sharding import to_global
@@ -104,11 +105,6 @@ class Experience:
                 row = int(np.argwhere(~np.isfinite(array.reshape(count, -1)).all(axis=1))[0, 0])
                 raise RolloutError(f"objective {name}: {key!r} of row {row} of the rollout is not finite")
         return rows
-
-
-def stacked(rows: list[dict]) -> dict[str, np.ndarray]:
-    """Rows as one dict of arrays with a leading axis."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def check_steps(settings, objective) -> None:

@@ -6,8 +6,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from fmjax.data.base import stacked
 from fmjax.small_files import write_whole
 
 
@@ -69,7 +68,7 @@ def draw(objective, model, data, key) -> list:
         return objective.sample(model, key)
     examples = next(iter(data.evaluation.values()))
     chosen = [examples[i] for i in range(min(objective.num_shown(), len(examples)))]
-    return objective.sample(model, key, rows={name: np.stack([row[name] for row in chosen]) for name in chosen[0]})
+    return objective.sample(model, key, rows=stacked(chosen))
 
 
 def read_blocks(path: pathlib.Path) -> list[tuple[int, str]]:
