@@ -176,9 +176,9 @@ class Checkpointer:
         differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if not differing:
             return
-        item, _, name = differing[0].partition("/")
-        name = differing[0]
-        there, here = (f"of shape {found[name]}" if name in found else "missing" for found in (before, now))
+        first = differing[0]
+        item, _, name = first.partition("/")
+        there, here = (f"of shape {found[first]}" if first in found else "missing" for found in (before, now))
         ways = "go on with the code that saved it, or start in a new --workdir"
         if all(one.startswith("train/") for one in differing):
             ways += f", from its parameters with --config.train.init_from={self.folder.parent}"
