@@ -1,10 +1,9 @@
-"""Distillation: half the tiny decoder, with one layer and half the width, learns from a whole one that was trained for
-longer.
+"""Distillation: half the tiny decoder, with one layer and half the width, learns from a whole one trained for longer.
 
     python -m fmjax.train --config=configs/llama_tiny.py --workdir=runs/teacher --config.train.steps=1200
     python -m fmjax.train --config=configs/distill_tiny.py:runs/teacher --workdir=runs/distill_tiny
-    python -m fmjax.train --config=configs/distill_tiny.py:runs/teacher --workdir=runs/distill_alone
-    --config.objective.weight=0
+    python -m fmjax.train --config=configs/distill_tiny.py:runs/teacher --workdir=runs/distill_alone \\
+        --config.objective.weight=0
 
 The teacher is named after the colon. The last line is the control: the same student and steps without what the teacher
 says. `eval/loss` is the cross-entropy of either, in nats a byte: 2.18 with the teacher, which is at 1.46, and 2.28

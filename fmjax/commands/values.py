@@ -46,7 +46,8 @@ def parse(argv: list[str], generator: type):
     add("--model", required=True, help="workdir of a run, one of its checkpoints, or a saved model")
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add("--mesh", type=cli.mesh, default=None, help="split the model over devices, such as fsdp:2,tensor:2")
-    add("--prompt", action="append", default=None, help="what to make, such as a label; repeatable (default: some of all)")
+    about = "what to make, such as a label; repeatable (default: some of all)"
+    add("--prompt", action="append", default=None, help=about)
     add("--output", required=True, help="file to write, of texts .txt; several values go into it together")
     media.add_flags(parser)
     told = meanings(generator.Options)

@@ -26,8 +26,8 @@ class ImageFolder:
     float32 []. Classes are numbered in the order of their names.
 
     Attributes:
-      source: a folder with a subfolder of images for each class, or with a `metadata.jsonl` that names files and labels,
-        {"file_name": "a.png", "label": "cat"}; or one with such folders train and validation (or test).
+      source: a folder with a subfolder of images for each class, or with a `metadata.jsonl` that names files and
+        labels, {"file_name": "a.png", "label": "cat"}; or one with such folders train and validation (or test).
       image_size: side that images are scaled to, in pixels.
       channels: 1 for grey images, 3 for colour.
       max_shift: training images are moved by up to this many pixels along each axis, at random for each row; the gap is

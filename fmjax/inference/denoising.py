@@ -108,8 +108,8 @@ class Denoising:
             raise InputError(f"guidance = {guidance}: {self.model} takes no labels to be guided by; leave guidance out")
         if getattr(self.model.objective, "label_dropout", None) == 0:
             raise InputError(
-                f"guidance = {guidance}: {self.model} was trained with objective.label_dropout = 0, so it does not know "
-                "the velocity without a label; leave guidance out"
+                f"guidance = {guidance}: {self.model} was trained with objective.label_dropout = 0, so it does not "
+                "know the velocity without a label; leave guidance out"
             )
 
     def _label(self, prompt) -> int:

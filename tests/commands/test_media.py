@@ -46,7 +46,9 @@ def test_parts_that_do_not_fit_are_refused(files, tmp_path):
 
 
 def test_a_model_that_reads_none_refuses_them(tmp_path, capsys):
-    with pytest.raises(InputError, match=r"--image=a.png: Model\(GPT.* reads no image; it reads tokens alone. Leave the flag"):
+    with pytest.raises(
+        InputError, match=r"--image=a.png: Model\(GPT.* reads no image; it reads tokens alone. Leave the flag"
+    ):
         prompts([], model=byte_model(), image=["a.png"])
     with pytest.raises(InputError, match=r"--audio=a.wav: Model\(ViT.* reads no audio; it reads image"):
         prompts(["image"], audio=["a.wav"])
@@ -55,7 +57,8 @@ def test_a_model_that_reads_none_refuses_them(tmp_path, capsys):
     assert generate.parse(["--model=x", "--image=a.png"]).prompt == ""
     MODEL.save(tmp_path / "model")
     assert cli.run(generate.main, [f"--model={tmp_path / 'model'}", "--image=a.png"]) == 2
-    assert "cannot generate: it reads images, and tokens are continued (what it can do: embed, classify)" in capsys.readouterr().err
+    message = "cannot generate: it reads images, and tokens are continued (what it can do: embed, classify)"
+    assert message in capsys.readouterr().err
 
 
 def test_media_in_a_prompt_of_a_text_model_is_an_error():

@@ -1,4 +1,4 @@
-"""Folders of images: rows are a pure function of the index, equal files lie on one side, and a bad file is an error at once."""
+"""Folders of images: rows are a pure function of the index, equal files lie on one side, and a bad file is an error."""
 
 import json
 import pathlib
@@ -46,11 +46,16 @@ def test_rows_are_a_pure_function_of_seed_and_index(folder, tmp_path):
     for i in (17, 3, 23, 0):
         for name, value in again.train[i].items():
             np.testing.assert_array_equal(value, rows[i][name])
-    assert any((opened(folder, tmp_path, seed=1, heldout_fraction=0.0).train[i]["images"] != rows[i]["images"]).any() for i in range(3))
+    assert any(
+        (opened(folder, tmp_path, seed=1, heldout_fraction=0.0).train[i]["images"] != rows[i]["images"]).any()
+        for i in range(3)
+    )
     # Without moves an epoch is the files, each once, with their labels.
     still = opened(folder, tmp_path, heldout_fraction=0.0)
     epoch = sorted((int(row["labels"]), row["images"].tobytes()) for row in (still.train[12 + i] for i in range(12)))
-    files = [(kind, CODEC.encode(image(10 * kind + min(n, 4)))["images"].tobytes()) for kind in (0, 1) for n in range(6)]
+    files = [
+        (kind, CODEC.encode(image(10 * kind + min(n, 4)))["images"].tobytes()) for kind in (0, 1) for n in range(6)
+    ]
     assert epoch == sorted(files)
     row = still.train[0]
     assert (row["images"].dtype, row["labels"].dtype, float(row["loss_weights"])) == (np.float32, np.int32, 1.0)

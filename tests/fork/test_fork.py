@@ -29,7 +29,8 @@ def my_lab(monkeypatch):
 
 def config_with(**sections):
     return configs.resolve({
-        "train": {"steps": 60, "batch_size": 16, "log_every": 20, "eval_every": 30, "checkpoint_every": 30, "ema_decay": 0.5},
+        "train": {"steps": 60, "batch_size": 16, "log_every": 20, "eval_every": 30, "checkpoint_every": 30,
+                  "ema_decay": 0.5},
         "mesh": {"data": 2, "fsdp": 4},
         "model": {"name": "my_lab.models:Bilinear", "rank": 6},
         "objective": {"name": "my_lab.objectives:Huber", "delta": 2.0},
@@ -74,7 +75,8 @@ def test_a_fork_brings_a_carry_a_codec_and_a_generator_of_its_own(my_lab, tmp_pa
     whole = train(curves_config(), tmp_path / "whole", cache_dir=tmp_path, progress=False)
     assert whole["eval/loss"] < 0.02
     model = fmjax.load(tmp_path / "whole")
-    assert model.codec == model.codecs["curve"] and type(model.codec).__name__ == "CurveCodec" and model.codec.scale == 2.0
+    assert model.codec == model.codecs["curve"] and model.codec.scale == 2.0
+    assert type(model.codec).__name__ == "CurveCodec"
     assert set(model.abilities) == {"generate"} and float(model.carry["square"].min()) != 1.0
     curves = np.asarray(model.generate([0, 1.0], num_samples=3, seed=1))
     assert curves.shape == (6, 12) and np.ptp(curves[:3], axis=0).max() == 0 and np.ptp(curves[3:], axis=0).max() > 0.1
@@ -105,7 +107,10 @@ def test_a_forks_generator_takes_texts_and_images(my_lab, tmp_path, capsys):
     kept, inverted = model.generate([("keep", image), ("invert", Media("image", image))])
     np.testing.assert_array_equal((kept, inverted), (image, 255 - image))
     for wrong, said in [
-        ([("keep", image), image], r"prompt 1 is an array uint8 of shape \(2, 2, 1\); expected a tuple \(text, image\)"),
+        (
+            [("keep", image), image],
+            r"prompt 1 is an array uint8 of shape \(2, 2, 1\); expected a tuple \(text, image\)",
+        ),
         ([(image, "keep")], "prompt 0 has an array uint8 .* where a text stands"),
         ([("keep", "invert")], "prompt 0 is the text 'invert', and .* reads image"),
         ([("keep", Media("audio", np.zeros(3)))], "prompt 0 is media of modality 'audio', and .* reads image"),

@@ -83,7 +83,7 @@ def test_what_does_not_go_together_is_said_first(tmp_path):
 
 
 def test_a_folder_of_files_is_the_same_task(tmp_path, capsys):
-    """Digits in files are answered as digits in memory, by the runner, its stored answers and comparison, in any order."""
+    """Digits in files are answered as digits in memory, by the runner, its stored answers and comparison."""
     documents = get_task("digits_test").documents(TaskContext())[:30]
     folder = tmp_path / "data" / "digits"
     for place, document in enumerate(documents):
@@ -97,17 +97,26 @@ def test_a_folder_of_files_is_the_same_task(tmp_path, capsys):
         shutil.copytree(tmp_path / "one" / "answers", tmp_path / "two" / "answers", dirs_exist_ok=True)
     one, two = (json.loads((tmp_path / out / "results.json").read_text()) for out in ("one", "two"))
     want = run_tasks(MODEL, ["digits_test"], limit=30)["digits_test"].metrics
-    assert one["results"] == two["results"] and one["results"]["images:digits"]["acc"] == want["acc"] and 0 < want["acc"] < 1
+    assert (
+        one["results"] == two["results"]
+        and one["results"]["images:digits"]["acc"] == want["acc"]
+        and 0 < want["acc"] < 1
+    )
     assert [r["cost"]["images:digits"]["requests"] for r in (one, two)] == [30, 0]
     assert one["details"]["images:digits"]["read"]["digits"]["files"] == 30
     compare = ["--compare", str(tmp_path / "one"), str(tmp_path / "two"), f"--output={tmp_path / 'compared'}"]
     assert cli.run(evaluate.main, compare) == 0 and "images:digits" in capsys.readouterr().out
-    requests = [Apply("classify", document["image"]) for document in get_task("images:digits").documents(TaskContext(folder.parent))]
+    requests = [
+        Apply("classify", document["image"])
+        for document in get_task("images:digits").documents(TaskContext(folder.parent))
+    ]
     found, back = answer(requests, MODEL), answer(requests[::-1], MODEL)[::-1]
     assert [[label for label, _ in one] for one in found] == [[label for label, _ in one] for one in back]
     # Another name for a class than the model's is no wrong answer, but an error.
     (folder / "3").rename(folder / "three")
-    with pytest.raises(InputError, match="task images:digits: document .*is of the class 'three', which the model does not know"):
+    with pytest.raises(
+        InputError, match="task images:digits: document .*is of the class 'three', which the model does not know"
+    ):
         run_tasks(MODEL, ["images:digits"], data_dir=folder.parent)
     with pytest.raises(DataError, match="task images:none: folder .*none' does not exist"):
         run_tasks(MODEL, ["images:none"], data_dir=folder.parent)

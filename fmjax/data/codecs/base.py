@@ -1,8 +1,8 @@
 """The protocol of a codec, and how a run's codecs are kept.
 
 A codec is a frozen dataclass whose fields, plain values, say all there is to know of it: sizes, statistics, names. A
-run writes them to `codecs.json`; what is loaded from there is that very codec, and preprocessing cannot differ. Text has
-the tokenizer, which is kept in files of its own.
+run writes them to `codecs.json`; what is loaded from there is that very codec, and preprocessing cannot differ. Text
+has the tokenizer, which is kept in files of its own.
 """
 
 import dataclasses

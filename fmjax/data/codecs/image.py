@@ -66,8 +66,8 @@ class ImageCodec:
     def read(self, path: pathlib.Path) -> np.ndarray:
         """The image in a file of any format that Pillow reads, scaled to this size; a grey one has equal channels.
 
-        Raises DataError for a file that is no image, or whose image this codec cannot hold: one with more than 8 bits, a
-        transparent one, and one in colour where images are grey.
+        Raises DataError for a file that is no image, or whose image this codec cannot hold: one with more than 8 bits,
+        a transparent one, and one in colour where images are grey.
         """
         from PIL import Image, UnidentifiedImageError
 

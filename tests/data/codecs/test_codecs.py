@@ -32,7 +32,9 @@ def test_an_image_is_normalised_and_comes_back():
     np.testing.assert_array_equal(grey.decode(grey.encode(image[..., 0])), image[..., :1])
 
 
-@pytest.mark.parametrize("value", [noise((6, 4, 3)), noise((4, 6)), noise((4, 6, 3)).astype(np.float32), "a text", None])
+@pytest.mark.parametrize(
+    "value", [noise((6, 4, 3)), noise((4, 6)), noise((4, 6, 3)).astype(np.float32), "a text", None]
+)
 def test_what_is_no_image_of_this_size_is_refused(value):
     with pytest.raises(DataError, match=r"an image is uint8 of shape \(4, 6, 3\), got"):
         COLOUR.encode(value)
