@@ -77,8 +77,8 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
     return y if bias is None else y + bias.astype(y.dtype)
 
 
-# Rows that each take a product of their own with a `Turned` weight: XLA's CPU backend has a program for the product with
-# one vector, and one for matrices that is slow for so few columns.
+# Rows that each take a product of their own with a `Turned` weight: XLA's CPU backend has a program for the product
+# with one vector, and one for matrices that is slow for so few columns.
 SINGLE_ROWS = 3
 
 

@@ -53,15 +53,15 @@ def param_shardings(shapes, axes, mesh: Mesh, table: Mapping[str, tuple[str, ...
         for logical in names:
             if logical is not None and logical not in table:
                 raise ConfigError(
-                    f"parameter {name!r}: logical axis {logical!r} is not in the sharding table{nearest(logical, table)} "
-                    f"Known: {', '.join(table)}; add it under mesh.rules"
+                    f"parameter {name!r}: logical axis {logical!r} is not in the sharding "
+                    f"table{nearest(logical, table)} Known: {', '.join(table)}; add it under mesh.rules"
                 )
         split = mesh_axes(mesh, names, table)
         for dimension, (size, axes) in enumerate(zip(shape.shape, split)):
             if size % num_shards(mesh, axes):
                 raise ConfigError(
-                    f"parameter {name!r} with axes {names}: dimension {dimension} of shape {shape.shape} has size {size}, "
-                    f"which does not divide over {' x '.join(axes)!r} ({num_shards(mesh, axes)} devices)"
+                    f"parameter {name!r} with axes {names}: dimension {dimension} of shape {shape.shape} has size "
+                    f"{size}, which does not divide over {' x '.join(axes)!r} ({num_shards(mesh, axes)} devices)"
                 )
         large = math.prod(shape.shape) > LARGE_PARAMETER
         if splittable and large and not any(split) and not any(re.search(p, name) for p in replicate):

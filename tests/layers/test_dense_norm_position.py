@@ -58,7 +58,9 @@ def test_dense_in_bfloat16_keeps_float32_gradients_for_float32_weights():
 
 
 def random_arrays(*shapes):
-    return [jax.random.normal(key, shape) for key, shape in zip(jax.random.split(jax.random.key(0), len(shapes)), shapes)]
+    return [
+        jax.random.normal(key, shape) for key, shape in zip(jax.random.split(jax.random.key(0), len(shapes)), shapes)
+    ]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05)])

@@ -20,7 +20,10 @@ IMAGES = jax.random.normal(jax.random.key(2), (2, 4, 4, 1))
 TEXT = SIZES | dict(intermediate_size=32, vocab_size=20, max_length=16)
 MODELS = {
     "gpt": (GPT(**TEXT), (TOKENS,)),
-    "gpt, rematerialised and local": (GPT(**TEXT, remat="dots", window=3, layer_pattern=("global", "local")), (TOKENS,)),
+    "gpt, rematerialised and local": (
+        GPT(**TEXT, remat="dots", window=3, layer_pattern=("global", "local")),
+        (TOKENS,),
+    ),
     "bert": (Bert(**TEXT), (TOKENS,)),
     "dit": (DiT(**SIZES, image_size=4, num_channels=1, num_classes=0), (IMAGES, jnp.array([0.2, 0.7]))),
 }
@@ -87,7 +90,9 @@ def test_a_loss_has_the_tangent_that_its_gradient_says():
 def test_remat_dots_saves_the_products_with_weights():
     def saved(remat):
         """Numbers a layer that the backward pass is left with."""
-        c = TransformerConfig(**SIZES, intermediate_size=64, num_kv_heads=2, head_dim=8, remat=remat, attention="reference")
+        c = TransformerConfig(
+            **SIZES, intermediate_size=64, num_kv_heads=2, head_dim=8, remat=remat, attention="reference"
+        )
         module, x = Transformer(c), jnp.zeros((1, 8, 16))
         params = module.init(jax.random.key(0), x)
         pull = jax.eval_shape(lambda x: jax.vjp(lambda x: module.apply(params, x)[0], x)[1], x)
