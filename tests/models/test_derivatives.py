@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.layers.transformer import Transformer, TransformerConfig
+from fmjax.layers.transformer import Transformer
+from fmjax.layers.transformer_config import TransformerConfig
 from fmjax.models.bert import Bert
 from fmjax.models.dit import DiT
 from fmjax.models.gpt import GPT
