@@ -42,8 +42,8 @@ def completed(config: FrozenConfigDict, module: nn.Module) -> FrozenConfigDict:
 
 
 def check_codecs(codecs, module: nn.Module, objective) -> None:
-    """Raises ConfigError where a codec's array, as the objective (or nobody: None) calls the module with it, has another
-    shape than the module says it takes (`example()`)."""
+    """Raises ConfigError where a codec's array, as the objective (or nobody: None) calls the module with it, has
+    another shape than the module says it takes (`example()`)."""
     known = {modality: codec for modality, codec in codecs.items() if hasattr(codec, "array")}
     if not known or not hasattr(module, "example"):
         return

@@ -137,8 +137,8 @@ def check_initial_tokenizer(path: str, tokenizer, allow_other: bool) -> None:
 
 
 def initial_published(path: str, tokenizer) -> dict:
-    """What the model at `path` says beside its weights, such as end tokens, bans and generation settings, for a run that
-    begins with it; empty for one that was never published.
+    """What the model at `path` says beside its weights, such as end tokens, bans and generation settings, for a run
+    that begins with it; empty for one that was never published.
 
     Of a run with another tokenizer, whose ids stand for other tokens, the architecture alone.
     """

@@ -58,8 +58,8 @@ class DiT(Stacked, ImageModule):
 
     @nn.compact
     def __call__(self, inputs, times, labels=None, train: bool = False) -> jax.Array:
-        """float32 [B, H, W, out_channels] from images float32 [B, H, W, C], times float32 [B] in [0, 1] and labels int32
-        [B] (`NO_LABEL` for none). Zero at the start."""
+        """float32 [B, H, W, out_channels] from images float32 [B, H, W, C], times float32 [B] in [0, 1] and labels
+        int32 [B] (`NO_LABEL` for none). Zero at the start."""
         height, width, channels = inputs.shape[1:]
         init = Init("glorot_uniform", 1.0)
         embed = Linear(self.hidden_size, (None, "embed"), True, init, self.dtype, name="patch_embedding")

@@ -64,7 +64,8 @@ class FlowMatching:
         velocity = apply_fn({"params": params}, **inputs, train=train, rngs=rngs).astype(jnp.float32)
         if velocity.shape != x.shape:
             raise ConfigError(
-                f"the module returns {velocity.shape} for {self.input_name} of shape {x.shape}; a velocity has their shape"
+                f"the module returns {velocity.shape} for {self.input_name} of shape {x.shape}; a velocity has their "
+                "shape"
             )
         errors = jnp.mean(jnp.square(velocity - (noise - x)).reshape(len(x), -1), axis=1)
         sums = {"loss": (jnp.sum(errors * weights), weights.sum())}

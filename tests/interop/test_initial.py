@@ -125,7 +125,9 @@ def test_the_tokenizer_is_that_of_the_parameters(published, text, tmp_path, capl
     assert model.context_length == model.module.max_length == 32
     for beginning in (tmp_path / "own", tmp_path / "own" / "checkpoints" / "1"):
         assert begun(f"again {beginning.name}", beginning).tokenizer.fingerprint == model.tokenizer.fingerprint
-        with pytest.raises(ConfigError, match=r"trained with another tokenizer .*\(bytes\).*data.tokenizer=.*allow_other"):
+        with pytest.raises(
+            ConfigError, match=r"trained with another tokenizer .*\(bytes\).*data.tokenizer=.*allow_other"
+        ):
             begun("refused", beginning, tokenizer="bytes")
     allowed = begun("allowed", other, tokenizer="bytes", train={"allow_other_tokenizer": True})
     assert allowed.tokenizer.source == "bytes"

@@ -74,7 +74,10 @@ def test_the_loss_is_the_squared_error_of_the_velocity_by_hand():
 
 def test_a_module_that_returns_more_than_a_velocity_is_refused():
     """Published diffusion models return a variance too."""
-    data, twice = with_keys(batch(2), jax.random.key(0)), lambda variables, inputs, **_: jnp.concatenate([inputs] * 2, -1)
+    data, twice = (
+        with_keys(batch(2), jax.random.key(0)),
+        lambda variables, inputs, **_: jnp.concatenate([inputs] * 2, -1),
+    )
     with pytest.raises(ConfigError, match=r"returns \(2, 2, 2, 2\) for images of shape \(2, 2, 2, 1\)"):
         FlowMatching()(twice, {}, data, None, False)
 

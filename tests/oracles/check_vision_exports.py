@@ -3,8 +3,8 @@ make_vision_fixtures.py; ends with exit code 1 where one differs:
 
     python tests/oracles/check_vision_exports.py
 
-On 2026-11-29, torch 2.14.1, transformers 5.24.0 and diffusers 0.42.1: ViT to 4.8e-7, without a head to 2.7e-7, DiT to the
-last bit.
+On 2026-11-29, torch 2.14.1, transformers 5.24.0 and diffusers 0.42.1: ViT to 4.8e-7, without a head to 2.7e-7, DiT to
+the last bit.
 """
 
 import pathlib

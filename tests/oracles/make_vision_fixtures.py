@@ -7,8 +7,8 @@ Needs the `oracle` extra and diffusers. Run from anywhere: python make_vision_fi
         them; out: logits [2, classes], or the headless class's pooled [2, D]; hidden [2, 5, D]: the last layer's output
         labels [2], loss, gradient/NAME: of the mean cross-entropy
     dit.npz    a pipeline's folder: JSON files, `weight/transformer/NAME`
-        images [3, 4, 4, 4], times [3], labels [3] (the last stands for none), out [3, 8, 4, 4]: of the transformer as it
-        was trained (see fmjax/interop/dit.py)
+        images [3, 4, 4, 4], times [3], labels [3] (the last stands for none), out [3, 8, 4, 4]: of the transformer as
+        it was trained (see fmjax/interop/dit.py)
 
 Every option that the classes have is on.
 """

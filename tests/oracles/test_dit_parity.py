@@ -59,6 +59,8 @@ def test_output_and_gradients_are_those_of_diffusers():
     assert jax.tree.map(np.shape, weights) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     found, out = jax.grad(forward, has_aux=True)(weights)
     np.testing.assert_allclose(out, fixture["out"].transpose(0, 2, 3, 1), atol=1e-4 * np.abs(fixture["out"]).max())
-    for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(gradients), strict=True):
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(gradients), strict=True
+    ):
         scale = max(np.abs(theirs).max(), 0.3)  # of the keys' biases it is zero, but for rounding
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale, err_msg=jax.tree_util.keystr(path))
