@@ -164,8 +164,8 @@ def _check_shapes(found, shapes, path) -> None:
 
 
 def load_published(
-    folder: pathlib.Path, dtype: str, placement: Placement | None = None, progress: bool = False, unrolled: bool = False,
-    part: str | None = None,
+    folder: pathlib.Path, dtype: str, placement: Placement | None = None, progress: bool = False,
+    unrolled: bool = False, part: str | None = None,
 ) -> Model:  # fmt: skip
     """The `fmjax.load.Model` of a published folder.
 
