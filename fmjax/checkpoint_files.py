@@ -24,6 +24,11 @@ def last_good(workdir: pathlib.Path) -> str:
     return f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved yet"
 
 
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint was completed in `workdir`, damaged or not: a run goes on there, or says why it cannot."""
+    return any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+
+
 def _files(folder: pathlib.Path) -> dict[str, int]:
     return {
         str(f.relative_to(folder)): f.stat().st_size

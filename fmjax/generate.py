@@ -227,6 +227,7 @@ def chat(flags) -> None:
     """--chat: a conversation in the terminal."""
     from fmjax.commands.chat_session import ChatSession, read_messages
     from fmjax.commands.chat_terminal import converse
+    from fmjax.inference.chat_settings import told
 
     file = pathlib.Path(flags.chat_file).expanduser() if "chat_file" in flags else None
     messages = read_messages(file) if file is not None and file.exists() else []
@@ -238,8 +239,7 @@ def chat(flags) -> None:
     _check_template(flags.model, messages, template)
     model = _load(flags)
     session = ChatSession(model, messages, template=template, **_given(flags, "max_new_tokens", *DRAWING))
-    drawn = " ".join(f"--{name}={value:g}" for name, value in session.settings.items())
-    print(f"replies are drawn with {drawn}; flags that you give count before the model's own", file=sys.stderr)
+    print(f"{told(session.settings)}; flags that you give count before the model's own", file=sys.stderr)
     converse(session, autosave=file)
 
 

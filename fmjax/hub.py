@@ -1,11 +1,14 @@
-"""Where models are: by their hub id, "organisation/name" or "organisation/name@revision", or a checkpoint of a run."""
+"""Where models are: by their hub id, "organisation/name" or "organisation/name@revision", of a GGUF file with its name
+behind it, "organisation/name/FILE.gguf"; or a checkpoint of a run."""
 
 import pathlib
 import re
 
 from fmjax.errors import InputError
 
-_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(
+    r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+?))?(/(?P<file>[\w./-]+\.gguf))?"
+)
 # Well-known models that once went by a name alone, which the hub still redirects.
 ORGANISATIONS = {
     "openai-community": ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "openai-gpt"),
@@ -35,17 +38,20 @@ def full_id(name: str) -> str | None:
 
 
 def download(hub_id: str) -> pathlib.Path:
-    """The folder of a model on the hub, downloaded into `huggingface_hub`'s cache unless it is there.
+    """The folder or GGUF file of a model on the hub, downloaded into `huggingface_hub`'s cache unless it is there.
 
-    Raises InputError naming the id when there is no such model or revision, access is not granted, or nothing answers.
+    Raises InputError naming the id when there is no such model, revision or file, it has GGUF files alone and none is
+    named, access is not granted, or nothing answers.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
     match = _HUB_ID.fullmatch(hub_id)
-    name, revision = match["id"], match["revision"]
+    name, revision, file = match["id"], match["revision"], match["file"]
     found = f"{hub_id!r} is not a local folder, and as a hub id it"
     try:
+        if file is not None:
+            return pathlib.Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
         folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS))
     except errors.GatedRepoError:
         raise InputError(
@@ -53,6 +59,8 @@ def download(hub_id: str) -> pathlib.Path:
         ) from None
     except errors.RevisionNotFoundError:
         raise InputError(f"{found} has no revision {revision!r}") from None
+    except errors.RemoteEntryNotFoundError:
+        raise InputError(f"{found} has no file {file!r}{_listed(_gguf_files(name, revision))}") from None
     except errors.RepositoryNotFoundError:
         raise InputError(f"{found} does not exist, or is private (then log in with `hf auth login`)") from None
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
@@ -61,7 +69,24 @@ def download(hub_id: str) -> pathlib.Path:
             f"{found} could not be downloaded ({type(error).__name__}: {reason}); check the network, or give a local "
             "folder"
         ) from None
-    return pathlib.Path(folder)
+    folder = pathlib.Path(folder)
+    if not any(folder.glob("*.safetensors")) and (files := _gguf_files(name, revision)):
+        raise InputError(f"{hub_id!r} has its weights in GGUF files; name one, as {hub_id}/{files[0]}{_listed(files)}")
+    return folder
+
+
+def _gguf_files(name: str, revision: str | None) -> list[str]:
+    """The GGUF files of a model on the hub; none where it does not answer."""
+    import huggingface_hub
+
+    try:
+        return [file for file in huggingface_hub.list_repo_files(name, revision=revision) if file.endswith(".gguf")]
+    except (huggingface_hub.errors.HfHubHTTPError, OSError):
+        return []
+
+
+def _listed(files: list[str]) -> str:
+    return f" (there are: {', '.join(files[:8])}{', ...' if len(files) > 8 else ''})" if files else ""
 
 
 def checkpoint_step(folder: pathlib.Path) -> tuple[pathlib.Path, int | None]:

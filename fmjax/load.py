@@ -5,7 +5,7 @@ lives in can share their promised name whichever is imported first.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -53,6 +53,15 @@ def load(
     """
     check_choice("dtype", dtype, COMPUTE_DTYPES)
     placement = mesh if mesh is None or isinstance(mesh, Placement) else Placement.make(mesh)
+    folder, step, reader = find(path, step)
+    return reader(folder, dtype, step, placement, progress, unrolled)
+
+
+def find(path: str | pathlib.Path, step: int | None = None) -> tuple[pathlib.Path, int | None, Callable]:
+    """(folder or file, step where one is named, the one of READERS) of what `load` would load; nothing of it is read.
+
+    Raises InputError for a path that holds no model, saying what was found.
+    """
     folder = loading.find_folder(path)
     if part is not None:
         if not loading.is_published(folder) or step is not None:
@@ -62,7 +71,7 @@ def load(
         folder, step = hub.checkpoint_step(folder)
     for recognises, reader in READERS:
         if recognises(folder):
-            return reader(folder, dtype, step, placement, progress, unrolled)
+            return folder, step, reader
     found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else ["a file"]
     raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {loading.EXPECTED}")
 

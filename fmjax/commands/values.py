@@ -8,15 +8,17 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from fmjax import hub
 from fmjax.commands import cli, launch, media
 from fmjax.commands.config_meanings import meanings
 from fmjax.config import load_workdir_config
 from fmjax.config_fields import field_types
 from fmjax.config_values import FlagText, coerce
+from fmjax.data.codecs.base import load_codecs
 from fmjax.errors import InputError
 from fmjax.inference.generators import GENERATORS
 from fmjax.objectives import OBJECTIVES
-from fmjax.small_files import write_whole
+from fmjax.small_files import replacing
 
 
 def generator_named_by(argv: list[str]) -> type | None:
@@ -26,14 +28,18 @@ def generator_named_by(argv: list[str]) -> type | None:
     path = parser.parse_known_args(argv)[0].model
     if path is None:
         return None
-    folder = pathlib.Path(path).expanduser()
-    if folder.parent.name == "checkpoints":
-        folder = folder.parents[1]
+    folder = _run(path)
     if not (folder / "checkpoints").is_dir() or not (folder / "config.json").is_file():
         return None
     name = (load_workdir_config(folder).get("objective") or {}).get("name")
     kind = getattr(OBJECTIVES.get(name), "generator", "autoregressive") if name else "autoregressive"
     return None if kind == "autoregressive" else GENERATORS.get(kind)
+
+
+def _run(path: str) -> pathlib.Path:
+    """The folder with the config of a run, where `path` may be one of its checkpoints."""
+    folder, _ = hub.checkpoint_step(pathlib.Path(path).expanduser())
+    return folder
 
 
 def parse(argv: list[str], generator: type):
@@ -66,7 +72,7 @@ def main(argv: list[str], generator: type) -> None:
     flags, options = parse(argv, generator)
     cli.log_to_stderr()
     output = pathlib.Path(flags.output).expanduser()
-    _check_output(output)
+    _check_output(output, flags.model)
     from fmjax.cache_folder import use_compilation_cache
 
     use_compilation_cache()
@@ -74,9 +80,18 @@ def main(argv: list[str], generator: type) -> None:
         _write(flags, options, output, generator)
 
 
-def _check_output(output: pathlib.Path) -> None:
+def _check_output(output: pathlib.Path, path: str) -> None:
+    """Raises InputError, before anything slow, for a file that cannot be written or is none of the model's kind."""
     if not output.parent.is_dir():
         raise InputError(f"--output={str(output)!r}: the folder {str(output.parent)!r} does not exist")
+    if output.is_dir():
+        raise InputError(f"--output={str(output)!r} is a folder; give a file to write")
+    makes = getattr(OBJECTIVES.get(load_workdir_config(_run(path))["objective"]["name"]), "makes", None)
+    codec = load_codecs(_run(path)).get(makes) if makes is not None else TextFile
+    if codec is None:
+        raise InputError(f"{path!r} has no codec {makes!r} to write its values with; was it saved without codecs.json?")
+    if output.suffix != codec.suffix:
+        raise InputError(f"--output={str(output)!r}: this model's values are written as {codec.suffix} files")
 
 
 def _write(flags, options: dict, output: pathlib.Path, generator: type) -> None:
@@ -85,17 +100,17 @@ def _write(flags, options: dict, output: pathlib.Path, generator: type) -> None:
     from fmjax.load import load
 
     model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=sys.stderr.isatty())
-    codec = model.codec or TextFile
-    if output.suffix != codec.suffix:
-        raise InputError(f"--output={str(output)!r}: this model's values are written as {codec.suffix} files")
     prompts = media.prompts(flags, model, flags.prompt or [], getattr(generator, "takes", ()))
     values = model.generate(prompts or None, **options)
     if jax.process_index() == 0:
-        if len(values) == 1:
-            codec.write(values[0], output)
-        else:
-            codec.write_all(values, output)
-        print(f"{output}: {len(values)} {'value' if len(values) == 1 else 'values'}")
+        codec = model.codec or TextFile
+        with replacing(output) as partial:
+            if len(values) == 1:
+                codec.write(values[0], partial)
+            else:
+                codec.write_all(values, partial)
+        what = f"{model.objective.makes} of {' x '.join(map(str, codec.shape))}" if model.codec else "text"
+        print(f"wrote {output} ({output.stat().st_size:,} bytes): {len(values)} x {what}")
 
 
 class TextFile:
@@ -105,8 +120,8 @@ class TextFile:
 
     @staticmethod
     def write(value: str, path: pathlib.Path) -> None:
-        write_whole(path, f"{value}\n")
+        TextFile.write_all([value], path)
 
     @staticmethod
     def write_all(values: Sequence[str], path: pathlib.Path) -> None:
-        write_whole(path, "".join(f"{value}\n" for value in values))
+        path.write_bytes("".join(f"{value}\n" for value in values).encode())

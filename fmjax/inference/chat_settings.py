@@ -28,3 +28,11 @@ def chat_settings(generation: Mapping[str, Any]) -> dict[str, float]:
     if bool(drawing) if asked is None else asked:
         return DRAWN | stated
     return {name: value for name, value in stated.items() if name not in drawing} | GREEDY
+
+
+def told(settings: Mapping[str, float]) -> str:
+    """How replies come, as the command's flags; of greedy ones no setting that only drawing reads."""
+    greedy = settings["temperature"] == 0
+    read = ("temperature", "repetition_penalty") if greedy else settings
+    flags = " ".join(f"--{name}={settings[name]:g}" for name in read if name in settings)
+    return f"replies are {'greedy' if greedy else 'drawn'}: {flags}"

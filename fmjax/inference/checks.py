@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fmjax.data.codecs.media import described
@@ -97,6 +98,17 @@ def check_no_text(tokens: Any) -> None:
         )
 
 
+def as_tokens(tokens: Any) -> jax.Array:
+    """Token ids as an array. Raises InputError for rows of several lengths."""
+    try:
+        return jnp.asarray(tokens)
+    except (ValueError, TypeError):
+        raise InputError(
+            f"apply takes token ids [B, T], rows of one length, got {str(tokens)[:60]}; fill the shorter rows up behind their "
+            "end, or apply the model to one after the other"
+        ) from None
+
+
 def token_ids(what: str, prompt: Any) -> list[int]:
     """The ids of a prompt that is no text. Raises InputError, naming `what`, for what is no list of whole numbers."""
     try:
@@ -125,11 +137,14 @@ def check_inputs(module: nn.Module, params, tokens, inputs: Mapping[str, Any]) -
       tokens: its first argument.
       inputs: further ones by name.
 
-    What is being traced (jit, grad, vmap) or lies on other hosts cannot be looked at.
+    What is being traced (jit, grad, vmap) or lies on other hosts cannot be looked at, but for its shape.
     """
     vocab_size, types = getattr(module, "vocab_size", None), getattr(module, "num_token_types", None)
     if vocab_size is None:
         return
+    if np.ndim(tokens) != 2:
+        hint = "; put the row in a list: m.apply([tokens])" if np.ndim(tokens) == 1 else ""
+        raise InputError(f"apply takes token ids [B, T], rows of one length, got shape {list(np.shape(tokens))}{hint}")
     given = {"tokens": tokens, **inputs}
     for name, size in {"tokens": vocab_size, "source_tokens": vocab_size, "token_types": types}.items():
         if size is not None and _is_known(given.get(name)):

@@ -20,7 +20,7 @@ from fmjax.inference import abilities, autoregressive, continuations, generators
 from fmjax.inference import prompts as encoding
 from fmjax.inference.beam import beam_search
 from fmjax.inference.chat_settings import chat_settings
-from fmjax.inference.checks import check_inputs, check_no_text, check_options, named_options
+from fmjax.inference.checks import as_tokens, check_inputs, check_no_text, check_options, named_options
 from fmjax.inference.engine import Engine
 from fmjax.layers.checks import check_choice
 from fmjax.layers.weights import merged
@@ -110,8 +110,8 @@ class Model:
     def apply(self, tokens=None, **inputs) -> jax.Array:
         """Logits: [B, T, V] for tokens int [B, T]; more of the module's inputs by keyword, all where none is tokens.
 
-        Raises InputError for a text, for token ids outside the vocabulary, and for more tokens than there are learned
-        positions (where they can be read: not under jit).
+        Raises InputError for a text, for ids that are not [B, T] or outside the vocabulary, and for more tokens than
+        there are learned positions (where they can be read: not under jit).
         """
         check_no_text(tokens)
         if tokens is None and not inputs:
@@ -121,7 +121,7 @@ class Model:
         arrays = {k: jnp.asarray(v) for k, v in inputs.items() if isinstance(v, np.ndarray | jax.Array | list)}
         options = tuple(sorted((k, v) for k, v in inputs.items() if k not in arrays))
         if tokens is not None:
-            tokens = jnp.asarray(tokens)
+            tokens = as_tokens(tokens)
             check_inputs(self.module, self.params, tokens, arrays)
         with self.inference():
             return _apply(self.module, self.params, tokens, arrays, options)

@@ -68,6 +68,11 @@ class DiT(Stacked, ImageModule):
         x = constrain(tap(self, "embedded", x), ("batch", None, "act_embed"))
         condition = TimeEmbedding(self.hidden_size, dtype=self.dtype, name="time")(times)
         if self.num_classes:
+            if labels is None:
+                raise ConfigError(
+                    f"model.num_classes = {self.num_classes}, but there are no labels; set it to 0, or give data that "
+                    "have `labels`"
+                )
             condition = condition + LabelEmbedding(self.num_classes, self.hidden_size, name="label")(labels)
         x, _ = Transformer(self.transformer, name="stack")(x, condition=condition, train=train)
         shift, scale = Modulation(2, self.dtype, name="final_modulation")(condition)

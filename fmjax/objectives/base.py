@@ -160,6 +160,24 @@ def need_features(objective, module) -> None:
         )
 
 
+def check_labels(module, data, low: int = 0) -> None:
+    """Raises ConfigError where `labels` of the data are no classes of the module: below `low`, or not below its
+    `num_classes`. Of data without a codec for them the first rows are looked at."""
+    classes, codec = getattr(module, "num_classes", None), data.codecs.get("label")
+    if not classes:
+        return
+    if hasattr(codec, "num_classes"):
+        found = [codec.num_classes - 1]
+    else:
+        found = [int(data.train[index].get("labels", 0)) for index in range(min(64, len(data.train)))]
+    wrong = next((label for label in found if not low <= label < classes), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"model.num_classes = {classes}, so labels are 0 to {classes - 1}, and these data have the label {wrong}; "
+            "leave num_classes out where the data tell it, or set it to their number of classes"
+        )
+
+
 def _check_sums(objective, sums, train: bool) -> None:
     """Raises ConfigError where a call returned anything but scalar (sum, weight) pairs, with "loss" among them in
     training. What is not the loss may be of another shape where the objective reduces it itself."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fmjax.errors import ConfigError
+from fmjax.objectives.base import check_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,13 @@ class Classification:
     def __post_init__(self):
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ConfigError(f"objective.label_smoothing = {self.label_smoothing} must be in [0, 1)")
+
+    def check(self, module, data) -> None:
+        """Raises ConfigError where the data have no labels, or more classes than the model."""
+        row = data.train[0]
+        if "labels" not in row:
+            raise ConfigError(f"classification learns `labels`, which the rows of these data lack: {', '.join(row)}")
+        check_labels(module, data)
 
     def inputs(self, batch) -> dict:
         """What the module is called with."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fmjax.errors import ConfigError, DataError
 from fmjax.layers.modulation import NO_LABEL
-from fmjax.objectives.base import per_row
+from fmjax.objectives.base import check_labels, per_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class FlowMatching:
       time_sampling: how t is drawn: uniformly, or as the logistic function of a normal number (Esser et al. 2024,
         https://arxiv.org/abs/2403.03206, section 3.1), which is oftenest in the middle.
       label_dropout: share of the rows that learn without their label.
-      sample_prompts: labels that `samples/` shows; none: each class.
+      sample_prompts: classes that `samples/` shows, by number or by name where they have names; none: each class.
       sample_copies: how often each of them.
     """
 
@@ -37,7 +37,7 @@ class FlowMatching:
     input_name: str = "images"
     time_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
     label_dropout: float = 0.1
-    sample_prompts: tuple[int, ...] = ()
+    sample_prompts: tuple[int | str, ...] = ()
     sample_copies: int = 8
 
     def __post_init__(self):
@@ -84,12 +84,11 @@ class FlowMatching:
         return time, jax.random.normal(noise_key, x.shape), jax.random.bernoulli(label_key, self.label_dropout)
 
     def check(self, module, data) -> None:
-        """Raises ConfigError where the data lack x, a codec to show samples with, or a class that samples are of."""
+        """Raises ConfigError where the data lack x or a class that samples are of, or the model a class of theirs."""
         row = data.train[0]
         if self.input_name not in row:
             raise ConfigError(f"objective.input_name = {self.input_name!r} is not in the data: {', '.join(row)}")
-        if self.makes not in data.codecs:
-            raise ConfigError(f"these data have no codec for {self.makes!r}, which samples are written with")
+        check_labels(module, data, low=NO_LABEL)
         for prompt in self.sample_prompts:
             try:
                 data.codecs["label"].encode(prompt)

@@ -12,6 +12,7 @@ import math
 import pathlib
 import re
 
+from fmjax.data import formats
 from fmjax.errors import DataError
 from fmjax.tasks.protocol import Rolling, Task, exp
 from fmjax.tasks.reading import read_text
@@ -92,10 +93,10 @@ class HeldOut(CompressionTask):
 
 
 class TextFile(CompressionTask):
-    """A text file from anywhere; the whole file is one document."""
+    """A file from anywhere: one document, or the documents of .jsonl, .json or .parquet, read as `data.source` reads them."""
 
     name = "text"
-    description = "text:PATH, bits per byte of a UTF-8 text file, beside gzip -9 and xz"
+    description = "text:PATH, bits per byte of a text file, or of the documents of a .jsonl, beside gzip -9 and xz"
     needs = "the file at PATH"
 
     def __init__(self, path: str):
@@ -105,7 +106,12 @@ class TextFile(CompressionTask):
 
     def documents(self, context):
         context.note(str(self.path), self.path)
-        return [read_text(self.path)]
+        if formats.file_kind(self.path) not in ("json", "parquet"):
+            return [read_text(self.path)]
+        documents = [text for _, text in formats.read_file(self.path, formats.Reading()) if text]
+        if not documents:
+            raise DataError(f"{str(self.path)!r} has no document with text")
+        return documents
 
 
 class WikiText(RollingTask):

@@ -27,6 +27,9 @@ from fmjax.training.state import TrainState
 
 log = logging.getLogger("fmjax")
 
+ITEMS = ("params", "train", "ema", "carry")
+"""The trees of a checkpoint; the last two are not in every one."""
+
 
 class SaveError(RunError):
     """The disk is full: a checkpoint or another file of the run was not written. What was saved before stays."""
@@ -48,7 +51,7 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
             ),
-            item_names=("params", "train", "ema", "carry", "meta"),
+            item_names=(*ITEMS, "meta"),
         )
         self._started: int | None = None
 
@@ -160,7 +163,8 @@ class Checkpointer:
             items = _items(shapes)
             try:
                 verify(folder)
-                saved = {name: dict(ocp.StandardCheckpointHandler().metadata(folder / name)) for name in items}
+                there = [name for name in ITEMS if (folder / name).is_dir()]
+                saved = {name: dict(ocp.StandardCheckpointHandler().metadata(folder / name)) for name in there}
             except Exception as error:
                 if not _is_damage(error):
                     raise
@@ -176,15 +180,20 @@ class Checkpointer:
         differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if not differing:
             return
+        ways = "go on with the code that saved it, or start in a new --workdir"
+        if all(one.startswith(("train/", "carry/")) for one in differing):
+            ways += f", from its parameters with --config.train.init_from={self.folder.parent}"
         first = differing[0]
         item, _, name = first.partition("/")
         there, here = (f"of shape {found[first]}" if first in found else "missing" for found in (before, now))
-        ways = "go on with the code that saved it, or start in a new --workdir"
-        if all(one.startswith("train/") for one in differing):
-            ways += f", from its parameters with --config.train.init_from={self.folder.parent}"
+        what = f"of {item!r}, {name!r} is {there} there, and {here} here ({len(differing)} of its arrays differ)"
+        for item in sorted(saved.keys() ^ items.keys(), key=ITEMS.index):
+            names = ", ".join(one for one in differing if one.startswith(f"{item}/"))
+            holds, has = ("a", "none") if item in saved else ("no", "one")
+            what = f"it holds {holds} {item}, and this run has {has} ({names})"
         raise CheckpointError(
-            f"the checkpoint of step {step} in {str(self.folder)!r} does not fit this run: of {item!r}, {name!r} is "
-            f"{there} there, and {here} here ({len(differing)} of its arrays differ). Nothing was changed; {ways}"
+            f"the checkpoint of step {step} in {str(self.folder)!r} does not fit this run: {what}. Nothing was changed; "
+            f"{ways}"
         )
 
     def _restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict]:

@@ -61,5 +61,11 @@ def check_outputs(settings: TrainConfig, objective, module, data, config: dict =
             f"train.sample_every = {settings.sample_every}, but objective {type(objective).__name__} cannot sample "
             "with this model and these data; set it to 0"
         )
+    makes = getattr(objective, "makes", None)
+    if makes not in (None, *data.codecs) and (can_sample or hasattr(objective, "generator")):
+        raise ConfigError(
+            f"objective {type(objective).__name__} makes values of modality {makes!r}, and these data have no codec for it "
+            f"to write them with (they have {', '.join(data.codecs) or 'none'}): `codecs` of what their `open` returns"
+        )
     final_tasks.check(settings.final_tasks, data, module, config)
     return can_sample

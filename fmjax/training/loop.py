@@ -26,7 +26,7 @@ from fmjax.training.experience import Experience
 from fmjax.training.profile import Profile
 from fmjax.training.progress import Progress
 from fmjax.training.results import Results
-from fmjax.training.start import Setup, first_state, prepare
+from fmjax.training.start import Setup, beginning, first_state, prepare
 from fmjax.training.state import TrainState
 from fmjax.training.stopping import Stop, stop_signals
 
@@ -102,10 +102,11 @@ class Run:
         self.unread: Unread | None = None
         with contextlib.ExitStack() as opened:
             keep = lambda resource: opened.enter_context(contextlib.closing(resource))
+            self.identity = setup.identity()
+            params = beginning(setup)  # before there is a folder of checkpoints, which an error would leave behind
             self.checkpointer = Checkpointer(self.workdir, self.settings.keep_last, self.settings.keep_every)
             opened.callback(self.checkpointer.manager.close)
-            self.identity = setup.identity()
-            self.state = first_state(setup, self.checkpointer, self.identity)
+            self.state = first_state(setup, self.checkpointer, self.identity, params)
             self.step = self.saved_step = int(self.state.step)
             setup.save()
             self.results = keep(Results(setup, self.step, self._leave_if_stopped))

@@ -1,13 +1,56 @@
-"""Other models in the step: those an objective names by path, on the run's mesh; never trained, never saved with it."""
+"""Other models in the step: those an objective names by path, on the run's mesh; never trained, never saved with it.
+And where they lie, with the one that a run begins with."""
 
 import hashlib
+import pathlib
 
+import jax
+
+from fmjax.checkpoint_files import complete_steps, has_checkpoint
 from fmjax.code_digest import describe
+from fmjax.config import build
+from fmjax.data.prepared import content_hash, fingerprint
 from fmjax.errors import InputError
 from fmjax.inference.fingerprint import array_fingerprints
-from fmjax.load import load, load_shapes
+from fmjax.load import find, load, load_shapes
+from fmjax.objectives import OBJECTIVES
 from fmjax.objectives.base import OtherModel
 from fmjax.parallel.placement import Placement
+
+
+def model_paths(config, workdir: pathlib.Path) -> dict[str, str]:
+    """Where the models lie that a run reads, by what the config calls them: those of its objective, and what it begins
+    with unless it has begun.
+
+    Raises InputError where there is no model. A hub id is downloaded, unless it is there.
+    """
+    objective, begins = build(config["objective"], OBJECTIVES), config["train"]["init_from"]
+    paths = {f"the objective's model {k!r}": v for k, v in getattr(objective, "models", dict)().items()}
+    if begins is not None and not has_checkpoint(workdir):
+        paths["train.init_from"] = begins
+    for what, path in paths.items():
+        try:
+            find(path)
+        except InputError as error:
+            raise type(error)(f"{what}: {error}") from None
+    return paths
+
+
+def file_hashes(paths: dict[str, str], cache_dir: pathlib.Path) -> dict[str, str]:
+    """Of each path the hash of the files with its parameters, where several processes each read them: of arrays that
+    are split over processes none has the whole to compare. Without several, none."""
+    return {what: _file_hash(path, cache_dir) for what, path in paths.items()} if jax.process_count() > 1 else {}
+
+
+def _file_hash(path: str, cache_dir: pathlib.Path) -> str:
+    place, step, _ = find(path)
+    if place.is_dir():
+        steps = complete_steps(place / "checkpoints") if step is None else [step]
+        saved = (place / "checkpoints" / str(steps[-1])).rglob("*") if steps else place.glob("*.safetensors")
+        files = sorted(file for file in (place / "config.json", *saved) if file.is_file())
+    else:
+        files = [place]
+    return fingerprint(*((file.name, content_hash(file, cache_dir)) for file in files))
 
 
 def open_models(objective, module, placement: Placement, abstract: bool = False) -> dict[str, OtherModel] | None:

@@ -11,6 +11,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from fmjax.assemble import build_module, completed, open_data
+from fmjax.checkpoint_files import has_checkpoint
 from fmjax.config import build, load_workdir_config, save_config
 from fmjax.data.codecs.base import fingerprint, save_codecs
 from fmjax.data.loader import Loader
@@ -22,7 +23,7 @@ from fmjax.parallel.sharding import local_rows
 from fmjax.training import OPTIMIZERS, budget, resume
 from fmjax.training.checkpoint import Checkpointer
 from fmjax.training.checks import check_fit, check_outputs, say_context
-from fmjax.training.other_models import fingerprints
+from fmjax.training.other_models import file_hashes, fingerprints, model_paths
 from fmjax.training.program import Program, make_program, with_steps
 from fmjax.training.schedule import shortened
 from fmjax.training.settings import TrainConfig
@@ -43,6 +44,7 @@ class Setup:
       can_sample: whether objective, model and data let the run draw samples.
       progress: whether this process shows progress bars.
       started: `time.time()` of the command's start.
+      files: hashes of the files of other models, where several processes read them (`file_hashes`).
       traced: the train step, lowered, or compiled where its time was measured; `compiled` takes it.
     """
 
@@ -56,6 +58,7 @@ class Setup:
     can_sample: bool
     progress: bool
     started: float
+    files: dict[str, str]
     traced: jax.stages.Lowered | jax.stages.Compiled | None = None
 
     def compiled(self) -> jax.stages.Compiled:
@@ -70,7 +73,7 @@ class Setup:
             meta["model"] = fingerprints(self.program.models, self.program.placement)
         if self.data.codecs:
             meta["codec"] = {name: fingerprint(codec) for name, codec in self.data.codecs.items()}
-        check_same(meta)
+        check_same(meta | {"model files": self.files})
         return meta
 
     def model(self, state: TrainState, params=None) -> Model:
@@ -114,6 +117,7 @@ def prepare(config, workdir: pathlib.Path, cache_dir: pathlib.Path, progress: bo
     Arguments, and what it raises: see `fmjax.training.loop.train`.
     """
     settings, progress = TrainConfig(**config["train"]), progress and jax.process_index() == 0
+    paths = model_paths(config, workdir)  # looked for before anything slow
     data = open_data(config, cache_dir, workdir, progress)
     module = build_module(config, data.model_fields)
     check_fit(data, module)
@@ -125,7 +129,8 @@ def prepare(config, workdir: pathlib.Path, cache_dir: pathlib.Path, progress: bo
     connect(program.mesh)
     can_sample = check_outputs(settings, program.objective, module, data, config.to_dict())
     rows = local_rows(settings.batch_size, program.batch_sharding)
-    setup = Setup(config, settings, workdir, data, program, rows, published, can_sample, progress, started)
+    files = file_hashes(paths, cache_dir)
+    setup = Setup(config, settings, workdir, data, program, rows, published, can_sample, progress, started, files)
     if settings.max_minutes:
         _set_steps(setup, _steps_in_time(setup))
     if setup.traced is None:
@@ -159,13 +164,14 @@ def _set_steps(setup: Setup, steps: int) -> None:
     setup.program, setup.traced = with_steps(setup.program, setup.config), None
 
 
-def first_state(setup: Setup, checkpointer: Checkpointer, identity: dict) -> TrainState:
-    """The state of the newest checkpoint, or a fresh one. Raises InputError where another run was saved there."""
+def first_state(setup: Setup, checkpointer: Checkpointer, identity: dict, params) -> TrainState:
+    """The state of the newest checkpoint, or a fresh one of `params` (`beginning`). Raises InputError where another run was
+    saved there."""
     restored = checkpointer.restore_latest(setup.program.spec.shapes)
     if restored is None:
         if (setup.workdir / "config.json").exists():
             log.info("%s holds a run that ended before its first checkpoint: it begins again", setup.workdir)
-        return setup.program.init(_initial_params(setup))
+        return setup.program.init(params)
     state, saved = restored
     resume.check_identity(setup.workdir, saved["data"], identity["data"])
     resume.check_content(setup.workdir, saved, identity)
@@ -173,10 +179,10 @@ def first_state(setup: Setup, checkpointer: Checkpointer, identity: dict) -> Tra
     return state
 
 
-def _initial_params(setup: Setup):
-    """What a new run begins with: `train.init_from`, or None."""
+def beginning(setup: Setup):
+    """The parameters that a new run begins with: `train.init_from`, or None; None for a run that has begun."""
     settings, spec = setup.settings, setup.program.spec
-    if settings.init_from is None:
+    if settings.init_from is None or has_checkpoint(setup.workdir):
         return None
     from fmjax.interop.loading import check_initial_tokenizer, initial_params
 

@@ -6,7 +6,7 @@ import pytest
 from small_models import byte_model
 
 from fmjax.commands.chat_session import ChatSession
-from fmjax.inference.chat_settings import chat_settings
+from fmjax.inference.chat_settings import chat_settings, told
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,13 @@ from fmjax.inference.chat_settings import chat_settings
 )  # fmt: skip
 def test_what_a_model_states_is_its_default(generation, expected):
     assert chat_settings(generation) == expected
+
+
+def test_the_line_of_a_chat_calls_greedy_what_is():
+    assert told(dict(temperature=0.0, top_k=50, repetition_penalty=1.1)) == (
+        "replies are greedy: --temperature=0 --repetition_penalty=1.1"
+    )
+    assert told(dict(temperature=0.6, top_k=50)) == "replies are drawn: --temperature=0.6 --top_k=50"
 
 
 def test_a_chat_is_greedy_unless_the_model_or_the_caller_says_otherwise():

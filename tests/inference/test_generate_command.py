@@ -171,7 +171,7 @@ def test_chat(pieces_model, saved, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n/quit\n"))
     argv = [f"--model={pieces_model}", "--chat", "--max_new_tokens=6", "--temperature=0", "--system=S"]
     shown = run(capsys, *argv, f"--chat_file={tmp_path / 'chat.json'}")
-    assert "replies are drawn with --temperature=0; flags that you give" in shown.err
+    assert "replies are greedy: --temperature=0; flags that you give" in shown.err
     messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "the cat"}]
     reply = fmjax.load(pieces_model).chat(messages, max_new_tokens=6, temperature=0)
     assert shown.out == reply + "\n"

@@ -34,3 +34,12 @@ def test_an_unknown_option_is_answered_with_the_nearest(model, method, given, op
 def test_apply_to_a_text_points_to_encode(model, tokens):
     with pytest.raises(InputError, match=r"apply takes token ids \[B, T\].*m.apply\(\[m.encode\(text\)\]\)"):
         model.apply(tokens)
+
+
+def test_apply_takes_rows_of_one_length(model):
+    with pytest.raises(InputError, match=r"ids \[B, T\], .* got shape \[3\]; put the row in a list: m.apply\(\[tokens\]\)"):
+        model.apply(model.encode("abc"))
+    with pytest.raises(InputError, match=r"got shape \[1, 1, 2\]$"):
+        model.apply([[[1, 2]]])
+    with pytest.raises(InputError, match=r"rows of one length, got \[\[1, 2\], \[3\]\]; fill the shorter"):
+        model.apply([[1, 2], [3]])

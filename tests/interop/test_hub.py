@@ -8,6 +8,7 @@ from huggingface_hub import errors
 
 import fmjax
 from fmjax import hub
+from fmjax.data.tokenizers.loading import load_tokenizer
 from fmjax.errors import InputError
 
 
@@ -24,8 +25,39 @@ def test_what_is_a_hub_id():
         "~/name",
         "org/name@",
         "org name/x",
+        "org/.gguf",
     ):
         assert not hub.is_hub_id(text)
+    for text in ("org/name/x-Q4_0.gguf", "org/name@refs/pr/1/sub/x.gguf"):
+        assert hub.is_hub_id(text)
+
+
+def test_a_gguf_file_is_downloaded_by_its_name_behind_the_id(tmp_path, monkeypatch):
+    asked = []
+
+    def hf_hub_download(name, file, *, revision):
+        asked.append((name, file, revision))
+        if file == "y.gguf":
+            raise errors.RemoteEntryNotFoundError("x", response=Response())
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: ["README.md", "x-Q4_0.gguf", "x-Q8_0.gguf"])
+    assert hub.download("org/name/x-Q4_0.gguf") == tmp_path / "x-Q4_0.gguf"
+    assert hub.download("org/name@refs/pr/1/q8/x.gguf") == tmp_path / "q8" / "x.gguf"
+    assert asked == [("org/name", "x-Q4_0.gguf", None), ("org/name", "q8/x.gguf", "refs/pr/1")]
+    with pytest.raises(InputError, match=r"has no file 'y.gguf' \(there are: x-Q4_0.gguf, x-Q8_0.gguf\)"):
+        load_tokenizer("org/name/y.gguf")
+    # The id alone is answered with the names.
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(InputError, match="'org/name' has its weights in GGUF files; name one, as org/name/x-Q4_0.gguf "):
+        fmjax.load("org/name")
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fail_offline)
+    assert hub.download("org/name") == tmp_path
+
+
+def fail_offline(*_, **__):
+    raise errors.OfflineModeIsEnabled("offline mode")
 
 
 def test_a_hub_id_is_downloaded_and_loaded(tmp_path, monkeypatch):

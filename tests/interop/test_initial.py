@@ -18,6 +18,7 @@ from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.interop.loading import initial_params, model_section, placed
 from fmjax.load import Model
 from fmjax.parallel.placement import Placement
+from fmjax.training.checkpoint import Checkpointer
 from fmjax.training.loop import train
 
 
@@ -74,8 +75,11 @@ def test_a_run_begins_with_published_parameters(published, text, tmp_path):
     same(initial_params(str(published), longer, *placed(longer, None)), model.params)
 
 
-def test_another_model_is_refused_by_field(published, text, tmp_path):
+def test_another_model_is_refused_by_field_and_no_folder_is_made_for_checkpoints(
+    published, text, tmp_path, monkeypatch
+):
     model = model_section(published)
+    monkeypatch.setattr(Checkpointer, "__init__", lambda *_: pytest.fail("its threads outlive the folder"))
 
     def refused(error, match, **changes):
         config = settings(published, text, model=model | changes)
@@ -93,6 +97,19 @@ def test_another_model_is_refused_by_field(published, text, tmp_path):
             cache_dir=tmp_path / "cache",
             progress=False,
         )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["init_from", "teacher"])
+def test_models_that_are_not_there_are_missed_before_the_data_are_read(published, text, tmp_path, missing):
+    config = settings(published, tmp_path / "no_text.txt").to_dict()
+    if missing == "teacher":
+        config["objective"] = {"name": "distillation", "teacher": str(tmp_path / "nowhere"), "sample_prompts": ()}
+    else:
+        config["train"]["init_from"] = str(tmp_path / "nowhere")
+    what = {"init_from": "train.init_from", "teacher": "the objective's model 'teacher'"}[missing]
+    with pytest.raises(InputError, match=f"^{what}: .*nowhere' does not exist"):
+        train(configs.resolve(config), tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
 
 
 def other_folder(published, folder):

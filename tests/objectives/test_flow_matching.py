@@ -9,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmjax.config_fields import field_types
+from fmjax.config_values import FlagText, coerce
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.codecs.label import LabelCodec
 from fmjax.errors import ConfigError, DataError, InputError
 from fmjax.inference.denoising import Options
 from fmjax.inference.model import Model
 from fmjax.layers.modulation import NO_LABEL
+from fmjax.models.dit import DiT
 from fmjax.objectives.base import per_row
+from fmjax.objectives.classification import Classification
 from fmjax.objectives.flow_matching import FlowMatching
 from fmjax.training.step import make_eval_step, with_keys
 
@@ -163,14 +167,39 @@ def test_what_cannot_be_made_is_refused():
     data = types.SimpleNamespace(train=[row], codecs={})
     with pytest.raises(ConfigError, match="objective.input_name = 'images' is not in the data: pixels"):
         FlowMatching().check(None, data)
-    with pytest.raises(ConfigError, match="no codec for 'image'"):
-        FlowMatching(input_name="pixels").check(None, data)
     data = types.SimpleNamespace(train=[{"images": None}], codecs={"image": None, "label": LabelCodec(2)})
     with pytest.raises(ConfigError, match="objective.sample_prompts has 2: a label is a whole number from 0 to 1"):
         FlowMatching(sample_prompts=(0, 2)).check(None, data)
     data.codecs.pop("label")
     with pytest.raises(ConfigError, match="objective.sample_prompts has 0: the data have no codec for 'label'"):
         FlowMatching(sample_prompts=(0,)).check(None, data)
+
+
+def test_classes_are_sampled_by_name_and_labels_fit_the_model():
+    codecs = {"image": ImageCodec(2, 2, 1), "label": LabelCodec(2, ("dark", "bright"))}
+    rows = [{"images": None, "labels": np.int32(label)} for label in (0, NO_LABEL, 2)]
+    data = types.SimpleNamespace(train=rows, codecs=codecs)
+    FlowMatching(sample_prompts=("dark", 1)).check(Blobs(), data)
+    key = "objective.sample_prompts"
+    assert coerce(FlagText("dark,1"), field_types(FlowMatching)["sample_prompts"][0], key) == ("dark", 1)
+    with pytest.raises(ConfigError, match="sample_prompts has 'drak': no class 'drak'; did you mean 'dark'"):
+        FlowMatching(sample_prompts=("drak",)).check(Blobs(), data)
+    with pytest.raises(ConfigError, match="model.num_classes = 1, so labels are 0 to 0, and these data have the label 1"):
+        FlowMatching().check(Blobs(num_classes=1), data)
+    codecs.pop("label")
+    with pytest.raises(ConfigError, match="labels are 0 to 1, and these data have the label 2"):
+        FlowMatching().check(Blobs(), data)
+    FlowMatching().check(Blobs(num_classes=3), data)
+    with pytest.raises(ConfigError, match="these data have the label -1"):  # a class, where it is what is learnt
+        Classification().check(Blobs(num_classes=3), data)
+    with pytest.raises(ConfigError, match="learns `labels`, which the rows of these data lack: images"):
+        Classification().check(Blobs(), types.SimpleNamespace(train=[{"images": None}], codecs={}))
+
+
+def test_a_model_of_labels_is_refused_data_without_them():
+    model = DiT(num_layers=1, hidden_size=8, num_heads=1, image_size=2, num_channels=1, num_classes=2)
+    with pytest.raises(ConfigError, match="model.num_classes = 2, but there are no labels; set it to 0"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2, 2, 1)), jnp.zeros(1))
 
 
 class Unlabelled(nn.Module):

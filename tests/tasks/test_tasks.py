@@ -152,6 +152,19 @@ def test_a_text_file_is_scored_byte_for_byte(tmp_path):
         run_tasks(make(0), [f"text:{tmp_path / 'latin.txt'}"])
 
 
+def test_a_jsonl_file_is_scored_by_its_documents(tmp_path):
+    lines = [json.dumps({"text": text, "source": "a b"}) for text in ("one", "", "two")]
+    (tmp_path / "docs.jsonl").write_text("\n".join(lines))
+    (result,) = run_tasks(make(0), [f"text:{tmp_path / 'docs.jsonl'}"]).values()
+    assert [sample["document"]["beginning"] for sample in result.samples] == ["one", "two"]
+    (tmp_path / "other.jsonl").write_text('{"words": "one"}\n')
+    with pytest.raises(InputError, match="other.jsonl line 1: no field 'text'.* Found: words"):
+        run_tasks(make(0), [f"text:{tmp_path / 'other.jsonl'}"])
+    (tmp_path / "none.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(InputError, match="none.jsonl' has no document with text"):
+        run_tasks(make(0), [f"text:{tmp_path / 'none.jsonl'}"])
+
+
 def test_lambada_lines_end_at_newlines_alone(tmp_path):
     (tmp_path / "eval_lambada").mkdir()
     passages = ["one\u2028two\x85 three", "four five"]

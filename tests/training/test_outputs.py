@@ -88,6 +88,13 @@ def test_prompts_that_nobody_asked_for_are_left_out_with_a_line(caplog):
         check_outputs(TrainConfig(9, 1, eval_every=5), CausalLM(), DECODER, data(Words()))
 
 
+def test_values_that_no_codec_writes_are_refused_at_the_start():
+    sounds = types.SimpleNamespace(makes="audio", generator="denoising")
+    with pytest.raises(ConfigError, match="makes values of modality 'audio', and these data have no codec .*they have none"):
+        check_outputs(TrainConfig(1, 1), sounds, None, data())
+    check_outputs(TrainConfig(1, 1), types.SimpleNamespace(makes="audio"), None, data())  # it makes none on the way
+
+
 def test_final_tasks_that_cannot_be_run_are_refused_at_the_start(tmp_path):
     bos = Words()
     bos.bos_id = bos.prefix_id = 1

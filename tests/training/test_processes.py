@@ -1,5 +1,6 @@
 """Several processes with two devices each, as on several hosts: one run, each reading its own rows."""
 
+import dataclasses
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import evaluations, last_logged, losses
 
+import fmjax
 from fmjax.checkpoint_files import complete_steps, read_item
 from tests import processes
 
@@ -81,17 +83,26 @@ def test_what_four_processes_saved_two_resume_from_the_newest_that_is_whole(comm
     assert_close(workdir, one)
 
 
-def test_processes_that_read_other_files_do_not_train(command, tmp_path):
+@pytest.mark.parametrize("differing", ["data", "init_from"])
+def test_processes_that_read_other_files_do_not_train(command, one, tmp_path, differing):
+    """Of parameters that are split over processes each reads its own part, so it is the files that are compared."""
     words = (command.folder / "text" / "0.txt").read_text()
     for number in (0, 1):
         (tmp_path / f"host{number}").mkdir()
-        (tmp_path / f"host{number}" / "text.txt").write_text(f"{words} {number}\n" * 20)
-    flags = [f"--config={command.folder}/config.py", f"--workdir={tmp_path}/run", "--config.data.source=text.txt"]
+        name = "text.txt" if differing == "data" else "other.txt"
+        (tmp_path / f"host{number}" / name).write_text(f"{words} {number}\n" * 20)
+        model = fmjax.load(one)
+        params = jax.tree.map(lambda x: x + number, model.params)
+        dataclasses.replace(model, params=params).save(tmp_path / f"host{number}" / "model", format="fmjax")
+    flags = [f"--config={command.folder}/config.py", f"--workdir={tmp_path}/run"]
+    flags.append("--config.data.source=text.txt" if differing == "data" else "--config.train.init_from=model")
     folders = [tmp_path / "host0", tmp_path / "host1"]
     hosts = processes.start("fmjax.train", [[*flags, *FLAGS]] * 2, 2, command.folder / "cache", folders=folders)
     printed = processes.outputs(hosts)
     assert [host.returncode for host in hosts] == [2, 2], printed
-    told = f"process 1 of 2 (host {socket.gethostname()}): data.data on host {socket.gethostname()} is 'text.txt@"
+    what = {"data": ("data.data", "'text.txt@"), "init_from": ("model files.train.init_from", "'")}[differing]
+    host = socket.gethostname()
+    told = f"process 1 of 2 (host {host}): {what[0]} on host {host} is {what[1]}"
     assert told in printed[0] and "it reads other files" in printed[1] and "Traceback" not in printed[0], printed
     assert not (tmp_path / "run" / "config.json").exists()
 

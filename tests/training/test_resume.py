@@ -11,6 +11,7 @@ import resource
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fmjax import config as configs
@@ -18,8 +19,9 @@ from fmjax import file_lock
 from fmjax.checkpoint_files import complete_steps
 from fmjax.config_values import json_copy
 from fmjax.errors import CheckpointError, ConfigError
-from fmjax.training import checkpoint, resume
+from fmjax.training import checkpoint, optimizer, resume
 from fmjax.training.disk import disk_full
+from fmjax.training.optimizer import Adafactor
 from fmjax.training.state import TrainState
 
 
@@ -124,9 +126,36 @@ def test_a_checkpoint_with_other_arrays_than_the_run_has_is_refused_by_their_nam
     missing = dataclasses.replace(small_state(0, 3), params={"other": jnp.ones(1), "w": jnp.ones((2, 3))})
     with pytest.raises(CheckpointError, match="of 'params', 'other' is missing there, and of shape \\(1,\\) here"):
         saver.restore_latest(missing)
+    carrying = dataclasses.replace(small_state(0, 3), carry={"queue": jnp.ones(2)})
+    with pytest.raises(CheckpointError, match="it holds no carry, and this run has one \\(carry/queue\\).*init_from"):
+        saver.restore_latest(carrying)
     assert complete_steps(tmp_path / "checkpoints") == [1, 2]
     restored, _ = saver.restore_latest(small_state(0, 3))
     assert int(restored.step) == 2
+    saver.save(dataclasses.replace(carrying, step=jnp.int32(3)), {})
+    saver.finish()
+    with pytest.raises(CheckpointError, match="it holds a carry, and this run has none \\(carry/queue\\)"):
+        saver.restore_latest(small_state(0, 3))
+    assert not (tmp_path / "damaged_checkpoints").exists()
+    saver.manager.close()
+
+
+def test_adafactor_s_state_of_whole_stacks_is_refused_by_name(tmp_path, monkeypatch):
+    """As checkpoints have it from before its moments were those of each layer."""
+    params = {"w": jnp.ones((16, 8, 4)), "norm": jnp.ones((16, 8))}
+    axes = {"w": ("layers", "embed", "mlp"), "norm": ("layers", "embed")}
+    adafactor = Adafactor(learning_rate=0.1, min_dim_size_to_factor=4)
+    zero = jnp.zeros((), jnp.int32)
+    now = TrainState(zero, zero, params, adafactor.make(10, axes).init(params), None)
+    monkeypatch.setattr(optimizer, "_factored_rms", lambda axes, **options: optax.scale_by_factored_rms(**options))
+    before = dataclasses.replace(now, step=zero + 1, opt_state=adafactor.make(10, axes).init(params))
+    saver = checkpoint.Checkpointer(tmp_path)
+    saver.save(before, {})
+    saver.finish()
+    message = "of 'train', 'opt_state/.*/v_.*/norm' is of shape .* there, and of shape .* here .*--config.train.init_from="
+    with pytest.raises(CheckpointError, match=message):
+        saver.restore_latest(now)
+    assert complete_steps(tmp_path / "checkpoints") == [1]
     saver.manager.close()
 
 

@@ -17,6 +17,7 @@ from fmjax import config as configs
 from fmjax.checkpoint_files import read_item
 from fmjax.commands import cli
 from fmjax.commands.values import generator_named_by
+from fmjax.data.codecs.image import ImageCodec
 from fmjax.generate import main
 from fmjax.inference.denoising import Denoising
 from fmjax.training.loop import train
@@ -100,10 +101,25 @@ def test_the_model_makes_images_of_labels(straight, tmp_path, capsys):
     assert generator_named_by(argv) is Denoising and generator_named_by(["--prompt=x"]) is None
     assert cli.run(main, [*argv, f"--output={tmp_path / 'two.png'}"]) == 0
     model.codec.write_all(images, tmp_path / "expected.png")
-    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
+    written = (tmp_path / "two.png").read_bytes()
+    assert written == (tmp_path / "expected.png").read_bytes()
+    assert f"two.png ({len(written)} bytes): 2 x image of 8 x 8 x 1\n" in capsys.readouterr().out
+    # A file is there whole, or as it was.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageCodec, "write_all", lambda _, values, path: path.write_bytes(b"half") / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([*argv, f"--output={tmp_path / 'two.png'}"])
+    assert (tmp_path / "two.png").read_bytes() == written and not list(tmp_path.glob(".*"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fmjax.load.load", lambda *_, **__: pytest.fail("loaded before the file's name was looked at"))
+        for output, message in [
+            ("two.wav", "this model's values are written as .png files"),
+            ("no/two.png", "does not exist"),
+            ("", "is a folder; give a file to write"),
+        ]:
+            assert cli.run(main, [*argv, f"--output={tmp_path / output}"]) == 2
+            assert message in capsys.readouterr().err
     for wrong, message in [
-        ([*argv, f"--output={tmp_path / 'two.wav'}"], "this model's values are written as .png files"),
-        ([*argv, f"--output={tmp_path / 'no' / 'two.png'}"], "does not exist"),
         ([*argv, "--output=two.png", "--prompt=ten"], "no class 'ten'"),
         ([*argv, "--output=two.png", "--num_stepz=3"], "did you mean '--num_steps'"),
         ([*argv, "--output=two.png", "--num_steps=many"], "--num_steps"),

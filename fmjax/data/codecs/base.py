@@ -16,7 +16,7 @@ import numpy as np
 
 from fmjax.config_values import json_copy
 from fmjax.data.codecs import CODECS
-from fmjax.errors import DataError
+from fmjax.errors import ConfigError, DataError
 from fmjax.small_files import read_json, write_whole
 
 FILE = "codecs.json"
@@ -95,6 +95,11 @@ def _frozen(value):
 
 def _section(codec: Codec) -> dict:
     path = f"{type(codec).__module__}:{type(codec).__qualname__}"
+    if not dataclasses.is_dataclass(codec) or isinstance(codec, type):
+        raise ConfigError(
+            f"codec {codec if isinstance(codec, type) else path} is no instance of a dataclass; a codec is a frozen "
+            "dataclass, by whose fields a run keeps it"
+        )
     names = {path: name for name, path in CODECS.table.items()}
     section = json_copy({"name": names.get(path, path)} | dataclasses.asdict(codec))
     try:

@@ -90,6 +90,10 @@ class Thing:
     what: Any = None
 
 
+class Plain:
+    """What is no dataclass."""
+
+
 def test_the_codecs_of_a_run_are_the_very_ones_that_are_loaded(tmp_path):
     codecs = {"image": COLOUR, "label": LabelCodec(2, ("a", "b")), "other": Thing(((1, 2), ("a",)))}
     save_codecs(codecs, tmp_path)
@@ -99,6 +103,9 @@ def test_the_codecs_of_a_run_are_the_very_ones_that_are_loaded(tmp_path):
     assert len(names) == 4
     with pytest.raises(DataError, match="Thing: its fields must be plain values"):
         save_codecs({"other": Thing(pathlib.Path())}, tmp_path)
+    for wrong in (Plain(), Thing):
+        with pytest.raises(ConfigError, match="(Plain|Thing).* is no instance of a dataclass; a codec is a frozen dataclass"):
+            fingerprint(wrong)
     (tmp_path / "codecs.json").write_text('{"image": {"name": "image", "depth": 3}}')
     with pytest.raises(DataError, match="codecs.json: .*'depth'"):
         load_codecs(tmp_path)
