@@ -29,6 +29,7 @@ OPTIONS = {  # which options a kind of file reads
     "parquet": frozenset({"text_field"}),
 }
 SUPPORTED = ".txt, .text, .md, .rst, .py, .jsonl, .ndjson, .json (each also .gz or .zst) and .parquet"
+NAME_IT = "Name the one with the text: data.text_field in a config, text:PATH:FIELD of a task"
 _BLOCK = 1 << 20
 _DISGUISED = {  # a file that is not what its name says
     b"PK\x03\x04": "a zip archive: unpack it first",
@@ -134,7 +135,7 @@ def missing_field(field: str, known: Iterable[str]) -> str:
     """What to say when a record or table has no such field."""
     known = [str(name) for name in known]
     hint = nearest(field, known) or "."
-    return f"no field {field!r}{hint} Found: {', '.join(known) or 'nothing'}. Set text_field to one of them."
+    return f"no field {field!r}{hint} Found: {', '.join(known) or 'nothing'}. {NAME_IT}"
 
 
 def check_encoding(encoding: str, key: str = "data.encoding") -> None:

@@ -102,7 +102,8 @@ class PublishedConfig:
         raise ConfigError(f"{self.source}: {key} = {value!r} is not supported ({why})")
 
     def finish(self) -> None:
-        """Warns of keys with a value that nothing reads. The classes in `transformers` do not read them either."""
-        unread = [f"{k}={v!r}" for k, v in self.values.items() if k not in self._read and v]
+        """Warns of keys with a value that nothing reads; those with an underscore in front are notes of what wrote the
+        file. The classes in `transformers` do not read them either."""
+        unread = [f"{k}={v!r}" for k, v in self.values.items() if k not in self._read and v and k[0] != "_"]
         if unread:
             log.warning("%s: these keys are not known and not used: %s", self.source, ", ".join(sorted(unread)))

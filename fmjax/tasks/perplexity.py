@@ -18,6 +18,10 @@ from fmjax.tasks.protocol import Rolling, Task, exp
 from fmjax.tasks.reading import read_text
 
 
+RECORDS = ("json", "parquet")
+"""Kinds of files (`fmjax.data.formats.file_kind`) that hold several documents."""
+
+
 class RollingTask(Task):
     """A task whose documents are texts, each scored as a whole."""
 
@@ -93,22 +97,25 @@ class HeldOut(CompressionTask):
 
 
 class TextFile(CompressionTask):
-    """A file from anywhere: one document, or the documents of .jsonl, .json or .parquet, read as `data.source` reads them."""
+    """A file from anywhere: one document, or the documents of .jsonl, .json or .parquet, read as `data.source` reads
+    them; `text:PATH:FIELD` names the field with the text where it is not "text"."""
 
     name = "text"
-    description = "text:PATH, bits per byte of a text file, or of the documents of a .jsonl, beside gzip -9 and xz"
+    description = "text:PATH[:FIELD], bits per byte of a text file or the documents of a .jsonl, beside gzip -9 and xz"
     needs = "the file at PATH"
 
     def __init__(self, path: str):
-        self.path = pathlib.Path(path).expanduser()
+        file, _, field = path.rpartition(":")
+        named = formats.file_kind(pathlib.Path(file)) in RECORDS and not pathlib.Path(path).exists()
+        self.path, self.field = pathlib.Path(file if named else path).expanduser(), field if named else None
         self.name = f"text:{path}"
         self.title = self.path.name
 
     def documents(self, context):
         context.note(str(self.path), self.path)
-        if formats.file_kind(self.path) not in ("json", "parquet"):
+        if formats.file_kind(self.path) not in RECORDS:
             return [read_text(self.path)]
-        documents = [text for _, text in formats.read_file(self.path, formats.Reading()) if text]
+        documents = [text for _, text in formats.read_file(self.path, formats.Reading(self.field)) if text]
         if not documents:
             raise DataError(f"{str(self.path)!r} has no document with text")
         return documents

@@ -138,6 +138,7 @@ def test_common_keys_that_change_nothing_are_passed_over(caplog):
     section("gpt_neo", summary_type="cls_index", summary_first_dropout=0.1, max_sequence_length=2048)
     section("llama", is_llama_config=True, cache_implementation="hybrid", **{"transformers.js_config": {"dtype": "q4"}})
     section("bert", pooler_type="first_token_transform", pooler_fc_size=768, directionality="bidi", _num_labels=3)
+    section("llama", _model_name_or_path="a name that its maker gave it")
     assert "not known" not in caplog.text
 
 

@@ -158,8 +158,10 @@ def test_a_jsonl_file_is_scored_by_its_documents(tmp_path):
     (result,) = run_tasks(make(0), [f"text:{tmp_path / 'docs.jsonl'}"]).values()
     assert [sample["document"]["beginning"] for sample in result.samples] == ["one", "two"]
     (tmp_path / "other.jsonl").write_text('{"words": "one"}\n')
-    with pytest.raises(InputError, match="other.jsonl line 1: no field 'text'.* Found: words"):
+    with pytest.raises(InputError, match="other.jsonl line 1: no field 'text'.* Found: words. Name .*text:PATH:FIELD"):
         run_tasks(make(0), [f"text:{tmp_path / 'other.jsonl'}"])
+    (result,) = run_tasks(make(0), [f"text:{tmp_path / 'other.jsonl'}:words"]).values()
+    assert [sample["document"]["beginning"] for sample in result.samples] == ["one"]
     (tmp_path / "none.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(InputError, match="none.jsonl' has no document with text"):
         run_tasks(make(0), [f"text:{tmp_path / 'none.jsonl'}"])
