@@ -7,7 +7,7 @@ import re
 from fmjax.errors import InputError
 
 _HUB_ID = re.compile(
-    r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+?))?(/(?P<file>[\w./-]+\.gguf))?"
+    r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+?))?(/(?P<file>[\w.-]+\.gguf))?"
 )
 # Well-known models that once went by a name alone, which the hub still redirects.
 ORGANISATIONS = {
@@ -76,11 +76,12 @@ def download(hub_id: str) -> pathlib.Path:
 
 
 def _gguf_files(name: str, revision: str | None) -> list[str]:
-    """The GGUF files of a model on the hub; none where it does not answer."""
+    """The GGUF files of a model on the hub, those in its folders left out; none where it does not answer."""
     import huggingface_hub
 
     try:
-        return [file for file in huggingface_hub.list_repo_files(name, revision=revision) if file.endswith(".gguf")]
+        files = huggingface_hub.list_repo_files(name, revision=revision)
+        return [file for file in files if file.endswith(".gguf") and "/" not in file]
     except (huggingface_hub.errors.HfHubHTTPError, OSError):
         return []
 

@@ -28,7 +28,7 @@ def test_what_is_a_hub_id():
         "org/.gguf",
     ):
         assert not hub.is_hub_id(text)
-    for text in ("org/name/x-Q4_0.gguf", "org/name@refs/pr/1/sub/x.gguf"):
+    for text in ("org/name/x-Q4_0.gguf", "org/name@refs/pr/1/x.gguf"):
         assert hub.is_hub_id(text)
 
 
@@ -42,10 +42,11 @@ def test_a_gguf_file_is_downloaded_by_its_name_behind_the_id(tmp_path, monkeypat
         return str(tmp_path / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: ["README.md", "x-Q4_0.gguf", "x-Q8_0.gguf"])
+    files = ["README.md", "x-Q4_0.gguf", "x-Q8_0.gguf", "a/b.gguf"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: files)
     assert hub.download("org/name/x-Q4_0.gguf") == tmp_path / "x-Q4_0.gguf"
-    assert hub.download("org/name@refs/pr/1/q8/x.gguf") == tmp_path / "q8" / "x.gguf"
-    assert asked == [("org/name", "x-Q4_0.gguf", None), ("org/name", "q8/x.gguf", "refs/pr/1")]
+    assert hub.download("org/name@refs/pr/1/x.gguf") == tmp_path / "x.gguf"
+    assert asked == [("org/name", "x-Q4_0.gguf", None), ("org/name", "x.gguf", "refs/pr/1")]
     with pytest.raises(InputError, match=r"has no file 'y.gguf' \(there are: x-Q4_0.gguf, x-Q8_0.gguf\)"):
         load_tokenizer("org/name/y.gguf")
     # The id alone is answered with the names.
