@@ -139,6 +139,12 @@ def test_what_does_not_fit_together_is_said(folder, file, old, new, message):
     assert message in str(error.value)
 
 
+def test_what_the_model_takes_and_is_not_given_is_said(folder, caplog):
+    edited(folder, "models.py", "x, train", "x, y=None, train")
+    train(resolved(folder, train={"steps": 1, "batch_size": 2}), folder / "run", cache_dir=folder, progress=False)
+    assert "objective Huber does not give Curve what it takes and rows have: y" in caplog.text
+
+
 def test_a_model_for_texts_must_give_features(folder):
     edited(
         folder, "models.py", "def __call__(self, x, train", "def __call__(self, tokens, segment_ids, positions, train"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ from fmjax.training.other_models import open_models
 from fmjax.training.settings import TrainConfig
 from fmjax.training.state import StateSpec, TrainState, init_state, make_spec
 from fmjax.training.step import make_eval_step, make_score_step, make_train_step, with_keys
+
+log = logging.getLogger("fmjax")
 
 # What a run's random key is folded with, by purpose. Step n of the training takes n itself, which is less than these.
 INITIALISATION, EVALUATION, SAMPLES, CARRY, ROLLOUTS = (2**31 - n for n in (1, 2, 3, 4, 5))
@@ -133,7 +136,7 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     sharding = batch_sharding(mesh, mesh_config.table)
     batch_spec = _batch_spec(train, example, mesh, mesh_config.table, sharding)
     inputs = module_inputs(objective, batch_spec)
-    _check_call(module, inputs, objective)
+    _check_call(module, inputs, objective, example)
     placement = Placement(mesh, mesh_config)
     models = open_models(objective, module, placement, abstract)
     key = jax.random.key(config["seed"])
@@ -206,8 +209,9 @@ def _update(config, apply_fn, objective, spec: StateSpec, rules):
     return transformation, jax.jit(train_step, donate_argnums=0, out_shardings=(spec.shardings, None))
 
 
-def _check_call(module: nn.Module, inputs: dict[str, Any], objective) -> None:
-    """Raises ConfigError where the module does not take what the objective calls it with."""
+def _check_call(module: nn.Module, inputs: dict[str, Any], objective, row: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the module does not take what the objective calls it with; says what of a row it takes
+    and is not given, such as what keeps packed documents apart."""
     if not isinstance(inputs, Mapping):
         raise ConfigError(
             f"objective {type(objective).__name__}: `inputs` gives {type(inputs).__name__}; expected a dict of what "
@@ -221,6 +225,9 @@ def _check_call(module: nn.Module, inputs: dict[str, Any], objective) -> None:
             f"objective {type(objective).__name__} calls the model with {', '.join(inputs) or 'nothing'}, and {model} "
             f"takes {', '.join(list(taken.parameters)[1:]) or 'nothing'} ({error}); `train` needs a default"
         ) from None
+    if unused := sorted((row.keys() & taken.parameters.keys()) - inputs.keys()):
+        names = ", ".join(unused)
+        log.warning("objective %s does not give %s what it takes and rows have: %s", type(objective).__name__, model, names)
 
 
 def _initial_carry(objective, module, key):

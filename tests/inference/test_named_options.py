@@ -37,7 +37,7 @@ def test_apply_to_a_text_points_to_encode(model, tokens):
 
 
 def test_apply_takes_rows_of_one_length(model):
-    with pytest.raises(InputError, match=r"ids \[B, T\], .* got shape \[3\]; put the row in a list: m.apply\(\[tokens\]\)"):
+    with pytest.raises(InputError, match=r"ids \[B, T\], .* shape \[4\]; put the row in a list: m.apply\(\[tokens\]\)"):
         model.apply(model.encode("abc"))
     with pytest.raises(InputError, match=r"got shape \[1, 1, 2\]$"):
         model.apply([[[1, 2]]])

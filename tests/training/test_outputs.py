@@ -19,7 +19,7 @@ from fmjax import config as configs
 from fmjax.checkpoint_files import complete_steps
 from fmjax.data.digits import Digits
 from fmjax.data.loader import Loader
-from fmjax.errors import InputError
+from fmjax.errors import ConfigError, InputError
 from fmjax.inference import scoring
 from fmjax.models.vit import ViT
 from fmjax.objectives.causal_lm import CausalLM
@@ -90,7 +90,7 @@ def test_prompts_that_nobody_asked_for_are_left_out_with_a_line(caplog):
 
 def test_values_that_no_codec_writes_are_refused_at_the_start():
     sounds = types.SimpleNamespace(makes="audio", generator="denoising")
-    with pytest.raises(ConfigError, match="makes values of modality 'audio', and these data have no codec .*they have none"):
+    with pytest.raises(ConfigError, match="makes values of modality 'audio', and these data have no codec .*have none"):
         check_outputs(TrainConfig(1, 1), sounds, None, data())
     check_outputs(TrainConfig(1, 1), types.SimpleNamespace(makes="audio"), None, data())  # it makes none on the way
 
