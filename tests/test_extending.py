@@ -141,7 +141,7 @@ def test_what_does_not_fit_together_is_said(folder, file, old, new, message):
 
 def test_what_the_model_takes_and_is_not_given_is_said(folder, caplog):
     edited(folder, "models.py", "x, train", "x, y=None, train")
-    train(resolved(folder, train={"steps": 1, "batch_size": 2}), folder / "run", cache_dir=folder, progress=False)
+    train(resolved(folder, train={"steps": 1, "batch_size": 8}), folder / "run", cache_dir=folder, progress=False)
     assert "objective Huber does not give Curve what it takes and rows have: y" in caplog.text
 
 
