@@ -39,7 +39,8 @@ def load(
 
     Args:
       path: a run's workdir, one of its checkpoints (`WORKDIR/checkpoints/STEP`), a folder that `Model.save` wrote, a
-        Hugging Face folder, or, where no such path exists, a hub id: "org/name" or "org/name@revision".
+        Hugging Face folder, a GGUF file, or, where no such path exists, a hub id: "org/name", "org/name@revision" or
+        "org/name/FILE.gguf".
       dtype: "float32", "bfloat16" or "float16": of the parameters and of what is computed with them.
       step: which checkpoint of a workdir; None is the newest complete one.
       mesh: how the model is split over all devices: fields of `fmjax.parallel.mesh.MeshConfig`, such as
@@ -53,8 +54,12 @@ def load(
     """
     check_choice("dtype", dtype, COMPUTE_DTYPES)
     placement = mesh if mesh is None or isinstance(mesh, Placement) else Placement.make(mesh)
-    folder, step, reader = find(path, step)
-    return reader(folder, dtype, step, placement, progress, unrolled)
+    folder, found, reader = find(path, step)
+    if part is not None:
+        if reader is not _load_published or found is not None:
+            raise InputError(f"{str(path)!r} is a run, which is of one part; leave part = {part!r} out")
+        return loading.load_published(folder, dtype, placement, progress, unrolled, part)
+    return reader(folder, dtype, found, placement, progress, unrolled)
 
 
 def find(path: str | pathlib.Path, step: int | None = None) -> tuple[pathlib.Path, int | None, Callable]:
@@ -63,10 +68,6 @@ def find(path: str | pathlib.Path, step: int | None = None) -> tuple[pathlib.Pat
     Raises InputError for a path that holds no model, saying what was found.
     """
     folder = loading.find_folder(path)
-    if part is not None:
-        if not loading.is_published(folder) or step is not None:
-            raise InputError(f"{str(path)!r} is a run, which is of one part; leave part = {part!r} out")
-        return loading.load_published(folder, dtype, placement, progress, unrolled, part)
     if step is None:
         folder, step = hub.checkpoint_step(folder)
     for recognises, reader in READERS:

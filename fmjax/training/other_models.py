@@ -46,7 +46,7 @@ def _file_hash(path: str, cache_dir: pathlib.Path) -> str:
     place, step, _ = find(path)
     if place.is_dir():
         steps = complete_steps(place / "checkpoints") if step is None else [step]
-        saved = (place / "checkpoints" / str(steps[-1])).rglob("*") if steps else place.glob("*.safetensors")
+        saved = (place / "checkpoints" / str(steps[-1])).rglob("*") if steps else place.rglob("*.safetensors")
         files = sorted(file for file in (place / "config.json", *saved) if file.is_file())
     else:
         files = [place]
