@@ -104,8 +104,8 @@ def as_tokens(tokens: Any) -> jax.Array:
         return jnp.asarray(tokens)
     except (ValueError, TypeError):
         raise InputError(
-            f"apply takes token ids [B, T], rows of one length, got {str(tokens)[:60]}; fill the shorter rows up behind their "
-            "end, or apply the model to one after the other"
+            f"apply takes token ids [B, T], rows of one length, got {str(tokens)[:60]}; fill the shorter "
+            "rows up behind their end, or apply the model to one after the other"
         ) from None
 
 

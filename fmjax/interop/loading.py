@@ -36,8 +36,8 @@ log = logging.getLogger("fmjax")
 
 EXPECTED = (
     "expected the workdir of a run or a folder written by Model.save, with config.json and checkpoints/; a Hugging "
-    "Face folder, with config.json and model.safetensors or with model_index.json and folders of parts; a GGUF file; or a "
-    "hub id, 'org/name' or 'org/name/FILE.gguf'"
+    "Face folder, with config.json and model.safetensors or with model_index.json and folders of parts; a GGUF "
+    "file; or a hub id, 'org/name' or 'org/name/FILE.gguf'"
 )
 
 

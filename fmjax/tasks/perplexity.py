@@ -17,7 +17,6 @@ from fmjax.errors import DataError
 from fmjax.tasks.protocol import Rolling, Task, exp
 from fmjax.tasks.reading import read_text
 
-
 RECORDS = ("json", "parquet")
 """Kinds of files (`fmjax.data.formats.file_kind`) that hold several documents."""
 

@@ -192,8 +192,8 @@ class Checkpointer:
             holds, has = ("a", "none") if item in saved else ("no", "one")
             what = f"it holds {holds} {item}, and this run has {has} ({names})"
         raise CheckpointError(
-            f"the checkpoint of step {step} in {str(self.folder)!r} does not fit this run: {what}. Nothing was changed; "
-            f"{ways}"
+            f"the checkpoint of step {step} in {str(self.folder)!r} does not fit this run: {what}. Nothing was "
+            f"changed; {ways}"
         )
 
     def _restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict]:

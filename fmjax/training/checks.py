@@ -64,8 +64,8 @@ def check_outputs(settings: TrainConfig, objective, module, data, config: dict =
     makes = getattr(objective, "makes", None)
     if makes not in (None, *data.codecs) and (can_sample or hasattr(objective, "generator")):
         raise ConfigError(
-            f"objective {type(objective).__name__} makes values of modality {makes!r}, and these data have no codec for it "
-            f"to write them with (they have {', '.join(data.codecs) or 'none'}): `codecs` of what their `open` returns"
+            f"objective {type(objective).__name__} makes values of modality {makes!r}, and these data have no codec "
+            f"for it to write them with (they have {', '.join(data.codecs) or 'none'}): `codecs` of what `open` returns"
         )
     final_tasks.check(settings.final_tasks, data, module, config)
     return can_sample

@@ -226,8 +226,8 @@ def _check_call(module: nn.Module, inputs: dict[str, Any], objective, row: Mappi
             f"takes {', '.join(list(taken.parameters)[1:]) or 'nothing'} ({error}); `train` needs a default"
         ) from None
     if unused := sorted((row.keys() & taken.parameters.keys()) - inputs.keys()):
-        names = ", ".join(unused)
-        log.warning("objective %s does not give %s what it takes and rows have: %s", type(objective).__name__, model, names)
+        name, unused = type(objective).__name__, ", ".join(unused)
+        log.warning("objective %s does not give %s what it takes and rows have: %s", name, model, unused)
 
 
 def _initial_carry(objective, module, key):

@@ -165,8 +165,8 @@ def _set_steps(setup: Setup, steps: int) -> None:
 
 
 def first_state(setup: Setup, checkpointer: Checkpointer, identity: dict, params) -> TrainState:
-    """The state of the newest checkpoint, or a fresh one of `params` (`beginning`). Raises InputError where another run was
-    saved there."""
+    """The state of the newest checkpoint, or a fresh one of `params` (`beginning`). Raises InputError where another run
+    was saved there."""
     restored = checkpointer.restore_latest(setup.program.spec.shapes)
     if restored is None:
         if (setup.workdir / "config.json").exists():

@@ -51,7 +51,7 @@ def test_a_gguf_file_is_downloaded_by_its_name_behind_the_id(tmp_path, monkeypat
         load_tokenizer("org/name/y.gguf")
     # The id alone is answered with the names.
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
-    with pytest.raises(InputError, match="'org/name' has its weights in GGUF files; name one, as org/name/x-Q4_0.gguf "):
+    with pytest.raises(InputError, match="'org/name' has its weights in GGUF files; name one, as org/name/x-Q4_0.gguf"):
         fmjax.load("org/name")
     monkeypatch.setattr(huggingface_hub, "list_repo_files", fail_offline)
     assert hub.download("org/name") == tmp_path
