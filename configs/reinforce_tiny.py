@@ -4,8 +4,8 @@
 
 The reward is the share of a reply's characters that are digits of the prompt: 1 of "213" after "123=". It is
 0.07 in the tenth step, and of the likeliest replies to held-out prompts (`eval/reward`) 0.64 after 100 steps and 0.78
-after 200; `train/logprob_difference` is 0 at every step that is logged. Two CPU cores of an AMD EPYC under a load of 5 from
-other work, nothing compiled before: 151 seconds, 94 of processor time (2026-11-29).
+after 200; `train/logprob_difference` is 0 at every step that is logged. Two CPU cores of an AMD EPYC under a load of 5
+from other work, nothing compiled before: 151 seconds, 94 of processor time (2026-11-29).
 """
 
 from ml_collections import ConfigDict
