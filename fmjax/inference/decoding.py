@@ -26,6 +26,7 @@ from fmjax.errors import InputError
 from fmjax.inference.kinds import has_cache, reads_source
 from fmjax.inference.rows import bucket, lay
 from fmjax.layers.embed import output_logits
+from fmjax.layers.kv_cache import CacheStep
 from fmjax.layers.weights import Turned
 
 
@@ -155,6 +156,28 @@ def step(module: nn.Module, weights: Weights, cache, tokens, active):
     method = "decode" if reads_source(module) else None
     logits, cache = module.apply(variables, tokens[:, None], **arrays, method=method)
     return logits[:, 0], cache
+
+
+class Entered(NamedTuple):
+    """What goes through a stack that is run part by part: inputs of `fmjax.layers.transformer.decode_part`."""
+
+    x: jax.Array
+    segment_ids: jax.Array
+    positions: jax.Array
+    step: CacheStep
+
+
+def enter(module: nn.Module, weights: Weights, cache, tokens, segment_ids, **where) -> Entered:
+    """What goes into the first layer of a `Decoder`; `where` are positions and slots of packed prompts."""
+    arrays = dict(segment_ids=segment_ids, cache=cache, **where)
+    x, positions, step = module.apply({"params": weights.params}, tokens, **arrays, method="enter")
+    return Entered(x, segment_ids, positions, step)
+
+
+def leave(module: nn.Module, weights: Weights, x, rows):
+    """Logits [R, V] of the flattened `rows` [R] of what the last layer gave."""
+    hidden, head = module.apply({"params": weights.params}, x, method="leave")
+    return output_logits(hidden.reshape(-1, hidden.shape[-1])[rows], weights.head or head)
 
 
 @functools.cache

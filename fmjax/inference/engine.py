@@ -13,6 +13,7 @@ import jax
 from fmjax.errors import InputError
 from fmjax.inference import decoding, kinds
 from fmjax.inference.checks import check_whole
+from fmjax.inference.engine_parts import part_size
 from fmjax.inference.engine_programs import CHUNK, Form
 from fmjax.inference.engine_requests import HIGHEST_SEED, Completion, PromptRequest, number_copies
 from fmjax.inference.engine_run import Run
@@ -28,6 +29,7 @@ class Engine:
 
     Attributes:
       module, weights: that form.
+      part: layers of a program where the stack is run in parts (`engine_parts.part_size`), or None.
       batch_size: rows generated at once.
       max_length: places of the cache, prompt and drawn tokens together; None takes what the requests of a run need,
         rounded up (`decoding.places`): other lengths then mean other programs.
@@ -50,6 +52,7 @@ class Engine:
         if max_length is not None:
             check_whole(1, getattr(module, "max_length", None), max_length=max_length)
         self.module, self.weights = decoding.prepare(module, params)
+        self.part = part_size(self.module, self.weights)
         self.batch_size, self.max_length, self.num_tokens = batch_size, max_length, num_tokens
         self.banned_ids = tuple(sorted({*banned_ids}))
         vocab_size = getattr(module, "vocab_size", None)
@@ -145,7 +148,8 @@ class Engine:
         else:
             rules = packed
         both = tuple(rules.items()), tuple(packed.items())
-        return Form(self.module, uses, self.num_tokens, self.start_id, *both, self.banned_ids)
+        part = self.part if mesh.empty else None
+        return Form(self.module, uses, self.num_tokens, self.start_id, *both, self.banned_ids, part)
 
 
 def generate(

@@ -52,6 +52,14 @@ class Starting(NamedTuple):
     settings: Settings
 
 
+class Drawn(NamedTuple):
+    """What a chunk has drawn so far: the number of steps, tokens and log-probabilities [B, CHUNK]."""
+
+    steps: jax.Array
+    tokens: jax.Array
+    logprobs: jax.Array
+
+
 class Form(NamedTuple):
     """What programs are compiled for.
 
@@ -62,6 +70,7 @@ class Form(NamedTuple):
       start_id: first input of an encoder-decoder's target; None for a decoder.
       rules: pairs (logical axis, mesh axes) for activations and the cache; empty without a mesh.
       packed_rules: the same for packed prompts, whose single row is not split.
+      part: layers of a program, where the host calls several for the stack (`engine_parts`); None for one of all.
     """
 
     module: nn.Module
@@ -71,6 +80,7 @@ class Form(NamedTuple):
     rules: tuple
     packed_rules: tuple
     banned_ids: tuple[int, ...] = ()
+    part: int | None = None
 
 
 def _start(form: Form, batch_size: int, max_length: int, source_length: int | None, vocab_size: int | None) -> State:
@@ -92,6 +102,11 @@ def _prefill(form: Form, weights: Weights, state: State, packed: Packed, startin
     TRACES["prefill"] += 1
     with nn.logical_axis_rules(form.packed_rules):
         logits, cache = decoding.prefill(form.module, weights, state.cache, packed)
+    return begin_rows(form, logits, state._replace(cache=cache), packed, starting, stop_ids)
+
+
+def begin_rows(form: Form, logits, state: State, packed: Packed, starting: Starting, stop_ids):
+    """What `_prefill` returns, from the logits [R, V] after the prompts and a state whose cache has read them."""
     fold = jax.vmap(jax.random.fold_in)
     keys = fold(fold(jax.vmap(jax.random.key)(starting.seed), starting.digest), starting.copy)
     seen = None
@@ -118,7 +133,7 @@ def _prefill(form: Form, weights: Weights, state: State, packed: Packed, startin
         return old.at[packed.rows].set(new.astype(old.dtype), mode="drop")
 
     state = State(
-        cache=cache,
+        cache=state.cache,
         token=put(state.token, tokens),
         drawn=put(state.drawn, drawn),
         remaining=put(state.remaining, remaining),
@@ -141,40 +156,57 @@ def _decode(form: Form, weights: Weights, state: State, alive, stop_ids, steps, 
       the next state, tokens int32 [B, CHUNK] with -1 after a row's end, log-probabilities float32 [B, CHUNK].
     """
     TRACES["decode"] += 1
-    batch = state.token.shape[0]
 
     def unfinished(carry):
-        step, state, _, _ = carry
-        stopped = jnp.sum(state.remaining == 0)
-        return (step < steps) & (stopped < batch) & (stopped < free_rows)
+        state, drawn = carry
+        return (drawn.steps < steps) & ~ended(state, free_rows)
 
     def body(carry):
-        step, state, tokens, logprobs = carry
+        state, drawn = carry
         active = state.remaining > 0
         logits, cache = decoding.step(form.module, weights, state.cache, state.token, active)
-        keys = jax.vmap(jax.random.fold_in)(state.keys, state.drawn)
-        limits = form.num_tokens, state.seen, form.banned_ids
-        drawn, logprob = sample(logits, keys, state.settings, form.uses, *limits)
-        stopped = jnp.any(drawn[:, None] == stop_ids[None], axis=-1)
-        seen = state.seen
-        if seen is not None:
-            # An idle row's own token is seen already.
-            seen = seen.at[jnp.arange(batch), jnp.where(active, drawn, state.token)].set(True)
-        state = state._replace(
-            cache=cache,
-            token=jnp.where(active, drawn, state.token),
-            drawn=state.drawn + active,
-            remaining=jnp.where(stopped, 0, jnp.maximum(state.remaining - 1, 0)),
-            seen=seen,
-        )
-        tokens = tokens.at[:, step].set(jnp.where(active, drawn, -1))
-        return step + 1, state, tokens, logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
+        return draw(form, logits, state._replace(cache=cache), drawn, stop_ids)
 
-    empty = jnp.full((batch, CHUNK), -1, jnp.int32), jnp.zeros((batch, CHUNK), jnp.float32)
-    state = state._replace(remaining=jnp.where(alive, state.remaining, 0))
     with nn.logical_axis_rules(form.rules):
-        _, state, tokens, logprobs = jax.lax.while_loop(unfinished, body, (0, state, *empty))
-    return state, *whole((tokens, logprobs))
+        state, drawn = jax.lax.while_loop(unfinished, body, begin_chunk(state, alive))
+    return state, *whole(drawn[1:])
+
+
+def begin_chunk(state: State, alive) -> tuple[State, Drawn]:
+    """The state with the rows stopped that are not `alive`, and nothing drawn."""
+    shape = len(alive), CHUNK
+    drawn = Drawn(jnp.int32(0), jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32))
+    return state._replace(remaining=jnp.where(alive, state.remaining, 0)), drawn
+
+
+def ended(state: State, free_rows) -> jax.Array:
+    """Whether `free_rows` rows have stopped, or all."""
+    stopped = jnp.sum(state.remaining == 0)
+    return (stopped >= len(state.remaining)) | (stopped >= free_rows)
+
+
+def draw(form: Form, logits, state: State, drawn: Drawn, stop_ids) -> tuple[State, Drawn]:
+    """Draws a token a row from logits [B, V]; `state` has the cache they come with."""
+    active = state.remaining > 0
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.drawn)
+    limits = form.num_tokens, state.seen, form.banned_ids
+    tokens, logprobs = sample(logits, keys, state.settings, form.uses, *limits)
+    stopped = jnp.any(tokens[:, None] == stop_ids[None], axis=-1)
+    seen = state.seen
+    if seen is not None:
+        # An idle row's own token is seen already.
+        seen = seen.at[jnp.arange(len(tokens)), jnp.where(active, tokens, state.token)].set(True)
+    state = state._replace(
+        token=jnp.where(active, tokens, state.token),
+        drawn=state.drawn + active,
+        remaining=jnp.where(stopped, 0, jnp.maximum(state.remaining - 1, 0)),
+        seen=seen,
+    )
+    return state, Drawn(
+        drawn.steps + 1,
+        drawn.tokens.at[:, drawn.steps].set(jnp.where(active, tokens, -1)),
+        drawn.logprobs.at[:, drawn.steps].set(jnp.where(active, logprobs, 0.0)),
+    )
 
 
 @functools.cache

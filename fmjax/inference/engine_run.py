@@ -15,7 +15,8 @@ from tqdm import tqdm
 from fmjax.errors import InputError
 from fmjax.inference import decoding
 from fmjax.inference.checks import not_finite
-from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting, programs
+from fmjax.inference.engine_parts import BRIEF, programs_of
+from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting
 from fmjax.inference.engine_requests import Chunk, PromptRequest, digest
 from fmjax.inference.rows import bucket
 from fmjax.inference.sampler import Settings, Uses
@@ -50,6 +51,7 @@ class Run:
         self._stops = np.asarray(stops + [-1] * (bucket(len(stops), low=1) - len(stops)), np.int32)
         self._steps = min(steps, CHUNK)
         self._total = None
+        self._in_parts = False
         self._uses, source = Uses(), 1
         if isinstance(requests, Sequence):
             for index, request in enumerate(requests):
@@ -57,6 +59,9 @@ class Run:
                 self._uses |= request.sampling.uses
             self._total = len(requests)
             batch_size = min(batch_size, bucket(max(1, len(requests)), low=1))
+            allowed = [engine.allowed(request) for request in requests]
+            needed = max(sum(allowed) / batch_size, max(allowed, default=0))
+            self._in_parts = engine.part is not None and needed <= BRIEF
             lengths = [len(request.tokens) for request in requests]
             need = max(map(engine.places, requests), default=1)
             if cache_length is None:
@@ -102,6 +107,10 @@ class Run:
             while self._fill() or any(self._rows) or self._pending:
                 while self._prefill():
                     pass
+                if self._in_parts and self._pending:
+                    # The host makes the calls of a chunk while it is computed, and reads nothing meanwhile.
+                    yield from self._read()
+                    continue
                 if self._unsent() or (any(self._rows) and not self._pending):
                     self._decode()
                 # Read the oldest results only when newer ones are on their way: the device need not wait for the host.
@@ -157,8 +166,8 @@ class Run:
             column((r.copy for r in requests), np.uint32),
             Settings(*(c.astype(np.int32 if i == 1 else np.float32) for i, c in enumerate(columns))),
         )
-        _, prefill, _ = programs()
         form = self._form(requests)
+        _, prefill, _ = programs_of(form)
         self._state, tokens, logprobs = prefill(form, engine.weights, self._state, packed, starting, self._stops)
         for number, row in zip(free, rows):
             row.sent = 0 if engine.start_id is not None else 1
@@ -177,7 +186,7 @@ class Run:
             name = type(self._engine.module).__name__
             raise InputError(f"repetition_penalty needs to know the vocabulary, and {name} has no vocab_size")
         if self._state is None:
-            start, _, _ = programs()
+            start, _, _ = programs_of(form)
             self._state = start(form, self._batch_size, self._max_length, self._source_length, vocab_size)
         elif self._uses.penalty and self._state.seen is None:
             self._state = self._state._replace(seen=jnp.zeros((self._batch_size, vocab_size), bool))
@@ -187,9 +196,11 @@ class Run:
         alive = np.asarray([row is not None for row in self._rows])
         waiting = self._fill()
         free_rows = max(1, self._batch_size // 4) if waiting else self._batch_size
-        _, _, decode = programs()
-        numbers = np.int32(self._steps), np.int32(free_rows)
+        wanted = max(row.allowed - row.sent for row in self._rows if row is not None)
+        numbers = np.int32(min(self._steps, max(1, wanted))), np.int32(free_rows)
         form, weights = self._form(()), self._engine.weights
+        form = form if self._in_parts else form._replace(part=None)
+        _, _, decode = programs_of(form)
         self._state, tokens, logprobs = decode(form, weights, self._state, alive, self._stops, *numbers)
         owners = [(number, number, row) for number, row in enumerate(self._rows) if row is not None]
         for _, _, row in owners:

@@ -196,9 +196,7 @@ class Transformer(nn.Module):
         """
         c = self.config
         x = x.astype(c.dtype)
-        index = jnp.arange(x.shape[1])[None] if positions is None else positions
-        made = {rope: rope.table(index, c.head_dim) for kind in c.pattern if (rope := kind.rope) is not None}
-        ropes = tuple(made.get(kind.rope) for kind in c.pattern)
+        ropes = _ropes(c, jnp.arange(x.shape[1])[None] if positions is None else positions)
         layers = None
         if c.scan_layers:
             if cache is not None:
@@ -294,22 +292,51 @@ class Transformer(nn.Module):
     def _unrolled(self, x, memory, segment_ids, ropes, train, cache, condition):
         c = self.config
         plain = not self.is_mutable_collection("reads") and not self.has_variable("edits", "blocks_0")
+        if cache is not None and plain:
+            blocks = [self.variables["params"][f"blocks_{layer}"] for layer in range(c.num_layers)]
+            return _decoding_blocks(c, blocks, x, memory, segment_ids, ropes, cache)
         entries = []
         for layer in range(c.num_layers):
-            name, kind = f"blocks_{layer}", layer % len(c.pattern)
-            if cache is None:
-                block = self._block(barriers=True)(c, name=name)
-                x, _ = block(x, kind, memory, segment_ids, ropes, train, None, condition)
-                continue
-            held = cache[0], cache[1][layer]
-            if plain:
-                arrays = (x, memory, segment_ids, ropes, held)
-                rules = tuple(nn.get_logical_axis_rules())
-                x, entry = _decoding_block(c, kind, rules, self.variables["params"][name], *arrays)
-            else:
-                x, entry = self._block(barriers=True)(c, name=name)(x, kind, memory, segment_ids, ropes, train, held)
+            block, kind = self._block(barriers=True)(c, name=f"blocks_{layer}"), layer % len(c.pattern)
+            held = None if cache is None else (cache[0], cache[1][layer])
+            x, entry = block(x, kind, memory, segment_ids, ropes, train, held, condition)
             entries.append(entry)
         return x, tuple(entries) if cache is not None else None
+
+
+def decode_part(config: TransformerConfig, blocks, x, segment_ids, positions, cache):
+    """Some neighbouring blocks of a stack that decodes, of which the first begins the pattern of kinds.
+
+    Args:
+      blocks: parameters of each.
+      x, segment_ids, positions: as for `Transformer`, whose first part takes the embedded inputs.
+      cache: the pair (CacheStep, the entries of these blocks).
+
+    Returns: (x, the updated entries). After the last part comes `final_norm`.
+    """
+    return _decoding_blocks(config, blocks, x.astype(config.dtype), None, segment_ids, _ropes(config, positions), cache)
+
+
+def final_norm(config: TransformerConfig, params, x):
+    """x after the norm that ends a stack, where the placement has one; `params` are the stack's."""
+    if config.placement in ("post", "adaln"):
+        return x
+    return Norm(config.norm, config.norm_epsilon, parent=None).apply({"params": params["final_norm"]}, x)
+
+
+def _ropes(config, positions):
+    """A table a kind of the pattern, None for kinds without."""
+    made = {rope: rope.table(positions, config.head_dim) for kind in config.pattern if (rope := kind.rope) is not None}
+    return tuple(made.get(kind.rope) for kind in config.pattern)
+
+
+def _decoding_blocks(config, blocks, x, memory, segment_ids, ropes, cache):
+    rules, entries = tuple(nn.get_logical_axis_rules()), []
+    for layer, (params, entry) in enumerate(zip(blocks, cache[1])):
+        arrays = (x, memory, segment_ids, ropes, (cache[0], entry))
+        x, entry = _decoding_block(config, layer % len(config.pattern), rules, params, *arrays)
+        entries.append(entry)
+    return x, tuple(entries)
 
 
 # Traced once a kind of layer, however many there are. The rules are those of the context, which JAX does not know of.

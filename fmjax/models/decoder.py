@@ -9,7 +9,7 @@ from fmjax.layers.flops import transformer_flops
 from fmjax.layers.kv_cache import begin, init_cache
 from fmjax.layers.position import default_positions
 from fmjax.layers.tap import check_edits
-from fmjax.layers.transformer import unstack_layers
+from fmjax.layers.transformer import final_norm, unstack_layers
 from fmjax.models.stack import TextStack, check_tokens
 from fmjax.parallel.logical import constrain
 
@@ -51,16 +51,28 @@ class Decoder(TextStack):
         """
         check_tokens(self, tokens)
         check_edits(self, tokens, segment_ids, positions, train, cache, slots)
-        held = None
+        x, positions, step = self.enter(tokens, segment_ids, positions, train, cache, slots)
+        held = None if cache is None else (step, cache["layers"])
+        x, layers = self.stack(x, segment_ids=segment_ids, positions=positions, cache=held, train=train)
+        return (x, self.head()) if cache is None else (x, self.head(), {"lengths": step.after, "layers": layers})
+
+    def enter(self, tokens, segment_ids=None, positions=None, train=False, cache=None, slots=None):
+        """What goes into the stack: (embedded tokens [B, T, D], their positions, the CacheStep or None).
+
+        Arguments as `__call__`; of the cache the lengths are read alone.
+        """
+        step = None
         if cache is not None:
             step = begin(cache, tokens, segment_ids, positions, slots)
-            positions, held = step.input_positions, (step, cache["layers"])
+            positions = step.input_positions
         elif positions is None:
             positions = default_positions(tokens, segment_ids)
         x = self.embed(tokens, positions, train)
-        x = constrain(x, ("batch", "length", "act_embed"))
-        x, layers = self.stack(x, segment_ids=segment_ids, positions=positions, cache=held, train=train)
-        return (x, self.head()) if cache is None else (x, self.head(), {"lengths": step.after, "layers": layers})
+        return constrain(x, ("batch", "length", "act_embed")), positions, step
+
+    def leave(self, x):
+        """(hidden, head), as `features` gives them, from the last block's output [B, T, D]."""
+        return final_norm(self.transformer, self.variables["params"].get("stack", {}), x), self.head()
 
     def hidden(self, tokens, segment_ids=None, positions=None, train=False):
         """The last layer's output, float [B, T, D]: what embeddings of texts are made of."""
