@@ -20,10 +20,11 @@ ORGANISATIONS = {
 }  # fmt: skip
 # Configs, safetensors and tokenizers, in folders of parts too; no pickles, and no weights in other layouts.
 PATTERNS = (
-    "*.json", "model*.safetensors", "*/model*.safetensors", "*diffusion_pytorch_model.safetensors",
+    "*.json", "model*.safetensors", "*/model.safetensors", "*/model-*-of-*.safetensors", "*diffusion_pytorch_model.safetensors",
     "*diffusion_pytorch_model-*-of-*.safetensors", "tokenizer*", "*.model", "*.spm", "vocab.txt", "merges.txt",
     "*.jinja",
 )  # fmt: skip
+IGNORED = ("checkpoint-*/*", "*.fp16.safetensors")  # states of a training, and weights that are there in float32 too
 
 
 def is_hub_id(path: str | pathlib.Path) -> bool:
@@ -52,7 +53,8 @@ def download(hub_id: str) -> pathlib.Path:
     try:
         if file is not None:
             return pathlib.Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
-        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS))
+        patterns = dict(allow_patterns=list(PATTERNS), ignore_patterns=list(IGNORED))
+        folder = huggingface_hub.snapshot_download(name, revision=revision, **patterns)
     except errors.GatedRepoError:
         raise InputError(
             f"{found} is gated: accept its terms at huggingface.co/{name} and log in with `hf auth login`"

@@ -57,7 +57,8 @@ def load(
     folder, found, reader = find(path, step)
     if part is not None:
         if reader is not _load_published or found is not None:
-            raise InputError(f"{str(path)!r} is a run, which is of one part; leave part = {part!r} out")
+            what = "is a run" if step is None or found is None else f"is asked for step {step}, as a run"
+            raise InputError(f"{str(path)!r} {what}, which is of one part; leave part = {part!r} out")
         return loading.load_published(folder, dtype, placement, progress, unrolled, part)
     return reader(folder, dtype, found, placement, progress, unrolled)
 

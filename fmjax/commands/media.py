@@ -38,8 +38,10 @@ def prompts(flags, model, texts: Sequence[str], takes: Sequence[str]) -> list[An
         if modality in takes:
             continue
         what = ", ".join(takes or model.reads) or "tokens alone"
-        does = "takes no" if modality in model.reads else "reads no"
-        raise InputError(f"--{modality}={file}: {model} {does} {modality}; it reads {what}. Leave the flag out")
+        does = f"reads no {modality}; it reads {what}"
+        if modality in model.reads:
+            does = f"takes no {modality} in a prompt, which is of {' and '.join(takes) or 'text'}"
+        raise InputError(f"--{modality}={file}: {model} {does}. Leave the flag out")
     if not takes:
         return list(texts)
     if texts and "text" not in takes:

@@ -55,7 +55,8 @@ def encode(model, values: Sequence[Any], modality: str | None = None, what: str 
         (modality,) = codecs
     rows = []
     for index, value in enumerate(values):
-        if isinstance(value, str) or (isinstance(value, Media) and value.modality != modality):
+        of_another = isinstance(value, str) or (isinstance(value, Media) and value.modality != modality)
+        if of_another or modality not in codecs:
             expected = ", ".join(codecs) or "nothing but texts"
             raise InputError(f"{what} {index} is {described(value)}, and {model} reads {expected}")
         try:

@@ -60,6 +60,10 @@ class Family:
     objective: Mapping[str, Any] | None = None
     processor: str = ""
 
+    def __post_init__(self):
+        if self.in_folders and self.table:
+            raise ConfigError(f"family {self.architectures[0]!r}: in_folders has its weights in its parts, and a table too")
+
     @property
     def passed_over(self) -> tuple[str, ...]:
         """`ignored`, with that of its parts."""

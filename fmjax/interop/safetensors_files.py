@@ -107,7 +107,8 @@ def read_folder(folder: pathlib.Path) -> dict[str, Tensor]:
             "with transformers' save_pretrained, which writes safetensors"
         )
     found = ", ".join(present[:8]) or "no weights"
-    raise CheckpointError(f"{str(folder)!r} has neither model.safetensors nor {_index(STEM)} (found: {found}){advice}")
+    names = f"{STEM}.safetensors, {_index(STEM)} or {DIFFUSERS_STEM}.safetensors"
+    raise CheckpointError(f"{str(folder)!r} has none of {names} (found: {found}){advice}")
 
 
 def _index(stem: str) -> str:

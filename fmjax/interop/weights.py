@@ -201,7 +201,7 @@ def _indices(name: str) -> list[str]:
 def _instances(weight: Weight, shapes):
     """(path, place, name of the tensor, names of its copies, shape without stacked axes) of a line's tensors."""
     names = [name for name in _indices(weight.name) if name != "copy"]
-    side_by_side = weight.path.replace("/blocks/", "/blocks_{layer}/") if "layer" in names else weight.path
+    side_by_side = re.sub(r"(^|/)blocks/", r"\1blocks_{layer}/", weight.path) if "layer" in names else weight.path
     for path in dict.fromkeys((weight.path, side_by_side)):
         inside = _indices(path)
         stacked = [name for name in names if name not in inside]

@@ -65,7 +65,7 @@ class FlowMatching:
         if velocity.shape != x.shape:
             raise ConfigError(
                 f"the module returns {velocity.shape} for {self.input_name} of shape {x.shape}; a velocity has their "
-                "shape"
+                "shape: leave model.out_channels out"
             )
         errors = jnp.mean(jnp.square(velocity - (noise - x)).reshape(len(x), -1), axis=1)
         sums = {"loss": (jnp.sum(errors * weights), weights.sum())}

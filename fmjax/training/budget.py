@@ -3,6 +3,7 @@
 The run is that of `train.steps` = this number from its first step on, its schedule included, and keeps it.
 """
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,10 @@ import numpy as np
 from fmjax.errors import ConfigError
 from fmjax.parallel.sharding import to_global
 
+log = logging.getLogger("fmjax")
+
+SHARE = 0.1
+"""Of its minutes a run has at least this share for steps, however long it took to prepare them."""
 MEASURED_SECONDS, LEAST, MOST = 3.0, 2, 20
 """How long steps are measured for, and how many of them at least and at most."""
 
@@ -48,7 +53,8 @@ def seconds_per_step(step: Callable[[], None], clock: Callable[[], float] = time
 
 
 def steps_in_time(wanted: int, minutes: float, passed: float, compiling: float, per_step: float) -> int:
-    """The steps of a run: `wanted`, or as many as its minutes leave. All processes get process 0's answer.
+    """The steps of a run: `wanted`, or as many as its minutes leave, which are said to be more where preparing took nearly
+    all of them (`SHARE`). All processes get process 0's answer.
 
     Args:
       minutes: `train.max_minutes`.
@@ -56,18 +62,21 @@ def steps_in_time(wanted: int, minutes: float, passed: float, compiling: float, 
       compiling: seconds of compiling a step, which another number of steps makes necessary once more.
       per_step: seconds.
 
-    Raises ConfigError where no step is left.
+    Raises ConfigError where no step fits into that share.
     """
     left = 60.0 * minutes - passed
-    fitting = wanted if wanted * per_step <= left else min(int((left - compiling) / per_step), wanted)
-    fitting = round(_agreed(fitting))
-    if fitting < 1:
+    fitting = wanted if wanted * per_step <= left else int((left - compiling) / per_step)
+    least = int(SHARE * 60.0 * minutes / per_step)
+    steps = round(_agreed(min(wanted, max(fitting, least))))
+    begun = f"{passed:.0f} s have passed since the command began, compiling takes {compiling:.0f} s more"
+    if steps < 1:
         raise ConfigError(
-            f"train.max_minutes = {minutes:g} leaves no time for a step: {passed:.0f} s have passed since the command "
-            f"began, compiling takes {compiling:.0f} s more, a step {per_step:.2g} s. Run the same command again, for "
-            "which the data are prepared and much is compiled by now, or give the run more minutes"
+            f"train.max_minutes = {minutes:g} leaves no time for a step: {begun}, a step {per_step:.2g} s. Give the run "
+            "more minutes"
         )
-    return fitting
+    if steps > max(fitting, 0):
+        log.warning("%s: the run takes longer than train.max_minutes = %g, for a tenth of them in steps", begun, minutes)
+    return steps
 
 
 def _agreed(value: float) -> float:

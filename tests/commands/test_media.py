@@ -11,6 +11,7 @@ from fmjax.commands import cli, media
 from fmjax.data.codecs.media import Media
 from fmjax.data.digits import CODEC
 from fmjax.errors import InputError
+from fmjax.inference.prompts import by_part
 from tests.classifier import IMAGES, MODEL
 
 
@@ -41,8 +42,14 @@ def test_parts_that_do_not_fit_are_refused(files, tmp_path):
         prompts(["image"], ["a"], image=files)
     with pytest.raises(InputError, match="none.png' cannot be read: No such file"):
         prompts(["image"], image=[str(tmp_path / "none.png")])
-    with pytest.raises(InputError, match="takes no image; it reads text"):
+    with pytest.raises(InputError, match="takes no image in a prompt, which is of text"):
         prompts(["text"], ["a"], image=files)
+
+
+def test_a_model_without_the_codec_says_what_it_reads(files):
+    for value in (Media("image", generate.pathlib.Path(files[0])), IMAGES[0]):
+        with pytest.raises(InputError, match=r"prompt 0 is .*, and Model\(GPT.* reads nothing but texts"):
+            by_part(byte_model(), [value], ("image",))
 
 
 def test_a_model_that_reads_none_refuses_them(tmp_path, capsys):

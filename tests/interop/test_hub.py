@@ -65,7 +65,7 @@ def test_a_hub_id_is_downloaded_and_loaded(tmp_path, monkeypatch):
     folder = folders.published(tmp_path / "cache", "gpt2")
     asked = []
 
-    def snapshot_download(name, *, revision, allow_patterns):
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
         asked.append((name, revision, allow_patterns))
         return str(folder)
 

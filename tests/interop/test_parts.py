@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 import fmjax
 from fmjax.data.codecs.label import LabelCodec
 from fmjax.errors import CheckpointError, ConfigError, InputError
-from fmjax.hub import PATTERNS
+from fmjax.hub import IGNORED, PATTERNS
 from fmjax.interop.family import publish
 from fmjax.interop.loading import model_section
 from fmjax.layers.modulation import NO_LABEL
@@ -134,5 +134,7 @@ def test_a_download_takes_folders_of_parts_and_no_weights_twice():
     wanted = ["model_index.json", "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"]
     wanted += ["unet/diffusion_pytorch_model-00001-of-00002.safetensors", "text_encoder/model.safetensors"]
     others = ["transformer/diffusion_pytorch_model.bin", "transformer/diffusion_pytorch_model.fp16.safetensors"]
-    others += ["text_encoder/pytorch_model.bin", "text_encoder/model.onnx"]
-    assert list(filter_repo_objects(wanted + others, allow_patterns=list(PATTERNS))) == wanted
+    others += ["text_encoder/pytorch_model.bin", "text_encoder/model.onnx", "text_encoder/model.fp16.safetensors"]
+    others += ["checkpoint-500/model.safetensors", "checkpoint-500/model-00001-of-00002.safetensors"]
+    patterns = dict(allow_patterns=list(PATTERNS), ignore_patterns=list(IGNORED))
+    assert list(filter_repo_objects(wanted + others, **patterns)) == wanted

@@ -99,6 +99,9 @@ def test_nested_stacks_have_named_indices():
     apart = {f"stages_1/blocks_{i}/up/kernel": (8, 3) for i in range(12)}
     named = [(slot.name, slot.path, slot.place) for slot in slots(table, apart)]
     assert named[10] == ("encoder.layers.1.blocks.10.fc.weight", "stages_1/blocks_10/up/kernel", ())
+    line = Weight("blocks/up/kernel", "h.{layer}.up.weight", LINEAR).of(None)
+    for shape in ({"blocks/up/kernel": (2, 4, 3)}, {f"blocks_{i}/up/kernel": (4, 3) for i in (0, 1)}):
+        assert [slot.name for slot in slots([line], shape)] == ["h.0.up.weight", "h.1.up.weight"]
     with pytest.raises(InputError, match="'stages_1/norm/scale' has no published name"):
         slots(table, {"stages_1/norm/scale": (8,)})
     with pytest.raises(InputError, match=r"'encoder.norm' of 'stages_\{stage\}/norm' lacks the indices \['stage'\]"):

@@ -43,9 +43,16 @@ def test_a_run_has_the_steps_wanted_or_those_that_fit_after_compiling_again():
     assert fit(700, 0.5) == 280  # 10 s of them are compiling
     assert fit(700, 0.22) == 636
     assert fit(300, 0.501) == 279
-    for passed, per_step in ((30.0, 141.0), (175.0, 0.1), (200.0, 0.1)):
-        with pytest.raises(ConfigError, match="train.max_minutes = 3 leaves no time for a step"):
-            budget.steps_in_time(700, 3.0, passed, 10.0, per_step)
+    with pytest.raises(ConfigError, match="train.max_minutes = 3 leaves no time for a step"):
+        budget.steps_in_time(700, 3.0, 175.0, 10.0, 18.5)
+
+
+def test_a_run_that_took_long_to_prepare_has_a_tenth_of_its_minutes_and_says_so(caplog):
+    with caplog.at_level("WARNING", logger="fmjax"):
+        assert budget.steps_in_time(700, 3.0, 140.0, 10.0, 1.0) == 30 and not caplog.text
+        for passed in (155.0, 175.0, 400.0):
+            assert budget.steps_in_time(700, 3.0, passed, 10.0, 0.1) == 180
+            assert f"{passed:.0f} s have passed" in caplog.text and "longer than train.max_minutes = 3" in caplog.text
 
 
 def test_a_limit_that_is_none_is_refused():
