@@ -20,9 +20,9 @@ ORGANISATIONS = {
 }  # fmt: skip
 # Configs, safetensors and tokenizers, in folders of parts too; no pickles, and no weights in other layouts.
 PATTERNS = (
-    "*.json", "model*.safetensors", "*/model.safetensors", "*/model-*-of-*.safetensors", "*diffusion_pytorch_model.safetensors",
-    "*diffusion_pytorch_model-*-of-*.safetensors", "tokenizer*", "*.model", "*.spm", "vocab.txt", "merges.txt",
-    "*.jinja",
+    "*.json", "model*.safetensors", "*/model.safetensors", "*/model-*-of-*.safetensors",
+    "*diffusion_pytorch_model.safetensors", "*diffusion_pytorch_model-*-of-*.safetensors", "tokenizer*",
+    "*.model", "*.spm", "vocab.txt", "merges.txt", "*.jinja",
 )  # fmt: skip
 IGNORED = ("checkpoint-*/*", "*.fp16.safetensors")  # states of a training, and weights that are there in float32 too
 

@@ -53,8 +53,9 @@ def seconds_per_step(step: Callable[[], None], clock: Callable[[], float] = time
 
 
 def steps_in_time(wanted: int, minutes: float, passed: float, compiling: float, per_step: float) -> int:
-    """The steps of a run: `wanted`, or as many as its minutes leave, which are said to be more where preparing took nearly
-    all of them (`SHARE`). All processes get process 0's answer.
+    """The steps of a run: `wanted`, or as many as its minutes leave, or the least (`SHARE`), which is said to take longer.
+
+    All processes get process 0's answer.
 
     Args:
       minutes: `train.max_minutes`.
@@ -71,11 +72,11 @@ def steps_in_time(wanted: int, minutes: float, passed: float, compiling: float, 
     begun = f"{passed:.0f} s have passed since the command began, compiling takes {compiling:.0f} s more"
     if steps < 1:
         raise ConfigError(
-            f"train.max_minutes = {minutes:g} leaves no time for a step: {begun}, a step {per_step:.2g} s. Give the run "
-            "more minutes"
+            f"train.max_minutes = {minutes:g} leaves no time for a step: {begun}, a step {per_step:.2g} s. Give the "
+            "run more minutes"
         )
     if steps > max(fitting, 0):
-        log.warning("%s: the run takes longer than train.max_minutes = %g, for a tenth of them in steps", begun, minutes)
+        log.warning("%s: the run takes longer than train.max_minutes = %g, a tenth of it in steps", begun, minutes)
     return steps
 
 
