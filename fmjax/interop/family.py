@@ -62,7 +62,7 @@ class Family:
 
     def __post_init__(self):
         if self.in_folders and self.table:
-            raise ConfigError(f"family {self.architectures[0]!r} has its weights in_folders of its parts: leave table out")
+            raise ConfigError(f"family {self.architectures[0]!r} has weights in_folders of parts: leave table out")
 
     @property
     def passed_over(self) -> tuple[str, ...]:

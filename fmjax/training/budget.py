@@ -53,7 +53,7 @@ def seconds_per_step(step: Callable[[], None], clock: Callable[[], float] = time
 
 
 def steps_in_time(wanted: int, minutes: float, passed: float, compiling: float, per_step: float) -> int:
-    """The steps of a run: `wanted`, or as many as its minutes leave, or the least (`SHARE`), which is said to take longer.
+    """The steps of a run: `wanted`, or as many as its minutes leave, or the least (`SHARE`), which takes longer.
 
     All processes get process 0's answer.
 
