@@ -3,11 +3,14 @@ ImageFolder has them)."""
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 
-from fmjax.data.splits import heldout_choice, split_of
+from fmjax.data.splits import heldout_choice, split_of_folder
 from fmjax.errors import DataError
+
+log = logging.getLogger("fmjax")
 
 METADATA = "metadata.jsonl"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -50,23 +53,31 @@ def labelled_files(folder: pathlib.Path) -> list[LabelledFile]:
 
 
 def split_folders(folder: pathlib.Path) -> Mapping[str, pathlib.Path]:
-    """{"train": folder, "heldout": folder} where the subfolders are named as splits are, such as "train" and "test";
-    {"train": the folder itself} where they are not.
+    """{"train": folder, "heldout": folder} where all subfolders are named as splits are, such as "train" and "test";
+    {"train": the folder itself} where they are not, or it has a `metadata.jsonl`.
 
-    Raises DataError for splits without "train", or subfolders of which some alone are named so.
+    Raises DataError for splits without "train", and for one split under two names.
     """
     subfolders = [entry for entry in _visible(folder) if entry.is_dir()] if folder.is_dir() else []
-    splits = {split_of(f"{entry.name}/"): entry for entry in subfolders}
-    named = {split: entry for split, entry in splits.items() if split}
-    if not named or (folder / METADATA).is_file():
+    splits = [split_of_folder(entry.name) for entry in subfolders]
+    if not any(splits) or (folder / METADATA).is_file():
         return {"train": folder}
-    if None in splits or "train" not in named:
-        odd = splits[None].name if None in splits else "train"
-        what = "is no split" if None in splits else "is missing"
-        known = ", ".join(sorted(entry.name for entry in named.values()))
-        raise DataError(
-            f"folder {str(folder)!r} has splits ({known}), and {odd!r} {what}; choose one folder of classes"
-        )
+    known = ", ".join(entry.name for entry, split in zip(subfolders, splits) if split)
+    if not all(splits):
+        log.warning(
+            "%s: %s are taken for classes, as not all subfolders are splits. If they are splits, move the others away.",
+            folder, known,
+        )  # fmt: skip
+        return {"train": folder}
+    remedy = f"choose one folder of classes. If these are classes, name each file's in {folder / METADATA}"
+    named: dict[str, pathlib.Path] = {}
+    for entry, split in zip(subfolders, splits):
+        if split in named:
+            both = f"{named[split].name!r} and {entry.name!r}"
+            raise DataError(f"folder {str(folder)!r} has {both}, which are one split; merge them, or {remedy}")
+        named[split] = entry
+    if "train" not in named:
+        raise DataError(f"folder {str(folder)!r} has splits ({known}), and 'train' is missing; {remedy}")
     heldout = heldout_choice(sorted(named))
     return {"train": named["train"]} | ({"heldout": named[heldout]} if heldout else {})
 

@@ -1,6 +1,7 @@
 """Images in files, read when a step needs them: rows are a pure function of (config, seed, index)."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import ClassVar
@@ -17,6 +18,10 @@ from fmjax.data.prepared import build_once, content_hash, fingerprint
 from fmjax.data.splits import is_heldout
 from fmjax.errors import ConfigError, DataError
 
+log = logging.getLogger("fmjax")
+
+READING = "oriented"  # how files become pixels; another word for another way: what was made of the same files differs
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
@@ -27,7 +32,7 @@ class ImageFolder:
 
     Attributes:
       source: a folder with a subfolder of images for each class, or with a `metadata.jsonl` that names files and
-        labels, {"file_name": "a.png", "label": "cat"}; or one with such folders train and validation (or test).
+        labels, {"file_name": "a.png", "label": "cat"}; or one of such folders train and validation (or test) alone.
       image_size: side that images are scaled to, in pixels.
       channels: 1 for grey images, 3 for colour.
       max_shift: training images are moved by up to this many pixels along each axis, at random for each row; the gap is
@@ -75,12 +80,16 @@ class ImageFolder:
         folders = split_folders(pathlib.Path(self.source).expanduser())
         files = {split: labelled_files(folder) for split, folder in folders.items()}
         hashes = {split: [content_hash(one.path, cache_dir) for one in found] for split, found in files.items()}
-        content = fingerprint({s: [(one.name, one.label, h) for one, h in zip(files[s], hashes[s])] for s in files})
+        found = {s: [(one.name, one.label, h) for one, h in zip(files[s], hashes[s])] for s in files}
+        content = fingerprint(READING, found)
         train, heldout = self._divided(files, hashes)
         names = tuple(sorted({one.label for one in train}))
         for one in heldout:
             if one.label not in names:
-                raise DataError(f"{str(one.path)!r}: no image to train on has its class {one.label!r}")
+                remedy = "lower data.heldout_fraction, or make folders train and validation"
+                if "heldout" in files:
+                    remedy = f"put some into {str(folders['train'])!r}"
+                raise DataError(f"{str(one.path)!r}: no image to train on has its class {one.label!r}; {remedy}")
         _check_all([*train, *heldout], self.codec, cache_dir / "images" / content, progress)
         codec, labels = self.codec, LabelCodec(len(names), names)
         background = codec.encode(np.zeros(codec.shape, np.uint8))[codec.array][0, 0]
@@ -119,6 +128,12 @@ class ImageFolder:
             raise DataError(
                 f"data.source {self.source!r}: all {len(sides[1])} images are held out; lower heldout_fraction"
             )
+        if fraction and not sides[1]:
+            log.warning(
+                "data.source %r: none of its %d images is held out at data.heldout_fraction = %s, so nothing is "
+                "evaluated; raise it, or make folders train and validation",
+                self.source, len(sides[0]), fraction,
+            )  # fmt: skip
         return sides
 
 

@@ -40,6 +40,11 @@ def split_of(name: str) -> str | None:
     return _SPLIT_NAMES.get(first) or _SPLIT_NAMES.get(path.parent.name.lower())
 
 
+def split_of_folder(name: str) -> str | None:
+    """ "train", "validation" or "test" where that, or another word for it, is a folder's whole name."""
+    return _SPLIT_NAMES.get(name.lower())
+
+
 def heldout_choice(splits: list[str]) -> str | None:
     """Which of the splits a dataset has serves as held-out: its validation, else its test split."""
     for wanted in ("validation", "test"):

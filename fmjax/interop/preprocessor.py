@@ -1,11 +1,12 @@
 """What published folders say of values: `preprocessor_config.json` as the image codec, `id2label` as that of labels."""
 
+import collections
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmjax.data.codecs.base import Codec
-from fmjax.data.codecs.image import FILTERS, ImageCodec, ResizedImageCodec
+from fmjax.data.codecs.image import FILTERS, ImageCodec, ResizedImageCodec, UnscaledImageCodec
 from fmjax.data.codecs.label import LabelCodec
 from fmjax.errors import ConfigError
 from fmjax.interop.published_config import PublishedConfig
@@ -58,7 +59,7 @@ def _read_image_codec(path: pathlib.Path, channels: int) -> ImageCodec:
     if resample not in range(len(FILTERS)):
         config.refuse("resample", resample, f"Pillow's filters are 0 to {len(FILTERS) - 1}")
     config.finish()
-    return ResizedImageCodec(**options, resample=FILTERS[resample]) if resized else ImageCodec(**options)
+    return ResizedImageCodec(**options, resample=FILTERS[resample]) if resized else UnscaledImageCodec(**options)
 
 
 def write_preprocessor(codec: ImageCodec, processor: str) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def write_preprocessor(codec: ImageCodec, processor: str) -> dict[str, Any]:
     numbers = {name: list(getattr(codec, name)) for name in ("mean", "std")}
     return {
         "image_processor_type": processor,
-        "do_resize": True,
+        "do_resize": codec.scales,
         "size": {"height": codec.height, "width": codec.width},
         "resample": FILTERS.index(codec.resample),
         "do_rescale": True,
@@ -77,14 +78,24 @@ def write_preprocessor(codec: ImageCodec, processor: str) -> dict[str, Any]:
 
 
 def _names(id2label: Any, classes: int, source: str) -> tuple[str, ...]:
-    """The classes' names, in order; none where the config has none but the default ones."""
+    """The classes' names, in order; none where the config has none but the default ones.
+
+    A name that several classes share, as ImageNet's two cranes do, gets their numbers: "crane (134)", "crane (517)".
+    """
     if id2label is None:
         return ()
     if not isinstance(id2label, dict) or set(id2label) != {str(i) for i in range(classes)}:
         found = repr(id2label)[:300]
         raise ConfigError(f"{source}: id2label does not name the classes 0 to {classes - 1}, each once: {found}")
     names = {str(i): str(id2label[str(i)]) for i in range(classes)}
-    return () if names == default_labels(classes)["id2label"] else tuple(names.values())
+    return () if names == default_labels(classes)["id2label"] else _distinct(tuple(names.values()))
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    while len(set(names)) < len(names):  # again where a name with a number is one that another class has
+        counts = collections.Counter(names)
+        names = tuple(f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names))
+    return names
 
 
 def default_labels(classes: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from fmjax.data.codecs.media import Media
-from fmjax.data.image_files import labelled_files
+from fmjax.data.image_files import labelled_files, split_folders
 from fmjax.errors import DataError, InputError
 from fmjax.tasks.protocol import Apply, Task
 
@@ -72,7 +72,7 @@ class MNIST(ImageClassification):
 class ImageFolder(ImageClassification):
     """`images:FOLDER`: files are read, and scaled, by the codec of the model's run."""
 
-    name, version = "images", "1"
+    name, version = "images", "2"
     description = "images:FOLDER, accuracy on images in class subfolders, or named by FOLDER/metadata.jsonl"
     needs = "FOLDER, looked for in --data_dir where that is given"
 
@@ -81,6 +81,9 @@ class ImageFolder(ImageClassification):
 
     def documents(self, context):
         folder = (context.data_dir or pathlib.Path()) / pathlib.Path(self.path).expanduser()
+        if (splits := split_folders(folder)) != {"train": folder}:
+            names = " or ".join(f"images:{self.path.rstrip('/')}/{split.name}" for split in splits.values())
+            raise DataError(f"folder {str(folder)!r} has splits, which are no classes; choose {names}")
         files = labelled_files(folder)
         documents = [{"image": Media("image", one.path, one.name), "label": one.label} for one in files]
         content = json.dumps([[one["image"].name, one["image"].fingerprint, one["label"]] for one in documents])

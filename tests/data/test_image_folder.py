@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from fmjax import config as configs
+from fmjax.data import images
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.image_files import labelled_files, split_folders
 from fmjax.data.images import ImageFolder
+from fmjax.data.prepared import content_hash
 from fmjax.errors import ConfigError, DataError
 
 CODEC = ImageCodec(4, 4, 1)
@@ -115,10 +117,7 @@ def test_what_is_wrong_with_a_folder_is_said_when_it_is_opened(folder, tmp_path)
     split = tmp_path / "split"
     shutil.copytree(folder / "cat", split / "train" / "cat")
     shutil.copytree(folder / "dog", split / "test" / "dog")
-    with pytest.raises(DataError, match="dog/0.png': no image to train on has its class 'dog'"):
-        opened(split, tmp_path)
-    shutil.copytree(folder, split / "more")
-    with pytest.raises(DataError, match="has splits .*, and 'more' is no split; choose one"):
+    with pytest.raises(DataError, match="dog/0.png': no image to train on has its class 'dog'; put some into .*train'"):
         opened(split, tmp_path)
     whole = (folder / "cat" / "3.png").read_bytes()
     (folder / "cat" / "3.png").write_bytes(whole[:50])
@@ -127,6 +126,47 @@ def test_what_is_wrong_with_a_folder_is_said_when_it_is_opened(folder, tmp_path)
     ImageCodec(4, 4, 3).write(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), folder / "cat" / "3.png")
     with pytest.raises(DataError, match="cat/3.png' is in colour"):
         opened(folder, tmp_path)
+
+
+def folder_of(at, *names):
+    for name in names:
+        (at / name).mkdir(parents=True)
+    return at
+
+
+def test_subfolders_are_splits_where_all_have_the_whole_name_of_one(tmp_path, caplog):
+    for number, names in enumerate([("bus_station", "train_station"), ("test-tube", "train.set")]):
+        classes = folder_of(tmp_path / str(number), *names)
+        assert split_folders(classes) == {"train": classes} and not caplog.text
+    classes = folder_of(tmp_path / "vehicles", "bus", "train")
+    assert split_folders(classes) == {"train": classes} and "train are taken for classes" in caplog.text
+    splits = folder_of(tmp_path / "splits", "Train", "val", "test")
+    assert split_folders(splits) == {"train": splits / "Train", "heldout": splits / "val"}
+    for number, names, message in [
+        (3, ("train", "training", "test"), "has 'train' and 'training', which are one split; merge.*metadata.jsonl"),
+        (4, ("train", "val", "validation"), "has 'val' and 'validation', which are one split"),
+        (5, ("dev", "test"), "has splits .dev, test., and 'train' is missing; choose.*metadata.jsonl"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            split_folders(folder_of(tmp_path / str(number), *names))
+
+
+def test_what_a_hash_holds_out_of_few_images_is_explained(folder, tmp_path, caplog, monkeypatch):
+    for number in range(1, 6):
+        (folder / "dog" / f"{number}.png").unlink()
+    name = content_hash(folder / "dog" / "0.png", tmp_path)
+    monkeypatch.setattr(images, "is_heldout", lambda content, fraction: fraction > 0.5 and content == name)
+    with pytest.raises(DataError, match="has its class 'dog'; lower data.heldout_fraction, or make folders train and"):
+        opened(folder, tmp_path, heldout_fraction=0.6)
+    assert opened(folder, tmp_path, heldout_fraction=0.0).evaluation == {} and not caplog.text
+    assert opened(folder, tmp_path, heldout_fraction=0.4).evaluation == {}
+    assert "none of its 7 images is held out at data.heldout_fraction = 0.4" in caplog.text
+
+
+def test_another_reading_of_the_same_files_is_other_data(folder, tmp_path, monkeypatch):
+    before = opened(folder, tmp_path).identity
+    monkeypatch.setattr(images, "READING", "as stored")
+    assert opened(folder, tmp_path).identity != before
 
 
 def test_a_config_of_digits_takes_a_folder(folder, tmp_path):

@@ -19,6 +19,7 @@ import fmjax
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.codecs.label import LabelCodec
 from fmjax.errors import CheckpointError, ConfigError, InputError
+from fmjax.interop.preprocessor import PREPROCESSOR, _read_image_codec, write_preprocessor
 from fmjax.load import Model
 from fmjax.models.vit import ViT
 
@@ -181,6 +182,29 @@ def test_preprocessing_that_is_not_honoured_is_refused(case, change, match, tmp_
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ConfigError, match=match):
         fmjax.load(folder)
+
+
+def test_classes_of_one_name_are_told_apart(tmp_path):
+    names = {"0": "crane", "1": "crane (2)", "2": "crane"}
+    folder = folders.write_vision(tmp_path / "published", folders.read_vision("vit"), id2label=names)
+    model = fmjax.load(folder)
+    codec = model.codecs["label"]
+    assert codec.names == ("crane (0)", "crane (2) (1)", "crane (2) (2)")
+    assert [int(codec.encode(name)["labels"]) for name in codec.names] == [0, 1, 2]
+    model.save(tmp_path / "saved", format="hf")
+    assert fmjax.load(tmp_path / "saved").codecs["label"] == codec
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["label2id"] == {name: i for i, name in enumerate(codec.names)}
+
+
+@pytest.mark.parametrize("resized", [True, False])
+def test_whether_images_are_scaled_is_written_as_it_was_read(resized, tmp_path):
+    values = json.loads(str(folders.read_vision("vit")["file/preprocessor_config.json"])) | {"do_resize": resized}
+    (tmp_path / PREPROCESSOR).write_text(json.dumps(values))
+    codec = _read_image_codec(tmp_path / PREPROCESSOR, 3)
+    written = write_preprocessor(codec, "ViTImageProcessor")
+    (tmp_path / PREPROCESSOR).write_text(json.dumps(written))
+    assert written["do_resize"] is resized and _read_image_codec(tmp_path / PREPROCESSOR, 3) == codec
 
 
 def test_rescaling_and_normalising_may_be_left_out(case, tmp_path):

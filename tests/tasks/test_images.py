@@ -82,6 +82,15 @@ def test_what_does_not_go_together_is_said_first(tmp_path):
         answer([Apply("classify", "seven")], MODEL)
 
 
+def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "pets" / split / "cat").mkdir(parents=True)
+        CODEC.write(np.zeros((8, 8, 1), np.uint8), tmp_path / "pets" / split / "cat" / "0.png")
+    with pytest.raises(DataError, match="has splits, .*; choose images:pets/train or images:pets/test"):
+        get_task("images:pets").documents(TaskContext(tmp_path))
+    assert [one["label"] for one in get_task("images:pets/test").documents(TaskContext(tmp_path))] == ["cat"]
+
+
 def test_a_folder_of_files_is_the_same_task(tmp_path, capsys):
     """Digits in files are answered as digits in memory, by the runner, its stored answers and comparison."""
     documents = get_task("digits_test").documents(TaskContext())[:30]

@@ -8,5 +8,6 @@ CODECS = Registry(
         "image": "fmjax.data.codecs.image:ImageCodec",
         "label": "fmjax.data.codecs.label:LabelCodec",
         "resized_image": "fmjax.data.codecs.image:ResizedImageCodec",
+        "unscaled_image": "fmjax.data.codecs.image:UnscaledImageCodec",
     },
 )

@@ -29,6 +29,7 @@ class ImageCodec:
 
     suffix: ClassVar[str] = ".png"
     shown: ClassVar[str] = "image"
+    scales: ClassVar[bool] = True  # files of another size
     resample = "bilinear"  # no field: runs of this codec have it as it is
 
     height: int
@@ -66,10 +67,13 @@ class ImageCodec:
     def read(self, path: pathlib.Path) -> np.ndarray:
         """The image in a file of any format that Pillow reads, scaled to this size; a grey one has equal channels.
 
-        Raises DataError for a file that is no image, or whose image this codec cannot hold: one with more than 8 bits,
-        a transparent one, and one in colour where images are grey.
+        It is turned as its EXIF orientation says, which is how cameras store a picture taken upright.
+
+        Raises DataError for a file that is no image, or whose image this codec cannot hold: one that is too large, or
+        of another size where none is scaled, one with more than 8 bits, a transparent one, and one in colour where
+        images are grey.
         """
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         try:
             with Image.open(path) as file:
@@ -78,7 +82,13 @@ class ImageCodec:
                 can_be_clear = "A" in file.getbands() or "transparency" in file.info
                 if can_be_clear and file.convert("RGBA").getextrema()[3][0] < 255:
                     raise DataError(f"{str(path)!r} is transparent in places; put it on a background")
-                pixels = self._scaled(file.convert("RGB"))
+                upright = ImageOps.exif_transpose(file)
+                if not self.scales and upright.size != (self.width, self.height):
+                    found, expected = (f"{width}x{height}" for width, height in (upright.size, self.shape[1::-1]))
+                    raise DataError(f"{str(path)!r} is {found} pixels, and images here are {expected}; scale it")
+                pixels = self._scaled(upright.convert("RGB"))
+        except Image.DecompressionBombError as error:
+            raise DataError(f"{str(path)!r} is too large an image ({error}); make it smaller") from None
         except (OSError, SyntaxError, UnidentifiedImageError) as error:  # SyntaxError: a PNG whose parts are broken
             raise DataError(f"{str(path)!r} cannot be read as an image: {error}") from None
         if self.channels == 3:
@@ -135,6 +145,13 @@ class ResizedImageCodec(ImageCodec):
         if image.shape != self.shape:
             image = self._scaled(Image.fromarray(image[..., 0] if self.channels == 1 else image)).reshape(self.shape)
         return super().encode(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class UnscaledImageCodec(ImageCodec):
+    """As `ImageCodec`, of files of this size alone: no other is scaled, but refused."""
+
+    scales: ClassVar[bool] = False
 
 
 def grid(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:

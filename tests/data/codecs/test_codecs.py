@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fmjax.data.codecs.base import fingerprint, load_codecs, save_codecs
-from fmjax.data.codecs.image import ImageCodec, grid
+from fmjax.data.codecs.image import ImageCodec, ResizedImageCodec, UnscaledImageCodec, grid
 from fmjax.data.codecs.label import LabelCodec
 from fmjax.errors import ConfigError, DataError
 
@@ -72,6 +72,26 @@ def test_image_files(tmp_path):
         np.testing.assert_array_equal(np.asarray(file), grid(images))
     assert grid(images).shape == (9, 20, 3)
     np.testing.assert_array_equal(grid(images)[5:, 7:13], images[4])
+
+
+def test_a_picture_taken_upright_is_read_upright(tmp_path):
+    """Orientation 6 of EXIF: the camera was turned, and what it stored is turned clockwise to be seen."""
+    stored = np.repeat(np.repeat(np.array([[0, 80, 160], [40, 120, 240]], np.uint8), 8, axis=0), 8, axis=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(tmp_path / "upright.jpg", exif=exif, quality=100)
+    want = np.rot90(stored, -1)[..., None].astype(int)
+    for codec in (ImageCodec(24, 16, 1), ResizedImageCodec(24, 16, 1), UnscaledImageCodec(24, 16, 1)):
+        assert np.abs(codec.read(tmp_path / "upright.jpg") - want).max() <= 3
+    with pytest.raises(DataError, match="upright.jpg' is 16x24 pixels, and images here are 24x16; scale it"):
+        UnscaledImageCodec(16, 24, 1).read(tmp_path / "upright.jpg")
+
+
+def test_an_image_too_large_to_open_is_named(tmp_path, monkeypatch):
+    COLOUR.write(noise((4, 6, 3)), tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(DataError, match="large.png' is too large an image .*; make it smaller"):
+        COLOUR.read(tmp_path / "large.png")
 
 
 def test_labels_have_numbers_and_names():
