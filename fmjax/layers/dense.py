@@ -15,6 +15,7 @@ from jax.interpreters import ad, batching, mlir
 
 from fmjax.layers.checks import check_choice
 from fmjax.layers.weights import LoRAWeight, Turned, is_weight
+from fmjax.parallel.logical import vary_alike
 
 INITS = ("normal", "glorot_normal", "glorot_uniform")
 
@@ -155,7 +156,7 @@ batching.primitive_batchers[product_p] = _batched
 
 
 def _product(x, weight, transpose, out_dtype):
-    return product_p.bind(x, weight, transpose=transpose, out_dtype=out_dtype)
+    return product_p.bind(*vary_alike(x, weight), transpose=transpose, out_dtype=out_dtype)
 
 
 class Linear(nn.Module):

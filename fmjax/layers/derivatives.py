@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from fmjax.parallel.logical import vary_alike
+
 
 def with_backward(function, backward, tangent=None):
     """`function`, with `backward` as its derivative: under `jax.grad`, `jax.jvp`, `jax.vmap` and what is made of them.
@@ -32,14 +34,14 @@ def with_backward(function, backward, tangent=None):
         outs = run(*args)
         tangents = [t for x, t in zip(args, tangents) if x is not None and jnp.issubdtype(x.dtype, jnp.inexact)]
         saved, structure = jax.tree.flatten((args, outs))
-        like = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs)
+        like = tuple(map(jax.typeof, outs))
         pull = lambda saved, *cotangents: tuple(backward(*structure.unflatten(saved), cotangents))
         push = lambda saved, *tangents: jax.linear_transpose(partial(pull, saved), *like)(tangents)
         if tangent is not None:
             push = lambda saved, *tangents: tuple(tangent(*structure.unflatten(saved), tangents))
         return outs, tuple(_tangent_p.bind(*saved, *tangents, pull=pull, push=push, num_saved=len(saved)))
 
-    return run
+    return lambda *args: run(*vary_alike(*args))
 
 
 def _tangent(*arrays, pull, push, num_saved):

@@ -64,9 +64,9 @@ class TransformerConfig:
         products of the MLP; of those that write to the residual stream.
       attention: attention backend; "auto" takes the fastest of the platform.
       dtype: compute dtype (float32, bfloat16); parameters are float32.
-      remat: what the backward pass recomputes. "none" saves everything, "full" only each block's input, "dots" the
-        products with weights, "save_named:a,b" what has these names
-        (`fmjax.layers.transformer_config.SAVED_NAMES`).
+      remat: what the backward pass recomputes. "none" saves everything, "full" only each block's input, "dots" saves
+        the products with weights that go through `fmjax.layers.dense.dense` and no others, "save_named:a,b" what has
+        these names (`fmjax.layers.transformer_config.SAVED_NAMES`).
       unroll: layers per iteration of the scan; under remat at most half of the stack, since XLA merges what a program
         without a loop computes twice and then keeps it.
       scan_layers: one scan over stacked parameters `blocks` [layers, ...], or, False, a program as long as the stack is

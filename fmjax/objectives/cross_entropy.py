@@ -46,7 +46,7 @@ def cross_entropy(
       hidden: [B, T, D] in the compute dtype.
       head: output weights as for `output_logits`.
       targets: int32 [B, T].
-      weights: float32 [B, T]; no gradient flows to them.
+      weights: float32 [B, T]; constants to a derivative of either mode.
       z_loss: adds z_loss * log(Z)**2 per position, Z the softmax's denominator (Chowdhery et al. 2022, section 5).
       label_smoothing: share of the target's probability that is spread evenly over all V classes, the target among
         them (Szegedy et al. 2016, section 7; `label_smoothing` of PyTorch's CrossEntropyLoss).
@@ -56,7 +56,8 @@ def cross_entropy(
         others counts as correct.
 
     Returns: dict of float32 scalars, sums over positions times weights: "loss" (with z-loss and smoothing; the only
-    one with a derivative, of either mode), "cross_entropy" (without them), "z_loss", and "correct" if asked for.
+    one with a derivative, of either mode, with respect to hidden and head only), "cross_entropy" (without them),
+    "z_loss", and "correct" if asked for.
     """
     options = _Options(z_loss, label_smoothing, chunk_size, count_correct)
     return _cross_entropy(hidden, head, targets, weights, options)

@@ -36,8 +36,27 @@ def num_shards(mesh, names: Sequence[str]) -> int:
 
 
 def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
-    """x, laid out by the logical axes of its dimensions where there are a mesh and rules in context."""
+    """x, laid out by the logical axes of its dimensions where there are a mesh and rules in context.
+
+    Inside `jax.shard_map` the mesh axes that it maps over are left out: there x is one device's part.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not nn.get_logical_axis_rules():
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*mesh_axes(mesh, names)))
+    if not mesh.manual_axes:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(*mesh_axes(mesh, names)))
+    if set(mesh.manual_axes) == set(mesh.axis_names):
+        return x
+    split = [tuple(axis for axis in axes if axis not in mesh.manual_axes) for axes in mesh_axes(mesh, names)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*split))
+
+
+def vary_alike(*arrays):
+    """The arrays (or trees of them, or None), all varying over each mesh axis of `jax.shard_map` that one varies over.
+
+    JAX does so for its own operations, not for the arguments of a primitive or rule of ours. The transpose is the sum
+    over these axes. Where nothing varies, as outside of `shard_map`, nothing is done.
+    """
+    varying = lambda x: jax.typeof(x).manual_axis_type.varying
+    wanted = frozenset().union(*map(varying, jax.tree.leaves(arrays)))
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(wanted - varying(x))), to="varying"), arrays)

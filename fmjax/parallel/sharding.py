@@ -75,7 +75,13 @@ def param_shardings(shapes, axes, mesh: Mesh, table: Mapping[str, tuple[str, ...
 
 
 def batch_sharding(mesh: Mesh, table: Mapping[str, tuple[str, ...]]) -> NamedSharding:
-    """Sharding of the leading, global batch axis of every array of a batch."""
+    """Sharding of the leading, global batch axis of every array of a batch.
+
+    Raises ConfigError for a table without `batch`, which would have every device compute the whole batch.
+    """
+    if "batch" not in table:
+        known = ", ".join(table)
+        raise ConfigError(f"the sharding table has no logical axis 'batch', only: {known}; add it under mesh.rules")
     return NamedSharding(mesh, PartitionSpec(*mesh_axes(mesh, ("batch",), table)))
 
 

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from fmjax.errors import ConfigError
+from fmjax.layers.attention import cpu
 from fmjax.layers.dense import dense
 from fmjax.layers.embed import Embedding
 from fmjax.layers.norm import layer_norm, rms_norm
@@ -194,3 +196,25 @@ def test_patches_are_read_row_by_row_and_put_back():
     np.testing.assert_array_equal(unpatchify(patches, 3, 6, 9), images)
     with pytest.raises(ConfigError, match="6x9 pixels do not divide into patches of 4x4"):
         patchify(images, 4)
+
+
+def test_gradients_inside_shard_map_are_those_outside():
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    keys = jax.random.split(jax.random.key(0), 5)
+    x, w = jax.random.normal(keys[0], (4, 6, 8)), jax.random.normal(keys[1], (8, 8))
+    table, index = jax.random.normal(keys[2], (5, 8)), jax.random.randint(keys[3], (4, 6), 0, 5)
+    ids = jnp.ones((4, 6), jnp.int32)
+
+    def loss(params, x, index, ids):
+        rows = Embedding(5, 8).apply({"params": {"embedding": params["table"]}}, index)
+        q = dense(x + rows, params["w"]).reshape(*x.shape[:2], 2, 4)
+        # Keys and values that are the same on both devices.
+        k = jnp.broadcast_to(params["k"], (len(x), 6, 2, 4))
+        options = dict(segment_ids=(ids, ids), positions=None, causal=True, window=None, scale=0.5)
+        return jnp.sum(cpu.run(q, k, k, **options) ** 2)
+
+    params = {"w": w, "table": table, "k": jax.random.normal(keys[4], (6, 2, 4))}
+    specs = dict(in_specs=(PartitionSpec(), *[PartitionSpec("data")] * 3), out_specs=PartitionSpec())
+    inside = jax.jit(jax.shard_map(jax.grad(loss), mesh=mesh, **specs))(params, x, index, ids)
+    outside = jax.jit(jax.grad(loss))(params, x, index, ids)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), inside, outside)

@@ -116,6 +116,21 @@ def test_a_batch_must_divide_over_its_shards():
     with pytest.raises(ConfigError, match="train.batch_size = 12 does not divide over the mesh's 8 batch shards"):
         check_batch(12, mesh, config.table, "train.batch_size")
     assert local_rows(16, batch_sharding(mesh, config.table)) == list(range(16))
+    with pytest.raises(ConfigError, match="no logical axis 'batch', only: embed"):
+        batch_sharding(mesh, {"embed": ("fsdp",)})
+
+
+@pytest.mark.parametrize("manual", [{"data"}, {"data", "fsdp"}])
+def test_a_constraint_inside_shard_map_leaves_out_the_axes_mapped_over(manual):
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    x = jnp.arange(64.0).reshape(8, 8)
+
+    def part(x):
+        with nn.logical_axis_rules([("batch", ("data", "fsdp")), ("embed", None)]):
+            return 2 * constrain(x, ("batch", "embed"))
+
+    specs = dict(in_specs=P("data"), out_specs=P("data"))
+    assert (jax.jit(jax.shard_map(part, mesh=mesh, axis_names=manual, **specs))(x) == 2 * x).all()
 
 
 @pytest.mark.parametrize(

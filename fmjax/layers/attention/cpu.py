@@ -6,7 +6,7 @@ A loop takes as many rows at a time as have their logits in the caches of the co
 array of logits through main memory several times, which takes longer than the products.
 
 Rows so long that a block's logits are in no cache go through blocks of keys as well (`blocks`), which takes
-memory by their length, not its square.
+memory by their length, not its square. Inside `jax.shard_map` that path needs `check_vma=False`.
 """
 
 import functools
