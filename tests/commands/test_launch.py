@@ -19,7 +19,8 @@ def main(argv):
     parser = cli.ArgumentParser("test", "")
     launch.add_flags(parser)
     flags = parser.parse_args(argv)
-    cli.log_to_stderr(logging.INFO)
+    cli.log_to_stderr()
+    logging.getLogger("fmjax").setLevel(logging.INFO)
     with launch.together(flags):
         import jax
         from fmjax.parallel import hosts
