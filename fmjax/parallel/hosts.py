@@ -21,6 +21,8 @@ from fmjax.parallel.watch import barrier
 
 PIECE = 2**26
 """Bytes that processes send at a time: each copy of them lies on a device for the while."""
+PATIENCE = 20.0
+"""Seconds that a network file system may take to show a new file."""
 
 
 def connect(mesh: Mesh) -> None:
@@ -78,7 +80,7 @@ def check_shared(folder: pathlib.Path) -> None:
         file.write_bytes(mark)
     barrier("the shared folder")
     mark = from_first_process(mark)
-    deadline = time.monotonic() + 20.0  # that a network file system may take to show a new file
+    deadline = time.monotonic() + PATIENCE
     while not (file.is_file() and file.read_bytes() == mark):
         if time.monotonic() > deadline:
             raise ConfigError(

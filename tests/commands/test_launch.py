@@ -33,7 +33,8 @@ def main(argv):
             logging.getLogger("fmjax.a.b").warning("another")
             check_shared(folder)
         elif does == "checks":
-            check_shared(folder / str(jax.process_index()), patience=0.5)
+            hosts.PATIENCE = 0.5
+            check_shared(folder / str(jax.process_index()))
         elif jax.process_index() == 1:
             raise {"breaks": ZeroDivisionError, "gives up": RunError}[does]("it happened")
         else:
