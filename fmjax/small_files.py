@@ -33,11 +33,11 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Where to write a file or make a folder that takes the place of `path` when it is complete.
 
-    It lies beside it as `.partial-...-NAME`, of the same suffix, is gone when something fails, and stays there
-    where the process is killed.
+    It lies beside it as `.NAME.partial-...`, of the same suffix, is gone when something fails, and stays there where the
+    process is killed.
     """
     # Not a name of tempfile's, whose files nobody else may read.
-    partial = path.with_name(f".partial-{uuid.uuid4().hex[:12]}-{path.name}")
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         yield partial
         partial.replace(path)

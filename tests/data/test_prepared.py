@@ -43,6 +43,7 @@ def test_a_build_killed_half_way_is_done_again_and_swept_up(tmp_path):
     process = spawn.Process(target=_slow_build, args=(target, log, 60))
     process.start()
     while not list(tmp_path.glob(".thing.partial-*/half")):
+        assert process.is_alive() and not target.exists()
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
