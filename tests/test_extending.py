@@ -107,10 +107,13 @@ def test_a_plugin_of_another_kind_is_refused(folder):
 
 
 def test_an_objective_with_a_carry_takes_it(folder):
-    edited(folder, "objectives.py", "batch, key, train)", "batch, key, train, *, carry)")
     initial = "    def initial(self, module, params, key):\n        pass\n\n"
     edited(folder, "objectives.py", "    def inputs", initial + "    def inputs")
-    resolved(folder)
+    with pytest.raises(ConfigError, match="carry"):
+        resolved(folder)
+    forget_my_lab()
+    edited(folder, "objectives.py", "batch, key, train)", "batch, key, train, *, carry)")
+    assert resolved(folder).objective.name == "my_lab.objectives:Huber"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import huggingface_hub
 import numpy as np
 from safetensors.numpy import save_file
 
+import fmjax
+
 PUBLISHED = pathlib.Path(__file__).parent / "published"
 NAMES = sorted(path.stem for path in PUBLISHED.glob("*.npz"))
 
@@ -63,3 +65,10 @@ def write_vision(folder: pathlib.Path, fixture, **changes) -> pathlib.Path:
     for file, found in tensors.items():
         save_file(found, file, {"format": "pt"})
     return folder
+
+
+def loaded_vision(within: pathlib.Path, name: str):
+    """(fixture, its folder in `within`, the model in it)."""
+    fixture = read_vision(name)
+    folder = write_vision(within / name, fixture)
+    return fixture, folder, fmjax.load(folder)

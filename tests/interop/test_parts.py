@@ -23,9 +23,7 @@ NAMES = ("cat", "dog, hound", "ox")
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """(fixture, folder, model) of the pipeline."""
-    fixture = folders.read_vision("dit")
-    folder = folders.write_vision(tmp_path_factory.mktemp("published") / "dit", fixture)
-    return fixture, folder, fmjax.load(folder)
+    return folders.loaded_vision(tmp_path_factory.mktemp("published"), "dit")
 
 
 def test_the_transformer_computes_what_it_was_trained_to(case):

@@ -27,9 +27,7 @@ from fmjax.models.vit import ViT
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """(fixture, folder, model) of a classifier."""
-    fixture = folders.read_vision("vit")
-    folder = folders.write_vision(tmp_path_factory.mktemp("published") / "vit", fixture)
-    return fixture, folder, fmjax.load(folder)
+    return folders.loaded_vision(tmp_path_factory.mktemp("published"), "vit")
 
 
 def pixels_of(fixture):
