@@ -66,7 +66,7 @@ def _parser() -> cli.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.HelpFormatter,
     )
-    add, number = parser.add_argument, cli.number
+    add = parser.add_argument
     add("--model", required=True, help="workdir of a run, one of its checkpoints, a Hugging Face folder, or a hub id")
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add("--mesh", type=cli.mesh, help="split the model over devices, such as fsdp:2,tensor:2 (default: one device)")
@@ -83,6 +83,31 @@ def _parser() -> cli.ArgumentParser:
 
     media.add_flags(parser)
 
+    _add_drawing(parser)
+    add(
+        "--special",
+        action="store_true",
+        help="names of control tokens in prompts, such as <|im_start|>, stand for them; without it they are text",
+    )
+
+    add("--system", help="with --chat: the system prompt")
+    add("--chat_file", help="with --chat: go on with the conversation in this file, if it is there, and keep it there")
+    add(
+        "--template",
+        action="append",
+        type=_template_variable,
+        help="NAME=JSON, a variable of the chat template, such as enable_thinking=false; repeatable",
+    )
+    add("--batch_size", type=cli.number(int, low=1), help="with --prompts: prompts continued at once (default: 16)")
+    add("--with_tokens", action="store_true", help="with --prompts: write the drawn tokens' ids")
+    add("--with_logprobs", action="store_true", help="with --prompts: write their log-probabilities")
+    launch.add_flags(parser)
+    return parser
+
+
+def _add_drawing(parser) -> None:
+    """Flags of how continuations are found: drawing, and beam search."""
+    add, number = parser.add_argument, cli.number
     add("--max_new_tokens", type=number(int, low=1), help="tokens drawn at most (default: 64; in a chat 512)")
     add(
         "--temperature",
@@ -110,25 +135,6 @@ def _parser() -> cli.ArgumentParser:
     add("--num_samples", type=number(int, low=1), help="continuations of each prompt (default: 1)")
     add("--num_beams", type=number(int, low=1), help="beam search with so many beams, in place of drawing")
     add("--length_penalty", type=number(float, low=0, high=1e6), help="of beam search; above 0 favours longer texts")
-    add(
-        "--special",
-        action="store_true",
-        help="names of control tokens in prompts, such as <|im_start|>, stand for them; without it they are text",
-    )
-
-    add("--system", help="with --chat: the system prompt")
-    add("--chat_file", help="with --chat: go on with the conversation in this file, if it is there, and keep it there")
-    add(
-        "--template",
-        action="append",
-        type=_template_variable,
-        help="NAME=JSON, a variable of the chat template, such as enable_thinking=false; repeatable",
-    )
-    add("--batch_size", type=number(int, low=1), help="with --prompts: prompts continued at once (default: 16)")
-    add("--with_tokens", action="store_true", help="with --prompts: write the drawn tokens' ids")
-    add("--with_logprobs", action="store_true", help="with --prompts: write their log-probabilities")
-    launch.add_flags(parser)
-    return parser
 
 
 def _template_variable(text: str) -> tuple[str, object]:
@@ -260,8 +266,9 @@ def _check_template(path: str, messages: list[dict], template: dict) -> None:
 def complete_prompts(flags) -> None:
     """--prompts: continuations of a file of prompts."""
     from fmjax.commands import batch_file
+    from fmjax.commands.prompt_file import PromptFile
 
-    prompts, output = batch_file.PromptFile(flags.prompts), pathlib.Path(flags.output).expanduser()
+    prompts, output = PromptFile(flags.prompts), pathlib.Path(flags.output).expanduser()
     batch_file.check_output(output, prompts.path)
     template = dict(flags.template) if "template" in flags else {}
     chats = [messages for messages in prompts.prompts if not isinstance(messages, str)]

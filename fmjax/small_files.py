@@ -33,7 +33,7 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Where to write a file or make a folder that takes the place of `path` when it is complete.
 
-    It lies beside it as `.NAME.partial-...`, of the same suffix, is gone when something fails, and stays there where the
+    It lies beside it as `.NAME.partial-...`, of the same suffix, is gone when something fails, and stays where the
     process is killed.
     """
     # Not a name of tempfile's, whose files nobody else may read.

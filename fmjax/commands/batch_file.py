@@ -13,22 +13,21 @@ missing.
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import inspect
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from fmjax import file_lock
-from fmjax.commands.chat_session import check_messages
+from fmjax.commands.prompt_file import PromptFile
 from fmjax.errors import DataError, InputError
 from fmjax.inference.beam import beam_search, check_options, check_width
 from fmjax.inference.checks import check_whole
 from fmjax.inference.continuations import Continuation, Options
-from fmjax.inference.engine_requests import PromptRequest, number_copies
+from fmjax.inference.engine_requests import number_copies
 from fmjax.registry import nearest
 from fmjax.small_files import write_whole
 
@@ -42,93 +41,6 @@ GROUP = 16
 
 LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
 """Some readers end lines at these too; in JSON they stand in strings alone, where they can be escaped."""
-
-WRITTEN = ("index", "sample", "text", "num_tokens", "finish", "tokens", "logprobs", "score")
-"""Fields of the output; a prompt's own may not be called so."""
-
-
-class PromptFile:
-    """The prompts of a JSONL file: on each line {"prompt": TEXT}, {"messages": [...]} or a JSON string.
-
-    Attributes:
-      path: the file.
-      prompts: for each, its text or its list of messages.
-      fields: for each, the other fields of its line.
-      lines: for each, the number of its line, from 1. Empty lines are passed over.
-      digest: a hash of the file.
-
-    Raises DataError, naming file and line, for what cannot be read.
-    """
-
-    def __init__(self, path: str | pathlib.Path):
-        self.path = pathlib.Path(path).expanduser()
-        try:
-            content = self.path.read_bytes()
-        except OSError as error:
-            raise DataError(f"the prompts {self.path} cannot be read: {error.strerror}") from None
-        self.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        self.prompts: list[str | list] = []
-        self.fields: list[dict] = []
-        self.lines: list[int] = []
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            if line.strip():
-                with self.naming(number):
-                    prompt, fields = _read_line(line)
-                self.prompts.append(prompt)
-                self.fields.append(fields)
-                self.lines.append(number)
-        if not self.prompts:
-            raise DataError(f"{self.path} has no prompts")
-
-    @contextlib.contextmanager
-    def naming(self, line: int) -> Iterator[None]:
-        """Puts file and line in front of the message of an InputError."""
-        try:
-            yield
-        except InputError as error:
-            raise DataError(f"{self.path}, line {line}: {error}") from None
-
-    def encode(self, model, *, special: bool, template: Mapping[str, Any]) -> list[list[int]]:
-        """Tokens of each prompt, found to be such that the model can continue them.
-
-        Args:
-          model: a `fmjax.load.Model`.
-          special: see `Model.encode_prompts`.
-          template: options of `Model.encode_chat`.
-        """
-        encoded = []
-        for prompt, line in zip(self.prompts, self.lines):
-            with self.naming(line):
-                if isinstance(prompt, str):
-                    (tokens,) = model.encode_prompts([prompt], special=special)
-                else:
-                    tokens = model.encode_chat(prompt, **template)
-                model.engine.check(len(encoded), PromptRequest(tokens))
-            encoded.append(tokens)
-        return encoded
-
-
-def _read_line(line: bytes) -> tuple[str | list, dict]:
-    try:
-        value = json.loads(line.decode("utf-8"))
-        json.dumps(value, ensure_ascii=False).encode()
-    except ValueError as error:
-        raise DataError(f"not JSON in UTF-8: {error}") from None
-    expected = 'expected {"prompt": TEXT}, {"messages": [...]} or a JSON string'
-    if isinstance(value, str):
-        return value, {}
-    if not isinstance(value, dict) or ("prompt" in value) == ("messages" in value):
-        raise DataError(f"{expected}, got {str(value)[:60]}")
-    taken = [name for name in WRITTEN if name in value]
-    if taken:
-        raise DataError(f"the output has a field {taken[0]!r} of its own; give this one another name")
-    fields = {key: field for key, field in value.items() if key not in ("prompt", "messages")}
-    if "messages" in value:
-        check_messages(value["messages"], "messages")
-        return value["messages"], fields
-    if not isinstance(value["prompt"], str):
-        raise DataError(f'{expected}, got {{"prompt": {str(value["prompt"])[:60]}}}')
-    return value["prompt"], fields
 
 
 def check_output(output: pathlib.Path, prompts: pathlib.Path) -> None:
@@ -207,28 +119,50 @@ def complete_file(
         write_whole(settings_path(output), json.dumps({"started": started, **settings}, indent=2) + "\n")
     bar = tqdm(total=len(units), initial=len(done), desc="generating", disable=not progress, dynamic_ncols=True)
     total = 0
-    with output.open("ab") as file, bar:
-        if not file_lock.take(file, output):
-            raise InputError(f"another process is writing to {output}; wait for it, or choose another output")
-        if file.tell() != seen:
-            raise InputError(f"another process has written to {output}; run this again to complete it")
-        file.truncate(size)
+    with _held(output, seen, size) as file, bar:
         for number, whole in found:
             total += len(whole.tokens)
             if number not in missing:
                 continue
             index, sample = units[number]
-            record = {"index": index, **({"sample": sample} if num_samples > 1 else {}), **prompts.fields[index]}
-            record |= {"text": whole.text, "num_tokens": len(whole.tokens), "finish": whole.finish}
-            record |= {"score": whole.score} if use_beams else {}
-            record |= {"tokens": whole.tokens} if with_tokens else {}
-            record |= {"logprobs": whole.logprobs} if with_logprobs else {}
-            file.write(json.dumps(record, ensure_ascii=False).translate(LINE_ENDS).encode() + b"\n")
+            place = {"index": index, **({"sample": sample} if num_samples > 1 else {}), **prompts.fields[index]}
+            file.write(_line(place | _fields(whole, use_beams, with_tokens, with_logprobs)))
             file.flush()
             bar.update()
             if bar.format_dict["elapsed"]:
                 bar.set_postfix_str(f"{total / bar.format_dict['elapsed']:,.0f} tokens/s", refresh=False)
     return len(missing)
+
+
+@contextlib.contextmanager
+def _held(output: pathlib.Path, seen: int, size: int) -> Iterator[BinaryIO]:
+    """The output, open to be added to by this process alone, cut off after its whole lines.
+
+    Args:
+      seen: bytes that it had when it was read.
+      size: bytes of its whole lines.
+
+    Raises InputError where another process has it, or has written to it since it was read.
+    """
+    with output.open("ab") as file:
+        if not file_lock.take(file, output):
+            raise InputError(f"another process is writing to {output}; wait for it, or choose another output")
+        if file.tell() != seen:
+            raise InputError(f"another process has written to {output}; run this again to complete it")
+        file.truncate(size)
+        yield file
+
+
+def _fields(whole: Continuation, use_beams: bool, with_tokens: bool, with_logprobs: bool) -> dict[str, Any]:
+    """What a line says of a continuation."""
+    fields = {"text": whole.text, "num_tokens": len(whole.tokens), "finish": whole.finish}
+    fields |= {"score": whole.score} if use_beams else {}
+    fields |= {"tokens": whole.tokens} if with_tokens else {}
+    return fields | ({"logprobs": whole.logprobs} if with_logprobs else {})
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).translate(LINE_ENDS).encode() + b"\n"
 
 
 def _complete_options(

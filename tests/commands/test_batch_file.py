@@ -13,7 +13,8 @@ from small_models import byte_model
 
 from fmjax import generate
 from fmjax.commands import batch_file, cli
-from fmjax.commands.batch_file import PromptFile, complete_file
+from fmjax.commands.batch_file import complete_file
+from fmjax.commands.prompt_file import PromptFile
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import DataError, InputError
 
