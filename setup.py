@@ -2,6 +2,7 @@ from setuptools import find_packages, setup
 
 TPU_COMPILER = "jax[tpu]>=0.10"  # it runs, and compiles for TPUs, on machines without one
 GGUF = "gguf>=0.17"  # its tables of block sizes, and how blocks are unpacked
+SEARCH = "faiss-cpu>=1.9"  # nearest neighbours among very many vectors
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2", "seqeval>=1.2.2"]  # metrics of evaluation tasks
 
 setup(
@@ -40,8 +41,9 @@ setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "eval": EVAL,
         "gguf": [GGUF],
+        "search": [SEARCH],
         "test": [
-            "pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", *EVAL, GGUF,
+            "pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", *EVAL, GGUF, SEARCH,
             f"{TPU_COMPILER}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],  # fmt: skip
         "tensorboard": ["tensorboard>=2.16"],  # to look at the events of a run

@@ -6,7 +6,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).parents[1] / "fmjax"
 # From the top. A file belongs to the floor of the longest name that it begins with.
 FLOORS = (
-    "train evaluate generate plan convert",
+    "train evaluate generate plan convert search",
     "commands",
     "training planning",
     "tasks",

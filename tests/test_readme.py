@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from fmjax import config as configs
-from fmjax import convert, evaluate, generate, plan, train
+from fmjax import convert, evaluate, generate, plan, search, train
 from fmjax.commands import lm_eval, values
 from fmjax.inference.denoising import Denoising
 from tests.interop.folders import stand_for_hub_ids
@@ -37,8 +37,8 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
     elif module == "generate" and "--output" in arguments and ".png" in arguments:
         values.parse(argv, Denoising)
     else:
-        commands = {"convert": convert, "evaluate": evaluate, "generate": generate, "commands.lm_eval": lm_eval}
-        commands[module].parse(argv)
+        commands = {"convert": convert, "evaluate": evaluate, "generate": generate, "search": search}
+        (commands | {"commands.lm_eval": lm_eval})[module].parse(argv)
 
 
 def test_what_they_name_is_there():

@@ -52,6 +52,20 @@ def labelled_files(folder: pathlib.Path) -> list[LabelledFile]:
     return sorted(files, key=lambda file: file.name)
 
 
+def image_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The images of a folder, labelled or not, by their names relative to it, in the order of the alphabet.
+
+    At any depth; hidden files, and those of other kinds, are left out. Raises DataError where there is none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"folder {str(folder)!r} does not exist; expected one of images")
+    names = {path.relative_to(folder): path for path in folder.rglob("*")}
+    found = {name.as_posix(): path for name, path in names.items() if _is_image(name) and path.is_file()}
+    if not found:
+        raise DataError(f"folder {str(folder)!r} has no image ({', '.join(SUFFIXES)}), at no depth")
+    return dict(sorted(found.items()))
+
+
 def split_folders(folder: pathlib.Path) -> Mapping[str, pathlib.Path]:
     """{"train": folder, "heldout": folder} where all subfolders are named as splits are, such as "train" and "test";
     {"train": the folder itself} where they are not, or it has a `metadata.jsonl`.

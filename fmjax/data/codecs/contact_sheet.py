@@ -1,0 +1,59 @@
+"""Images of any sizes on one sheet, each with a line under it."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from fmjax.data.codecs.image import grid
+from fmjax.errors import DataError
+from fmjax.small_files import replacing
+
+SIDE, LINE = 160, 16
+"""Pixels: of the square that an image fits in, and of the height of the line under it."""
+
+
+def contact_sheet(files: Sequence[pathlib.Path], captions: Sequence[str], columns: int | None = None) -> np.ndarray:
+    """uint8 [H, W, 3], the images in files side by side, row by row, in squares of `SIDE` pixels with captions.
+
+    Larger images are made smaller; small ones are enlarged by whole numbers, so that their pixels stay squares.
+
+    Args:
+      captions: one for each; a long one loses its beginning, and signs that are not ASCII become "?".
+      columns: None is as near to a square as the number of images allows.
+
+    Raises DataError for a file that is no image.
+    """
+    return grid([_cell(path, caption) for path, caption in zip(files, captions, strict=True)], columns)
+
+
+def write_sheet(sheet: np.ndarray, path: pathlib.Path) -> None:
+    """Writes a sheet as PNG, whole or not at all."""
+    from PIL import Image
+
+    with replacing(path) as partial:
+        Image.fromarray(sheet).save(partial, format="PNG")
+
+
+def _cell(path: pathlib.Path, caption: str) -> np.ndarray:
+    from PIL import Image, ImageDraw, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as an image: {error}") from None
+    if (times := SIDE // max(picture.size)) > 1:
+        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    else:
+        picture.thumbnail((SIDE, SIDE))
+    cell = Image.new("RGB", (SIDE, SIDE + LINE), "white")
+    cell.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
+    draw = ImageDraw.Draw(cell)
+    caption = caption.encode("ascii", "replace").decode()  # what every font of Pillow's has
+    shown = caption
+    while draw.textlength(shown) > SIDE - 4 and len(shown) > 4:
+        caption = caption[1:]
+        shown = f"...{caption}"
+    draw.text((2, SIDE + 2), shown, fill="black")
+    return np.asarray(cell)
