@@ -10,6 +10,7 @@ DATASETS = Registry(
         "masked_text": "fmjax.data.masked_text:MaskedTextData",
         "pairs": "fmjax.data.pairs:PairData",
         "prompts": "fmjax.data.prompts:PromptData",
+        "shapes": "fmjax.data.shapes.data:Shapes",
         "text": "fmjax.data.text:TextData",
     },
     contract="fmjax.data.base:DataPlugin",

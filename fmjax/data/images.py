@@ -158,11 +158,11 @@ def shifted(image: np.ndarray, down: int, right: int, background) -> np.ndarray:
     return moved
 
 
-def check_module(module, codec: ImageCodec, num_classes: int) -> None:
-    """Raises ConfigError for a module of other images, or fewer classes."""
+def check_module(module, codec: ImageCodec, num_classes: int = 0) -> None:
+    """Raises ConfigError for a module of other images, or fewer classes than there are."""
     for field, expected in (("image_size", codec.height), ("num_channels", codec.channels)):
         found = getattr(module, field, expected)
         if found != expected:
             raise ConfigError(f"model.{field} = {found}, but the images have {expected}")
-    if getattr(module, "num_classes", num_classes) < num_classes:
+    if num_classes and getattr(module, "num_classes", num_classes) < num_classes:
         raise ConfigError(f"model.num_classes = {module.num_classes}, but there are {num_classes} classes")

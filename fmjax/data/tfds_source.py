@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 import fmjax.data.python_stdlib  # noqa: F401 (registers the builder, so that tfds:python_stdlib is known too)
+import fmjax.data.shapes.builder  # noqa: F401 (registers shapes_world)
 from fmjax.data import formats
 from fmjax.data.prepared import content_hash, fingerprint
 from fmjax.data.reachable import TIMEOUT, unreachable_hosts

@@ -1,0 +1,138 @@
+"""Rows of images with captions, of whatever `Captioned` examples: one caption a row, drawn by seed or each in turn."""
+
+import dataclasses
+import itertools
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from fmjax.data.base import OpenData, Row
+from fmjax.data.captions import CaptionRows, CaptionTexts
+from fmjax.data.codecs.image import ImageCodec
+from fmjax.data.images import check_module
+from fmjax.data.shuffle import random_bits, shuffled_indices
+from fmjax.data.text import chosen_documents, open_tokenizer
+
+
+class Captioned(Protocol):
+    """Images with captions, by number."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> np.ndarray:
+        """uint8 [H, W, C] as the codec takes it."""
+
+    def captions(self, index: int) -> Sequence[str]:
+        """At least one; all of them describe the image."""
+
+    def label(self, index: int) -> int:
+        """Equal for images that the same captions describe; -1 where that is not known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTextRows:
+    """What makes a row of an image, a caption and a label."""
+
+    codec: ImageCodec
+    captions: CaptionRows
+
+    def __call__(self, image: np.ndarray, caption: str, label: int) -> Row:
+        numbers = {"labels": np.asarray(label, np.int32), "loss_weights": np.ones((), np.float32)}
+        return self.codec.encode(image) | self.captions(caption) | numbers
+
+
+class TrainingPairs:
+    """Endless rows: every epoch has each image once, in an order and with one of its captions that `seed` draws. Row i
+    is a pure function of (seed, i)."""
+
+    def __init__(self, examples: Captioned, row: ImageTextRows, seed: object):
+        self._examples, self._row, self._seed = examples, row, seed
+        self._order = shuffled_indices(len(examples), [seed, "image_text"])
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Row:
+        chosen = int(self._order[index])
+        captions = self._examples.captions(chosen)
+        drawn = int(random_bits(1, "caption", self._seed, int(index))[0]) % len(captions)
+        return self._row(self._examples.image(chosen), captions[drawn], self._examples.label(chosen))
+
+
+class EvaluationPairs(Sequence):
+    """Finite rows: each image with each of its captions, in order."""
+
+    def __init__(self, examples: Captioned, row: ImageTextRows):
+        self._examples, self._row = examples, row
+        self._pairs = [(i, caption) for i in range(len(examples)) for caption in examples.captions(i)]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Row:
+        number, caption = self._pairs[index]
+        return self._row(self._examples.image(number), caption, self._examples.label(number))
+
+    @property
+    def texts(self) -> list[str]:
+        """The captions of the rows."""
+        return [caption for _, caption in self._pairs]
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionSettings:
+    """What a config says of captions: tokens a row (T), the tokenizer's name, "cut" or "error" for those too long."""
+
+    sequence_length: int
+    tokenizer: str
+    overlong: str
+
+
+def open_image_text(
+    train: Captioned,
+    evaluation: Mapping[str, Captioned],
+    codec: ImageCodec,
+    settings: CaptionSettings,
+    tokenizer_texts: Sequence[str],
+    *,
+    name: str,
+    identity: str,
+    seed: int,
+    cache_dir: pathlib.Path,
+    progress: bool,
+) -> OpenData:
+    """The data of examples to train on and others to evaluate on.
+
+    Args:
+      tokenizer_texts: captions that a tokenizer is trained on, where the settings ask for one.
+      name: of the data, for messages.
+      identity: what a run remembers them by.
+
+    Raises TokenizerError for a tokenizer that cannot be read or trained, DataError for captions that are refused.
+    """
+    tokenizer = open_tokenizer(settings.tokenizer, [CaptionTexts(tokenizer_texts)], pathlib.Path(cache_dir), progress)
+    captions = CaptionRows(tokenizer, settings.sequence_length, settings.overlong)
+    row = ImageTextRows(codec, captions)
+    rows = {split: EvaluationPairs(examples, row) for split, examples in evaluation.items()}
+    captions.check_lengths(itertools.chain(tokenizer_texts, *(part.texts for part in rows.values())), name)
+
+    def check(module: Any) -> None:
+        check_module(module, codec)
+        captions.check(module, settings.tokenizer)
+
+    return OpenData(
+        train=TrainingPairs(train, row, seed),
+        evaluation=rows,
+        tokenizer=tokenizer,
+        codecs={"image": codec},
+        model_fields={
+            "image_size": codec.height, "num_channels": codec.channels,
+            "vocab_size": tokenizer.vocab_size, "max_length": settings.sequence_length,
+        },
+        check=check,
+        identity={"dataset": identity, "tokenizer": tokenizer.fingerprint},
+        documents=lambda split="heldout": chosen_documents({key: part.texts for key, part in rows.items()}, split),
+    )  # fmt: skip
