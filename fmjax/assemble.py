@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -25,20 +26,37 @@ def open_data(config, cache_dir: pathlib.Path, workdir: pathlib.Path | None = No
 
 
 def build_module(config, model_fields: dict[str, Any]) -> nn.Module:
-    """The module of `config`; fields it leaves at None are filled from what the data knows (`vocab_size`, say).
+    """The module of `config`; fields that it, or a module among its fields, leaves at None are filled from what the
+    data know (`vocab_size`, say)."""
+    return _filled(build(config["model"], MODELS), model_fields)
 
-    Raises ConfigError when a field is still None that the data could not tell.
-    """
-    module = build(config["model"], MODELS)
-    unset = {k: v for k, v in model_fields.items() if getattr(module, k, v) is None}
-    return module.clone(**unset) if unset else module
+
+def _filled(module: nn.Module, known: Mapping[str, Any]) -> nn.Module:
+    changed = {}
+    for name in (field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name")):
+        value = getattr(module, name)
+        if isinstance(value, nn.Module):
+            changed[name] = _filled(value, known)
+        elif value is None and name in known:
+            changed[name] = known[name]
+    return module.clone(**changed) if changed else module
 
 
 def completed(config: FrozenConfigDict, module: nn.Module) -> FrozenConfigDict:
     """`config` with the model's fields that the data filled in."""
     plain = config.to_dict()
-    plain["model"] = {k: getattr(module, k, None) if v is None else v for k, v in plain["model"].items()}
-    return FrozenConfigDict(plain)
+    return FrozenConfigDict(plain | {"model": _completed(plain["model"], module)})
+
+
+def _completed(section: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    found = dict(section)
+    for name, value in section.items():
+        inside = getattr(module, name, None)
+        if value is None:
+            found[name] = inside
+        elif isinstance(inside, nn.Module):
+            found[name] = _completed(value, inside)
+    return found
 
 
 def check_codecs(codecs, module: nn.Module, objective) -> None:

@@ -29,6 +29,9 @@ EXCEPTIONS = {
     "training/progress.py": "tokens",
     "training/final_tasks.py": "tokenizer texts",
     "training/settings.py": "tokenizer",
+    # Of numbers and gradients.
+    "training/optimizer.py": "clip",
+    "training/budget.py": "clip",
     "training/sampling.py": "text texts",
     # Kinds of TensorBoard's summaries, and of the loss curve's file.
     "training/metrics.py": "text png label",

@@ -99,13 +99,15 @@ def page() -> str:
 
 
 def registries(sections: Mapping[str, Registry]) -> dict[str, Registry]:
-    """Sections whose keys depend on a name, each followed by those within it."""
+    """Sections whose keys depend on a name, each followed by those within it that have names of their own: one of the
+    names of a section that holds it, as a model within a model, is told there."""
     found = {}
     for section, registry in sections.items():
         within = {}
         for name in registry.table:
             for key, (annotation, _) in field_types(registry.get(name)).items():
-                if (nested := nested_registry(annotation)) is not None:
+                nested = nested_registry(annotation)
+                if nested is not None and nested not in sections.values():
                     within[f"{section}.{key}"] = nested
         found |= {section: registry} | registries(within)
     return found

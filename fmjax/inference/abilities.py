@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference import autoregressive, embedding, generators, kinds, prompts, scored_text, values
+from fmjax.inference import autoregressive, embedding, generators, kinds, pairs, prompts, scored_text, values
 from fmjax.inference import fill_mask as masks
 from fmjax.registry import nearest
 
@@ -29,6 +29,8 @@ class Ability(NamedTuple):
 
 
 def _lacks_vectors(model) -> str | None:
+    if kinds.has_two_towers(model.module):
+        return pairs.lacks_vectors(model)
     if kinds.reads_tokens(model.module):
         if kinds.has_hidden(model.module):
             return prompts.lacks_tokenizer(model)
@@ -39,6 +41,8 @@ def _lacks_vectors(model) -> str | None:
 
 def _embed(model, inputs: Sequence[Any] | None = None, **options) -> np.ndarray:
     """Vectors of texts, or of values of another modality by the name of its array (`images=[...]`)."""
+    if kinds.has_two_towers(model.module):
+        return pairs.embed(model, inputs, **options)
     named = [name for name in options if name not in ("pooling", "normalize", "progress", "batch_size")]
     if (inputs is not None) + len(named) != 1:
         raise InputError(f"embed takes one list of inputs, got {1 + len(named) if inputs is not None else len(named)}")
@@ -72,6 +76,19 @@ def _fill_mask(model, texts: Sequence[str], *, top_k: int = 5) -> list[list[list
     return [[[(tokenizer.decode([i]), p) for i, p in mask] for mask in text] for text in found]
 
 
+def _lacks_classes(model) -> str | None:
+    return (pairs if kinds.has_two_towers(model.module) else values).lacks_classes(model)
+
+
+def _classify(model, inputs: Sequence[Any], classes: Sequence[str] | None = None, **options) -> list:
+    """Likeliest classes of values: of those that the model was trained for, or of those told in words."""
+    if kinds.has_two_towers(model.module):
+        return pairs.classify(model, inputs, classes, **options)
+    if classes is not None or "templates" in options:
+        raise InputError(f"{model} has classes of its own; leave classes and templates out")
+    return values.classify(model, inputs, **options)
+
+
 def _lacks_policy(model) -> str | None:
     if callable(getattr(model, "act", None)):
         return None
@@ -85,7 +102,7 @@ ABILITIES: dict[str, Ability] = {
     "complete": Ability(autoregressive.lacks_decoding, autoregressive.complete),
     "embed": Ability(_lacks_vectors, _embed),
     "fill_mask": Ability(_lacks_masks, _fill_mask),
-    "classify": Ability(values.lacks_classes, values.classify),
+    "classify": Ability(_lacks_classes, _classify),
     "act": Ability(_lacks_policy, lambda model, observations: model.act(observations)),
 }
 """Verb to ability. `complete` gives what `generate` does of a language model, with tokens and log-probabilities."""

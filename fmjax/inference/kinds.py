@@ -45,3 +45,8 @@ def has_pooled(module: nn.Module) -> bool:
 def fills_masks(module: nn.Module) -> bool:
     """Whether it is a masked language model: logits of each token of a whole text."""
     return is_bidirectional(module) and hasattr(module, "features") and not reads_source(module)
+
+
+def has_two_towers(module: nn.Module) -> bool:
+    """Whether it has images and texts in one space (`encode_images`, `encode_texts`)."""
+    return hasattr(module, "encode_images") and hasattr(module, "encode_texts")

@@ -16,7 +16,9 @@ import numpy as np
 from fmjax.data.codecs.base import save_codecs
 from fmjax.data.tokenizers.published_settings import stated_eos_ids
 from fmjax.errors import InputError
-from fmjax.inference import abilities, autoregressive, continuations, generators, kinds, scored_text, scoring, values
+from fmjax.inference import (
+    abilities, autoregressive, continuations, generators, kinds, pairs, scored_text, scoring, values,
+)  # fmt: skip
 from fmjax.inference import prompts as encoding
 from fmjax.inference.beam import beam_search
 from fmjax.inference.chat_settings import chat_settings
@@ -324,18 +326,25 @@ class Model:
             else "mean" for those that read whole texts and "last" for decoders, whose last token alone has seen the
             whole text.
           normalize, progress: see `fmjax.inference.embedding.embed`.
-          named: in place of `inputs`, by the name of the module's input: images=[...].
+          named: in place of `inputs`, by the name of the module's input: images=[...]; and texts=[...], of a model of
+            images and texts in one space, whose vectors have length 1 and are pooled as it was trained.
 
         Raises InputError as `fmjax.inference.embedding.embed`, and for inputs of another kind.
         """
         options = dict(pooling=pooling, normalize=normalize, progress=progress)
-        check_options("embed", named, [*options, *(codec.array for codec in self.reads.values())])
+        arrays = [codec.array for codec in self.reads.values()]
+        check_options("embed", named, [*options, *arrays, *["texts"] * kinds.has_two_towers(self.module)])
         return self.can("embed")(inputs, **options, **named)
 
-    @named_options(values.classify)
-    def classify(self, inputs: Sequence[Any], **options) -> list[list[tuple[Any, float]]]:
-        """For each value the likeliest classes, (label, probability) each: see `fmjax.inference.values.classify`."""
-        return self.can("classify")(inputs, **options)
+    @named_options(values.classify, pairs.classify)
+    def classify(
+        self, inputs: Sequence[Any], classes: Sequence[str] | None = None, **options
+    ) -> list[list[tuple[Any, float]]]:
+        """For each value the likeliest classes, (label, probability) each: see `fmjax.inference.values.classify`.
+
+        classes: of a model of images and texts, what they are in words: `fmjax.inference.pairs.classify`.
+        """
+        return self.can("classify")(inputs, **({} if classes is None else {"classes": classes}), **options)
 
     @named_options()
     def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[tuple[str, float]]]]:
@@ -400,5 +409,7 @@ class Model:
 
 @functools.partial(jax.jit, static_argnames=("module", "options"))
 def _apply(module, params, tokens, arrays, options):
+    if tokens is not None and kinds.has_two_towers(module):  # whose first argument is the images
+        arrays, tokens = arrays | {"tokens": tokens}, None
     first = () if tokens is None else (tokens,)
     return module.apply({"params": params}, *first, **arrays, **dict(options))

@@ -18,9 +18,15 @@ def _gelu_tanh(x):
     return jax.nn.gelu(x, approximate=True)
 
 
+def _quick_gelu(x):
+    """x times the logistic function of 1.702 x (Hendrycks & Gimpel 2016), which OpenAI trained CLIP with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     # Gated variants (Shazeer 2020): the activated "gate" product times a second product, "up".

@@ -142,7 +142,7 @@ class Block(nn.Module):
             return y
 
         mlp = MLP(
-            c.intermediate_size, c.activation, c.mlp_bias, c.value_init, c.residual_init,
+            c.intermediate_size, c.activation, c.mlp_bias, c.mlp_init or c.value_init, c.residual_init,
             c.norm if c.placement == "sub" else None, c.norm_epsilon, c.dtype, name="mlp",
         )  # fmt: skip
         x = half(x, "attention", attend)

@@ -62,6 +62,7 @@ class TransformerConfig:
       dropout, attention_dropout: rates on the output of each half of a block, and on attention probabilities.
       qk_init, value_init, residual_init: how the kernels are drawn: of queries and keys; of values and the inner
         products of the MLP; of those that write to the residual stream.
+      mlp_init: of the inner products of the MLP, where they differ from values; None is `value_init`.
       attention: attention backend; "auto" takes the fastest of the platform.
       dtype: compute dtype (float32, bfloat16); parameters are float32.
       remat: what the backward pass recomputes. "none" saves everything, "full" only each block's input, "dots" saves
@@ -98,6 +99,7 @@ class TransformerConfig:
     qk_init: Init = Init()
     value_init: Init = Init()
     residual_init: Init = Init()
+    mlp_init: Init | None = None
     attention: str = "auto"
     dtype: str = "float32"
     remat: str = "none"

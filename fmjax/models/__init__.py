@@ -6,6 +6,7 @@ MODELS = Registry(
     "model",
     {
         "bert": "fmjax.models.bert:Bert",
+        "clip": "fmjax.models.clip:CLIP",
         "conv_autoencoder": "fmjax.models.conv_autoencoder:ConvAutoencoder",
         "conv_encoder": "fmjax.models.conv_encoder:ConvEncoder",
         "dit": "fmjax.models.dit:DiT",
@@ -16,6 +17,8 @@ MODELS = Registry(
         "magneto_encoder": "fmjax.models.magneto:MagnetoEncoder",
         "qwen3": "fmjax.models.qwen:Qwen3",
         "roberta": "fmjax.models.bert:Roberta",
+        "siglip": "fmjax.models.siglip:SigLIP",
+        "text_tower": "fmjax.models.text_tower:TextTower",
         "transformer": "fmjax.models.transformer:EncoderDecoder",
         "vit": "fmjax.models.vit:ViT",
     },

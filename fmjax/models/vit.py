@@ -1,13 +1,19 @@
-"""Vision Transformer (Dosovitskiy et al. 2021): patches, a class token, learned positions, a bidirectional stack."""
+"""Vision Transformer (Dosovitskiy et al. 2021): patches, a class token, learned positions, a bidirectional stack.
+
+It is the image tower of CLIP and SigLIP too (`fmjax.models.dual_encoder`).
+"""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.layers.checks import check_positive
+from fmjax.errors import ConfigError
+from fmjax.layers.attention_pooling import AttentionPooling, pooling_flops
+from fmjax.layers.checks import check_choice, check_positive
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.embed import Embedding
 from fmjax.layers.flops import transformer_flops
+from fmjax.layers.norm import Norm
 from fmjax.layers.patchify import patchify
 from fmjax.layers.tap import tap
 from fmjax.layers.transformer import Transformer
@@ -15,6 +21,8 @@ from fmjax.layers.transformer_config import TransformerConfig
 from fmjax.models.images import ImageModule
 from fmjax.models.stack import LAYER_NORM, Stacked, stack_config
 from fmjax.parallel.logical import constrain
+
+POOLINGS = ("class", "mean", "attention")
 
 
 class ViT(Stacked, ImageModule):
@@ -26,7 +34,12 @@ class ViT(Stacked, ImageModule):
       patch_size: side of a patch in pixels; must divide image_size.
       activation: "gelu", or another of `fmjax.layers.mlp.ACTIVATIONS` with one input.
       qkv_bias: biases on the products of query, key and value.
-      use_pooler: whether an image's vector is the tanh of a product of the class token's output, or that output itself.
+      patch_bias: a bias on the embedding of patches (CLIP: none).
+      use_class_token: whether a learned token stands before the patches.
+      embedding_norm: whether a LayerNorm comes before the stack, too (CLIP).
+      pooling: how the last layer's outputs become an image's vector: "class", the class token's; "mean", over the
+        patches; "attention", by `fmjax.layers.attention_pooling` (SigLIP).
+      use_pooler: whether an image's vector is the tanh of a product of that, or that itself.
       norm_eps: epsilon of LayerNorm.
       init_std: standard deviation of the kernels' initialisation.
       dropout: rate after the embedding and on the output of each half of a block.
@@ -41,6 +54,10 @@ class ViT(Stacked, ImageModule):
     patch_size: int = 16
     activation: str = "gelu"
     qkv_bias: bool = True
+    patch_bias: bool = True
+    use_class_token: bool = True
+    embedding_norm: bool = False
+    pooling: str = "class"
     use_pooler: bool = False
     norm_eps: float = 1e-6
     init_std: float = 0.02
@@ -50,12 +67,17 @@ class ViT(Stacked, ImageModule):
     def __post_init__(self):
         super().__post_init__()
         check_positive(patch_size=self.patch_size)
+        check_choice("model.pooling", self.pooling, POOLINGS)
+        if self.pooling == "class" and not self.use_class_token:
+            raise ConfigError("model.pooling = 'class' needs model.use_class_token=True; or take 'mean' or 'attention'")
 
     @property
     def transformer(self) -> TransformerConfig:
         return stack_config(self, causal=False, **LAYER_NORM)
 
     def setup(self):
+        if self.pooling == "attention":
+            self.attention_pooling = AttentionPooling(self.transformer)
         if self.use_pooler:
             init = Init(scale=self.init_std)
             self.pooler = Linear(self.hidden_size, ("embed", None), True, init, self.dtype)
@@ -68,26 +90,32 @@ class ViT(Stacked, ImageModule):
         return vector if self.num_classes == 0 else self.head(vector)
 
     def pooled(self, images, train: bool = False) -> jax.Array:
-        """An image's vector, float32 [B, D], from the class token."""
-        first = self.hidden(images, train)[:, 0]
-        return (jnp.tanh(self.pooler(first)) if self.use_pooler else first).astype(jnp.float32)
+        """An image's vector, float32 [B, D]."""
+        x = self.hidden(images, train)
+        if self.pooling == "attention":
+            vector = self.attention_pooling(x, train)
+        else:
+            vector = x[:, 0] if self.pooling == "class" else x[:, int(self.use_class_token) :].mean(axis=1)
+        return (jnp.tanh(self.pooler(vector)) if self.use_pooler else vector).astype(jnp.float32)
 
     @nn.compact
     def hidden(self, images, train: bool = False) -> jax.Array:
-        """The last layer's output, float [B, 1 + patches, D], the class token first."""
+        """The last layer's output, float [B, patches, D]; a class token, where there is one, comes first."""
         patches = patchify(images, self.patch_size)
-        patch_embedding = Linear(
-            self.hidden_size, (None, "embed"), True, Init(scale=self.init_std), self.dtype, name="patch_embedding"
-        )
-        x = patch_embedding(patches)
-        class_token = self.param(
-            "class_token", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (self.hidden_size,)
-        )
-        first = jnp.broadcast_to(class_token, (x.shape[0], 1, self.hidden_size)).astype(x.dtype)
-        x = jnp.concatenate([first, x], axis=1)
+        init = Init(scale=self.init_std)
+        x = Linear(
+            self.hidden_size, (None, "embed"), self.patch_bias, init, self.dtype, name="patch_embedding"
+        )(patches)  # fmt: skip
+        if self.use_class_token:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+            class_token = self.param("class_token", zeros, (self.hidden_size,))
+            first = jnp.broadcast_to(class_token, (x.shape[0], 1, self.hidden_size)).astype(x.dtype)
+            x = jnp.concatenate([first, x], axis=1)
         names, own = ("position", "embed"), dict(dtype=self.dtype, name="position_embedding")
         positions = Embedding(x.shape[1], self.hidden_size, names, **own)
         x = x + positions(jnp.arange(x.shape[1])[None])
+        if self.embedding_norm:
+            x = Norm("layernorm", self.norm_eps, name="embedding_norm")(x)
         x = tap(self, "embedded", nn.Dropout(self.dropout, deterministic=not train)(x))
         x = constrain(x, ("batch", None, "act_embed"))
         x, _ = Transformer(self.transformer, name="stack")(x, train=train)
@@ -96,8 +124,10 @@ class ViT(Stacked, ImageModule):
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:
         """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`."""
-        tokens = (self.image_size // self.patch_size) ** 2
-        embedding = 6.0 * tokens * self.patch_size**2 * self.num_channels * self.hidden_size
-        stack = transformer_flops(self.transformer, vocab_size=0, sequence_length=tokens + 1)
+        patches = (self.image_size // self.patch_size) ** 2
+        tokens = patches + self.use_class_token
+        embedding = 6.0 * patches * self.patch_size**2 * self.num_channels * self.hidden_size
+        stack = transformer_flops(self.transformer, vocab_size=0, sequence_length=tokens)
         pooler = self.hidden_size if self.use_pooler else 0
-        return embedding + stack + 6.0 * self.hidden_size * (self.num_classes + pooler)
+        head = pooling_flops(self.transformer, tokens) if self.pooling == "attention" else 0.0
+        return embedding + stack + head + 6.0 * self.hidden_size * (self.num_classes + pooler)

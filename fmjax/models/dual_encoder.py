@@ -1,0 +1,130 @@
+"""What every model of images and texts in one space shares: two towers, one vector of length 1 each, and a scale."""
+
+import inspect
+from typing import Annotated
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.errors import ConfigError
+from fmjax.layers.dense import Init, Linear
+from fmjax.models import MODELS
+
+
+class DualEncoder(nn.Module):
+    """Base of the families of image-text pairs.
+
+    The towers are models of the registry: whatever has `pooled(images, train=)` and `pooled(tokens, segment_ids,
+    train=)`, [B, D] each. A family has the fields
+
+    - `projection_size`: of the space, in which each tower has a product without bias; None where their own vectors are
+      in one space;
+    - `initial_scale`: the logarithm of what similarities are multiplied by, as it starts;
+    - `initial_bias`: what is added to them, as it starts; None for no bias.
+
+    Attributes:
+      vision: the image tower, such as {"name": "vit", "num_classes": 0, ...}.
+      text: the text tower, such as {"name": "text_tower", ...}.
+      dtype: of the projections' products; the vectors are float32.
+    """
+
+    CAUSAL = False  # reads whole texts: no log-likelihoods of texts, and nothing to continue them with
+
+    vision: Annotated[dict, MODELS]
+    text: Annotated[dict, MODELS]
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("vision", "text"):
+            tower = getattr(self, name)
+            if "train" not in inspect.signature(getattr(type(tower), "pooled", object)).parameters:
+                raise ConfigError(
+                    f"model.{name} = {type(tower).__name__} has no method `pooled(..., train)`, which gives one vector "
+                    "a row; take 'vit' for images and 'text_tower' for texts, or another with that method"
+                )
+        if getattr(self.vision, "num_classes", 0) != 0:
+            raise ConfigError(
+                f"model.vision.num_classes = {self.vision.num_classes}: an image tower has no classes of its own; set "
+                "it to 0"
+            )
+
+    def setup(self):
+        if self.projection_size is not None:
+            for name, tower in (("image_projection", self.vision), ("text_projection", self.text)):
+                init = Init(scale=tower.hidden_size**-0.5)
+                setattr(self, name, Linear(self.projection_size, ("embed", None), False, init, self.dtype))
+        constant = lambda value: nn.with_logical_partitioning(nn.initializers.constant(value), ())
+        self.log_scale = self.param("log_scale", constant(self.initial_scale), (), jnp.float32)
+        if self.initial_bias is not None:
+            self.bias = self.param("bias", constant(self.initial_bias), (), jnp.float32)
+
+    def __call__(self, images, tokens, segment_ids=None, train: bool = False) -> dict[str, jax.Array]:
+        """Images and texts in one space.
+
+        Args:
+          images: float32 [B, H, W, C].
+          tokens, segment_ids: int32 [N, T], one text a row; 0 is padding.
+          train: whether dropout is on.
+
+        Returns: "image" float32 [B, E] and "text" [N, E], of length 1, and "scale" and "bias" float32 []: how well they
+          fit is scale * image @ text.T + bias.
+        """
+        return {
+            "image": self.encode_images(images, train),
+            "text": self.encode_texts(tokens, segment_ids, train),
+            "scale": jnp.exp(self.log_scale),
+            "bias": jnp.zeros(()) if self.initial_bias is None else self.bias,
+        }
+
+    def encode_images(self, images, train: bool = False) -> jax.Array:
+        """Vectors of length 1, float32 [B, E], of images float32 [B, H, W, C]."""
+        x = self.vision.pooled(images, train=train)
+        return unit(x if self.projection_size is None else self.image_projection(x))
+
+    def encode_texts(self, tokens, segment_ids=None, train: bool = False) -> jax.Array:
+        """Vectors of length 1, float32 [B, E], of texts int32 [B, T], whose padding has the segment id 0."""
+        x = self.text.pooled(tokens, segment_ids, train=train)
+        return unit(x if self.projection_size is None else self.text_projection(x))
+
+    def probabilities(self, image: jax.Array, text: jax.Array) -> jax.Array:
+        """How likely it is that vectors of images float32 [B, E] belong to those of texts [N, E]: float32 [B, N], each
+        row a distribution over the texts, or, of a family with a bias, each pair by itself."""
+        logits = jnp.exp(self.log_scale) * image @ text.T
+        return jax.nn.softmax(logits) if self.initial_bias is None else jax.nn.sigmoid(logits + self.bias)
+
+    @property
+    def image_size(self) -> int | None:
+        return self.vision.image_size
+
+    @property
+    def num_channels(self) -> int | None:
+        return self.vision.num_channels
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.text.vocab_size
+
+    @property
+    def max_length(self) -> int:
+        return self.text.max_length
+
+    @nn.nowrap
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `__call__` takes, by name, as small as it can be: enough to know the parameters."""
+        return {**self.vision.example(), **self.text.example()}
+
+    @nn.nowrap
+    def flops_per_example(self, shapes: dict) -> float:
+        """FLOPs of forward and backward over one pair, by the convention of `fmjax.layers.flops`; the product of all
+        images with all texts, which grows with the batch, is left out."""
+        widths = self.vision.hidden_size + self.text.hidden_size
+        projections = 6.0 * widths * (self.projection_size or 0)
+        return self.vision.flops_per_example(shapes) + self.text.flops_per_example(shapes) + projections
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """Vectors [..., D] of any dtype, float32 of length 1; a vector of zeros stays one."""
+    x = vectors.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
