@@ -15,6 +15,7 @@ from fmjax.config import build
 from fmjax.data import DATASETS
 from fmjax.errors import ConfigError
 from fmjax.models import MODELS
+from fmjax.models.state import state_collections
 from fmjax.parallel.sharding import logical_axes
 
 
@@ -91,15 +92,16 @@ def build_weights(config):
 def init_params(module: nn.Module, key: jax.Array, inputs: dict, weights=None):
     """Parameters of `module`, with their boxes of logical axis names, as `weights` (`build_weights`) makes them.
 
-    Raises ConfigError when `init` makes another collection than parameters (state that is not a gradient needs an
-    objective that carries it).
+    Raises ConfigError when `init` makes another collection than parameters and the module's state
+    (`fmjax.models.state`).
     """
     variables = module.init({"params": key, "dropout": key}, **inputs)
-    kept = {k: v for k, v in variables.items() if k not in ("reads", "cache")}
+    kept = {k: v for k, v in variables.items() if k not in ("reads", "cache", *state_collections(module))}
     if set(kept) != {"params"}:
         raise ConfigError(
-            f"{type(module).__name__}.init made the collections {sorted(kept)}; only 'params' can be trained. What no "
-            "gradient trains is carried by the objective (`initial` in fmjax/objectives/base.py)"
+            f"{type(module).__name__}.init made the collections {sorted(kept)}; only 'params' can be trained. Name "
+            "what no gradient trains in the class attribute STATE (fmjax/models/state.py), or have the objective carry "
+            "it (`initial` in fmjax/objectives/base.py)"
         )
     return kept["params"] if weights is None else weights.attach(kept["params"], jax.random.fold_in(key, 1))
 

@@ -22,6 +22,7 @@ from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 from fmjax.layers.weights import merged
 from fmjax.objectives import OBJECTIVES
+from fmjax.objectives.stateful import with_state
 from fmjax.parallel.placement import Placement
 from fmjax.parallel.sharding import carry_shardings
 
@@ -78,8 +79,9 @@ def find(path: str | pathlib.Path, step: int | None = None) -> tuple[pathlib.Pat
     raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {loading.EXPECTED}")
 
 
-def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, Any]:
-    """(module, its parameters as `jax.ShapeDtypeStruct`s in their shards) of what `load` would load; no weight is read.
+def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, Any, Any]:
+    """(module, its parameters and its state as `jax.ShapeDtypeStruct`s in their shards) of what `load` would load; no
+    weight is read.
 
     Raises InputError as `load`.
     """
@@ -90,8 +92,8 @@ def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, An
         module = loading.published_module(folder)
     else:
         raise InputError(f"{str(path)!r} is not a model; {loading.EXPECTED}")
-    shapes, shardings = loading.placed(module, placement)
-    return module, jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+    lie = lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d)
+    return module, *(jax.tree.map(lie, *place(module, placement)) for place in (loading.placed, loading.placed_state))
 
 
 def _is_workdir(folder: pathlib.Path) -> bool:
@@ -146,7 +148,7 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement,
 
 def _carry_shardings(config, module, weights, placement: Placement):
     """As the run's training splits what its objective carries."""
-    objective = build(config["objective"], OBJECTIVES)
+    objective = with_state(build(config["objective"], OBJECTIVES), module)
     shapes, shardings = loading.placed(module, placement, weights)
     boxed = jax.eval_shape(lambda params: objective.initial(module, params, jax.random.key(0)), shapes)
     return carry_shardings(boxed, shapes, shardings, placement.mesh, placement.config.table)

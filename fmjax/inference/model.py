@@ -26,6 +26,7 @@ from fmjax.inference.checks import as_tokens, check_inputs, check_no_text, check
 from fmjax.inference.engine import Engine
 from fmjax.layers.checks import check_choice
 from fmjax.layers.weights import merged
+from fmjax.models.state import kept_state, state_collections
 from fmjax.parallel.placement import Placement
 
 
@@ -36,7 +37,7 @@ class Model:
     What it can do is a table (`fmjax.inference.abilities`), whose verbs the methods here are: `abilities`, `can`.
 
     Attributes:
-      module: Flax Linen module; `module.apply({"params": params}, ...)` is all there is to it.
+      module: Flax Linen module; `module.apply(model.variables, ...)` is all there is to it.
       params: its parameters.
       config: the run's resolved configuration, nested plain data.
       tokenizer: see `fmjax.data.tokenizers.loading.Tokenizer`; None where the folder has none.
@@ -71,6 +72,22 @@ class Model:
         count = sum(x.size for x in jax.tree.leaves(self.params))
         at = "" if self.step is None else f", step {self.step}"
         return f"Model({type(self.module).__name__}, {count:,} parameters, from {self.source}{at})"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The module's state (`fmjax.models.state`), which the run carried; {} for a module without any.
+
+        Raises InputError for a module with state and a carry without it.
+        """
+        state = kept_state(self.carry)
+        if missing := [name for name in state_collections(self.module) if name not in state]:
+            raise InputError(f"{self} has no {missing[0]!r}, which its module keeps besides parameters, in its carry")
+        return state
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the module is applied to: {"params": parameters}, and its state."""
+        return {"params": self.params, **self.state}
 
     @property
     def context_length(self) -> int | None:
@@ -126,7 +143,7 @@ class Model:
             tokens = as_tokens(tokens)
             check_inputs(self.module, self.params, tokens, arrays)
         with self.inference():
-            return _apply(self.module, self.params, tokens, arrays, options)
+            return _apply(self.module, self.variables, tokens, arrays, options)
 
     def inference(self) -> contextlib.AbstractContextManager:
         """The context in which the parameters, as they lie, are computed with; its methods enter it themselves."""
@@ -408,8 +425,8 @@ class Model:
 
 
 @functools.partial(jax.jit, static_argnames=("module", "options"))
-def _apply(module, params, tokens, arrays, options):
+def _apply(module, variables, tokens, arrays, options):
     if tokens is not None and kinds.has_two_towers(module):  # whose first argument is the images
         arrays, tokens = arrays | {"tokens": tokens}, None
     first = () if tokens is None else (tokens,)
-    return module.apply({"params": params}, *first, **arrays, **dict(options))
+    return module.apply(variables, *first, **arrays, **dict(options))

@@ -98,7 +98,7 @@ def classify(
     Raises InputError for a value that the model's codec does not take.
     """
     codec, found = model.codecs[model.objective.predicts], []
-    forward = lambda arrays: _forward(model.module, model.params, arrays, None)
+    forward = lambda arrays: _forward(model.module, model.variables, arrays, None)
     for part in in_batches(model, encode(model, values), forward, "classify", batch_size, progress):
         best = np.argsort(-part, axis=-1, kind="stable")
         if top_k is not None:
@@ -122,11 +122,11 @@ def embed(
     known = [*POOLINGS] if kinds.has_hidden(model.module) else []
     check_choice("pooling", pooling, known + [OWN] * kinds.has_pooled(model.module))
     arrays = encode(model, values, modality)
-    forward = lambda arrays: _forward(model.module, model.params, arrays, pooling)
+    forward = lambda arrays: _forward(model.module, model.variables, arrays, pooling)
     parts = list(in_batches(model, arrays, forward, "embed", batch_size, progress))
     if not parts:
         example = model.module.example()
-        shape = jax.eval_shape(functools.partial(_forward, model.module, pooling=pooling), model.params, example)
+        shape = jax.eval_shape(functools.partial(_forward, model.module, pooling=pooling), model.variables, example)
         return np.zeros((0, shape.shape[-1]), np.float32)
     found = np.concatenate(parts)
     return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12) if normalize else found
@@ -162,12 +162,12 @@ def in_batches(
 
 
 @functools.partial(jax.jit, static_argnames=("module", "pooling"))
-def _forward(module: nn.Module, params, arrays, pooling: str | None) -> jax.Array:
+def _forward(module: nn.Module, variables, arrays, pooling: str | None) -> jax.Array:
     """Float32 [B, C], probabilities of the classes; with a pooling [B, D], vectors of `hidden` or `pooled`."""
     if pooling is None:
-        return whole(jax.nn.softmax(module.apply({"params": params}, **arrays).astype(jnp.float32), axis=-1))
+        return whole(jax.nn.softmax(module.apply(variables, **arrays).astype(jnp.float32), axis=-1))
     if pooling == OWN:
-        return whole(module.apply({"params": params}, **arrays, method="pooled").astype(jnp.float32))
-    hidden = module.apply({"params": params}, **arrays, method="hidden").astype(jnp.float32)
+        return whole(module.apply(variables, **arrays, method="pooled").astype(jnp.float32))
+    hidden = module.apply(variables, **arrays, method="hidden").astype(jnp.float32)
     pooled = {"mean": lambda: hidden.mean(axis=1), "first": lambda: hidden[:, 0], "last": lambda: hidden[:, -1]}
     return whole(pooled[pooling]())

@@ -39,7 +39,7 @@ def save_published(
     """
     kept = model.config.get("published", {})
     family, values = publish(model.module, kept.get("architecture"))
-    leaves = flatten(merged(model.params))
+    leaves = flatten({**merged(model.params), **model.state})
     for path, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             raise InputError(f"parameter {path!r} is spread over several processes; save it as 'fmjax', load it in one")

@@ -118,7 +118,7 @@ def table_of(family: Family, module, path: str = "", prefix: str = "") -> list[W
     return found
 
 
-MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit")
+MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit", "resnet")
 """Files of this folder with families; other packages name theirs as entry points of the group `fmjax.families`."""
 
 _REGISTERED: list[Family] = []
@@ -227,7 +227,7 @@ def write_values(family: Family, module) -> dict[str, Any]:
 # Fields that do not change what a trained model computes.
 _FREE = (
     "parent", "name", "dtype", "remat", "attention", "unroll", "scan_layers", "dropout", "attention_dropout",
-    "init_std", "position_init_std", "scale_residual_init",
+    "init_std", "position_init_std", "scale_residual_init", "zero_init", "norm_decay",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from fmjax.interop.safetensors_files import DTYPES, read_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors, unflatten
 from fmjax.layers.weights import Turned
 from fmjax.models import MODELS
+from fmjax.models.state import state_shapes
 from fmjax.registry import nearest
 from fmjax.small_files import read_json
 
@@ -104,8 +105,19 @@ class Published:
         another and does not.
         """
         flat = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
-        found = slots(table_of(self.family, self.module), flat)
-        self._check(found)
+        state = {path: tuple(leaf.shape) for path, leaf in flatten(state_shapes(self.module)).items()}
+        table = table_of(self.family, self.module)
+        self._check(slots(table, flat | state))
+        return self._read(slots(table, flat), flat, shardings, dtype, progress, turned)
+
+    def state(self, shardings) -> dict[str, Any]:
+        """The state of the module (`fmjax.models.state`), float32, in the shardings of a tree like it; {} without any.
+        The files are those that `params` has checked."""
+        flat = {path: tuple(leaf.shape) for path, leaf in flatten(state_shapes(self.module)).items()}
+        return self._read(slots(table_of(self.family, self.module), flat), flat, shardings)
+
+    def _read(self, found: list[Slot], flat, shardings, dtype="float32", progress=False, turned=frozenset()):
+        """The arrays of shapes by path, each from its slots; arguments as in `params`."""
         by_path: dict[str, list[Slot]] = {}
         for slot in found:
             by_path.setdefault(slot.path, []).append(slot)

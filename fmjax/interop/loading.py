@@ -10,16 +10,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from fmjax import hub
 from fmjax.assemble import build_weights, check_codecs, param_spec
-from fmjax.checkpoint_files import load_params
+from fmjax.checkpoint_files import complete_steps, load_carry, load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.tokenizers.gguf import read_gguf_tokenizer
 from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
 from fmjax.data.tokenizers.published_settings import is_id
-from fmjax.errors import ConfigError, InputError, TokenizerError
+from fmjax.errors import CheckpointError, ConfigError, InputError, TokenizerError
 from fmjax.gguf_file import is_gguf
 from fmjax.inference import decoding
 from fmjax.inference.model import Model
@@ -30,6 +30,7 @@ from fmjax.interop.preprocessor import read_codecs
 from fmjax.interop.weights import flatten
 from fmjax.layers.weights import merged
 from fmjax.models import MODELS
+from fmjax.models.state import STATE_KEY, kept_state, state_shapes
 from fmjax.parallel.placement import Placement
 
 log = logging.getLogger("fmjax")
@@ -123,6 +124,20 @@ def initial_params(path: str, module, shapes, shardings):
     return found
 
 
+def initial_state(path: str, shardings) -> dict[str, Any]:
+    """The module's state (`fmjax.models.state`) of the model that `initial_params` reads, a tree like `shardings`.
+
+    Raises CheckpointError where a run's carry has none.
+    """
+    folder, step = hub.checkpoint_step(find_folder(path))
+    if is_published(folder):
+        return open_published(folder).state(shardings)
+    found = kept_state(load_carry(folder, complete_steps(folder / "checkpoints")[-1] if step is None else step))
+    if jax.tree.structure(found) != jax.tree.structure(shardings):
+        raise CheckpointError(f"train.init_from = {path!r}: its carry lacks the module's {', '.join(shardings)}")
+    return jax.device_put(found, shardings)
+
+
 def check_initial_tokenizer(path: str, tokenizer, allow_other: bool) -> None:
     """Raises ConfigError where the data of a run that begins with the parameters at `path` are cut by another tokenizer
     than these were trained with, unless that is allowed. Without a tokenizer on either side there is nothing to say."""
@@ -191,6 +206,7 @@ def load_published(
         shardings = jax.tree.map(lambda _: device, shapes)
         turned = {path for path, leaf in flatten(shapes).items() if decoding.is_turned(path, leaf.shape, dtype)}
     params = published.params(shapes, shardings, dtype, progress, turned)
+    state = published.state(placed_state(module, placement)[1])
     module, params = cast(module, params, dtype)
     config = {"model": published.section, "published": _kept(published)}
     if published.family.objective is not None:
@@ -198,7 +214,8 @@ def load_published(
     add_bos = tokenizer is not None and tokenizer.add_bos
     codecs = {} if is_gguf(folder) else read_codecs(folder, published.values, module, published.source)
     model = Model(
-        module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement, codecs=codecs
+        module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement, codecs=codecs,
+        carry={STATE_KEY: state} if state else None,
     )  # fmt: skip
     check_codecs(codecs, module, model.objective)
     return model
@@ -241,6 +258,13 @@ def placed(module, placement: Placement | None, weights=None):
         return shapes, placement.shardings(shapes, axes)
     device = SingleDeviceSharding(jax.local_devices()[0])
     return shapes, jax.tree.map(lambda _: device, shapes)
+
+
+def placed_state(module, placement: Placement | None):
+    """(shapes, shardings) of a module's state (`fmjax.models.state`): whole on each device of the placement."""
+    shapes, device = state_shapes(module), SingleDeviceSharding(jax.local_devices()[0])
+    where = device if placement is None else NamedSharding(placement.mesh, PartitionSpec())
+    return shapes, jax.tree.map(lambda _: where, shapes)
 
 
 def find_tokenizer(folder: pathlib.Path):

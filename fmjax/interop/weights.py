@@ -116,6 +116,13 @@ def norm(path: str, name: str) -> tuple[Weight, Weight]:
     return Weight(f"{path}/scale", f"{name}.weight"), Weight(f"{path}/bias", f"{name}.bias")
 
 
+def batch_norm(path: str, name: str) -> tuple[Weight, ...]:
+    """Scale, bias and running statistics of a batch normalisation; these are state (`fmjax.models.state`)."""
+    state = f"batch_stats/{path}"
+    running = Weight(f"{state}/mean", f"{name}.running_mean"), Weight(f"{state}/var", f"{name}.running_var")
+    return *norm(path, name), *running
+
+
 @dataclasses.dataclass(frozen=True)
 class Slot:
     """Where in the parameters a published tensor, or a part of one, belongs.

@@ -1,11 +1,13 @@
-"""Convolutions of images [B, H, W, C], with what shrinks and grows them by two."""
+"""Convolutions of images [B, H, W, C]."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fmjax.errors import ConfigError
 from fmjax.layers.norm import Norm
+from fmjax.layers.pooling import Padding, spatial_padding
 from fmjax.parallel.logical import constrain
 
 WHOLE = ("batch", None, None, "act_embed")
@@ -13,8 +15,8 @@ WHOLE = ("batch", None, None, "act_embed")
 
 
 class Conv(nn.Module):
-    """A convolution with padding "SAME": parameters `kernel` [size, size, in, features], drawn by He's rule (He et al.
-    2015), and `bias` [features], initially 0, in float32.
+    """A convolution: parameters `kernel` [size, size, in / groups, features], drawn by He's rule (He et al. 2015), and
+    `bias` [features], initially 0, in float32.
 
     Attributes:
       features: channels of the output.
@@ -23,6 +25,10 @@ class Conv(nn.Module):
       names: logical names of the kernel's last two axes; the bias carries the second.
       transpose: the transposed convolution.
       dtype: dtype of the product.
+      use_bias: whether there is a bias.
+      groups: of channels, each made of its own inputs alone; as many as channels is a depthwise convolution.
+      padding: "SAME" or "VALID" as `jax.lax` has them, or pixels on each side, as PyTorch counts. The two differ where
+        a stride leaves pixels over: "SAME" then pads the end more than the beginning.
     """
 
     features: int
@@ -31,22 +37,39 @@ class Conv(nn.Module):
     names: tuple[str | None, str | None] = ("embed", "mlp")
     transpose: bool = False
     dtype: str = "float32"
+    use_bias: bool = True
+    groups: int = 1
+    padding: Padding = "SAME"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.size, self.size, x.shape[-1], self.features)
+        """float [B, H, W, C] to [B, H', W', features] in `dtype`.
+
+        Raises ConfigError where the channels do not divide into the groups, or a transposed convolution has groups.
+        """
+        self._check(x.shape[-1])
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         init = nn.with_logical_partitioning(nn.initializers.he_normal(), (None, None, *self.names))
         kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
-        init = nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:])
-        bias = self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
-        layout = dict(strides=(self.stride, self.stride), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        x = x.astype(self.dtype)
+        padding = spatial_padding(self.padding)
+        layout = dict(padding=padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        strides, x = (self.stride, self.stride), x.astype(self.dtype)
         if self.transpose:
-            y = lax.conv_transpose(x, kernel, **layout)
+            y = lax.conv_transpose(x, kernel, strides, **layout)
         else:
-            layout["window_strides"] = layout.pop("strides")
-            y = lax.conv_general_dilated(x, kernel, **layout)
-        return constrain(y + bias, WHOLE)
+            y = lax.conv_general_dilated(x, kernel, strides, **layout, feature_group_count=self.groups)
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:])
+            y = y + self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
+        return constrain(y, WHOLE)
+
+    def _check(self, inputs: int) -> None:
+        if inputs % self.groups or self.features % self.groups:
+            raise ConfigError(
+                f"groups={self.groups}: {inputs} channels to {self.features} do not divide into that many groups"
+            )
+        if self.transpose and self.groups > 1:
+            raise ConfigError(f"groups={self.groups}: a transposed convolution has one group here")
 
 
 class ResidualBlock(nn.Module):
@@ -70,15 +93,19 @@ class ResidualBlock(nn.Module):
         return x + Conv(x.shape[-1], 1, names=("mlp", "embed"), dtype=self.dtype, name="outer")(jax.nn.relu(y))
 
 
-def conv_flops(side: int, size: int, inputs: int, outputs: int, stride: int = 1, first: bool = False) -> float:
+def conv_flops(
+    side: int, size: int, inputs: int, outputs: int, stride: int = 1, first: bool = False, padding: int | None = None
+) -> float:
     """FLOPs of forward and backward over one square image, by the convention of `fmjax.layers.flops`: products with
     what the padding adds do not count.
 
     Args:
       side: pixels of the smaller side: a convolution's output, a transposed one's input.
+      inputs: channels that each of the outputs is made of: those of a group.
       first: whether it reads the images themselves, for which there is no gradient.
+      padding: pixels on each side; None is "SAME".
     """
     larger = side * stride
-    before = max((side - 1) * stride + size - larger, 0) // 2
+    before = max((side - 1) * stride + size - larger, 0) // 2 if padding is None else padding
     inside = sum(0 <= place * stride - before + tap < larger for place in range(side) for tap in range(size))
     return (4.0 if first else 6.0) * inside**2 * inputs * outputs

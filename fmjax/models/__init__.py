@@ -16,6 +16,7 @@ MODELS = Registry(
         "magneto": "fmjax.models.magneto:Magneto",
         "magneto_encoder": "fmjax.models.magneto:MagnetoEncoder",
         "qwen3": "fmjax.models.qwen:Qwen3",
+        "resnet": "fmjax.models.resnet:ResNet",
         "roberta": "fmjax.models.bert:Roberta",
         "siglip": "fmjax.models.siglip:SigLIP",
         "text_tower": "fmjax.models.text_tower:TextTower",

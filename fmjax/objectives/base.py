@@ -30,7 +30,8 @@ Optional parts, each there if the method is:
         parameter's does, with its shape, is split as the parameter is; any other is whole on every device.
     after(self, carry, proposal, params) -> carry
         Once per update, with the new parameters; shapes and dtypes stay. With `initial`, `__call__` takes `carry=` and
-        returns (sums, `Proposal`). Evaluation reads the carry and drops the proposal.
+        returns (sums, `Proposal`). Evaluation reads the carry and drops the proposal. What a module itself keeps
+        besides parameters, such as batch statistics, joins the carry of any objective (`fmjax.objectives.stateful`).
     models(self) -> {name: path}
         Other models in the step, loaded as `fmjax.load` does on the run's mesh; `__call__` takes
         `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at
@@ -92,10 +93,11 @@ class OtherModel:
 
     module: Any = struct.field(pytree_node=False)
     params: Any = None
+    state: Any = struct.field(default_factory=dict)
 
     def apply(self, *args, **kwargs):
-        """The module applied to its parameters."""
-        return self.module.apply({"params": self.params}, *args, **kwargs)
+        """The module applied to its parameters and state (`fmjax.models.state`)."""
+        return self.module.apply({"params": self.params, **self.state}, *args, **kwargs)
 
 
 class Objective(Protocol):

@@ -103,10 +103,10 @@ class Run:
         with contextlib.ExitStack() as opened:
             keep = lambda resource: opened.enter_context(contextlib.closing(resource))
             self.identity = setup.identity()
-            params = beginning(setup)  # before there is a folder of checkpoints, which an error would leave behind
+            begun = beginning(setup)  # before there is a folder of checkpoints, which an error would leave behind
             self.checkpointer = Checkpointer(self.workdir, self.settings.keep_last, self.settings.keep_every)
             opened.callback(self.checkpointer.manager.close)
-            self.state = first_state(setup, self.checkpointer, self.identity, params)
+            self.state = first_state(setup, self.checkpointer, self.identity, begun)
             self.step = self.saved_step = int(self.state.step)
             setup.save()
             self.results = keep(Results(setup, self.step, self._leave_if_stopped))

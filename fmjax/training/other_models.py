@@ -13,6 +13,7 @@ from fmjax.data.prepared import content_hash, fingerprint
 from fmjax.errors import InputError
 from fmjax.inference.fingerprint import array_fingerprints
 from fmjax.load import find, load, load_shapes
+from fmjax.models.state import kept_state
 from fmjax.objectives import OBJECTIVES
 from fmjax.objectives.base import OtherModel
 from fmjax.parallel.placement import Placement
@@ -77,7 +78,7 @@ def open_models(objective, module, placement: Placement, abstract: bool = False)
 
 def _load(path: str, placement: Placement):
     model = load(path, mesh=placement)
-    return model.module, model.params
+    return model.module, model.params, kept_state(model.carry)
 
 
 def fingerprints(models: dict[str, OtherModel] | None, placement: Placement) -> dict[str, str]:
@@ -85,6 +86,6 @@ def fingerprints(models: dict[str, OtherModel] | None, placement: Placement) -> 
     found = {}
     for name, model in (models or {}).items():
         with placement.inference():
-            parts = [describe(model.module), *array_fingerprints(model.params)]
+            parts = [describe(model.module), *array_fingerprints((model.params, model.state))]
         found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     return found

@@ -17,6 +17,7 @@ from fmjax.config import build
 from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
 from fmjax.objectives.base import OtherModel, call_objective, has_carry, is_on_policy, module_inputs
+from fmjax.objectives.stateful import with_state
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.placement import Placement, inference_context
 from fmjax.parallel.sharding import batch_sharding, check_batch, path_name
@@ -139,6 +140,7 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     _check_call(module, inputs, objective, example)
     placement = Placement(mesh, mesh_config)
     models = open_models(objective, module, placement, abstract)
+    objective = with_state(objective, module)
     key = jax.random.key(config["seed"])
     patterns = train.trainable or (() if weights is None else weights.trainable)
     with jax.set_mesh(mesh):

@@ -7,10 +7,12 @@ import pathlib
 from collections.abc import Iterable, Mapping
 
 from fmjax import file_lock
-from fmjax.config import OPTIONAL, PLUGINS, SETTINGS, load_workdir_config
+from fmjax.config import OPTIONAL, PLUGINS, SETTINGS, build, load_workdir_config
 from fmjax.config_fields import field_types, nested_registry
 from fmjax.config_values import differing_keys, json_copy
 from fmjax.errors import CheckpointError, ConfigError, DataError
+from fmjax.models import MODELS
+from fmjax.models.state import state_collections
 from fmjax.objectives import OBJECTIVES
 from fmjax.registry import Registry
 from fmjax.training.disk import disk_full
@@ -95,8 +97,11 @@ def resume_free(config: Mapping) -> list[str]:
 
 def parts_are_alike(config: Mapping) -> bool:
     """Whether a step learns the same in however many parts it computes its batch: where the objective has `ROWS_APART`
-    (`fmjax.objectives.base`) and the model no dropout, whose masks are drawn for a part."""
+    (`fmjax.objectives.base`) and the model neither dropout, whose masks are drawn for a part, nor state
+    (`fmjax.models.state`), which a part makes of its rows."""
     objective = OBJECTIVES.get(config["objective"]["name"])
+    if state_collections(build(config["model"], MODELS)):
+        return False
     dropout = any("dropout" in key and value for key, value in config["model"].items())
     return getattr(objective, "ROWS_APART", False) and not dropout
 

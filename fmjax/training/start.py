@@ -17,6 +17,7 @@ from fmjax.data.codecs.base import fingerprint, save_codecs
 from fmjax.data.loader import Loader
 from fmjax.inference.model import Model
 from fmjax.layers.weights import bare
+from fmjax.models.state import STATE_KEY, kept_state
 from fmjax.parallel import watch
 from fmjax.parallel.hosts import check_same, connect
 from fmjax.parallel.sharding import local_rows
@@ -164,14 +165,18 @@ def _set_steps(setup: Setup, steps: int) -> None:
     setup.program, setup.traced = with_steps(setup.program, setup.config), None
 
 
-def first_state(setup: Setup, checkpointer: Checkpointer, identity: dict, params) -> TrainState:
-    """The state of the newest checkpoint, or a fresh one of `params` (`beginning`). Raises InputError where another run
-    was saved there."""
+def first_state(setup: Setup, checkpointer: Checkpointer, identity: dict, begun) -> TrainState:
+    """The state of the newest checkpoint, or a fresh one of what a run begins with (`beginning`).
+
+    Raises InputError where another run was saved there.
+    """
     restored = checkpointer.restore_latest(setup.program.spec.shapes)
     if restored is None:
         if (setup.workdir / "config.json").exists():
             log.info("%s holds a run that ended before its first checkpoint: it begins again", setup.workdir)
-        return setup.program.init(params)
+        params, state = begun
+        fresh = setup.program.init(params)
+        return dataclasses.replace(fresh, carry={**fresh.carry, STATE_KEY: state}) if state else fresh
     state, saved = restored
     resume.check_identity(setup.workdir, saved["data"], identity["data"])
     resume.check_content(setup.workdir, saved, identity)
@@ -180,17 +185,19 @@ def first_state(setup: Setup, checkpointer: Checkpointer, identity: dict, params
 
 
 def beginning(setup: Setup):
-    """The parameters that a new run begins with: `train.init_from`, or None; None for a run that has begun."""
+    """(parameters, module's state) that a new run begins with: those of `train.init_from`; (None, {}) without it and
+    for a run that has begun."""
     settings, spec = setup.settings, setup.program.spec
     if settings.init_from is None or has_checkpoint(setup.workdir):
-        return None
-    from fmjax.interop.loading import check_initial_tokenizer, initial_params
+        return None, {}
+    from fmjax.interop.loading import check_initial_tokenizer, initial_params, initial_state
 
     check_initial_tokenizer(settings.init_from, setup.data.tokenizer, settings.allow_other_tokenizer)
     shapes, shardings = bare(spec.shapes.params), bare(spec.shardings.params)
     params = initial_params(settings.init_from, setup.program.module, shapes, shardings)
     log.info("beginning with the parameters of %s", settings.init_from)
-    return params
+    places = kept_state(spec.shardings.carry)
+    return params, initial_state(settings.init_from, places) if places else {}
 
 
 def _published(workdir: pathlib.Path, settings: TrainConfig, data) -> dict:
