@@ -14,7 +14,7 @@ class SigLIP(DualEncoder):
 
     Attributes:
       projection_size: None, or that of a space into which both towers' vectors are projected, without bias.
-      initial_scale: logarithm of the scale at the start: ln 10 (section 3.1).
+      initial_scale: logarithm of the scale at the start: ln 10 (section 3.2).
       initial_bias: the bias at the start: most pairs do not belong together.
     """
 

@@ -7,6 +7,7 @@ OBJECTIVES = Registry(
     {
         "causal_lm": "fmjax.objectives.causal_lm:CausalLM",
         "classification": "fmjax.objectives.classification:Classification",
+        "contrastive": "fmjax.objectives.contrastive:Contrastive",
         "distillation": "fmjax.objectives.distillation:Distillation",
         "flow_matching": "fmjax.objectives.flow_matching:FlowMatching",
         "masked_lm": "fmjax.objectives.masked_lm:MaskedLM",
