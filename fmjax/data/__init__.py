@@ -9,6 +9,7 @@ DATASETS = Registry(
         "images": "fmjax.data.images:ImageFolder",
         "masked_text": "fmjax.data.masked_text:MaskedTextData",
         "pairs": "fmjax.data.pairs:PairData",
+        "pixels": "fmjax.data.pixels:PixelData",
         "prompts": "fmjax.data.prompts:PromptData",
         "shapes": "fmjax.data.shapes.data:Shapes",
         "text": "fmjax.data.text:TextData",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference import autoregressive, embedding, generators, kinds, pairs, prompts, scored_text, values
+from fmjax.inference import autoregressive, embedding, generators, kinds, pairs, pixels, prompts, scored_text, values
 from fmjax.inference import fill_mask as masks
 from fmjax.registry import nearest
 
@@ -103,6 +103,7 @@ ABILITIES: dict[str, Ability] = {
     "embed": Ability(_lacks_vectors, _embed),
     "fill_mask": Ability(_lacks_masks, _fill_mask),
     "classify": Ability(_lacks_classes, _classify),
+    "pixel_nats": Ability(pixels.lacks_palette, pixels.nats),
     "act": Ability(_lacks_policy, lambda model, observations: model.act(observations)),
 }
 """Verb to ability. `complete` gives what `generate` does of a language model, with tokens and log-probabilities."""

@@ -12,6 +12,7 @@ GENERATORS = Registry(
     {
         "autoregressive": "fmjax.inference.autoregressive:Autoregressive",
         "denoising": "fmjax.inference.denoising:Denoising",
+        "pixels": "fmjax.inference.pixels:Pixels",
         "reconstruction": "fmjax.inference.reconstruction:Reconstruction",
     },
 )

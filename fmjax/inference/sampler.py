@@ -160,7 +160,9 @@ def _where_deep(deep: jax.Array, find, border: jax.Array) -> jax.Array:
 
 
 def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
-    """CTRL's repetition penalty on the logits [B, V] of `seen` tokens (bool [B, V]); penalty [B, 1]."""
+    """CTRL's repetition penalty on the logits [B, V] of `seen` tokens (bool [B, V or more: ids that are inputs alone]);
+    penalty [B, 1]."""
+    seen = seen[:, : logits.shape[-1]]
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 

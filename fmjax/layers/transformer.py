@@ -164,6 +164,8 @@ class Block(nn.Module):
             return constrain(x, ("batch", "length", "act_embed"))
         norm = Norm(c.norm, c.norm_epsilon, name=f"{name}_norm")
         y = x if c.placement == "post" else norm(x)
+        if c.placement == "normed" and name == "attention":
+            x = y
         y = tap(self, f"{name}_out", function(tap(self, f"{name}_in", y)))
         if c.placement == "sandwich":
             y = Norm(c.norm, c.norm_epsilon, name=f"{name}_post_norm")(y)

@@ -12,7 +12,7 @@ from fmjax.layers.mlp import ACTIVATIONS
 from fmjax.layers.norm import NORMS
 from fmjax.layers.position import Rope
 
-PLACEMENTS = ("pre", "post", "sandwich", "sub", "adaln")
+PLACEMENTS = ("pre", "post", "sandwich", "sub", "normed", "adaln")
 REMAT_POLICIES = ("none", "full", "dots", "save_named:NAME,NAME,...")
 # Activations inside a block that may be saved by name. Each is a tap.
 BLOCK_TAPS = (
@@ -49,6 +49,8 @@ class TransformerConfig:
         "post": after each residual sum, as in 2017;
         "sandwich": as "pre", and after each half before it is added (Gemma);
         "sub": as "pre", and before the last product of each half (Magneto's Sub-LN, Wang et al. 2022);
+        "normed": as "pre", but attention's output is added to its normalised input, which goes on in place of what
+        came in (a published image GPT: experiments/mnist_igpt);
         "adaln": as "pre", without parameters, scaled and shifted by the row's condition, which also gates what each
         half adds; no norm after the stack, where the model's own follows (adaLN-zero, Peebles & Xie 2023).
       final_norm: whether there is a norm after the stack, where the placement has one.

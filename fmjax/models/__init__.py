@@ -12,6 +12,7 @@ MODELS = Registry(
         "dit": "fmjax.models.dit:DiT",
         "gemma3": "fmjax.models.gemma:Gemma3",
         "gpt": "fmjax.models.gpt:GPT",
+        "image_gpt": "fmjax.models.image_gpt:ImageGPT",
         "llama": "fmjax.models.llama:Llama",
         "magneto": "fmjax.models.magneto:Magneto",
         "magneto_encoder": "fmjax.models.magneto:MagnetoEncoder",

@@ -73,12 +73,19 @@ class GPT(Decoder):
 
     def setup(self):
         if self.vocab_size is not None:
-            self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=self.init_std, dtype=self.dtype)
+            self.token_embedding = Embedding(
+                self.num_embedded, self.hidden_size, stddev=self.init_std, dtype=self.dtype
+            )
         self.position_embedding = Embedding(
             self.max_length, self.hidden_size, ("position", "embed"), self.position_init_std, self.dtype
         )
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.stack = Transformer(self.transformer)
+
+    @property
+    def num_embedded(self) -> int:
+        """Rows of the token embedding."""
+        return self.vocab_size
 
     def embed(self, tokens, positions, train) -> jax.Array:
         """[B, T, D] in the compute dtype."""

@@ -44,7 +44,8 @@ class TextStack(Stacked):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(max_length=self.max_length)
+        if self.max_length is not None:  # of a family whose data tell it
+            check_positive(max_length=self.max_length)
 
     @nn.nowrap
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -6,6 +6,7 @@ OBJECTIVES = Registry(
     "objective",
     {
         "causal_lm": "fmjax.objectives.causal_lm:CausalLM",
+        "causal_pixels": "fmjax.objectives.causal_pixels:CausalPixels",
         "classification": "fmjax.objectives.classification:Classification",
         "contrastive": "fmjax.objectives.contrastive:Contrastive",
         "distillation": "fmjax.objectives.distillation:Distillation",

@@ -57,6 +57,8 @@ TASKS = Registry(
         "digits": "fmjax.tasks.images:Digits",
         "mnist": "fmjax.tasks.images:MNIST",
         "images": "fmjax.tasks.images:ImageFolder",
+        "digits_pixels": "fmjax.tasks.pixels:DigitsPixels",
+        "mnist_pixels": "fmjax.tasks.pixels:MNISTPixels",
         # In-context learning.
         "icl_mapping": "fmjax.tasks.in_context:Mapping",
         "icl_linear": "fmjax.tasks.in_context:Linear",

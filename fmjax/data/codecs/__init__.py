@@ -7,6 +7,7 @@ CODECS = Registry(
     {
         "image": "fmjax.data.codecs.image:ImageCodec",
         "label": "fmjax.data.codecs.label:LabelCodec",
+        "pixels": "fmjax.data.codecs.pixels:PixelCodec",
         "resized_image": "fmjax.data.codecs.image:ResizedImageCodec",
         "unscaled_image": "fmjax.data.codecs.image:UnscaledImageCodec",
     },

@@ -1,0 +1,112 @@
+"""Images drawn pixel after pixel, from nothing or from their upper part on, and how likely given ones are."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.data.codecs.pixels import PixelCodec
+from fmjax.errors import InputError
+from fmjax.inference import autoregressive, values
+from fmjax.inference import prompts as encoding
+from fmjax.inference.checks import check_list, check_whole
+from fmjax.inference.engine_requests import HIGHEST_SEED
+from fmjax.inference.sampler import Sampling
+from fmjax.parallel.placement import whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How images are drawn.
+
+    Attributes:
+      keep: share of the rows of pixels, from the top, that are kept of an image that is given; the rest is drawn anew.
+      temperature: divides the logits; 0 takes the likeliest colour.
+      top_k: draw from the k likeliest; 0: all.
+      top_p: draw from the likeliest that have this much probability together.
+      seed: of the random draws.
+      num_samples: images for each prompt.
+      batch_size: images drawn at once.
+    """
+
+    keep: float = 0.5
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    num_samples: int = 1
+    batch_size: int = 64
+
+    def __post_init__(self):
+        check_whole(1, num_samples=self.num_samples, batch_size=self.batch_size)
+        check_whole(0, HIGHEST_SEED, seed=self.seed)
+        if not 0 <= self.keep < 1:
+            raise InputError(f"keep = {self.keep!r} must be at least 0 and below 1, a share of an image's rows")
+        Sampling(self.temperature, self.top_k, self.top_p)  # checks the rest
+
+
+class Pixels:
+    """Prompts are images, whose upper part is kept, or None for an image from nothing."""
+
+    Options = Options
+    takes: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __init__(self, model):
+        self.model = model
+
+    @staticmethod
+    def lacks(model) -> str | None:
+        return autoregressive.lacks_decoding(model) or lacks_palette(model)
+
+    def default_prompts(self) -> Sequence[Any]:
+        """An image from nothing."""
+        return [None]
+
+    def run(self, prompts: Sequence[Any], options: Options) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, image): see `fmjax.inference.generators.Generator`."""
+        check_list("prompts", prompts)
+        codec: PixelCodec = self.model.codec
+        kept = int(options.keep * codec.height) * codec.width
+        begun = [[codec.start] if prompt is None else self._begun(prompt, kept) for prompt in prompts]
+        drawn = self.model.complete(
+            begun, max_new_tokens=codec.shape[0], temperature=options.temperature, top_k=options.top_k,
+            top_p=options.top_p, seed=options.seed, num_samples=options.num_samples, batch_size=options.batch_size,
+        )  # fmt: skip
+        for index, found in enumerate(drawn):
+            colours = [*begun[index // options.num_samples][1:], *found.tokens][: codec.shape[0]]
+            yield index, codec.decode({"targets": np.array(colours, np.int32)})
+
+    def _begun(self, prompt: Any, kept: int) -> list[int]:
+        (arrays,) = encoding.by_part(self.model, [prompt], self.takes)
+        return [int(arrays["tokens"][0, 0]), *arrays["targets"][0, :kept].tolist()]
+
+
+def lacks_palette(model) -> str | None:
+    """What a model lacks to tell images' pixels."""
+    if isinstance(model.codecs.get("image"), PixelCodec):
+        return None
+    return "it has no codec of images as colours of a palette; only models such as 'image_gpt' tell pixel after pixel"
+
+
+def nats(model, images: Sequence[Any], *, batch_size: int = 32, progress: str | None = None) -> np.ndarray:
+    """Negative log-likelihoods of images' colours given those before them, float32 [N, pixels], in nats.
+
+    Args:
+      images: uint8 [H, W, C], or `Media`.
+      batch_size, progress: as in `fmjax.inference.values.classify`.
+    """
+    arrays = values.encode(model, images, "image")
+    forward = lambda part: _nats(model.module, model.params, part["tokens"], part["targets"])
+    parts = list(values.in_batches(model, arrays, forward, "score", batch_size, progress))
+    return np.concatenate(parts) if parts else np.zeros((0, *model.codecs["image"].shape), np.float32)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _nats(module: nn.Module, params, tokens, targets) -> jax.Array:
+    logits = module.apply({"params": params}, tokens).astype(jnp.float32)
+    return whole(-jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0])
