@@ -29,6 +29,8 @@ def evaluate(
     task_path: Sequence[str | pathlib.Path] = (),
     output: str | pathlib.Path | None = None,
     answers: str | pathlib.Path | None = None,
+    predictions: str | pathlib.Path | None = None,
+    probabilities: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -46,18 +48,24 @@ def evaluate(
         evaluation wrote there is replaced, and a warning says so where it was of other tasks.
       answers: folder where answers are kept as they come, so that an interrupted evaluation goes on and a repeated one
         takes no time; None is `output/answers`, or none without an output.
+      predictions: FILE.csv, what one task of classification takes each document for, `id,label`; None writes nothing.
+      probabilities: whether that file has a column more for each class, with its probability.
       seed: of the choice of examples, of continuations that are drawn, of training a probe, of the bootstrap.
       progress: show progress bars on stderr.
 
     Returns: what `results.json` holds: {"results": {task: {metric: value, metric + "_stderr": value}}, ...}.
     Raises: InputError, before anything is computed, for an unknown task, missing files, an unusable model.
     """
+    import jax
+
     from fmjax.inference.fingerprint import model_fingerprint
     from fmjax.load import Model, load
+    from fmjax.tasks.predictions import write_predictions
     from fmjax.tasks.report import make_report
     from fmjax.tasks.runner import find_tasks, run_tasks
 
     tasks = find_tasks(tasks, task_path)
+    check_table(predictions, probabilities, tasks)
     output, answers = make_folders(output, answers)
     if not isinstance(model, Model):
         model = load(model)
@@ -80,7 +88,20 @@ def evaluate(
         after_task=None if output is None else lambda found: _write(report(found), found, tasks, output),
         progress=progress,
     )
+    if predictions is not None and jax.process_index() == 0:
+        (result,) = found.values()
+        write_predictions(result.predictions, pathlib.Path(predictions).expanduser(), probabilities)
     return report(found)
+
+
+def check_table(predictions, probabilities: bool, tasks: Mapping[str, Any]) -> None:
+    """Raises InputError where a file of predictions is asked for that cannot be written."""
+    from fmjax.tasks.predictions import check_predictions
+
+    if predictions is not None:
+        check_predictions(pathlib.Path(predictions).expanduser(), list(tasks.values()))
+    elif probabilities:
+        raise InputError("probabilities are columns of a file of predictions; give --predictions=FILE.csv too")
 
 
 def make_folders(output, answers) -> tuple[pathlib.Path | None, pathlib.Path | None]:
@@ -188,6 +209,8 @@ def parse(argv: list[str]):
     parser.add_argument("--data_dir", help="folder with the tasks' files (or the variable FMJAX_DATA)")
     parser.add_argument("--output", help="folder for results.json and samples/")
     parser.add_argument("--answers", help="folder where answers are kept as they come (default: OUTPUT/answers)")
+    parser.add_argument("--predictions", help="FILE.csv: what one task of classification takes each document for")
+    parser.add_argument("--probabilities", action="store_true", help="with --predictions: a column a class more")
     parser.add_argument("--seed", type=cli.number(int, low=0), default=0, help="of examples, draws, probes, bootstrap")
     parser.add_argument("--mesh", type=cli.mesh, help="split the model over all devices, such as fsdp:2,tensor:2")
     parser.add_argument("--dtype", default="float32", choices=COMPUTE_DTYPES, help="that is computed in")
@@ -228,6 +251,7 @@ def _evaluate(flags, first: bool) -> None:
 
     # Before the model is loaded, which may take long.
     tasks = find_tasks(flags.tasks, flags.task_path)
+    check_table(flags.predictions, flags.probabilities, tasks)
     make_folders(flags.output, flags.answers)
     model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=first and sys.stderr.isatty())
     try:
@@ -239,6 +263,8 @@ def _evaluate(flags, first: bool) -> None:
             data_dir=flags.data_dir,
             output=flags.output,
             answers=flags.answers,
+            predictions=flags.predictions,
+            probabilities=flags.probabilities,
             seed=flags.seed,
             progress=first,
         )
@@ -249,6 +275,8 @@ def _evaluate(flags, first: bool) -> None:
     if first:
         print(table(report))
         print(cost_line(report))
+        if flags.predictions:
+            print(f"predictions: {flags.predictions}")
 
 
 make_callable(__name__, evaluate)

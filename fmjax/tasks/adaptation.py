@@ -1,7 +1,8 @@
 """Models adapted to labels before they are evaluated: a linear probe on frozen features, or all weights with a head.
 
 Both are trained with the train step, the optimizers and the mesh of any other run. Either way the answer is linear in
-features of the model, so one function reads the result: `class_logits` of texts, `token_logits` of words.
+features of the model, so one function reads the result: `class_logits` of texts or other values (`Media`),
+`token_logits` of words.
 """
 
 import dataclasses
@@ -15,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.data.codecs.media import Media
 from fmjax.errors import InputError
-from fmjax.inference import counted, embedding
+from fmjax.inference import counted, embedding, kinds, pairs, values
 from fmjax.inference.rows import padded
 from fmjax.inference.word_vectors import framed, word_places, word_vectors
-from fmjax.layers.checks import check_choice, check_positive
-from fmjax.layers.dense import Init, Linear
-from fmjax.objectives.classification import Classification
+from fmjax.layers.checks import check_positive
+from fmjax.tasks.heads import Classifier, Probe
 
 log = logging.getLogger("fmjax")
 
@@ -55,77 +56,23 @@ PROBE = Recipe(epochs=0, min_steps=400, batch_size=None, learning_rate=0.1, weig
 FINE_TUNE = Recipe()
 
 
-@dataclasses.dataclass(frozen=True)
-class ProbeLoss(Classification):
-    """Cross-entropy, to which half the squared kernel times `l2` is added."""
-
-    input_name: str = "features"
-    l2: float = 0.0
-
-    def __call__(self, apply_fn, params, batch, key, train):
-        sums = super().__call__(apply_fn, params, batch, key, train)
-        penalty = 0.5 * self.l2 * jnp.sum(jnp.square(params["head"]["kernel"]))
-        return sums | {"loss": (sums["loss"], (penalty, jnp.ones(())))}
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelLoss(Classification):
-    """Cross-entropy of a label a text or a token."""
-
-    input_name: str = "tokens"
-
-    def inputs(self, batch):
-        return {name: batch[name] for name in ("tokens", "segment_ids")}
-
-
-class Probe(nn.Module):
-    """Logits of `num_classes`, linear in features."""
-
-    num_classes: int
-
-    def setup(self):
-        self.head = Linear(self.num_classes, ("embed", None), True, Init(scale=0.0))
-
-    def __call__(self, features, train=False):
-        return self.head(features)
-
-
-class Classifier(nn.Module):
-    """Logits of `num_classes`, linear in the last layer's output.
-
-    Attributes:
-      backbone: a module with the method `hidden`.
-      pooling: "mean" over a row's tokens, its "last", or "none": logits at every token.
-    """
-
-    backbone: nn.Module
-    num_classes: int
-    pooling: str
-
-    def setup(self):
-        check_choice("pooling", self.pooling, ("mean", "last", "none"))
-        self.head = Linear(self.num_classes, ("embed", None), True, Init(scale=0.0))
-
-    def __call__(self, tokens, segment_ids, train=False):
-        hidden = self.backbone.hidden(tokens, segment_ids=segment_ids, train=train).astype(jnp.float32)
-        lengths = jnp.maximum(segment_ids.sum(axis=1), 1)
-        if self.pooling == "mean":
-            hidden = jnp.einsum("btd,bt->bd", hidden, segment_ids / lengths[:, None])
-        elif self.pooling == "last":
-            hidden = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.head(hidden)
-
-
-def class_logits(kernel, bias, model, texts: Sequence[str]) -> np.ndarray:
-    """Float32 [N, C]: `kernel` [D, C] and `bias` [C] on the model's embeddings of texts."""
-    return text_vectors(model, texts) @ np.asarray(kernel) + np.asarray(bias)
+def class_logits(kernel, bias, model, inputs: Sequence[Any]) -> np.ndarray:
+    """Float32 [N, C]: `kernel` [D, C] and `bias` [C] on the model's vectors of texts or media."""
+    return vectors(model, inputs) @ np.asarray(kernel) + np.asarray(bias)
 
 
 def token_logits(kernel, bias, model, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
     """For each sentence float32 [words, C]; 0 throughout for words without a token (`word_vectors`)."""
     kernel, bias = np.asarray(kernel), np.asarray(bias)
-    vectors = word_vectors(model, sentences)
-    return [np.where(np.any(v != 0, axis=1, keepdims=True), v @ kernel + bias, 0.0) for v in vectors]
+    found = word_vectors(model, sentences)
+    return [np.where(np.any(v != 0, axis=1, keepdims=True), v @ kernel + bias, 0.0) for v in found]
+
+
+def vectors(model, inputs: Sequence[Any]) -> np.ndarray:
+    """Float32 [N, D], of texts (`text_vectors`) or of media, as `Model.embed` pools them."""
+    if kinds.has_two_towers(model.module) or isinstance(inputs[0], Media):
+        return model.embed(list(inputs))
+    return text_vectors(model, inputs)
 
 
 def text_vectors(model, texts: Sequence[str]) -> np.ndarray:
@@ -147,39 +94,42 @@ def _rows(model, texts: Sequence[str]) -> list[list[int]]:
     return [tokens for tokens, _, _ in found]
 
 
-def probe_texts(model, texts, labels, num_classes: int, seed: int, recipe: Recipe = PROBE):
-    """The model with "class_logits" of a linear probe on its frozen embeddings (`text_vectors`), standardised.
+def probe(model, inputs, labels, num_classes: int, seed: int, recipe: Recipe = PROBE):
+    """The model with "class_logits" of a linear probe on its frozen embeddings (`vectors`), standardised.
 
     Args:
       model: a `fmjax.load.Model`.
-      texts, labels: training documents, labels from 0 to num_classes - 1.
+      inputs, labels: training documents, texts or media, with labels from 0 to num_classes - 1.
       seed: of everything random; the same seed gives the same weights.
     """
-    weights = _fit_probe(text_vectors(model, texts), np.asarray(labels), num_classes, seed, recipe)
+    weights = _fit_probe(vectors(model, inputs), np.asarray(labels), num_classes, seed, recipe)
     return _with(model, "class_logits", class_logits, weights)
 
 
 def probe_words(model, sentences, labels, num_classes: int, seed: int, recipe: Recipe = PROBE):
-    """As `probe_texts`, with "token_logits" and a label for each word, which is read at its first token."""
-    vectors = np.concatenate(word_vectors(model, sentences))
+    """As `probe`, with "token_logits" and a label for each word, which is read at its first token."""
+    found = np.concatenate(word_vectors(model, sentences))
     flat = np.concatenate([np.asarray(one, int) for one in labels])
-    seen = np.any(vectors != 0, axis=1)
-    return _with(model, "token_logits", token_logits, _fit_probe(vectors[seen], flat[seen], num_classes, seed, recipe))
+    seen = np.any(found != 0, axis=1)
+    return _with(model, "token_logits", token_logits, _fit_probe(found[seen], flat[seen], num_classes, seed, recipe))
 
 
-def fine_tune_texts(model, texts, labels, num_classes: int, seed: int, recipe: Recipe = FINE_TUNE):
-    """The model with all weights trained, and a head that gives "class_logits"; arguments as in `probe_texts`."""
-    rows = _rows(model, texts)
-    arrays = _padded(rows, model) | {
-        "labels": np.asarray(labels, np.int32),
-        "loss_weights": np.ones(len(rows), np.float32),
-    }
-    params, weights = _fine_tune(model, arrays, num_classes, _pooling(model), seed, recipe)
+def fine_tune(model, inputs, labels, num_classes: int, seed: int, recipe: Recipe = FINE_TUNE):
+    """The model with all weights trained, and a head that gives "class_logits"; arguments as in `probe`."""
+    if isinstance(inputs[0], Media):
+        arrays = values.encode(model, inputs, inputs[0].modality)
+        pooling, method = _reading(model, *arrays)
+    elif kinds.has_two_towers(model.module):
+        arrays, pooling, method = _padded(pairs.framed(model, inputs), model), "none", "encode_texts"
+    else:
+        arrays, pooling, method = _padded(_rows(model, inputs), model), _pooling(model), "hidden"
+    arrays |= {"labels": np.asarray(labels, np.int32), "loss_weights": np.ones(len(inputs), np.float32)}
+    params, weights = _fine_tune(model, arrays, num_classes, (pooling, method), seed, recipe)
     return _with(dataclasses.replace(model, params=params, kept={}), "class_logits", class_logits, weights)
 
 
 def fine_tune_words(model, sentences, labels, num_classes: int, seed: int, recipe: Recipe = FINE_TUNE):
-    """As `fine_tune_texts`, with "token_logits" and a label for each word, which counts at its first token."""
+    """As `fine_tune`, with "token_logits" and a label for each word, which counts at its first token."""
     placed = [word_places(model, sentence) for sentence in sentences]
     arrays = _padded([tokens for tokens, _ in placed], model)
     targets, weights = np.zeros_like(arrays["tokens"]), np.zeros(arrays["tokens"].shape, np.float32)
@@ -188,7 +138,7 @@ def fine_tune_words(model, sentences, labels, num_classes: int, seed: int, recip
             if place >= 0:
                 targets[row, place], weights[row, place] = label, 1.0
     arrays |= {"labels": targets, "loss_weights": weights}
-    params, weights = _fine_tune(model, arrays, num_classes, "none", seed, recipe)
+    params, weights = _fine_tune(model, arrays, num_classes, ("none", "hidden"), seed, recipe)
     return _with(dataclasses.replace(model, params=params, kept={}), "token_logits", token_logits, weights)
 
 
@@ -211,27 +161,47 @@ def _fit_probe(vectors: np.ndarray, labels: np.ndarray, num_classes: int, seed: 
         "labels": labels.astype(np.int32),
         "loss_weights": np.ones(len(labels), np.float32),
     }
-    objective = {"name": "fmjax.tasks.adaptation:ProbeLoss", "l2": recipe.l2 / len(labels)}
+    objective = {"name": "fmjax.tasks.heads:ProbeLoss", "l2": recipe.l2 / len(labels)}
     params = train(Probe(num_classes), arrays, objective, seed, recipe)["head"]
     kernel = np.asarray(params["kernel"]) / std[:, None]
     return kernel.astype(np.float32), (np.asarray(params["bias"]) - mean @ kernel).astype(np.float32)
 
 
-def _fine_tune(model, arrays, num_classes: int, pooling: str, seed: int, recipe: Recipe):
-    """(the model's parameters, (kernel, bias)) after training."""
+def _reading(model, array: str) -> tuple[str, str]:
+    """(pooling, method) of a `Classifier` on the vectors that `Model.embed` gives of values in `array`."""
+    if kinds.has_two_towers(model.module):
+        return "none", f"encode_{array}"
+    return ("none", "pooled") if kinds.has_pooled(model.module) else ("mean", "hidden")
+
+
+def _fine_tune(model, arrays, num_classes: int, reading: tuple[str, str], seed: int, recipe: Recipe):
+    """(the model's parameters, (kernel, bias)) after training; `reading` is pooling and method of a `Classifier`."""
+    if model.state:
+        raise InputError(
+            f"{model} has {', '.join(model.state)} besides its parameters, which fine-tuning here does not keep up; "
+            "probe it, or train a run from it"
+        )
+    names = [name for name in arrays if name not in ("labels", "loss_weights")]
+    classifier = Classifier(model.module.clone(parent=None), num_classes, *reading)
     if recipe.learning_rate is None:
-        recipe = dataclasses.replace(recipe, learning_rate=0.064 / model.module.hidden_size)
-    objective = {"name": "fmjax.tasks.adaptation:LabelLoss"}
-    classifier = Classifier(model.module.clone(parent=None), num_classes, pooling)
+        one = {name: arrays[name][:1] for name in names}
+        width = jax.eval_shape(classifier.init, jax.random.key(0), **one)["params"]["head"]["kernel"].value.shape[0]
+        recipe = dataclasses.replace(recipe, learning_rate=0.064 / width)
+    objective = {"name": "fmjax.tasks.heads:LabelLoss", "input_names": names}
     trained = train(classifier, arrays, objective, seed, recipe, model)
-    head = trained["head"]
-    params = jax.tree.map(lambda new, old: new.astype(old.dtype), *_shared(trained["backbone"], model.params))
+    head, new = trained["head"], trained["backbone"]
+    new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, _part(model.params, new))
     # What the head does not read, such as that of masked tokens, stays as it was.
-    return {**model.params, **params}, (np.asarray(head["kernel"]), np.asarray(head["bias"]))
+    return _replaced(model.params, new), (np.asarray(head["kernel"]), np.asarray(head["bias"]))
 
 
-def _shared(some: dict, all_of_them: dict) -> tuple[dict, dict]:
-    return some, {name: all_of_them[name] for name in some}
+def _part(params: dict, wanted: dict) -> dict:
+    """Of nested parameters those that `wanted` has."""
+    return {k: _part(params[k], v) if isinstance(v, dict) else params[k] for k, v in wanted.items()}
+
+
+def _replaced(params: dict, new: dict) -> dict:
+    return {**params, **{k: _replaced(params[k], v) if isinstance(v, dict) else v for k, v in new.items()}}
 
 
 def train(
@@ -277,6 +247,9 @@ def train(
     if "tokens" in arrays:
         lengths = arrays["segment_ids"].sum(axis=1)
         counted.trained(int(lengths[order[i]]) for i in range(steps * batch_size))
+    elif model is not None:  # forward and backward, by the convention of `fmjax.layers.flops`, is three passes
+        shapes = {name: one.shape for name, one in example.items() if name not in ("labels", "loss_weights")}
+        counted.read_examples(shapes, 3 * steps * batch_size)
     with jax.set_mesh(program.mesh):
         for step in range(steps):
             rows = [order[step * batch_size + i] for i in range(batch_size)]
@@ -296,6 +269,7 @@ def train(
 def _begin(program, model):
     """Parameters to begin with, in float32 copies (the state takes them over): the model's, and a head of zeros."""
     shapes = program.spec.shapes.params
-    copied = jax.tree.map(lambda s, old: jnp.array(old, s.dtype, copy=True), *_shared(shapes["backbone"], model.params))
+    old = _part(model.params, shapes["backbone"])
+    copied = jax.tree.map(lambda s, old: jnp.array(old, s.dtype, copy=True), shapes["backbone"], old)
     head = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes["head"])
     return jax.device_put({"backbone": copied, "head": head}, program.spec.shardings.params)

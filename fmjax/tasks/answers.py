@@ -76,7 +76,9 @@ class Work:
 
 
 def capabilities(model) -> set[str]:
-    """What the model can be asked for: kinds of requests in small letters, and names of functions."""
+    """What the model can be asked for: kinds of requests in small letters, names of functions, and what it can be
+    adapted to: texts ("adapt"), or values of a modality that it has vectors of ("adapt:MODALITY"). One that has both
+    in one space has "two_towers"."""
     found = set(functions.available(model))
     if "complete" not in found:  # it makes values that are no continuations, as which `Generate` is answered
         found.discard("generate")
@@ -84,6 +86,10 @@ def capabilities(model) -> set[str]:
         found.add("rollout")
     if "embed" in found and model.tokenizer is not None:
         found.add("adapt")
+    if "embed" in found:
+        found |= {f"adapt:{modality}" for modality in model.reads}
+    if kinds.has_two_towers(model.module) and model.tokenizer is not None:
+        found.add("two_towers")
     return found
 
 

@@ -1,47 +1,49 @@
 """Classification of texts, prompted, by a linear probe, and with all weights fine-tuned: SST-2 and AG News."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fmjax.errors import DataError
 from fmjax.tasks import adaptation
 from fmjax.tasks.calibration import Calibrated, softmax
-from fmjax.tasks.protocol import Apply, Score
+from fmjax.tasks.composed import Composed
+from fmjax.tasks.protocol import Apply, Prediction, Score
 from fmjax.tasks.reading import convert_records, read_csv, read_text
 from fmjax.tasks.trained import Trained
 
 
-class Classification(Calibrated):
+class Classification(Composed, Calibrated):
     """A task whose documents are {"text": ..., "label": ...}.
 
     `acc`: whether the likeliest class is right, the first of equally likely ones counting as the likeliest; `ece` and
     `ece_mass`: see `Calibrated`.
 
     The data set and how it is answered (`Prompted`, `Probed`, `FineTuned`) are separate bases; a class with both is a
-    task, called by `dataset` and `suffix` and described by `about` and `how` unless it has a name of its own.
+    task.
 
     Attributes:
       classes: what a prompt's answer is, in the order of the labels.
-      dataset, about: of the data set.
-      suffix, how: of the way to answer; in `how`, DATASET stands for `dataset`.
     """
 
     metrics = ("acc", "ece", "ece_mass")
     classes: tuple[str, ...]
-    dataset = about = suffix = how = ""
-
-    def __init_subclass__(cls, **options):
-        super().__init_subclass__(**options)
-        if cls.dataset and cls.how and "name" not in vars(cls):
-            cls.name = cls.dataset + cls.suffix
-            cls.description = f"{cls.about}, {cls.how.replace('DATASET', cls.dataset)}"
 
     def training(self, context):
         """Training documents."""
         raise NotImplementedError
 
-    def measured(self, document, logits) -> dict[str, float]:
-        """The statistics given a logit for each class."""
+    def logits(self, answers: list) -> Sequence[float]:
+        """A logit for each class."""
+        raise NotImplementedError
+
+    def statistics(self, document, answers):
+        logits = self.logits(answers)
         return {"acc": float(np.argmax(logits) == document["label"]), "confidence": float(softmax(logits).max())}
+
+    def prediction(self, document, answers):
+        found = softmax(self.logits(answers)).tolist()
+        return Prediction(None, self.classes[int(np.argmax(found))], dict(zip(self.classes, found)))
 
 
 class Prompted(Classification):
@@ -67,15 +69,15 @@ class Prompted(Classification):
     def requests(self, document):
         return [Score(self.prompt(document), f" {name}") for name in self.classes]
 
-    def statistics(self, document, answers):
-        return self.measured(document, [answer.loglikelihood for answer in answers])
+    def logits(self, answers):
+        return [answer.loglikelihood for answer in answers]
 
 
 class Probed(Trained, Classification):
-    """Answers with a linear probe of frozen embeddings (`fmjax.tasks.adaptation.probe_texts`)."""
+    """Answers with a linear probe of frozen embeddings (`fmjax.tasks.adaptation.probe`)."""
 
     suffix, how = "_probe", "by a linear probe (DATASET_probe:COUNT training texts)"
-    train = staticmethod(adaptation.probe_texts)
+    train = staticmethod(adaptation.probe)
 
     def fit(self, model, documents, seed):
         texts, labels = [d["text"] for d in documents], [d["label"] for d in documents]
@@ -84,15 +86,15 @@ class Probed(Trained, Classification):
     def requests(self, document):
         return [Apply("class_logits", document["text"])]
 
-    def statistics(self, document, answers):
-        return self.measured(document, answers[0])
+    def logits(self, answers):
+        return answers[0]
 
 
 class FineTuned(Probed):
-    """Answers with all weights and a head trained (`fmjax.tasks.adaptation.fine_tune_texts`)."""
+    """Answers with all weights and a head trained (`fmjax.tasks.adaptation.fine_tune`)."""
 
     suffix, how = "_finetune", "fine-tuned (DATASET_finetune:COUNT training texts)"
-    train = staticmethod(adaptation.fine_tune_texts)
+    train = staticmethod(adaptation.fine_tune)
 
 
 class SST2Data(Classification):

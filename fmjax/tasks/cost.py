@@ -42,9 +42,9 @@ def flops(
     """
     if not hasattr(module, "flops_per_example"):
         return None
-    others = sum(count * module.flops_per_example(dict(shapes)) / 3 for shapes, count in examples.items())
     try:
         kinds = (read, 1), (trained, 3)
+        others = sum(count * module.flops_per_example(dict(shapes)) / 3 for shapes, count in examples.items())
         return others + sum(
             count * module.flops_per_example({"tokens": (n,)}) * passes / 3
             for lengths, passes in kinds

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from fmjax.errors import DataError
-from fmjax.tasks.protocol import Score, Task
+from fmjax.tasks.calibration import softmax
+from fmjax.tasks.protocol import Prediction, Score, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,11 @@ class MultipleChoice(Task):
             "acc_bytes": likelihoods / num_bytes,
         }
         return {name: float(np.argmax(values) == document.gold) for name, values in found.items()}
+
+    def prediction(self, document: Choices, answers):
+        """The number of the option that is likeliest by `acc`, and the softmax of the options' log-likelihoods."""
+        found = softmax([answer.loglikelihood for answer in answers]).tolist()
+        return Prediction(None, str(int(np.argmax(found))), {str(i): p for i, p in enumerate(found)})
 
     def key(self, document: Choices) -> str:
         return super().key(dataclasses.asdict(document))

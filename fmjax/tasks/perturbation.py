@@ -1,140 +1,29 @@
-"""Any task made harder: `NAME+typos`, `NAME+paraphrase`, `NAME+options`, `NAME+distractor`.
+"""Any task made harder: `NAME+typos` and the like of texts (`text_changes`), `NAME+noise` of images (`image_changes`).
 
 Each document is asked twice, as it is and perturbed, and the drop of every metric is reported with its error, which
 the pairing makes small. What is changed depends on the seed in the task's name (`+typos`) and the document alone.
 """
 
 import dataclasses
-import difflib
 import functools
 import hashlib
-import itertools
 import math
-import os.path
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fmjax.data.codecs.media import Media
 from fmjax.errors import InputError
-from fmjax.tasks.protocol import Generate, Request, Score, Task
-
-# Noncharacters, so that no text holds them; no perturbation changes them.
-_GAP = "\uffff"  # stands for what differs among the contexts of one document
-_LABEL = "\ufffe"  # stands for a label of the task's template
-
-
-def typos(text: str, rng: np.random.Generator, rate: float = 0.1) -> str:
-    """Of the words that can have one, a part `rate`, at least one, with two neighbouring letters inside swapped."""
-    places = []  # in each word, where a swap changes it
-    for match in re.finditer(r"[A-Za-z]{4,}", text):
-        inside = range(match.start() + 1, match.end() - 2)
-        if found := [i for i in inside if text[i] != text[i + 1]]:
-            places.append(found)
-    count = min(len(places), max(1, round(rate * len(places))))
-    letters = list(text)
-    for index in sorted(rng.choice(len(places), count, replace=False)) if places else ():
-        at = int(rng.choice(places[index]))
-        letters[at], letters[at + 1] = letters[at + 1], letters[at]
-    return "".join(letters)
-
-
-# From left to right alone: each second phrase fits wherever the first stands and means the same there in nearly every
-# sentence. So the word with one meaning is replaced by one that may have several ("begins" -> "starts"), never the
-# other way round, and a phrase holds its article or verb where the new one needs another.
-_PARAPHRASES = {
-    "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "are not": "aren't",
-    "was not": "wasn't", "were not": "weren't", "has not": "hasn't", "have not": "haven't", "will not": "won't",
-    "would not": "wouldn't", "could not": "couldn't", "should not": "shouldn't", "cannot": "can't",
-    "because": "for the reason that", "because of": "owing to", "in order to": "to", "such as": "like",
-    "although": "though", "until": "till", "prior to": "before", "toward": "towards", "for example": "for instance",
-    "buy": "purchase", "buys": "purchases", "bought": "purchased", "buying": "purchasing", "receives": "gets",
-    "earns": "makes", "begin": "start", "begins": "starts", "began": "started", "begun": "started",
-    "talking": "speaking", "wants to": "would like to", "needs to": "has to", "is able to": "can", "are able to": "can",
-    "is seen": "can be seen", "are seen": "can be seen", "located in": "situated in", "located on": "situated on",
-    "located at": "situated at", "located near": "situated near", "children": "kids", "children's": "kids'",
-    "his mother": "his mom", "her mother": "her mom", "my mother": "my mom", "a person": "an individual",
-    "the person": "the individual", "a lady": "a woman", "the lady": "the woman", "someone": "somebody",
-    "everyone": "everybody", "anyone": "anybody", "no one": "nobody", "television": "TV", "bicycle": "bike",
-    "the united states": "the US", "approximately": "roughly", "nearly": "almost", "often": "frequently",
-    "several": "a number of", "lots of": "a lot of", "a large": "a big", "additional": "extra",
-    "the entire": "the whole", "an entire": "a whole", "in total": "altogether", "afterwards": "after that",
-    "every day": "each day", "every week": "each week", "every month": "each month", "every year": "each year",
-    "every time": "each time", "per hour": "an hour", "per day": "a day", "per week": "a week",
-    "per month": "a month", "per year": "a year", "which of the following": "which of these",
-    "will most likely": "will probably", "would most likely": "would probably", "is most likely to": "is likeliest to",
-    "are most likely to": "are likeliest to",
-}  # fmt: skip
-# Longest first; a part of a hyphenated word is none ("large-scale", "mother-in-law").
-_PHRASE = re.compile(
-    rf"(?<![\w-])({'|'.join(map(re.escape, sorted(_PARAPHRASES, key=len, reverse=True)))})(?![\w-])", re.IGNORECASE
-)
-
-
-def paraphrase(text: str, rng: np.random.Generator) -> str:
-    """Phrases replaced by others of the same meaning, from a fixed table."""
-
-    def replace(match: re.Match) -> str:
-        old, new = match[0], _PARAPHRASES[match[0].lower()]
-        if old.isupper():
-            return new.upper()
-        if not old[0].isupper():
-            return new
-        before = text[: match.start()].rstrip(" \"'(")
-        if before and before[-1] not in f".?!:\n{_LABEL}":  # in a name or a title: "We Bought a Zoo"
-            return old
-        return new[0].upper() + new[1:]
-
-    return _PHRASE.sub(replace, text)
-
-
-_DISTRACTORS = (
-    "The library on Main Street closes at six on Fridays.",
-    "A train to the coast leaves every twenty minutes.",
-    "Nobody remembered where the blue umbrella had come from.",
-    "The recipe asks for two cups of flour and a pinch of salt.",
-    "In the evening the wind turned to the north.",
-    "Her cousin collects stamps from small islands.",
-)
-
-
-def distractor(text: str, rng: np.random.Generator) -> str:
-    """A sentence that has nothing to do with the text in front of it, behind a label."""
-    start = re.match(rf"[{_LABEL}\s]*", text).end() if text.startswith(_LABEL) else 0
-    return f"{text[:start]}{_DISTRACTORS[rng.integers(len(_DISTRACTORS))]} {text[start:]}"
-
-
-def around_labels(labels: Sequence[str], text: str, change: Callable[[str], str]) -> str:
-    """A text perturbed, but for the labels that stand at the beginning of its lines."""
-    pattern = re.compile("|".join(map(re.escape, sorted(labels, key=len, reverse=True))) or "(?!)")
-    pattern = re.compile(rf"^(?:{pattern.pattern})", re.MULTILINE)
-    parts = change(pattern.sub(_LABEL, text)).split(_LABEL)
-    return "".join(part + label for part, label in itertools.zip_longest(parts, pattern.findall(text), fillvalue=""))
-
-
-def words_changed(before: str, after: str) -> int:
-    """Words in which two texts differ: replaced, left out or added."""
-    compared = difflib.SequenceMatcher(None, before.split(), after.split(), autojunk=False)
-    return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in compared.get_opcodes() if tag != "equal")
-
-
-def around_gap(texts: Sequence[str], change: Callable[[str], str]) -> dict[str, str]:
-    """Each of several texts perturbed where they are all the same, alike, so that they differ in what they did before.
-
-    Whole words at their start and at their end are shared; what stands between them, the gap, stays as it is.
-    """
-    start = re.sub(r"\w+$", "", os.path.commonprefix(texts))
-    ends = [text[len(start) :][::-1] for text in texts]
-    end = re.sub(r"^\w+", "", os.path.commonprefix(ends)[::-1])
-    before, _, after = change(start + _GAP + end).partition(_GAP)
-    return {text: before + text[len(start) : len(text) - len(end)] + after for text in texts}
-
+from fmjax.tasks.image_changes import CHANGES, ImageChange
+from fmjax.tasks.protocol import Apply, Generate, Request, Score, Task
+from fmjax.tasks.text_changes import around_gap, around_labels, distractor, paraphrase, typos, words_changed
 
 PERTURBATIONS: dict[str, Callable | None] = {
     "typos": typos,
     "paraphrase": paraphrase,
     "distractor": distractor,
     "options": None,  # reorders a document, not a text
+    **dict.fromkeys(CHANGES),  # change images, not texts
 }
 
 
@@ -155,10 +44,10 @@ class _Both:
 class Perturbed(Task):
     """A task beside its perturbed self.
 
-    The perturbation changes what the document itself asks, in its contexts (`Score`) and prompts (`Generate`), not the
-    examples in front of it, not the template's labels (`Task.labels`) and not the continuations that are scored. Where
-    a document's contexts are one text with a gap (`Task.gap_in_context`), all of them are changed alike, outside of the
-    gap.
+    A change of images is made of every image in what the document applies to the model (`Apply`). Another perturbation
+    changes what the document itself asks, in its contexts (`Score`) and prompts (`Generate`), not the examples in front
+    of it, not the template's labels (`Task.labels`) and not the continuations that are scored. Where a document's
+    contexts are one text with a gap (`Task.gap_in_context`), all of them are changed alike, outside of the gap.
 
     Args:
       task: the task.
@@ -166,7 +55,7 @@ class Perturbed(Task):
 
     Metrics: for each metric of the task, itself, NAME_perturbed, and NAME_drop, the first less the second; `changed`,
     the part of the documents that the perturbation changed at all, and `words_changed`, how many words of a document it
-    changed in the mean.
+    changed in the mean, where it changes texts.
 
     Raises InputError for a task that the perturbation cannot change, and from `check_changes`.
     """
@@ -179,15 +68,16 @@ class Perturbed(Task):
                 f"task {task.name}+options: {task.name} has no options in its prompt, so there is no order to change "
                 "(options that are scored one by one have none); mmlu lists its options"
             )
-        if "adapt" in task.uses:
+        if task.adapts and perturbation not in CHANGES:
             raise InputError(
                 f"task {task.name}+{perturbation}: {task.name} trains on its texts; perturb a prompted task"
             )
         self.task, self.perturbation = task, perturbation
+        self.counted = ("changed",) if perturbation in CHANGES else ("changed", "words_changed")
         self.name = f"{task.name}+{perturbation}"
         self.version = f"{task.version}.3"
         self.metrics = tuple(name + end for name in task.metrics for end in ("", "_perturbed", "_drop"))
-        self.metrics += ("changed", "words_changed")
+        self.metrics += self.counted
         self.description = f"{task.description}; beside it with {perturbation}"
         for field in ("needs", "uses", "num_shots", "separator", "examples_in_order"):
             setattr(self, field, getattr(task, field))
@@ -211,6 +101,9 @@ class Perturbed(Task):
     def example_group(self, document):
         return self.task.example_group(document.plain)
 
+    def adapt(self, model, context):
+        return self.task.adapt(model, context)
+
     def preamble_of(self, document):
         return self.task.preamble_of(document.plain)
 
@@ -233,6 +126,9 @@ class Perturbed(Task):
     def sides(self, document: _Both) -> tuple[list[Request], list[Request]]:
         """The requests of the document as it is, and perturbed."""
         plain, perturbed = self.task.requests(document.plain), self.task.requests(document.perturbed)
+        if self.perturbation in CHANGES:
+            seed = int(self._rng(document.plain).integers(2**63))
+            return plain, [self._with_media(request, ImageChange(self.perturbation, seed)) for request in perturbed]
         change = PERTURBATIONS[self.perturbation]
         if change is not None:
             texts = list(dict.fromkeys(self._text(request) for request in perturbed))
@@ -268,6 +164,19 @@ class Perturbed(Task):
     def _with_text(self, request: Score | Generate, text: str) -> Request:
         return dataclasses.replace(request, **{"context" if isinstance(request, Score) else "prompt": text})
 
+    def _with_media(self, request: Request, change: ImageChange) -> Request:
+        """The request with its images changed."""
+
+        def changed(value):
+            if isinstance(value, Media) and value.modality == "image":
+                return dataclasses.replace(value, name=f"{value.name}+{change.name}", change=change)
+            return tuple(map(changed, value)) if isinstance(value, tuple) else value
+
+        made = dataclasses.replace(request, inputs=changed(request.inputs)) if isinstance(request, Apply) else request
+        if made == request:
+            raise InputError(f"task {self.name}: {self.task.name} asks about no image, which {change.name} changes")
+        return made
+
     def _rng(self, document) -> np.random.Generator:
         digest = hashlib.sha256(f"{self.perturbation} {self.task.key(document)}".encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "little"))
@@ -278,9 +187,11 @@ class Perturbed(Task):
         perturbed = self.task.statistics(document.perturbed, answers[half:])
         before, after = document.requests
         sides = {f"plain/{k}": v for k, v in plain.items()} | {f"perturbed/{k}": v for k, v in perturbed.items()}
-        texts = {(self._text(old), self._text(new)) for old, new in zip(before, after)}
-        words = max(words_changed(*pair) for pair in texts)
-        return sides | {"changed": float(before != after), "words_changed": float(words)}
+        sides["changed"] = float(before != after)
+        if "words_changed" in self.counted:
+            texts = {(self._text(old), self._text(new)) for old, new in zip(before, after)}
+            sides["words_changed"] = float(max(words_changed(*pair) for pair in texts))
+        return sides
 
     @property
     def is_summable(self):
@@ -288,7 +199,7 @@ class Perturbed(Task):
 
     def reduce_documents(self, statistics):
         total = math.fsum(statistics["documents"])
-        metrics = {name: math.fsum(statistics[name]) / total for name in ("changed", "words_changed")}
+        metrics = {name: math.fsum(statistics[name]) / total for name in self.counted}
         sides = [
             self.task.reduce_documents(
                 {k.removeprefix(side): v for k, v in statistics.items() if k.startswith(side)}

@@ -2,7 +2,7 @@
 
 import math
 
-from fmjax.tasks.images import MNIST, Digits
+from fmjax.tasks.images import DigitsSubsets, MNISTData
 from fmjax.tasks.protocol import Apply, Task
 
 
@@ -22,19 +22,15 @@ class PixelNats(Task):
         return {"nats_per_pixel": nats, "bits_per_pixel": nats / math.log(2)}
 
 
-class DigitsPixels(PixelNats, Digits):
+class DigitsPixels(PixelNats, DigitsSubsets):
     """As `digits`, with its subsets."""
 
-    name, version, metrics, uses = "digits_pixels", "1", PixelNats.metrics, PixelNats.uses
+    name, version = "digits_pixels", "1"
     description = "nats a pixel of the handwritten digits that training holds out (_train: of the others), 8x8 pixels"
 
-    def __init__(self, subset: str = ""):
-        super().__init__(subset)
-        self.name = f"digits_pixels_{subset}" if subset else "digits_pixels"
 
-
-class MNISTPixels(PixelNats, MNIST):
+class MNISTPixels(PixelNats, MNISTData):
     """The images of `mnist`."""
 
-    name, version, metrics, uses = "mnist_pixels", "1", PixelNats.metrics, PixelNats.uses
+    name, version = "mnist_pixels", "1"
     description = "nats a pixel of MNIST's test images, 28x28 pixels, of a model that predicts such"

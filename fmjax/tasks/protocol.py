@@ -114,6 +114,20 @@ class RollingAnswer(NamedTuple):
     num_tokens: int
 
 
+class Prediction(NamedTuple):
+    """What a model takes a document for.
+
+    Attributes:
+      id: names the document; None is its number.
+      label: of the likeliest class.
+      probabilities: of all classes, by their names.
+    """
+
+    id: str | None
+    label: str
+    probabilities: Mapping[str, float]
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskContext:
     """What a task may read its documents from.
@@ -187,8 +201,9 @@ class Task:
       metrics: names of what `reduce` gives, the most important first.
       description: one line: what is measured, on what.
       needs: what it reads and its licence, for `--list`.
-      uses: what it asks of the model: "score", "rolling", "generate", "rollout", "adapt", or the name of a function of
-        `Apply`. A model without one of them is refused before anything is computed.
+      uses: what it asks of the model: "score", "rolling", "generate", "rollout", the name of a function of `Apply`, or,
+        where it adapts the model, "adapt" to texts and "adapt:MODALITY" to other values. A model without one of them is
+        refused before anything is computed.
       num_shots: solved examples in front of each context or prompt, unless the caller says otherwise.
       preamble: text in front of the examples.
       separator: text after each example.
@@ -217,6 +232,11 @@ class Task:
     labels: Sequence[str] = ("Question:", "Answer:", "Passage:", "Q:", "A:")
     positive: tuple[str, ...] = ()
     gap_in_context: bool = False
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the model that answers is another than the one given (`adapt`)."""
+        return any(use.partition(":")[0] == "adapt" for use in self.uses)
 
     def check(self) -> None:
         """Raises InputError where something is missing that the task needs besides files, such as a package."""
@@ -265,6 +285,10 @@ class Task:
     def statistics(self, document: Any, answers: list) -> dict[str, float]:
         """Summable numbers from the answers to the document's requests, in their order."""
         raise NotImplementedError
+
+    def prediction(self, document: Any, answers: list) -> Prediction | None:
+        """What the answers take the document for; None of a task that is no classification."""
+        return None
 
     def reduce(self, totals: Mapping[str, float]) -> dict[str, float]:
         """Metrics from the statistics summed over documents, "documents" (their number) among them.

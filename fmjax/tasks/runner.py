@@ -19,7 +19,7 @@ from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.cost import Energy, EnergyMeter
 from fmjax.tasks.few_shot import FewShot, NoExamplesError
 from fmjax.tasks.perturbation import Perturbed
-from fmjax.tasks.protocol import Media, Request, Rolling, Score, Task, TaskContext, plain, request_fields
+from fmjax.tasks.protocol import Media, Prediction, Request, Rolling, Score, Task, TaskContext, plain, request_fields
 from fmjax.tasks.store import AnswerStores
 from fmjax.tasks.trained import Trained
 
@@ -36,6 +36,7 @@ class TaskResult:
       num_documents: documents evaluated.
       num_shots: examples in each prompt.
       samples: one JSON-able object a document: index, key, document, requests, answers, statistics.
+      predictions: of each document (`Task.prediction`).
       seconds: wall time.
       work: what the answers took.
       flops: of it, None where not known; `flops_note` says why.
@@ -50,6 +51,7 @@ class TaskResult:
     num_documents: int
     num_shots: int
     samples: list[dict[str, Any]]
+    predictions: list[Prediction | None]
     seconds: float
     work: Work
     flops: float | None
@@ -257,7 +259,7 @@ def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
                 resolve(request)
         asked = {needed(request) for request in requests} - {""}
         # A function that the task's own adaptation adds is not there yet.
-        wanted = set(one.task.uses) if "adapt" in one.task.uses else asked | set(one.task.uses)
+        wanted = set(one.task.uses) if one.task.adapts else asked | set(one.task.uses)
         if lacks := sorted(wanted - has):
             problems.append(f"{one.task.name} needs {', '.join(lacks)}")
     if problems:
@@ -266,7 +268,7 @@ def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
             f"{model} cannot answer: {'; '.join(problems)} ({why}what it has: {', '.join(sorted(has)) or 'nothing'})"
         )
     for one in prepared:
-        if "adapt" in one.task.uses:  # whose model is not there yet
+        if one.task.adapts:  # whose model is not there yet
             continue
         with _naming(one.task):
             _check_lengths(model, [request for group in one.requests for request in group])
@@ -298,12 +300,13 @@ def _run(one: _Prepared, base, context: TaskContext, meter, stores, fingerprint,
     label = task.name if progress else None
     with _naming(task):
         answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
-    samples, at = [], 0
+    samples, predictions, at = [], [], 0
     for index, (document, group) in enumerate(zip(one.documents, one.requests)):
         mine = answers[at : at + len(group)]
         at += len(group)
         with _naming(task, f"document {index}: "):
             measured = task.statistics(document, mine)
+            predictions.append(task.prediction(document, mine))
         samples.append(
             {
                 "index": index,
@@ -327,6 +330,7 @@ def _run(one: _Prepared, base, context: TaskContext, meter, stores, fingerprint,
         num_documents=len(one.documents),
         num_shots=one.num_shots,
         samples=samples,
+        predictions=predictions,
         seconds=time.perf_counter() - begin,
         work=work,
         flops=work.flops(model),

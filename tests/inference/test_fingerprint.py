@@ -22,6 +22,7 @@ NOT_COMPUTING = {
     "parallel/__init__.py parallel/hosts.py parallel/watch.py": "who else computes, and how far they are",
     "interop/exporter.py checkpoint_files.py": "a model written to a folder",
     "data/codecs/base.py data/codecs/media.py": "values to arrays, which are what answers are computed from",
+    "data/codecs/pixels.py": "values to arrays as well",
     "data/image_files.py file_lock.py": "which files an index is of, and who writes to it",
     "data/shuffle.py objectives/classification.py training/program.py": "the training of what is in the fingerprint",
     "tasks/protocol.py tasks/reading.py": "documents and requests, which answers are kept under",

@@ -25,7 +25,7 @@ def test_linear_probe_is_scikit_learns_logistic_regression():
     from sklearn.linear_model import LogisticRegression
 
     labels = [(i * 7) % 3 for i in range(40)]
-    model = adaptation.probe_texts(MODEL, TEXTS, labels, 3, seed=0)
+    model = adaptation.probe(MODEL, TEXTS, labels, 3, seed=0)
     found = model.functions["class_logits"](model, TEXTS)
     vectors = adaptation.text_vectors(MODEL, TEXTS)
     np.testing.assert_allclose(vectors, MODEL.embed(TEXTS), atol=1e-6)
@@ -38,7 +38,7 @@ def test_linear_probe_is_scikit_learns_logistic_regression():
 
 def test_fine_tuning_learns_and_is_deterministic_and_leaves_the_model_alone():
     before = model_fingerprint(MODEL)
-    tuned = [adaptation.fine_tune_texts(MODEL, TEXTS, LABELS, 2, seed, SHORT) for seed in (0, 0)]
+    tuned = [adaptation.fine_tune(MODEL, TEXTS, LABELS, 2, seed, SHORT) for seed in (0, 0)]
     logits = tuned[0].functions["class_logits"](tuned[0], TEXTS)
     assert (logits.argmax(1) == LABELS).mean() > 0.95 and model_fingerprint(MODEL) == before
     prints = [model_fingerprint(model) for model in tuned]
@@ -50,7 +50,7 @@ def test_fine_tuning_learns_and_is_deterministic_and_leaves_the_model_alone():
     np.testing.assert_allclose(logits, direct, atol=1e-4)
     with pytest.raises(InputError, match="not finite; lower the learning rate"):
         bad = dataclasses.replace(MODEL, params=jax.tree.map(lambda x: x * jnp.nan, PARAMS))
-        adaptation.fine_tune_texts(bad, TEXTS, LABELS, 2, 0, dataclasses.replace(SHORT, min_steps=2))
+        adaptation.fine_tune(bad, TEXTS, LABELS, 2, 0, dataclasses.replace(SHORT, min_steps=2))
 
 
 def test_fine_tuning_takes_the_same_steps_on_any_number_of_devices():
@@ -62,7 +62,7 @@ def test_fine_tuning_takes_the_same_steps_on_any_number_of_devices():
     for size in (16, 6):
         recipe = dataclasses.replace(SHORT, batch_size=size, min_steps=10)
         one, eight = (
-            adaptation.fine_tune_texts(model, TEXTS[:10], LABELS[:10], 2, 0, recipe) for model in (MODEL, spread)
+            adaptation.fine_tune(model, TEXTS[:10], LABELS[:10], 2, 0, recipe) for model in (MODEL, spread)
         )
         one, eight = (model.functions["class_logits"](model, TEXTS) for model in (one, eight))
         np.testing.assert_allclose(eight, one, atol=1e-4)
@@ -106,7 +106,7 @@ def test_what_adapting_takes_is_counted(data):
     assert sorted(found.lengths.elements()) == sorted(passes(["ab", "cde", "ab", "f", "ab", "cde", "f"]))
     # Fine-tuning: a forward and backward pass of each document of each batch.
     task = get_task("sst2_finetune:8")
-    task.fit = lambda model, documents, seed: adaptation.fine_tune_texts(
+    task.fit = lambda model, documents, seed: adaptation.fine_tune(
         model, [d["text"] for d in documents], [d["label"] for d in documents], 2, seed, SHORT
     )
     tuned = run_tasks(MODEL, [task], data_dir=data, limit=3)["sst2_finetune:8"]

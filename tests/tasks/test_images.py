@@ -16,7 +16,8 @@ from fmjax.data.digits import CODEC, read_digits
 from fmjax.errors import DataError, InputError
 from fmjax.tasks.answers import Work, answer
 from fmjax.tasks.catalogue import get_task
-from fmjax.tasks.images import MNIST, read_idx
+from fmjax.tasks.image_classification import MNIST
+from fmjax.tasks.images import read_idx
 from fmjax.tasks.protocol import Apply, TaskContext
 from fmjax.tasks.runner import run_tasks
 from tests.classifier import MODEL, logits_of

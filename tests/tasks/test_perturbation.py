@@ -10,16 +10,10 @@ from fmjax.tasks import statistics
 from fmjax.tasks.calibration import Calibrated
 from fmjax.tasks.commonsense import PIQA
 from fmjax.tasks.multiple_choice import Choices, LetteredChoice
-from fmjax.tasks.perturbation import (
-    Perturbed,
-    around_gap,
-    distractor,
-    paraphrase,
-    typos,
-    words_changed,
-)
+from fmjax.tasks.perturbation import Perturbed
 from fmjax.tasks.protocol import TaskContext
 from fmjax.tasks.runner import run_tasks
+from fmjax.tasks.text_changes import around_gap, distractor, paraphrase, typos, words_changed
 from tests.tasks.quiz import MODEL, Quiz, questions
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ class Media:
       modality: the name of the codec that reads it, such as "image".
       value: the array that the codec encodes, a copy, which cannot be written to; or the path of a file that it reads.
       name: of the file or record that it comes from, for logs.
-      fingerprint: 32 hexadecimal digits of its dtype, shape and numbers, or of the file's bytes.
+      change: what becomes of the value before it is encoded, where it is asked for otherwise than it is: a frozen
+        dataclass that is called with the value, told from others by its fields.
+      fingerprint: 32 hexadecimal digits of its dtype, shape and numbers, or of the file's bytes, and of the change.
 
     Raises DataError for a file that cannot be read, or a value that is neither.
     """
@@ -26,6 +29,7 @@ class Media:
     modality: str
     value: Any = dataclasses.field(compare=False, repr=False)
     name: str = dataclasses.field(default="", compare=False, repr=False)
+    change: Callable[[Any], Any] | None = dataclasses.field(default=None, compare=False, repr=False)
     fingerprint: str = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -34,7 +38,7 @@ class Media:
                 content = hashlib.sha256(self.value.read_bytes()).hexdigest()[:32]
             except OSError as error:
                 raise DataError(f"{str(self.value)!r} cannot be read: {error.strerror}") from None
-            object.__setattr__(self, "fingerprint", content)
+            self._name(content)
             return
         array = np.array(self.value)
         if array.dtype.kind not in "biuf":
@@ -42,11 +46,17 @@ class Media:
         array.flags.writeable = False
         content = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes()).hexdigest()[:32]
         object.__setattr__(self, "value", array)
+        self._name(content)
+
+    def _name(self, content: str) -> None:
+        if self.change is not None:
+            content = hashlib.sha256(f"{content} {self.change!r}".encode()).hexdigest()[:32]
         object.__setattr__(self, "fingerprint", content)
 
     def encode(self, codec) -> dict[str, np.ndarray]:
         """The arrays that a codec of its modality makes of it. Raises DataError for a value that the codec refuses."""
-        return codec.encode(codec.read(self.value) if isinstance(self.value, pathlib.Path) else self.value)
+        value = codec.read(self.value) if isinstance(self.value, pathlib.Path) else self.value
+        return codec.encode(value if self.change is None else self.change(value))
 
     def key(self) -> dict[str, str]:
         """What tells it from another, as JSON holds it."""
