@@ -5,6 +5,7 @@ from fmjax.registry import Registry
 DATASETS = Registry(
     "data",
     {
+        "digit_captions": "fmjax.data.digit_captions:DigitCaptions",
         "digits": "fmjax.data.digits:Digits",
         "images": "fmjax.data.images:ImageFolder",
         "masked_text": "fmjax.data.masked_text:MaskedTextData",

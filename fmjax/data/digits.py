@@ -9,7 +9,7 @@ import numpy as np
 from fmjax.data.base import OpenData
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.codecs.label import LabelCodec
-from fmjax.data.images import check_module, shifted
+from fmjax.data.image_rows import check_module, shifted
 from fmjax.errors import ConfigError
 
 CODEC = ImageCodec(height=8, width=8, channels=1)

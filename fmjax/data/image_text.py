@@ -11,10 +11,10 @@ import numpy as np
 
 from fmjax.data.base import OpenData, Row
 from fmjax.data.captions import CaptionRows, CaptionTexts
-from fmjax.data.codecs.image import ImageCodec
-from fmjax.data.images import check_module
-from fmjax.data.shuffle import random_bits, shuffled_indices
+from fmjax.data.image_rows import View, check_module
+from fmjax.data.shuffle import Draws, shuffled_indices
 from fmjax.data.text import chosen_documents, open_tokenizer
+from fmjax.errors import ConfigError
 
 
 class Captioned(Protocol):
@@ -23,7 +23,7 @@ class Captioned(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 [H, W, C] as the codec takes it."""
+        """uint8 [H, W, C], of any size that the codec scales."""
 
     def captions(self, index: int) -> Sequence[str]:
         """At least one; all of them describe the image."""
@@ -36,12 +36,14 @@ class Captioned(Protocol):
 class ImageTextRows:
     """What makes a row of an image, a caption and a label."""
 
-    codec: ImageCodec
+    view: View
     captions: CaptionRows
 
-    def __call__(self, image: np.ndarray, caption: str, label: int) -> Row:
+    def __call__(self, image: np.ndarray, caption: str, label: int, draws: Draws | None = None) -> Row:
+        """A row; the image is changed as `draws` say, and not without them."""
+        arrays = self.view.unchanged(image) if draws is None else self.view(image, draws)
         numbers = {"labels": np.asarray(label, np.int32), "loss_weights": np.ones((), np.float32)}
-        return self.codec.encode(image) | self.captions(caption) | numbers
+        return arrays | self.captions(caption) | numbers
 
 
 class TrainingPairs:
@@ -58,8 +60,9 @@ class TrainingPairs:
     def __getitem__(self, index: int) -> Row:
         chosen = int(self._order[index])
         captions = self._examples.captions(chosen)
-        drawn = int(random_bits(1, "caption", self._seed, int(index))[0]) % len(captions)
-        return self._row(self._examples.image(chosen), captions[drawn], self._examples.label(chosen))
+        draws = Draws("image_text", self._seed, int(index))
+        caption = draws.one_of(captions)
+        return self._row(self._examples.image(chosen), caption, self._examples.label(chosen), draws)
 
 
 class EvaluationPairs(Sequence):
@@ -94,7 +97,7 @@ class CaptionSettings:
 def open_image_text(
     train: Captioned,
     evaluation: Mapping[str, Captioned],
-    codec: ImageCodec,
+    view: View,
     settings: CaptionSettings,
     tokenizer_texts: Sequence[str],
     *,
@@ -107,15 +110,21 @@ def open_image_text(
     """The data of examples to train on and others to evaluate on.
 
     Args:
+      view: what a model is shown of an image.
       tokenizer_texts: captions that a tokenizer is trained on, where the settings ask for one.
       name: of the data, for messages.
       identity: what a run remembers them by.
 
     Raises TokenizerError for a tokenizer that cannot be read or trained, DataError for captions that are refused.
     """
+    if view.mixing:
+        raise ConfigError(
+            "data.augmentation has mixup or cutmix, which mix classes; captions cannot be mixed: set both to 0"
+        )
+    codec = view.codec
     tokenizer = open_tokenizer(settings.tokenizer, [CaptionTexts(tokenizer_texts)], pathlib.Path(cache_dir), progress)
     captions = CaptionRows(tokenizer, settings.sequence_length, settings.overlong)
-    row = ImageTextRows(codec, captions)
+    row = ImageTextRows(view, captions)
     rows = {split: EvaluationPairs(examples, row) for split, examples in evaluation.items()}
     captions.check_lengths(itertools.chain(tokenizer_texts, *(part.texts for part in rows.values())), name)
 

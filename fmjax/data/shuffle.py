@@ -5,6 +5,7 @@ What is random in the data comes from `random_bits`: raw bits, which numpy promi
 
 import functools
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,6 +21,33 @@ def _seeded(*parts: object) -> int:
 def random_bits(count: int, *seed: object) -> np.ndarray:
     """uint64 [count], uniform: a pure function of `seed`, which are JSON-able values, on any machine."""
     return np.random.Philox(key=_seeded(*seed)).random_raw(count)
+
+
+class Draws:
+    """Random choices one after another: a pure function of `seed`, JSON-able values, and of what was drawn before."""
+
+    def __init__(self, *seed: object):
+        self._bits = np.random.Philox(key=_seeded(*seed))
+
+    def bits(self) -> int:
+        """64 of them."""
+        return int(self._bits.random_raw())
+
+    def below(self, number: int) -> int:
+        """A whole number from 0 to `number` - 1; the bias is below number / 2**64."""
+        return self.bits() % number
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        """A number from `low` up to, not including, `high`."""
+        return low + (high - low) * (self.bits() >> 11) / 2**53
+
+    def one_of(self, values: Sequence):
+        return values[self.below(len(values))]
+
+    def some(self, values: Sequence, count: int) -> list:
+        """`count` different ones, in random order."""
+        left = list(values)
+        return [left.pop(self.below(len(left))) for _ in range(count)]
 
 
 class ShuffledIndices:

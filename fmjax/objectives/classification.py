@@ -1,4 +1,4 @@
-"""Classification: cross-entropy of one label an example."""
+"""Classification: cross-entropy of one label an example, or of a distribution over labels."""
 
 import dataclasses
 from typing import ClassVar
@@ -13,7 +13,9 @@ from fmjax.objectives.base import check_labels
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """Softmax cross-entropy of `labels` int32 [B] given the module's logits for `input_name`.
+    """Softmax cross-entropy of `labels` given the module's logits for `input_name`.
+
+    Labels are int32 [B], or soft: float32 [B, num_classes], as mixed images have them.
 
     Attributes:
       input_name: the batch's array that the module takes, by the same name.
@@ -35,7 +37,13 @@ class Classification:
         row = data.train[0]
         if "labels" not in row:
             raise ConfigError(f"classification learns `labels`, which the rows of these data lack: {', '.join(row)}")
-        check_labels(module, data)
+        if row["labels"].ndim == 0:
+            check_labels(module, data)
+        elif row["labels"].shape != (module.num_classes,):
+            raise ConfigError(
+                f"the data's soft labels are of {row['labels'].shape[0]} classes, and model.num_classes = "
+                f"{module.num_classes}; leave it out, and the data tell it"
+            )
 
     def inputs(self, batch) -> dict:
         """What the module is called with."""
@@ -44,10 +52,13 @@ class Classification:
         return {self.input_name: batch[self.input_name]}
 
     def __call__(self, apply_fn, params, batch, key, train: bool) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Sums over the batch: "loss" in nats and "accuracy", each with the total of `loss_weights` [B]."""
+        """Sums over the batch: "loss" in nats and "accuracy", each with the total of `loss_weights` [B]. Right, of soft
+        labels, is the likeliest one."""
         logits = apply_fn({"params": params}, **self.inputs(batch), train=train, rngs={"dropout": key})
         labels, weights = batch["labels"], batch["loss_weights"]
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing if train else 0.0)
+        targets = jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
+        labels = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
+        targets = optax.smooth_labels(targets, self.label_smoothing if train else 0.0)
         losses = optax.softmax_cross_entropy(logits, targets)
         correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
         total = weights.sum()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fmjax import config as configs
-from fmjax.data import images
+from fmjax.data import image_set, images
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.image_files import labelled_files, split_folders
 from fmjax.data.images import ImageFolder
@@ -165,7 +165,7 @@ def test_what_a_hash_holds_out_of_few_images_is_explained(folder, tmp_path, capl
 
 def test_another_reading_of_the_same_files_is_other_data(folder, tmp_path, monkeypatch):
     before = opened(folder, tmp_path).identity
-    monkeypatch.setattr(images, "READING", "as stored")
+    monkeypatch.setattr(image_set, "READING", "as stored")
     assert opened(folder, tmp_path).identity != before
 
 

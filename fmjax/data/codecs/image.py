@@ -3,8 +3,10 @@
 import dataclasses
 import math
 import pathlib
+import re
+import struct
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 
@@ -45,6 +47,8 @@ class ImageCodec:
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.channels):
                 raise ConfigError(f"image codec: {name} = {getattr(self, name)} has not 1 or {self.channels} numbers")
+        if not all(number > 0 for number in self.std):
+            raise ConfigError(f"image codec: std = {self.std} must be above 0")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,9 +69,17 @@ class ImageCodec:
         return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
 
     def read(self, path: pathlib.Path) -> np.ndarray:
-        """The image in a file of any format that Pillow reads, scaled to this size; a grey one has equal channels.
+        """The image in a file, scaled to this size; errors and the rest as of `pixels`."""
+        return self.scaled(self.pixels(path, str(path)))
+
+    def pixels(self, file: pathlib.Path | BinaryIO, name: str) -> np.ndarray:
+        """The image uint8 [H, W, channels] in a file of any format that Pillow reads, in the file's own size.
+
+        A grey one has equal channels; of an animated one it is the first frame.
 
         It is turned as its EXIF orientation says, which is how cameras store a picture taken upright.
+
+        name: of the file, for messages.
 
         Raises DataError for a file that is no image, or whose image this codec cannot hold: one that is too large, or
         of another size where none is scaled, one with more than 8 bits, a transparent one, and one in colour where
@@ -76,33 +88,40 @@ class ImageCodec:
         from PIL import Image, ImageOps, UnidentifiedImageError
 
         try:
-            with Image.open(path) as file:
-                if file.mode.startswith(("I", "F")):
-                    raise DataError(f"{str(path)!r} has more than 8 bits a pixel (mode {file.mode}); convert it to 8")
-                can_be_clear = "A" in file.getbands() or "transparency" in file.info
-                if can_be_clear and file.convert("RGBA").getextrema()[3][0] < 255:
-                    raise DataError(f"{str(path)!r} is transparent in places; put it on a background")
-                upright = ImageOps.exif_transpose(file)
+            with Image.open(file) as picture:
+                if _is_deep(picture):
+                    raise DataError(f"{name!r} has more than 8 bits a channel (mode {picture.mode}); convert it to 8")
+                can_be_clear = "A" in picture.getbands() or "transparency" in picture.info
+                if can_be_clear and picture.convert("RGBA").getextrema()[3][0] < 255:
+                    raise DataError(f"{name!r} is transparent in places; put it on a background")
+                upright = ImageOps.exif_transpose(picture)
                 if not self.scales and upright.size != (self.width, self.height):
                     found, expected = (f"{width}x{height}" for width, height in (upright.size, self.shape[1::-1]))
-                    raise DataError(f"{str(path)!r} is {found} pixels, and images here are {expected}; scale it")
-                pixels = self._scaled(upright.convert("RGB"))
+                    raise DataError(f"{name!r} is {found} pixels, and images here are {expected}; scale it")
+                pixels = np.asarray(upright.convert("RGB"))
+        except DataError:  # a ValueError too
+            raise
         except Image.DecompressionBombError as error:
-            raise DataError(f"{str(path)!r} is too large an image ({error}); make it smaller") from None
-        except (OSError, SyntaxError, UnidentifiedImageError) as error:  # SyntaxError: a PNG whose parts are broken
-            raise DataError(f"{str(path)!r} cannot be read as an image: {error}") from None
+            raise DataError(f"{name!r} is too large an image ({error}); make it smaller") from None
+        except UnidentifiedImageError:
+            raise DataError(f"{name!r} cannot be read as an image: it is of no known format") from None
+        except (OSError, EOFError, SyntaxError, ValueError, struct.error) as error:  # all but the first: broken parts
+            raise DataError(f"{name!r} cannot be read as an image: {error}") from None
         if self.channels == 3:
             return pixels
         if (pixels != pixels[..., :1]).any():
-            raise DataError(f"{str(path)!r} is in colour, and images here are grey (1 channel); convert it to grey")
+            raise DataError(f"{name!r} is in colour, and images here are grey (1 channel); convert it to grey")
         return pixels[..., :1]
 
-    def _scaled(self, image) -> np.ndarray:
-        """A Pillow image as uint8 [height, width, its channels]; one of one channel has no axis for it."""
+    def scaled(self, pixels: np.ndarray, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """An image uint8 [H, W, channels], or its part within (left, top, right, bottom), in this codec's size."""
         from PIL import Image
 
         size = self.width, self.height
-        return np.asarray(image if image.size == size else image.resize(size, Image.Resampling[self.resample.upper()]))
+        if box is None and pixels.shape[1::-1] == size:
+            return pixels
+        picture = Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels)
+        return np.asarray(picture.resize(size, Image.Resampling[self.resample.upper()], box)).reshape(self.shape)
 
     def write(self, value: np.ndarray, path: pathlib.Path) -> None:
         """Writes an image uint8 [H, W, C] as PNG."""
@@ -135,16 +154,12 @@ class ResizedImageCodec(ImageCodec):
 
     def encode(self, value) -> dict[str, np.ndarray]:
         """{array: float32 [height, width, C]} of an image uint8 [H, W, C], or [H, W] where it is grey."""
-        from PIL import Image
-
         image = np.asarray(value)
         if image.ndim == 2:
             image = image[..., None]
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self.channels or not image.size:
             raise DataError(f"an image is uint8 of shape (height, width, {self.channels}), got {described(value)}")
-        if image.shape != self.shape:
-            image = self._scaled(Image.fromarray(image[..., 0] if self.channels == 1 else image)).reshape(self.shape)
-        return super().encode(image)
+        return super().encode(self.scaled(image))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +167,13 @@ class UnscaledImageCodec(ImageCodec):
     """As `ImageCodec`, of files of this size alone: no other is scaled, but refused."""
 
     scales: ClassVar[bool] = False
+
+
+def _is_deep(picture) -> bool:
+    """Whether an open Pillow image has more than 8 bits a channel. Colours are cut to 8 when they are decoded, which
+    only the name of the decoder's mode tells, such as "RGB;16B"."""
+    modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in picture.tile if tile.args]
+    return picture.mode.startswith(("I", "F")) or any(re.search(r";16[BLN]S?$", str(mode)) for mode in modes)
 
 
 def grid(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ from fmjax.data.captions import OVERLONG
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.codecs.label import LabelCodec
 from fmjax.data.image_text import CaptionSettings, open_image_text
-from fmjax.data.images import check_module
+from fmjax.data.image_rows import View, check_module
 from fmjax.data.prepared import fingerprint
 from fmjax.data.shapes.captions import NUM_TEMPLATES
 from fmjax.data.shapes.examples import Scenes
@@ -137,7 +137,7 @@ class Shapes:
         if self.rows != "caption":
             return self._classes(train, scenes, codec, identity, seed)
         return open_image_text(
-            dataclasses.replace(train, all_wordings=True), scenes, codec,
+            dataclasses.replace(train, all_wordings=True), scenes, View(codec),
             CaptionSettings(self.sequence_length, self.tokenizer, self.overlong),
             [train.captions(i)[0] for i in range(_TOKENIZER_SCENES)],
             name="the world of shapes", identity=identity, seed=seed, cache_dir=cache_dir, progress=progress,

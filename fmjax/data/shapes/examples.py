@@ -8,7 +8,7 @@ import numpy as np
 from fmjax.data.shapes.captions import wordings
 from fmjax.data.shapes.drawing import draw
 from fmjax.data.shapes.scenes import Claim, Scene, World
-from fmjax.data.shuffle import random_bits
+from fmjax.data.shuffle import Draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Scenes:
         found = wordings(self.scene(index)[1], self.templates)
         if self.all_wordings:
             return found
-        drawn = random_bits(1, "wording", self.world.seed, self.split, int(index))
-        return [found[int(drawn[0]) % len(found)]]
+        return [Draws("wording", self.world.seed, self.split, int(index)).one_of(found)]
 
     def label(self, index: int) -> int:
         """The number of the claim."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fmjax.data.shuffle import random_bits
+from fmjax.data.shuffle import Draws
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
@@ -127,7 +127,7 @@ class World:
 
     def example(self, split: str, index: int) -> tuple[Scene, Claim]:
         """A scene and what is said of it, a pure function of (seed, split, index)."""
-        draw = _Draw(self.seed, split, index)
+        draw = Draws("shapes", self.seed, split, index)
         kind = draw.one_of(self.kinds)
         pairs = [(colour, shape) for shape in SHAPES for colour in COLOURS if (colour, shape) not in self.heldout]
         looks = [Look(draw.one_of(SIZES), *draw.one_of(pairs)) for _ in range(2)]
@@ -135,11 +135,11 @@ class World:
             looks[0] = Look(looks[0].size, *draw.one_of(self.heldout))
         said = [dataclasses.replace(look, size=look.size if self.says_size else None) for look in looks]
         if kind == "one":
-            cell = draw.cell()
+            cell = _cells(draw, 1)[0]
             scene, claim = [(looks[0], cell)], Claim(kind, (said[0],), cell=cell if self.says_place else None)
         elif kind == "many":
             count = draw.one_of(COUNTS)
-            scene, claim = [(looks[0], cell) for cell in draw.cells(count)], Claim(kind, (said[0],), count)
+            scene, claim = [(looks[0], cell) for cell in _cells(draw, count)], Claim(kind, (said[0],), count)
         else:
             relation, line = draw.one_of(RELATIONS), draw.below(CELLS)
             places = sorted(draw.some(range(CELLS), 2))
@@ -147,33 +147,15 @@ class World:
             if draw.below(2):
                 looks, said = looks[::-1], said[::-1]
             scene, claim = list(zip(looks, cells)), Claim(kind, tuple(said), relation=relation)
-        return tuple(Thing(look, cell, draw.offset()) for look, cell in scene), claim
+        return tuple(Thing(look, cell, _offset(draw)) for look, cell in scene), claim
 
 
-class _Draw:
-    """Random choices, one after another, from bits named by a seed."""
+def _cells(draws: Draws, count: int) -> list[tuple[int, int]]:
+    return [divmod(place, CELLS) for place in draws.some(range(CELLS**2), count)]
 
-    def __init__(self, *seed: object):
-        self._bits = iter(random_bits(64, "shapes", *seed).tolist())
 
-    def below(self, number: int) -> int:
-        return next(self._bits) % number  # the bias is 2**-60
-
-    def one_of(self, values: Sequence):
-        return values[self.below(len(values))]
-
-    def some(self, values: Sequence, count: int) -> list:
-        left = list(values)
-        return [left.pop(self.below(len(left))) for _ in range(count)]
-
-    def cells(self, count: int) -> list[tuple[int, int]]:
-        return [divmod(place, CELLS) for place in self.some(range(CELLS**2), count)]
-
-    def cell(self) -> tuple[int, int]:
-        return self.cells(1)[0]
-
-    def offset(self) -> tuple[float, float]:
-        return tuple(MAX_JITTER * (next(self._bits) / 2**63 - 1.0) for _ in range(2))
+def _offset(draws: Draws) -> tuple[float, float]:
+    return tuple(draws.uniform(-MAX_JITTER, MAX_JITTER) for _ in range(2))
 
 
 def diagonal() -> tuple[tuple[str, str], ...]:

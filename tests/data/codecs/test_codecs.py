@@ -59,7 +59,7 @@ def test_image_files(tmp_path):
     clear[0, 0, 3] = 0
     Image.fromarray(clear).save(tmp_path / "clear.png")
     np.testing.assert_array_equal(COLOUR.read(tmp_path / "opaque.png"), image)
-    for name, message in (("deep", "more than 8 bits a pixel .mode I;16."), ("clear", "transparent in places")):
+    for name, message in (("deep", "more than 8 bits a channel .mode I;16."), ("clear", "transparent in places")):
         with pytest.raises(DataError, match=f"{name}.png' .*{message}"):
             COLOUR.read(tmp_path / f"{name}.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "one.png").read_bytes()[:40])
