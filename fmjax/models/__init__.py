@@ -6,6 +6,7 @@ MODELS = Registry(
     "model",
     {
         "bert": "fmjax.models.bert:Bert",
+        "brivl": "fmjax.models.brivl:BriVL",
         "clip": "fmjax.models.clip:CLIP",
         "conv_autoencoder": "fmjax.models.conv_autoencoder:ConvAutoencoder",
         "conv_encoder": "fmjax.models.conv_encoder:ConvEncoder",

@@ -117,11 +117,11 @@ class Bert(Encoder):
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:
         """See `Encoder.flops_per_example`; here with the head's transform and the next-sentence head."""
-        (predicted,) = shapes.get("masked_positions", shapes["tokens"])
+        (predicted,) = shapes.get("masked_positions", shapes["tokens"]) if self.masked_lm_head else (0,)
         size = self.hidden_size
-        transform = predicted * size**2 if self.masked_lm_head else 0
         sentence = size**2 + 2 * size if self.next_sentence else 0
-        return super().flops_per_example(shapes) + 6.0 * (transform + sentence)
+        encoder = super().flops_per_example(shapes | {"masked_positions": (predicted,)})
+        return encoder + 6.0 * (predicted * size**2 + sentence)
 
     def pretraining(self, tokens, segment_ids=None, positions=None, token_types=None, train=False):
         """(hidden, head, next-sentence logits float32 [B, 2]); class 0 says that the second sentence follows."""

@@ -30,6 +30,8 @@ class DualEncoder(nn.Module):
     """
 
     CAUSAL = False  # reads whole texts: no log-likelihoods of texts, and nothing to continue them with
+    TOWERS = {"vision": ("pooled", "one vector a row", "vit"), "text": ("pooled", "one vector a row", "text_tower")}
+    """Of each tower the method that is called, what it gives, and a model that has it."""
 
     vision: Annotated[dict, MODELS]
     text: Annotated[dict, MODELS]
@@ -37,12 +39,12 @@ class DualEncoder(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("vision", "text"):
+        for name, (method, gives, known) in self.TOWERS.items():
             tower = getattr(self, name)
-            if "train" not in inspect.signature(getattr(type(tower), "pooled", object)).parameters:
+            if "train" not in inspect.signature(getattr(type(tower), method, object)).parameters:
                 raise ConfigError(
-                    f"model.{name} = {type(tower).__name__} has no method `pooled(..., train)`, which gives one vector "
-                    "a row; take 'vit' for images and 'text_tower' for texts, or another with that method"
+                    f"model.{name} = {type(tower).__name__} has no method `{method}(..., train)`, which gives {gives}; "
+                    f"take {known!r}, or another with that method"
                 )
         if getattr(self.vision, "num_classes", 0) != 0:
             raise ConfigError(

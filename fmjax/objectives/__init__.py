@@ -5,6 +5,7 @@ from fmjax.registry import Registry
 OBJECTIVES = Registry(
     "objective",
     {
+        "brivl": "fmjax.objectives.brivl:BriVL",
         "causal_lm": "fmjax.objectives.causal_lm:CausalLM",
         "causal_pixels": "fmjax.objectives.causal_pixels:CausalPixels",
         "classification": "fmjax.objectives.classification:Classification",

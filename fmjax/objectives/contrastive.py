@@ -74,8 +74,8 @@ class Contrastive:
         return {name: batch[name] for name in ("images", "tokens", "segment_ids")}
 
     def bounded(self, params):
-        """The parameters with the scale within its bound."""
-        if self.max_scale is None:
+        """The parameters with the scale within its bound, where it is a parameter."""
+        if self.max_scale is None or "log_scale" not in params:
             return params
         return {**params, "log_scale": jnp.minimum(params["log_scale"], math.log(self.max_scale))}
 

@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive, check_rate
 from fmjax.objectives.base import Proposal, per_row
+from fmjax.objectives.momentum_queue import NO_LABEL, advance, contrast, no_labels, random_keys, start, unit
 from fmjax.objectives.views import Views
 
 
@@ -65,18 +64,16 @@ class MoCo(Views):
             )
         encoded = lambda p, images: self._encoded(module.apply, p, images)
         vectors, keys = jax.eval_shape(encoded, params, module.example()["images"])
-        random = jax.random.normal(key, (self.queue_size, keys.shape[-1]))
-        queue = {
-            "keys": nn.LogicallyPartitioned(_unit(random), ("queue", None)),
-            "vectors": nn.LogicallyPartitioned(jnp.zeros((self.queue_size, vectors.shape[-1])), ("queue", None)),
-            "labels": nn.LogicallyPartitioned(jnp.full(self.queue_size, -1, jnp.int32), ("queue",)),
-        }
-        return {"encoder": jax.tree.map(jnp.copy, params), "queue": queue, "place": jnp.zeros((), jnp.int32)}
+        return start(params, {
+            "keys": random_keys(key, self.queue_size, keys.shape[-1]),
+            "vectors": jnp.zeros((self.queue_size, vectors.shape[-1])),
+            "labels": no_labels(self.queue_size),
+        })  # fmt: skip
 
     def _encoded(self, apply_fn, params, images) -> tuple[jax.Array, jax.Array]:
         """(vectors of length 1 [B, F], keys or queries of length 1 [B, D])."""
         vectors = apply_fn({"params": params}, images, method="pooled")
-        return _unit(vectors), _unit(apply_fn({"params": params}, vectors, method="project"))
+        return unit(vectors), unit(apply_fn({"params": params}, vectors, method="project"))
 
     def __call__(self, apply_fn, params, batch, key, train: bool, *, carry):
         """Sums over the batch: "loss" in nats and "accuracy", whether no key of the queue is nearer than its own, and
@@ -86,7 +83,7 @@ class MoCo(Views):
         first, second = jnp.moveaxis(per_row(self._pair, batch["keys"], images), 1, 0)
         _, queries = self._encoded(apply_fn, params, first)
         vectors, keys = jax.lax.stop_gradient(self._encoded(apply_fn, carry["encoder"], second))
-        losses, correct = contrast(queries, keys, carry["queue"]["keys"], self.temperature)
+        losses, correct = contrast(queries, keys, carry["queue"]["keys"], 1.0 / self.temperature)
         metrics = {"loss": losses, "accuracy": correct}
         if not train:
             metrics["neighbours"] = self._vote(self._encoded(apply_fn, params, images)[0], carry["queue"]) == labels
@@ -99,39 +96,12 @@ class MoCo(Views):
 
     def _vote(self, vectors: jax.Array, queue: Mapping[str, jax.Array]) -> jax.Array:
         """int32 [B]: the label that most of the nearest images of the queue have; of equally many the nearest's."""
-        nearness = jnp.where(queue["labels"] >= 0, vectors @ queue["vectors"].T, -jnp.inf)
+        nearness = jnp.where(queue["labels"] != NO_LABEL, vectors @ queue["vectors"].T, -jnp.inf)
         _, nearest = jax.lax.top_k(nearness, self.neighbours)
         labels = queue["labels"][nearest]
         votes = (labels[:, :, None] == labels[:, None, :]).sum(-1)
         return jnp.take_along_axis(labels, votes.argmax(-1)[:, None], axis=1)[:, 0]
 
     def after(self, carry, proposal, params) -> dict:
-        """The encoder of keys moved towards the new parameters, and the batch in the place of the queue's oldest.
-
-        Raises ConfigError where the queue does not hold whole batches.
-        """
-        count = len(proposal.rows["labels"])
-        if self.queue_size % count:
-            raise ConfigError(
-                f"objective.queue_size = {self.queue_size} is not a multiple of train.batch_size = {count}: the queue "
-                "holds whole batches"
-            )
-        replace = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, carry["place"], axis=0)
-        return {
-            "encoder": optax.incremental_update(params, carry["encoder"], 1.0 - self.momentum),
-            "queue": jax.tree.map(replace, carry["queue"], proposal.rows),
-            "place": (carry["place"] + count) % self.queue_size,
-        }
-
-
-def contrast(queries: jax.Array, keys: jax.Array, queue: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
-    """(losses [B] in nats, whether its own key is the nearest [B]) of queries [B, D] among their keys [B, D] and those
-    of the queue [K, D], all of length 1."""
-    own = (queries * keys).sum(-1, keepdims=True)
-    logits = jnp.concatenate([own, queries @ queue.T], axis=1) / temperature
-    return -jax.nn.log_softmax(logits)[:, 0], logits.argmax(-1) == 0
-
-
-def _unit(vectors: jax.Array) -> jax.Array:
-    """Vectors [..., D] of length 1."""
-    return vectors * jax.lax.rsqrt((vectors**2).sum(-1, keepdims=True) + 1e-12)
+        """See `fmjax.objectives.momentum_queue.advance`."""
+        return advance(carry, proposal, params, self.momentum)

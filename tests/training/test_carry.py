@@ -27,6 +27,10 @@ from fmjax.training.program import make_program
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 SMALL = {
+    "brivl_shapes": {"model.projection_size": "8", "model.num_layers": "1", "model.intermediate_size": "16",
+                     "model.vision.hidden_size": "16", "model.text.hidden_size": "16", "model.text.num_layers": "1",
+                     "data.image_size": "16", "data.tokenizer": "bytes", "data.overlong": "cut",
+                     "data.eval_examples": "16", "objective.queue_size": "32", "objective.momentum": "0.8"},
     "vq_digits": {"model.hidden_size": "16", "model.inner_size": "8", "model.code_size": "4",
                   "objective.num_codes": "8",
                   "objective.decay": "0.6"},
@@ -74,7 +78,7 @@ def test_parts_and_devices_make_no_difference(name, mesh, parts):
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3)
     jax.tree.map(close, found_carry, carry)
     jax.tree.map(close, found_params, params)
-    if dict(mesh).get("fsdp") and name == "moco_digits":
+    if dict(mesh).get("fsdp") and "encoder" in state.carry:
         # The moving average is split as the parameters are; the queue is whole on purpose.
         for slow, fast in zip(jax.tree.leaves(state.carry["encoder"]), jax.tree.leaves(state.params)):
             assert slow.sharding.is_equivalent_to(fast.sharding, slow.ndim)
@@ -176,6 +180,7 @@ def test_samples_are_held_out_images_beside_their_reconstructions(runs, tmp_path
 def test_a_plan_counts_what_is_carried(name, tmp_path):
     found = plan(config(name, mesh__data="8"), jax.devices(), "cpu:8", cache_dir=tmp_path)
     sizes = {"vq_digits": 4 * 8 * 5, "moco_digits": 4 * (32 * (8 + 16 + 1) + 1) + found.parameter_bytes}
+    sizes["brivl_shapes"] = 4 * (32 * (8 + 8 + 1) + 1) + found.parameter_bytes
     assert found.carry_bytes == sizes[name]
     others = found.parameter_bytes + found.optimizer_bytes + found.batch_bytes
     assert others + found.carry_bytes <= found.argument_bytes < others + found.carry_bytes + 100  # counters and the key
