@@ -49,7 +49,8 @@ def save_published(
         for first, parts in tensors(table).items()
         for name in (first, *parts[0].copies)
     ]
-    reads_tokens = kinds.reads_tokens(model.module)
+    # A text beside images has its special tokens in its part's config, and nothing continues it.
+    reads_tokens = kinds.reads_tokens(model.module) and not kinds.has_two_towers(model.module)
     values = (_token_ids(model, kept) if reads_tokens else {}) | values
     if family.model_type:  # diffusers' configs have none
         values["dtype"] = str(outgoing[0].dtype)

@@ -118,7 +118,7 @@ def table_of(family: Family, module, path: str = "", prefix: str = "") -> list[W
     return found
 
 
-MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit", "resnet")
+MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit", "resnet", "clip", "siglip")
 """Files of this folder with families; other packages name theirs as entry points of the group `fmjax.families`."""
 
 _REGISTERED: list[Family] = []
@@ -228,6 +228,7 @@ def write_values(family: Family, module) -> dict[str, Any]:
 _FREE = (
     "parent", "name", "dtype", "remat", "attention", "unroll", "scan_layers", "dropout", "attention_dropout",
     "init_std", "position_init_std", "scale_residual_init", "zero_init", "norm_decay",
+    "initial_scale", "initial_bias",
 )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """What published folders say of values: `preprocessor_config.json` as the image codec, `id2label` as that of labels."""
 
 import collections
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmjax.data.codecs.base import Codec
-from fmjax.data.codecs.image import FILTERS, ImageCodec, ResizedImageCodec, UnscaledImageCodec
+from fmjax.data.codecs.image import FILTERS, CroppedImageCodec, ImageCodec, ResizedImageCodec, UnscaledImageCodec
 from fmjax.data.codecs.label import LabelCodec
 from fmjax.errors import ConfigError
 from fmjax.interop.published_config import PublishedConfig
@@ -33,42 +34,90 @@ def read_codecs(folder: pathlib.Path, values: Mapping[str, Any], module, source:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class _Class:
+    """What a class of processors does where its file does not say: Pillow's filter, statistics, and whether it scales
+    by the shorter side and cuts out the middle."""
+
+    resample: int = 2
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    crops: bool = False
+
+
+_CLASSES = {
+    "CLIP": _Class(3, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), crops=True),
+    "Siglip": _Class(3),
+}
+"""By what the class's name begins with; others are as `_Class` has it."""
+_CROPPED = 224  # pixels, where the file of a class that crops does not say
+
+
 def _read_image_codec(path: pathlib.Path, channels: int) -> ImageCodec:
     config = PublishedConfig(read_json(path), str(path))
+    named = config.raw("image_processor_type") or config.raw("feature_extractor_type") or ""
+    kind = next((kind for name, kind in _CLASSES.items() if named.startswith(name)), _Class())
     for key in (
-        "image_processor_type", "feature_extractor_type", "processor_class", "crop_size", "do_convert_rgb",
-        "data_format", "input_data_format", "default_to_square", "device", "return_tensors", "disable_grouping",
+        "image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format",
+        "input_data_format", "default_to_square", "device", "return_tensors", "disable_grouping",
     ):  # fmt: skip
         config.raw(key)
-    config.fixed(do_center_crop=(False, None), do_pad=(False, None))
-    size = config.raw("size")
-    size = {"height": size, "width": size} if isinstance(size, int) else size
-    if not isinstance(size, dict) or set(size) != {"height", "width"}:
-        config.refuse("size", size, 'expected {"height": H, "width": W}')
+    config.fixed(do_pad=(False, None))
+    shape = _read_shape(config, kind)
     # (value * factor - mean) / std, as the codec has it: of the values between 0 and 1.
     factor = config.get("rescale_factor", float, 1 / 255) if config.get("do_rescale", bool, True) else 1.0
     mean, std = ((0.0,), (1.0,))
     if config.get("do_normalize", bool, True):
-        mean, std = (tuple(config.get(key, list, [0.5] * channels)) for key in ("image_mean", "image_std"))
+        defaults = {"image_mean": kind.mean, "image_std": kind.std}
+        mean, std = (
+            tuple(config.get(key, list, list(row) * (channels // len(row)))) for key, row in defaults.items()
+        )
     span = factor * 255
-    options = dict(
-        height=size["height"], width=size["width"], channels=channels, mean=tuple(m / span for m in mean),
-        std=tuple(s / span for s in std),
-    )  # fmt: skip
-    resample, resized = config.get("resample", int, 2), config.get("do_resize", bool, True)
+    options = dict(channels=channels, mean=tuple(m / span for m in mean), std=tuple(s / span for s in std), **shape)
+    resample, resized = config.get("resample", int, kind.resample), config.get("do_resize", bool, True)
     if resample not in range(len(FILTERS)):
         config.refuse("resample", resample, f"Pillow's filters are 0 to {len(FILTERS) - 1}")
     config.finish()
-    return ResizedImageCodec(**options, resample=FILTERS[resample]) if resized else UnscaledImageCodec(**options)
+    if not resized:
+        if "shortest_edge" in shape:
+            config.refuse("do_resize", False, "an image whose middle is cut out is scaled before")
+        return UnscaledImageCodec(**options)
+    codec = CroppedImageCodec if "shortest_edge" in shape else ResizedImageCodec
+    return codec(**options, resample=FILTERS[resample])
+
+
+def _read_shape(config: PublishedConfig, kind: _Class) -> dict[str, int]:
+    """height and width, and shortest_edge where an image is scaled by its shorter side and its middle cut out."""
+    size, cut = (config.raw(key) for key in ("size", "crop_size"))
+    crops = config.get("do_center_crop", bool, kind.crops, null=True)
+    if kind.crops:
+        size, cut = (_CROPPED if x is None else x for x in (size, cut))
+    if isinstance(size, int):  # of older files
+        size = {"shortest_edge": size} if kind.crops else {"height": size, "width": size}
+    cut = {"height": cut, "width": cut} if isinstance(cut, int) else cut
+    if isinstance(size, dict) and set(size) == {"height", "width"}:
+        if crops and cut != size:
+            config.refuse("do_center_crop", crops, f"of images scaled to {size}, crop_size = {cut} cuts out another")
+        return size
+    if not isinstance(size, dict) or set(size) != {"shortest_edge"}:
+        config.refuse("size", size, 'expected {"height": H, "width": W}, or {"shortest_edge": N} with do_center_crop')
+    if not crops or not isinstance(cut, dict) or set(cut) != {"height", "width"}:
+        why = 'expected {"height": H, "width": W}, or do_center_crop with a crop_size, so that images have one size'
+        config.refuse("size", size, why)
+    return {**cut, "shortest_edge": size["shortest_edge"]}
 
 
 def write_preprocessor(codec: ImageCodec, processor: str) -> dict[str, Any]:
     """The preprocessor_config.json of an image codec, for the class `processor` of transformers."""
     numbers = {name: list(getattr(codec, name)) for name in ("mean", "std")}
+    shape, edge = {"height": codec.height, "width": codec.width}, getattr(codec, "shortest_edge", None)
+    cuts = {"do_center_crop": False} if edge is None else {"do_center_crop": True, "crop_size": shape}
+    crops = any(kind.crops and processor.startswith(name) for name, kind in _CLASSES.items())
     return {
         "image_processor_type": processor,
         "do_resize": codec.scales,
-        "size": {"height": codec.height, "width": codec.width},
+        "size": shape if edge is None else {"shortest_edge": edge},
+        **(cuts if crops or edge is not None else {}),
         "resample": FILTERS.index(codec.resample),
         "do_rescale": True,
         "rescale_factor": 1 / 255,

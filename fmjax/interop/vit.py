@@ -6,11 +6,14 @@ from fmjax.interop.family import Family
 from fmjax.interop.preprocessor import default_labels
 from fmjax.interop.weights import ROW, Layout, Weight, conv, linear, norm, patches
 
+FIRST_TOKEN = Layout(lambda shape: (1, 1, *shape), lambda x: x[0, 0])
+"""A token's vector, [1, 1, D] in the files."""
+
 
 def _encoder(root: str) -> tuple[Weight, ...]:
     layer = f"{root}encoder.layer.{{layer}}"
     return (
-        Weight("class_token", f"{root}embeddings.cls_token", Layout(lambda shape: (1, 1, *shape), lambda x: x[0, 0])),
+        Weight("class_token", f"{root}embeddings.cls_token", FIRST_TOKEN),
         Weight("position_embedding/embedding", f"{root}embeddings.position_embeddings", ROW),
         *conv(
             "patch_embedding",
@@ -30,7 +33,7 @@ def _encoder(root: str) -> tuple[Weight, ...]:
     )
 
 
-def _side(key: str, field: str, default: int) -> Rule:
+def side(key: str, field: str, default: int) -> Rule:
     """A number of pixels, which some configs have once for each axis."""
 
     def read(config, names, fields):
@@ -55,8 +58,8 @@ KEYS = (
     Key("intermediate_size", "intermediate_size", default=3072),
     Key("num_attention_heads", "num_heads", default=12),
     Key("num_channels", "num_channels", default=3),
-    _side("image_size", "image_size", 224),
-    _side("patch_size", "patch_size", 16),
+    side("image_size", "image_size", 224),
+    side("patch_size", "patch_size", 16),
     Key("hidden_act", "activation", default="gelu", words=ACTIVATIONS),
     Key("qkv_bias", "qkv_bias", bool, True),
     Key("hidden_dropout_prob", "dropout", float, 0.0),

@@ -46,6 +46,16 @@ def part(index: int, count: int) -> Layout:
     return Layout(lambda shape: (*shape[:-1], count * shape[-1]), view)
 
 
+def packed_linear(index: int, count: int) -> Layout:
+    """Kernel number `index` of `count` of one size that PyTorch stores below each other, [count * out, in]."""
+
+    def view(x):
+        rows = x.shape[0] // count
+        return x[index * rows : (index + 1) * rows].T
+
+    return Layout(lambda shape: (count * shape[1], shape[0]), view)
+
+
 def patches(size: int, axes: int = 2) -> Layout:
     """A product over patches, [p * ... * p * C, out] as `fmjax.layers.patchify` lays pixels out, that is stored as the
     convolution [out, C, p, ..., p] whose stride is its size.

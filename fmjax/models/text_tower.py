@@ -38,7 +38,8 @@ class TextTower(TextStack):
         filled up with it to max_length (SigLIP, whose text is pooled at the last of them).
       projection_size: outputs of a product with a bias on what is pooled (SigLIP); None is without it.
       norm_eps: epsilon of LayerNorm.
-      dropout: rate on the output of each half of a block, and on attention probabilities.
+      dropout: rate on the output of each half of a block.
+      attention_dropout: rate on attention probabilities; None is `dropout`.
       init_std, position_init_std: standard deviations of tokens and positions.
     """
 
@@ -58,6 +59,7 @@ class TextTower(TextStack):
     projection_size: int | None = None
     norm_eps: float = 1e-5
     dropout: float = 0.0
+    attention_dropout: float | None = None
     init_std: float = 0.02
     position_init_std: float = 0.01
 

@@ -171,6 +171,8 @@ def test_a_convolution_of_another_rank_is_named(tmp_path):
         (dict(size={"height": 6, "width": 8}), r"makes arrays of shape \(6, 8, 3\), and ViT takes 'images'"),
         (dict(size={"shortest_edge": 8}), "size = .*expected .*height"),
         (dict(do_center_crop=True), "do_center_crop = True"),
+        (dict(do_center_crop=True, crop_size={"height": 6, "width": 6}), "do_center_crop = True .*cuts out another"),
+        (dict(do_center_crop=True, size={"shortest_edge": 8}, crop_size={"height": 8}), "size = .*shortest_edge"),
         (dict(resample=9), "resample = 9"),
     ],
 )

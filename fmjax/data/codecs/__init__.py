@@ -5,6 +5,7 @@ from fmjax.registry import Registry
 CODECS = Registry(
     "codec",
     {
+        "cropped_image": "fmjax.data.codecs.image:CroppedImageCodec",
         "image": "fmjax.data.codecs.image:ImageCodec",
         "label": "fmjax.data.codecs.label:LabelCodec",
         "pixels": "fmjax.data.codecs.pixels:PixelCodec",

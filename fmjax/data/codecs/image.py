@@ -12,7 +12,7 @@ import numpy as np
 
 from fmjax.data.codecs.media import described
 from fmjax.errors import ConfigError, DataError
-from fmjax.layers.checks import check_choice
+from fmjax.layers.checks import check_choice, check_positive
 from fmjax.small_files import replacing
 
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -160,6 +160,46 @@ class ResizedImageCodec(ImageCodec):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self.channels or not image.size:
             raise DataError(f"an image is uint8 of shape (height, width, {self.channels}), got {described(value)}")
         return super().encode(self.scaled(image))
+
+
+@dataclasses.dataclass(frozen=True)
+class CroppedImageCodec(ResizedImageCodec):
+    """As `ResizedImageCodec`, keeping proportions: an image is scaled by its shorter side, and its middle is cut out.
+
+    What an image that is then too small lacks is black. `read` gives images in the size that their files have.
+
+    Attributes:
+      shortest_edge: what the shorter side is scaled to, in pixels.
+    """
+
+    shortest_edge: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(**{"image codec: shortest_edge": self.shortest_edge})
+
+    def read(self, path: pathlib.Path) -> np.ndarray:
+        """The image in a file, of its own size; errors and the rest as of `pixels`."""
+        return self.pixels(path, str(path))
+
+    def scaled(self, pixels: np.ndarray, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """The middle of an image uint8 [H, W, channels], or of its part within (left, top, right, bottom)."""
+        from PIL import Image
+
+        left, top, right, bottom = (0, 0, *pixels.shape[1::-1]) if box is None else box
+        sides, edge = (right - left, bottom - top), self.shortest_edge
+        size = tuple(edge if side == min(sides) else int(edge * side / min(sides)) for side in sides)
+        if box is not None or pixels.shape[1::-1] != size:
+            picture = Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels)
+            picture = picture.resize(size, Image.Resampling[self.resample.upper()], box)
+            pixels = np.asarray(picture).reshape(*size[::-1], self.channels)
+        for axis, wanted in enumerate((self.height, self.width)):
+            missing = max(0, wanted - pixels.shape[axis])
+            before = -(-missing // 2)
+            pads = [(before, missing - before) if i == axis else (0, 0) for i in range(3)]
+            first = (pixels.shape[axis] + missing - wanted) // 2
+            pixels = np.pad(pixels, pads).take(range(first, first + wanted), axis=axis)
+        return pixels
 
 
 @dataclasses.dataclass(frozen=True)

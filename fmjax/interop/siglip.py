@@ -1,0 +1,98 @@
+"""SigLIP, and SigLIP 2 of fixed sizes, which has the same classes: both towers in one space; and each by itself."""
+
+from fmjax.errors import ConfigError
+from fmjax.interop.clip import POSITION_IDS, TEXT_TABLE, blocks, sizes
+from fmjax.interop.config_keys import INIT_STD, Constant, Key, Rule, always, ignored
+from fmjax.interop.family import Family, Part
+from fmjax.interop.vit import FIRST_TOKEN, side
+from fmjax.interop.weights import Layout, Weight, conv, linear, norm, packed_linear, part, patches
+
+ONE = Layout(lambda shape: (1, *shape), lambda x: x.reshape(()))
+HEAD = "attention_pooling"
+
+
+def _packed(name: str, index: int) -> tuple[Weight, Weight]:
+    """One of query, key and value, which lie in one tensor."""
+    path = f"{HEAD}/attention/{name}"
+    return (
+        Weight(f"{path}/kernel", "head.attention.in_proj_weight", packed_linear(index, 3)),
+        Weight(f"{path}/bias", "head.attention.in_proj_bias", part(index, 3)),
+    )
+
+
+VISION_TABLE = (
+    Weight("position_embedding/embedding", "embeddings.position_embedding.weight"),
+    *conv("patch_embedding", "embeddings.patch_embedding", lambda module: patches(module.patch_size)),
+    *blocks(),
+    *norm("stack/final_norm", "post_layernorm"),
+    Weight(f"{HEAD}/probe", "head.probe", FIRST_TOKEN),
+    *(weight for index, name in enumerate(("query", "key", "value")) for weight in _packed(name, index)),
+    *linear(f"{HEAD}/attention/out", "head.attention.out_proj"),
+    *norm(f"{HEAD}/mlp_norm", "head.layernorm"),
+    *linear(f"{HEAD}/mlp/up", "head.mlp.fc1"),
+    *linear(f"{HEAD}/mlp/down", "head.mlp.fc2"),
+)
+
+
+def _read_projection(config, names, fields):
+    size = config.get("projection_size", int, None)
+    return {"projection_size": fields["hidden_size"] if size is None else size}
+
+
+def _write_rest(module):
+    if module.projection_size is None or module.pad_id is None:
+        raise ConfigError("it has a product behind its text tower (projection_size), which reads padding (pad_id)")
+    return {"projection_size": module.projection_size, "pad_token_id": module.pad_id}
+
+
+SIGLIP_VISION = Family(
+    architectures=("SiglipVisionModel",),
+    model_type="siglip_vision_model",
+    model="vit",
+    table=VISION_TABLE,
+    keys=(
+        *sizes(768, 3072, 12, 1e-6, "gelu_pytorch_tanh"),
+        Key("num_channels", "num_channels", default=3),
+        side("image_size", "image_size", 224),
+        side("patch_size", "patch_size", 16),
+        Constant(vision_use_head=True),
+        INIT_STD,
+        always(num_classes=0, use_class_token=False, pooling="attention"),
+    ),
+    prefix="vision_model.",
+    is_bare=True,
+    ignored=(POSITION_IDS,),
+    processor="SiglipImageProcessor",
+)
+SIGLIP_TEXT = Family(
+    architectures=("SiglipTextModel",),
+    model_type="siglip_text_model",
+    model="text_tower",
+    table=(*TEXT_TABLE, *linear("projection", "head")),
+    keys=(
+        *sizes(768, 3072, 12, 1e-6, "gelu_pytorch_tanh"),
+        Key("vocab_size", "vocab_size", default=32000),
+        Key("max_position_embeddings", "max_length", default=64),
+        Key("pad_token_id", "pad_id", default=1),
+        Rule(_read_projection, _write_rest),
+        always(causal=False, pooling="last"),
+    ),
+    prefix="text_model.",
+    is_bare=True,
+    ignored=(POSITION_IDS,),
+)
+SIGLIP = Family(
+    architectures=("SiglipModel",),
+    model_type="siglip",
+    model="siglip",
+    table=(Weight("log_scale", "logit_scale", ONE), Weight("bias", "logit_bias", ONE)),
+    keys=(ignored("initializer_factor"), always(projection_size=None)),
+    parts=(
+        Part("vision", SIGLIP_VISION, key="vision_config", prefix="vision_model.", field="vision"),
+        Part("text", SIGLIP_TEXT, key="text_config", prefix="text_model.", field="text"),
+    ),
+    objective={"name": "contrastive", "loss": "sigmoid", "max_scale": None},
+    processor="SiglipImageProcessor",
+)
+
+FAMILIES = (SIGLIP, SIGLIP_VISION, SIGLIP_TEXT)
