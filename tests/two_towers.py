@@ -4,21 +4,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.config import build
 from fmjax.data.digits import CODEC
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.load import Model
-from fmjax.models.clip import CLIP
-from fmjax.models.text_tower import TextTower
-from fmjax.models.vit import ViT
+from fmjax.models import MODELS
 
-SIZES = dict(num_layers=1, hidden_size=16, num_heads=2)
-MODULE = CLIP(
-    vision=ViT(
-        **SIZES, intermediate_size=32, patch_size=4, num_classes=0, image_size=8, num_channels=1, init_std=0.3,
-    ),
-    text=TextTower(**SIZES, vocab_size=258, max_length=48),
-    projection_size=8,
-)  # fmt: skip
+SIZES = {"num_layers": 1, "hidden_size": 16, "num_heads": 2}
+IMAGE = {"intermediate_size": 32, "patch_size": 4, "num_classes": 0, "image_size": 8, "num_channels": 1}
+SECTION = {
+    "name": "clip",
+    "vision": {"name": "vit", **SIZES, **IMAGE, "init_std": 0.3},
+    "text": {"name": "text_tower", **SIZES, "vocab_size": 258, "max_length": 48},
+    "projection_size": 8,
+}
+MODULE = build(SECTION, MODELS)
 
 
 def _random(key):
@@ -29,4 +29,4 @@ def _random(key):
     return structure.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
 
 
-MODEL = Model(MODULE, jax.jit(_random)(jax.random.key(0)), {}, ByteTokenizer(), codecs={"image": CODEC})
+MODEL = Model(MODULE, jax.jit(_random)(jax.random.key(0)), {"model": SECTION}, ByteTokenizer(), codecs={"image": CODEC})

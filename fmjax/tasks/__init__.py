@@ -54,6 +54,10 @@ TASKS = Registry(
         "wnut17_probe": "fmjax.tasks.entities:WNUT17Probe",
         "wnut17_finetune": "fmjax.tasks.entities:WNUT17FineTune",
         "multi30k_retrieval": "fmjax.tasks.retrieval:Multi30kRetrieval",
+        "image_retrieval": "fmjax.tasks.image_retrieval:ImageRetrieval",
+        "caption_retrieval": "fmjax.tasks.image_retrieval:CaptionRetrieval",
+        "flickr8k_image_retrieval": "fmjax.tasks.image_retrieval:Flickr8kImageRetrieval",
+        "flickr8k_caption_retrieval": "fmjax.tasks.image_retrieval:Flickr8kCaptionRetrieval",
         # Images: by the model's own classes, probed, by neighbours, fine-tuned.
         "digits": "fmjax.tasks.image_classification:Digits",
         "digits_zero_shot": "fmjax.tasks.image_classification:DigitsZeroShot",

@@ -22,6 +22,7 @@ from fmjax.inference import counted, embedding, kinds, pairs, values
 from fmjax.inference.rows import padded
 from fmjax.inference.word_vectors import framed, word_places, word_vectors
 from fmjax.layers.checks import check_positive
+from fmjax.models.state import STATE_KEY, kept_state
 from fmjax.tasks.heads import Classifier, Probe
 
 log = logging.getLogger("fmjax")
@@ -124,8 +125,8 @@ def fine_tune(model, inputs, labels, num_classes: int, seed: int, recipe: Recipe
     else:
         arrays, pooling, method = _padded(_rows(model, inputs), model), _pooling(model), "hidden"
     arrays |= {"labels": np.asarray(labels, np.int32), "loss_weights": np.ones(len(inputs), np.float32)}
-    params, weights = _fine_tune(model, arrays, num_classes, (pooling, method), seed, recipe)
-    return _with(dataclasses.replace(model, params=params, kept={}), "class_logits", class_logits, weights)
+    model, weights = _fine_tune(model, arrays, num_classes, (pooling, method), seed, recipe)
+    return _with(model, "class_logits", class_logits, weights)
 
 
 def fine_tune_words(model, sentences, labels, num_classes: int, seed: int, recipe: Recipe = FINE_TUNE):
@@ -138,8 +139,8 @@ def fine_tune_words(model, sentences, labels, num_classes: int, seed: int, recip
             if place >= 0:
                 targets[row, place], weights[row, place] = label, 1.0
     arrays |= {"labels": targets, "loss_weights": weights}
-    params, weights = _fine_tune(model, arrays, num_classes, ("none", "hidden"), seed, recipe)
-    return _with(dataclasses.replace(model, params=params, kept={}), "token_logits", token_logits, weights)
+    model, weights = _fine_tune(model, arrays, num_classes, ("none", "hidden"), seed, recipe)
+    return _with(model, "token_logits", token_logits, weights)
 
 
 def _with(model, name: str, function, weights):
@@ -162,7 +163,7 @@ def _fit_probe(vectors: np.ndarray, labels: np.ndarray, num_classes: int, seed: 
         "loss_weights": np.ones(len(labels), np.float32),
     }
     objective = {"name": "fmjax.tasks.heads:ProbeLoss", "l2": recipe.l2 / len(labels)}
-    params = train(Probe(num_classes), arrays, objective, seed, recipe)["head"]
+    params = train(Probe(num_classes), arrays, objective, seed, recipe)[0]["head"]
     kernel = np.asarray(params["kernel"]) / std[:, None]
     return kernel.astype(np.float32), (np.asarray(params["bias"]) - mean @ kernel).astype(np.float32)
 
@@ -175,24 +176,23 @@ def _reading(model, array: str) -> tuple[str, str]:
 
 
 def _fine_tune(model, arrays, num_classes: int, reading: tuple[str, str], seed: int, recipe: Recipe):
-    """(the model's parameters, (kernel, bias)) after training; `reading` is pooling and method of a `Classifier`."""
-    if model.state:
-        raise InputError(
-            f"{model} has {', '.join(model.state)} besides its parameters, which fine-tuning here does not keep up; "
-            "probe it, or train a run from it"
-        )
+    """(the model, (kernel, bias)) after training; `reading` is pooling and method of a `Classifier`."""
     names = [name for name in arrays if name not in ("labels", "loss_weights")]
     classifier = Classifier(model.module.clone(parent=None), num_classes, *reading)
     if recipe.learning_rate is None:
         one = {name: arrays[name][:1] for name in names}
-        width = jax.eval_shape(classifier.init, jax.random.key(0), **one)["params"]["head"]["kernel"].value.shape[0]
-        recipe = dataclasses.replace(recipe, learning_rate=0.064 / width)
+        shapes = nn.unbox(jax.eval_shape(classifier.init, jax.random.key(0), **one)["params"])
+        recipe = dataclasses.replace(recipe, learning_rate=0.064 / shapes["head"]["kernel"].shape[0])
     objective = {"name": "fmjax.tasks.heads:LabelLoss", "input_names": names}
-    trained = train(classifier, arrays, objective, seed, recipe, model)
+    trained, carry = train(classifier, arrays, objective, seed, recipe, model)
     head, new = trained["head"], trained["backbone"]
     new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, _part(model.params, new))
     # What the head does not read, such as that of masked tokens, stays as it was.
-    return _replaced(model.params, new), (np.asarray(head["kernel"]), np.asarray(head["bias"]))
+    model = dataclasses.replace(model, params=_replaced(model.params, new), kept={})
+    if state := kept_state(carry):
+        state = {name: _replaced(model.state[name], one["backbone"]) for name, one in state.items()}
+        model = dataclasses.replace(model, carry=model.carry | {STATE_KEY: state})
+    return model, (np.asarray(head["kernel"]), np.asarray(head["bias"]))
 
 
 def _part(params: dict, wanted: dict) -> dict:
@@ -206,11 +206,11 @@ def _replaced(params: dict, new: dict) -> dict:
 
 def train(
     module: nn.Module, arrays: dict[str, np.ndarray], objective: dict, seed: int, recipe: Recipe, model=None
-) -> Any:
-    """Parameters of `module` trained on rows of `arrays`, whose leading axis is that of the documents.
+) -> tuple[Any, Any]:
+    """(parameters, carry) of `module` trained on rows of `arrays`, whose leading axis is that of the documents.
 
     Args:
-      model: whose parameters "backbone" begins with, and whose mesh is trained on; None draws all parameters, and
+      model: whose parameters and state "backbone" begins with, and whose mesh is trained on; None draws all of them, and
         trains on one device.
 
     Raises: InputError where the loss is no longer finite, saying what to change.
@@ -243,6 +243,8 @@ def train(
     devices = jax.local_devices()[:1] if placement is None else None
     program = make_program(config, module, example, devices)
     state = program.init(None if model is None else _begin(program, model))
+    if model is not None and model.state:
+        state = dataclasses.replace(state, carry=_begin_carry(program, model))
     order, losses = ShuffledIndices(count, seed), []
     if "tokens" in arrays:
         lengths = arrays["segment_ids"].sum(axis=1)
@@ -263,7 +265,8 @@ def train(
             f"training on {count} documents with learning rate {recipe.learning_rate} gave a loss that is not finite; "
             "lower the learning rate"
         )
-    return jax.device_get(state.params) if placement is None else state.params
+    trained = state.params, state.carry
+    return jax.device_get(trained) if placement is None else trained
 
 
 def _begin(program, model):
@@ -273,3 +276,13 @@ def _begin(program, model):
     copied = jax.tree.map(lambda s, old: jnp.array(old, s.dtype, copy=True), shapes["backbone"], old)
     head = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes["head"])
     return jax.device_put({"backbone": copied, "head": head}, program.spec.shardings.params)
+
+
+def _begin_carry(program, model):
+    """The carry to begin with: copies of the model's state, as the backbone's."""
+    shapes = program.spec.shapes.carry[STATE_KEY]
+    copied = {}
+    for name, one in shapes.items():
+        old = {"backbone": _part(model.state[name], one["backbone"])}
+        copied[name] = jax.tree.map(lambda s, old: jnp.array(old, s.dtype, copy=True), one, old)
+    return jax.device_put({STATE_KEY: copied}, program.spec.shardings.carry)

@@ -68,6 +68,10 @@ class Classifier(nn.Module):
         check_choice("pooling", self.pooling, ("mean", "last", "none"))
         self.head = Linear(self.num_classes, ("embed", None), True, Init(scale=0.0))
 
+    @nn.nowrap
+    def example(self):
+        return self.backbone.example()
+
     def __call__(self, train: bool = False, **inputs):
         """Float32 [B, num_classes], or [B, T, num_classes], of the backbone's inputs by name."""
         method = getattr(self.backbone, self.method)

@@ -27,7 +27,7 @@ def ranks(candidates, model, inputs: Sequence[tuple]) -> np.ndarray:
 
 
 class Retrieval(Task):
-    """A task whose documents are {"query": text, "gold": numbers of its right candidates}.
+    """A task whose documents are {"query": text or `Media`, "gold": numbers of its right candidates}.
 
     `recall@k`: whether any right candidate is among the k nearest by the cosine of `embed`, of all candidates whatever
     the number of queries.
@@ -36,8 +36,8 @@ class Retrieval(Task):
     uses = ("adapt", "embed")
     metrics = ("recall@1", "recall@5", "recall@10")
 
-    def candidates(self, context) -> list[str]:
-        """All texts that may be found."""
+    def candidates(self, context) -> list:
+        """All texts, or `Media`, that may be found."""
         raise NotImplementedError
 
     def adapt(self, model, context):

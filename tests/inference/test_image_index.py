@@ -20,6 +20,7 @@ from fmjax.inference.image_index import index_images, query_vectors
 from fmjax.inference.nearest import NEIGHBOURS, nearest
 from fmjax.load import Model
 from fmjax.small_files import read_json
+from tests import two_towers
 from tests.classifier import MODEL
 from tests.small_models import byte_model
 
@@ -235,6 +236,23 @@ def test_an_index_is_of_one_model_and_one_folder(folder, tmp_path):
         index_images(MODEL, folder, directory)
     with pytest.raises(InputError, match="GPT.* reads no images"):
         index_images(byte_model(), folder, tmp_path / "texts")
+
+
+def test_images_are_found_by_words(folder, tmp_path, capsys):
+    index = index_images(two_towers.MODEL, folder, tmp_path / "by_words", piece=7)
+    texts = ["a small digit", "seven"]
+    images = two_towers.MODEL.embed(images=DIGITS).astype(np.float64)
+    for text, hits in zip(texts, index.search(query_vectors(two_towers.MODEL, texts=texts), top_k=COUNT)):
+        scores = images @ two_towers.MODEL.embed(texts=[text])[0]
+        places = [int(hit.name[-6:-4]) for hit in hits if hit.name != "copy.png"]
+        assert places[:5] == np.argsort(-scores)[:5].tolist()
+        np.testing.assert_allclose([hit.score for hit in hits][:1], [scores.max()], atol=1e-5)
+    two_towers.MODEL.save(tmp_path / "model")
+    given = [f"--model={tmp_path / 'model'}", f"--images={folder}", f"--index={tmp_path / 'index'}"]
+    assert cli.run(search.main, [*given, f"--query={texts[1]}", "--top_k=3", "--neighbours=faiss"]) == 0
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()[2:]] == [hit.name for hit in hits[:3]]
+    assert cli.run(search.main, [*given, f"--query={'long ' * 50}"]) == 2
+    assert "48" in capsys.readouterr().err
 
 
 def test_the_command(folder, tmp_path, capsys):

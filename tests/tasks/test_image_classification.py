@@ -1,13 +1,19 @@
 """Images classified by a probe, by neighbours, fine-tuned and by words: as scikit-learn and loops over classes do."""
 
+import dataclasses
 import json
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
 from fmjax.data.digits import CODEC, read_digits
 from fmjax.errors import DataError, InputError
 from fmjax.inference.fingerprint import model_fingerprint
+from fmjax.load import Model
+from fmjax.models.resnet import ResNet
+from fmjax.models.state import STATE_KEY
 from fmjax.tasks import adaptation
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.neighbours import COUNT, TEMPERATURE, by_neighbours
@@ -75,6 +81,33 @@ def test_fine_tuning_trains_what_reads_images_and_nothing_else(model):
         np.testing.assert_array_equal(*texts)
     else:
         np.testing.assert_array_equal(tuned.params["head"]["kernel"], model.params["head"]["kernel"])
+
+
+def test_fine_tuning_keeps_up_batch_statistics():
+    """The state begins as the model's, moves with the images, and is what the tuned model answers with."""
+    module = ResNet(
+        image_size=8, num_channels=1, num_classes=3, depths=(1,), widths=(8,), stem_size=8, stem="cifar", block="basic"
+    )
+    variables = module.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    variables = jax.tree.map(lambda x: x + 0.1, nn.unbox(variables))
+    state = {STATE_KEY: {"batch_stats": variables["batch_stats"]}}
+    model = Model(module, variables["params"], {}, codecs={"image": CODEC}, carry=state)
+    recipe = adaptation.Recipe(epochs=0, min_steps=60, batch_size=16, learning_rate=0.03)
+    few = [label < 2 for label in LABELS]
+    images, labels = [i for i, keep in zip(IMAGES, few) if keep], [n for n in LABELS if n < 2]
+    tuned = adaptation.fine_tune(model, images, labels, 2, 0, recipe)
+    logits = tuned.functions["class_logits"](tuned, images)
+    assert (logits.argmax(1) == labels).mean() > 0.9
+    arrays = np.stack([CODEC.encode(image.value)["images"] for image in images])
+    kernel, bias = tuned.functions["class_logits"].args
+    vectors = module.apply(tuned.variables, arrays, method="pooled")
+    np.testing.assert_allclose(logits, vectors @ kernel + bias, atol=1e-4)
+    # One step: the running statistics are 0.9 of the model's and 0.1 of the batch's.
+    one = dataclasses.replace(recipe, min_steps=1, batch_size=None)
+    moved = adaptation.fine_tune(model, images, labels, 2, 0, one).state
+    _, after = module.apply(model.variables, arrays, train=True, method="pooled", mutable=["batch_stats"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved["batch_stats"], after["batch_stats"])
+    assert model.state is not moved and model.variables["params"] is variables["params"]
 
 
 def test_zero_shot_is_the_nearest_of_the_classes_mean_vectors():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +12,25 @@ import numpy as np
 from fmjax.errors import DataError
 
 
+class NamedFile(io.BytesIO):
+    """A file in memory, which messages call by its name."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self._name = name or "a file in memory"
+
+    def __str__(self) -> str:
+        return self._name
+
+
 @dataclasses.dataclass(frozen=True)
 class Media:
     """A value with its modality; equal where modality and content are.
 
     Attributes:
       modality: the name of the codec that reads it, such as "image".
-      value: the array that the codec encodes, a copy, which cannot be written to; or the path of a file that it reads.
+      value: the array that the codec encodes, a copy, which cannot be written to; or the path of a file that it reads,
+        or the bytes of one.
       name: of the file or record that it comes from, for logs.
       change: what becomes of the value before it is encoded, where it is asked for otherwise than it is: a frozen
         dataclass that is called with the value, told from others by its fields.
@@ -33,12 +46,12 @@ class Media:
     fingerprint: str = dataclasses.field(init=False)
 
     def __post_init__(self):
-        if isinstance(self.value, pathlib.Path):
+        if isinstance(self.value, pathlib.Path | bytes):
             try:
-                content = hashlib.sha256(self.value.read_bytes()).hexdigest()[:32]
+                content = self.value if isinstance(self.value, bytes) else self.value.read_bytes()
             except OSError as error:
                 raise DataError(f"{str(self.value)!r} cannot be read: {error.strerror}") from None
-            self._name(content)
+            self._name(hashlib.sha256(content).hexdigest()[:32])
             return
         array = np.array(self.value)
         if array.dtype.kind not in "biuf":
@@ -55,7 +68,8 @@ class Media:
 
     def encode(self, codec) -> dict[str, np.ndarray]:
         """The arrays that a codec of its modality makes of it. Raises DataError for a value that the codec refuses."""
-        value = codec.read(self.value) if isinstance(self.value, pathlib.Path) else self.value
+        value = NamedFile(self.value, self.name) if isinstance(self.value, bytes) else self.value
+        value = codec.read(value) if isinstance(value, pathlib.Path | NamedFile) else value
         return codec.encode(value if self.change is None else self.change(value))
 
     def key(self) -> dict[str, str]:

@@ -1,0 +1,175 @@
+"""Retrieval over captioned images, both ways: the image of a caption, and the captions of an image."""
+
+import csv
+import dataclasses
+import io
+import pathlib
+import zipfile
+from collections.abc import Iterator
+
+from fmjax.data.codecs.media import Media
+from fmjax.errors import DataError
+from fmjax.tasks.protocol import TaskContext
+from fmjax.tasks.reading import read_jsonl, read_text
+from fmjax.tasks.retrieval import Retrieval
+
+CAPTION_FILES = ("captions.csv", "captions.jsonl", "metadata.jsonl")
+IMAGE_KEYS, TEXT_KEYS = ("image", "file_name", "filename"), ("caption", "text", "captions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+    """Images with their captions.
+
+    Attributes:
+      images: `Media`, each once, in the order in which captions name them.
+      captions: (text, number of its image).
+    """
+
+    images: list[Media]
+    captions: list[tuple[str, int]]
+
+    def images_of(self) -> dict[str, list[int]]:
+        """By caption the images that it describes: equal captions may be of several."""
+        found: dict[str, list[int]] = {}
+        for text, image in self.captions:
+            if image not in found.setdefault(text, []):
+                found[text].append(image)
+        return found
+
+
+def read_captioned(context: TaskContext, folder: str) -> Captioned:
+    """A folder of `--data_dir` with a file of captions and images, which lie in it, in its `images`, or in its one zip.
+
+    `captions.csv` has a header `image,caption`; `captions.jsonl` or `metadata.jsonl` a line {"image": "a.jpg",
+    "caption": "a text"}, or "captions" with a list of them; "file_name" and "text" are understood too.
+
+    Raises DataError for a file or image that is not there, and for a line that is none.
+    """
+    path = context.file(folder, *CAPTION_FILES)
+    pairs = list(_csv_pairs(path) if path.suffix == ".csv" else _json_pairs(path))
+    if not pairs:
+        raise DataError(f"{path} has no caption")
+    names = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in pairs))}
+    return Captioned(_images(path.parent, list(names)), [(text, names[name]) for name, text in pairs])
+
+
+def _csv_pairs(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+    rows = csv.reader(io.StringIO(read_text(path)))
+    header = [name.strip() for name in next(rows, [])]
+    image, text = (next((i for i, name in enumerate(header) if name in keys), None) for keys in (IMAGE_KEYS, TEXT_KEYS))
+    if image is None or text is None:
+        raise DataError(f"{path}: expected a header image,caption, got {','.join(header)[:80]!r}")
+    for row in rows:
+        if not row:
+            continue
+        if len(row) != len(header) or not row[image].strip() or not row[text].strip():
+            raise DataError(f"{path}, line {rows.line_num}: expected {','.join(header)}, got {','.join(row)[:80]!r}")
+        yield row[image].strip(), row[text].strip()
+
+
+def _json_pairs(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+    def convert(record) -> tuple[str, list[str]]:
+        name = next((record[key] for key in IMAGE_KEYS if key in record), None)
+        texts = next((record[key] for key in TEXT_KEYS if key in record), None)
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(name, str) or not texts or not all(isinstance(one, str) and one.strip() for one in texts):
+            raise ValueError
+        return name, texts
+
+    for name, texts in read_jsonl(path, convert, '"image", a file\'s name, and "caption", a text'):
+        yield from ((name, text.strip()) for text in texts)
+
+
+def _images(folder: pathlib.Path, names: list[str]) -> list[Media]:
+    """The images of these names, from files or from the one archive that the folder has."""
+    places = [folder, folder / "images"]
+    if found := next((place for place in places if (place / names[0]).is_file()), None):
+        return [Media("image", found / name, name) for name in names]
+    archives = sorted(folder.glob("*.zip"))
+    if len(archives) != 1:
+        raise DataError(
+            f"{str(folder / names[0])!r} does not exist, nor does it in {str(folder / 'images')!r}, nor is there one "
+            f"zip of images, but {len(archives)}"
+        )
+    try:
+        with zipfile.ZipFile(archives[0]) as archive:
+            inside = {name: name for name in archive.namelist()}
+            # By their last parts too, where the archive has them in a folder.
+            inside = {pathlib.PurePosixPath(name).name: name for name in inside} | inside
+            return [Media("image", archive.read(inside[name]), name) for name in names]
+    except KeyError as error:
+        raise DataError(f"{archives[0]} has no {error.args[0]!r}, which a caption names") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archives[0]} cannot be read: {error}") from None
+
+
+class ImageRetrieval(Retrieval):
+    """`image_retrieval:FOLDER`: among all images those that a caption describes. Standard errors resample images."""
+
+    name = "image_retrieval"
+    uses = ("adapt", "embed", "two_towers")
+    description = "image_retrieval:FOLDER, the image of a caption among all: recall@1, @5, @10"
+    needs = "FOLDER in --data_dir: captions.csv (image,caption) or captions.jsonl, and the images or a zip of them"
+
+    def __init__(self, folder: str):
+        self.folder, self.name = folder, f"{self.name}:{folder}"
+
+    def documents(self, context):
+        found = read_captioned(context, self.folder)
+        right = found.images_of()
+        return [
+            {"query": text, "gold": right[text], "image": found.images[image].name} for text, image in found.captions
+        ]
+
+    def candidates(self, context):
+        return read_captioned(context, self.folder).images
+
+    def cluster(self, document):
+        return document["image"]
+
+
+class CaptionRetrieval(ImageRetrieval):
+    """`caption_retrieval:FOLDER`: among all captions those of an image."""
+
+    name = "caption_retrieval"
+    description = "caption_retrieval:FOLDER, a caption of an image among all: recall@1, @5, @10"
+
+    def documents(self, context):
+        found = read_captioned(context, self.folder)
+        right = found.images_of()
+        gold = [[] for _ in found.images]
+        for number, (text, _) in enumerate(found.captions):
+            for image in right[text]:
+                gold[image].append(number)
+        return [{"query": image, "gold": numbers} for image, numbers in zip(found.images, gold)]
+
+    def candidates(self, context):
+        return [text for text, _ in read_captioned(context, self.folder).captions]
+
+    def cluster(self, document):
+        return None
+
+
+FLICKR8K = "vision_flickr8k_sample"
+FLICKR8K_NEEDS = "vision_flickr8k_sample/captions.csv, images400.zip (Flickr8k: non-commercial research use)"
+
+
+class Flickr8kImageRetrieval(ImageRetrieval):
+    """Flickr8k (Hodosh et al. 2013, https://doi.org/10.1613/jair.3994): 400 photographs with five captions each."""
+
+    name, needs = "flickr8k_image_retrieval", FLICKR8K_NEEDS
+    description = "the photograph of a caption among 400 of Flickr8k: recall@1, @5, @10"
+
+    def __init__(self):
+        self.folder = FLICKR8K
+
+
+class Flickr8kCaptionRetrieval(CaptionRetrieval):
+    """The captions of a photograph."""
+
+    name, needs = "flickr8k_caption_retrieval", FLICKR8K_NEEDS
+    description = "a caption of a photograph among 2,000 of Flickr8k: recall@1, @5, @10"
+
+    def __init__(self):
+        self.folder = FLICKR8K
