@@ -56,8 +56,9 @@ class Classification:
         labels, is the likeliest one."""
         logits = apply_fn({"params": params}, **self.inputs(batch), train=train, rngs={"dropout": key})
         labels, weights = batch["labels"], batch["loss_weights"]
-        targets = jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
-        labels = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
+        is_soft = jnp.issubdtype(labels.dtype, jnp.floating)  # numbers of classes may be a row's, or a token's
+        targets = labels if is_soft else jax.nn.one_hot(labels, logits.shape[-1])
+        labels = jnp.argmax(labels, axis=-1) if is_soft else labels
         targets = optax.smooth_labels(targets, self.label_smoothing if train else 0.0)
         losses = optax.softmax_cross_entropy(logits, targets)
         correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
