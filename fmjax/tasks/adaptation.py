@@ -210,7 +210,7 @@ def train(
     """(parameters, carry) of `module` trained on rows of `arrays`, whose leading axis is that of the documents.
 
     Args:
-      model: whose parameters and state "backbone" begins with, and whose mesh is trained on; None draws all of them, and
+      model: whose parameters and state "backbone" begins with, and whose mesh is trained on; None draws them all, and
         trains on one device.
 
     Raises: InputError where the loss is no longer finite, saying what to change.
