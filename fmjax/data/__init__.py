@@ -5,9 +5,10 @@ from fmjax.registry import Registry
 DATASETS = Registry(
     "data",
     {
+        "captioned_images": "fmjax.data.captioned_images:CaptionedImages",
         "digit_captions": "fmjax.data.digit_captions:DigitCaptions",
         "digits": "fmjax.data.digits:Digits",
-        "images": "fmjax.data.images:ImageFolder",
+        "images": "fmjax.data.images:ImageData",
         "masked_text": "fmjax.data.masked_text:MaskedTextData",
         "pairs": "fmjax.data.pairs:PairData",
         "pixels": "fmjax.data.pixels:PixelData",

@@ -13,7 +13,7 @@ from fmjax.errors import DataError
 log = logging.getLogger("fmjax")
 
 METADATA = "metadata.jsonl"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,10 +52,12 @@ class ImageSet:
         """Image uint8 [H, W, C], not scaled yet. Raises DataError naming an image that the codec cannot hold."""
         content = self.content(index)
         if isinstance(content, np.ndarray):
-            if content.ndim != 3 or content.dtype != np.uint8 or content.shape[-1] != codec.channels:
+            if content.shape[-1] == 1 < codec.channels:  # a grey image has equal channels
+                content = np.repeat(content, codec.channels, axis=-1)
+            if content.shape[-1] != codec.channels:
                 raise DataError(
-                    f"{self.place(index)!r} is {content.dtype} of shape {content.shape}; images here are uint8 with "
-                    f"{codec.channels} channels: set data.channels"
+                    f"{self.place(index)!r} has {content.shape[-1]} channels, and images here {codec.channels}; set "
+                    "data.channels"
                 )
             return content
         file = content if isinstance(content, pathlib.Path) else io.BytesIO(content)

@@ -80,7 +80,7 @@ class TfdsSource:
             name=words,
             label=builder.info.full_name,
             fingerprint=fingerprint(
-                "tfds", builder.info.full_name, chosen, reading.field, _content(builder, cache_dir)
+                "tfds", builder.info.full_name, chosen, reading.field, prepared_content(builder, cache_dir)
             ),
             splits=splits,
             field=reading.field,
@@ -179,7 +179,7 @@ def _missing(error: BaseException | None) -> str | None:
     return getattr(error, "name", None) or _missing(error.__cause__ or error.__context__)
 
 
-def _content(builder: tfds.core.DatasetBuilder, cache_dir: pathlib.Path) -> list:
+def prepared_content(builder: tfds.core.DatasetBuilder, cache_dir: pathlib.Path) -> list:
     """Names and hashes of the files of a prepared dataset."""
     files = sorted(pathlib.Path(builder.data_dir).iterdir())
     return [[file.name, content_hash(file, cache_dir)] for file in files if file.is_file()]

@@ -1,6 +1,5 @@
 """Labelled images: what tasks of classification read. How they are answered is in `image_classification`."""
 
-import gzip
 import hashlib
 import json
 import pathlib
@@ -10,6 +9,7 @@ import numpy as np
 
 from fmjax.data.codecs.media import Media
 from fmjax.data.image_files import LabelledFile, labelled_files, split_folders
+from fmjax.data.image_sources.idx import read_idx
 from fmjax.data.splits import is_heldout
 from fmjax.errors import DataError
 from fmjax.small_files import read_json
@@ -235,21 +235,3 @@ def read_files(context: TaskContext, files: list[LabelledFile], name: str) -> li
 
 def _digest(path: pathlib.Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
-def read_idx(path: pathlib.Path) -> np.ndarray:
-    """The array uint8 in an IDX file, perhaps compressed. Raises DataError for a file that is none, or torn."""
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error}") from None
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise DataError(f"{str(path)!r} is no IDX file of bytes: it begins with {content[:4].hex()}, expected 000008")
-    start = 4 + 4 * content[3]
-    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
-    if len(content) - start != np.prod(shape):
-        raise DataError(
-            f"{str(path)!r} says that its shape is {shape}, but has {len(content) - start} numbers: it is torn"
-        )
-    return np.frombuffer(content[start:], np.uint8).reshape(shape)

@@ -16,7 +16,7 @@ from fmjax.data.augmentation.rand_augment import OPERATIONS, RandAugment, apply
 from fmjax.data.augmentation.standard import Standard
 from fmjax.data.codecs.base import load_codecs, save_codecs
 from fmjax.data.codecs.image import ImageCodec
-from fmjax.data.images import ImageFolder
+from fmjax.data.images import ImageData
 from fmjax.data.loader import Loader
 from fmjax.data.shuffle import Draws
 from fmjax.errors import ConfigError
@@ -200,7 +200,7 @@ ALL = Standard(min_area=0.3, flip=0.5, rand_augment=2, magnitude=5.0, mixup=0.2,
 
 
 def opened(photos, tmp_path, seed=0, **fields):
-    data = ImageFolder(str(photos), image_size=8, heldout_fraction=0.3, mean=(0.5, 0.4, 0.3), std=(0.2,), **fields)
+    data = ImageData(str(photos), image_size=8, heldout_fraction=0.3, mean=(0.5, 0.4, 0.3), std=(0.2,), **fields)
     return data.open(seed=seed, cache_dir=tmp_path)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fmjax import config as configs
-from fmjax.data import image_set, images
+from fmjax.data import image_set, image_settings
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.image_files import labelled_files, split_folders
-from fmjax.data.images import ImageFolder
+from fmjax.data.images import ImageData
 from fmjax.data.prepared import content_hash
 from fmjax.errors import ConfigError, DataError
 
@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def opened(folder, tmp_path, seed=0, **options):
-    data = ImageFolder(str(folder), image_size=4, channels=1, **options)
+    data = ImageData(str(folder), image_size=4, channels=1, **options)
     return data.open(seed=seed, cache_dir=tmp_path / "cache")
 
 
@@ -155,7 +155,7 @@ def test_what_a_hash_holds_out_of_few_images_is_explained(folder, tmp_path, capl
     for number in range(1, 6):
         (folder / "dog" / f"{number}.png").unlink()
     name = content_hash(folder / "dog" / "0.png", tmp_path)
-    monkeypatch.setattr(images, "is_heldout", lambda content, fraction: fraction > 0.5 and content == name)
+    monkeypatch.setattr(image_settings, "is_heldout", lambda content, fraction: fraction > 0.5 and content == name)
     with pytest.raises(DataError, match="has its class 'dog'; lower data.heldout_fraction, or make folders train and"):
         opened(folder, tmp_path, heldout_fraction=0.6)
     assert opened(folder, tmp_path, heldout_fraction=0.0).evaluation == {} and not caplog.text

@@ -1,0 +1,1 @@
+"""Where images with labels or captions lie: folders, caption files, tars, Parquet, IDX files, TFDS datasets."""
