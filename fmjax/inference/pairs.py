@@ -13,6 +13,7 @@ from fmjax.errors import InputError
 from fmjax.inference import prompts, values
 from fmjax.inference.checks import check_list, check_whole
 from fmjax.inference.rows import bucket, check_lengths
+from fmjax.models.dual_encoder import other_padding
 from fmjax.parallel.placement import whole
 
 
@@ -80,9 +81,12 @@ def embed_texts(model, texts: Sequence[str], batch_size: int = 64, progress: str
 def framed(model, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of texts with what the tokenizer puts around a text, as in training.
 
-    Raises InputError without a tokenizer, for what is no text, and for one that is longer than the model reads.
+    Raises InputError without a tokenizer, for what is no text, and for one that is longer than the model reads, and
+    where the model reads another padding than the tokenizer's.
     """
     model.tokens(texts)  # checks the texts
+    if (wrong := other_padding(model.module, model.tokenizer)) is not None:
+        raise InputError(wrong)
     rows = [model.tokenizer.encode_pair(text)[0] for text in texts]
     for index, row in enumerate(rows):
         if not row:

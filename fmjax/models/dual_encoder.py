@@ -126,6 +126,17 @@ class DualEncoder(nn.Module):
         return self.vision.flops_per_example(shapes) + self.text.flops_per_example(shapes) + projections
 
 
+def other_padding(module, tokenizer) -> str | None:
+    """Where a text tower reads padding as another token than the tokenizer fills rows up with: what is wrong."""
+    ours, theirs = getattr(getattr(module, "text", None), "pad_id", None), getattr(tokenizer, "pad_id", None)
+    if None in (ours, theirs) or ours == theirs:
+        return None
+    return (
+        f"model.text.pad_id = {ours}, and the tokenizer ({tokenizer.source}) fills texts up with {theirs}, which the "
+        "model reads: make pad_id that number (in a published folder: text_config.pad_token_id of its config.json)"
+    )
+
+
 def unit(vectors: jax.Array) -> jax.Array:
     """Vectors [..., D] of any dtype, float32 of length 1; a vector of zeros stays one."""
     x = vectors.astype(jnp.float32)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_choice, check_positive
+from fmjax.models.dual_encoder import other_padding
 from fmjax.parallel.logical import constrain
 
 LOSSES = ("softmax", "sigmoid")
@@ -68,6 +69,8 @@ class Contrastive:
         missing = [name for name in needed if name not in row]
         if missing:
             raise ConfigError(f"objective contrastive reads {missing[0]!r}, which these rows lack: {', '.join(row)}")
+        if (wrong := other_padding(module, data.tokenizer)) is not None:
+            raise ConfigError(wrong)
 
     def inputs(self, batch) -> dict:
         """What the module is called with."""

@@ -36,6 +36,17 @@ def model_of(name: str, **fields) -> Model:
 MODEL = model_of("clip")
 
 
+class Padded(ByteTokenizer):
+    """Bytes that fill rows up with a token of their own."""
+
+    pad_id = 0
+
+
+def with_padding(model, pad_id):
+    text = model.module.text.clone(pad_id=pad_id)
+    return dataclasses.replace(model, module=model.module.clone(text=text), tokenizer=Padded())
+
+
 def text_vectors(model, texts):
     """One text after the other, without padding."""
     rows = [np.array([model.tokenizer.encode_pair(text)[0]], np.int32) for text in texts]
@@ -106,6 +117,7 @@ def test_vectors_do_not_depend_on_the_mesh(tmp_path):
         (lambda m: m.classify(IMAGES, ["cat", "dog", "cat"]), "the class 'cat' is there 2 times"),
         (lambda m: m.classify(IMAGES, CLASSES, templates=("a photo",)), "'a photo' must have one {}"),
         (lambda m: m.classify(IMAGES, CLASSES, top_k=4), "top_k must be a whole number from 1 to 3"),
+        (lambda m: with_padding(m, 5).embed(texts=["a"]), "model.text.pad_id = 5, and the tokenizer .* with 0"),
         (lambda m: m.score([("a", "b")]), "gives no log-likelihoods"),
         (lambda m: m.generate(["a"]), "cannot generate"),
         (lambda m: dataclasses.replace(m, tokenizer=None).classify(IMAGES, CLASSES), "has no tokenizer"),

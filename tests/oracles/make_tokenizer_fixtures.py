@@ -1,6 +1,7 @@
 """Writes tokenizers.json: tiny vocabularies in the files of published families, and what `transformers` makes of them.
 
-Needs the `oracle` extra (transformers). Run from anywhere: python make_tokenizer_fixtures.py
+Needs the `oracle` extra (transformers). Run from anywhere: python make_tokenizer_fixtures.py [CASE ...], which makes
+these cases alone anew.
 Each case has the files of a Hugging Face folder, and for the texts below the ids of `transformers` without and with
 special tokens, of pairs, and the decoded texts. What fmjax saves of each must give `transformers` the ids of fmjax.
 """
@@ -9,6 +10,7 @@ import base64
 import io
 import json
 import pathlib
+import sys
 import tempfile
 
 import sentencepiece
@@ -110,6 +112,56 @@ def openai_gpt():
     )
     files = vocabulary_files(train(tokenizer, trainer))
     return files | {"config.json": json.dumps({"model_type": "openai-gpt"})}
+
+
+CLIP_WORDS = (
+    r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+)
+
+
+def clip():
+    """As OpenAI's: the bytes, the bytes that end a word, what they merge to, and the two special tokens."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(CLIP_WORDS), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    train(tokenizer, trainers.BpeTrainer(vocab_size=250, end_of_word_suffix="</w>", show_progress=False))
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    return {
+        "vocab.json": json.dumps({piece: i for i, piece in enumerate(pieces)}, ensure_ascii=False),
+        "merges.txt": "#version: 0.2\n" + "".join(" ".join(pair) + "\n" for pair in merges),
+        "config.json": json.dumps({"model_type": "clip"}),
+    }
+
+
+def clip_json():
+    """The same as the `tokenizer.json` that is published beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        write_files(clip(), folder)
+        transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+        files = {name: (folder / name).read_text() for name in ("tokenizer.json", "tokenizer_config.json")}
+    return files | {"config.json": json.dumps({"model_type": "clip"})}
+
+
+def siglip():
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS), model_writer=model, model_type="unigram", vocab_size=200, minloglevel=2,
+        hard_vocab_limit=False, unk_id=2, eos_id=1, pad_id=0, bos_id=-1, num_threads=1,
+    )  # fmt: skip
+    return {
+        "spiece.model": model.getvalue(),
+        "config.json": json.dumps({"model_type": "siglip"}),
+        "tokenizer_config.json": json.dumps({"tokenizer_class": "SiglipTokenizer"}),
+    }
 
 
 def llama2(legacy):
@@ -245,6 +297,9 @@ CASES = {
     "opt_ends": lambda: gpt2(tokenizer_class="GPT2Tokenizer", add_bos_token=True, add_eos_token=True),
     "roberta": roberta,
     "openai_gpt": openai_gpt,
+    "clip": clip,
+    "clip_json": clip_json,
+    "siglip": siglip,
     "llama2": lambda: llama2(legacy=True),
     "llama2_not_legacy": lambda: llama2(legacy=False),
     "gemma_model": gemma_model,
@@ -303,8 +358,13 @@ def check_saved(name, files):
 
 
 def main():
-    cases = {}
+    path, wanted = HERE / "tokenizers.json", sys.argv[1:] or CASES
+    before = json.loads(path.read_text()) if path.exists() else {}
+    known, cases = before.get("cases", {}), {}
     for name, make in CASES.items():
+        if name not in wanted:
+            cases[name] = known[name]
+            continue
         files = make()
         check_saved(name, files)
         texts = [*TEXTS, ">>fra<<Hello world"] if name == "marian" else TEXTS
@@ -316,8 +376,9 @@ def main():
                 cases[name]["target_ids"] = [tokenizer(text_target=text)["input_ids"] for text in texts]
         print(name, cases[name]["class"], cases[name]["vocab_size"])
     versions = {module.__name__: module.__version__ for module in (transformers, tokenizers, sentencepiece)}
+    if len(wanted) < len(CASES):
+        versions = before["versions"] | {name: versions for name in wanted}
     fixture = {"versions": versions, "texts": TEXTS, "pairs_of": PAIRS, "cases": cases}
-    path = HERE / "tokenizers.json"
     path.write_text(json.dumps(fixture, ensure_ascii=True, separators=(",", ":")))
     print(versions, path.stat().st_size, "bytes")
 

@@ -193,6 +193,8 @@ def read_tokenizer_json(path: pathlib.Path, config: TokenizerConfig) -> HuggingF
         definition = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from None
+    if config.family == "clip":
+        definition = _with_clips_decoder(definition)
     tokenizer = from_definition(definition, config, path)
     for name in ("add_bos", "add_eos"):
         if config.flag(f"{name}_token") is (not getattr(tokenizer, name)):
@@ -202,6 +204,26 @@ def read_tokenizer_json(path: pathlib.Path, config: TokenizerConfig) -> HuggingF
                 path, name, str(config.flag(f"{name}_token")).lower(),
             )  # fmt: skip
     return tokenizer
+
+
+def _with_clips_decoder(definition: str) -> str:
+    """The text of CLIP's `tokenizer.json`, which leaves to `transformers` that the mark of a word's end is a space."""
+    import tokenizers
+
+    try:
+        built = tokenizers.Tokenizer.from_str(definition)
+    except Exception:  # as the library raises; whoever reads the text says so
+        return definition
+    built.decoder = clip_decoder()
+    return built.to_str()
+
+
+def clip_decoder():
+    """Of bytes, where </w> ends a word: a space, but not at the end of the text."""
+    from tokenizers import Regex, decoders
+
+    last, others = decoders.Replace(Regex("(</w>)+$"), ""), decoders.Replace("</w>", " ")
+    return decoders.Sequence([decoders.ByteLevel(), last, others])
 
 
 def from_definition(definition: str, config: TokenizerConfig, path: pathlib.Path) -> HuggingFaceTokenizer:

@@ -1,7 +1,8 @@
 """Tokenizers of every kind behind one protocol: bytes, SentencePiece, Hugging Face, and published vocabularies.
 
-Each kind has its file: `byte`, `sentencepiece`, `huggingface`, `vocabularies`, `marian`, `gguf`; what is said beside a
-vocabulary is read by `published_settings`, chat templates are rendered by `chat`, and `training` trains new ones.
+Each kind has its file: `byte`, `sentencepiece`, `siglip`, `huggingface`, `vocabularies`, `marian`, `gguf`; what is said
+beside a vocabulary is read by `published_settings`, chat templates are rendered by `chat`, and `training` trains new
+ones.
 """
 
 import pathlib
@@ -14,6 +15,7 @@ from fmjax.data.tokenizers.huggingface import HuggingFaceTokenizer, read_tokeniz
 from fmjax.data.tokenizers.marian import MarianTokenizer, read_marian
 from fmjax.data.tokenizers.published_settings import read_config, read_eos_ids
 from fmjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from fmjax.data.tokenizers.siglip import SiglipTokenizer
 from fmjax.errors import TokenizerError
 from fmjax.gguf_file import is_gguf
 
@@ -22,6 +24,7 @@ __all__ = [
     "HuggingFaceTokenizer",
     "MarianTokenizer",
     "SentencePieceTokenizer",
+    "SiglipTokenizer",
     "Tokenizer",
     "cut_at_lines",
     "has_tokenizer",
@@ -30,7 +33,8 @@ __all__ = [
 ]
 
 FILES = (
-    "tokenizer.json", "source.spm", "tokenizer.model", "tokenizer.bytes", "vocab.txt", "vocab.json", "encoder.json",
+    "tokenizer.json", "source.spm", "tokenizer.model", "spiece.model", "tokenizer.bytes", "vocab.txt", "vocab.json",
+    "encoder.json",
 )  # fmt: skip
 """What a folder's tokenizer is read from; the first that is there."""
 
@@ -38,7 +42,8 @@ _SUFFIXES = {pathlib.Path(file).suffix for file in FILES}
 
 _EXPECTED = (
     "tokenizer.model, tokenizer.json or tokenizer.bytes, vocab.txt (BERT), vocab.json with merges.txt or encoder.json "
-    "with vocab.bpe (GPT, GPT-2, RoBERTa), source.spm with target.spm and vocab.json (Marian), or a GGUF file"
+    "with vocab.bpe (GPT, GPT-2, RoBERTa, CLIP), spiece.model (SigLIP), source.spm with target.spm and vocab.json "
+    "(Marian), or a GGUF file"
 )
 
 
@@ -53,9 +58,10 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     What is no path but can be a hub id is that model, downloaded; `WORKDIR/checkpoints/STEP` is the run's.
 
     A folder's is read from the first of these that it has: tokenizer.json; source.spm with target.spm and vocab.json
-    (Marian); tokenizer.model (SentencePiece); tokenizer.bytes; vocab.txt (BERT's WordPiece); vocab.json with
-    merges.txt, or encoder.json with vocab.bpe (GPT-2, RoBERTa, GPT). tokenizer_config.json, special_tokens_map.json,
-    added_tokens.json, chat templates and the model type in config.json are read beside it. A GGUF file has all of this.
+    (Marian); tokenizer.model (SentencePiece); spiece.model (SigLIP's); tokenizer.bytes; vocab.txt (BERT's WordPiece);
+    vocab.json with merges.txt, or encoder.json with vocab.bpe (GPT-2, RoBERTa, GPT, CLIP). tokenizer_config.json,
+    special_tokens_map.json, added_tokens.json, chat templates and the model type in config.json are read beside it. A
+    GGUF file has all of this.
 
     Raises: TokenizerError when there is none or it cannot be read; names the file and what to do.
     """
@@ -84,6 +90,13 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     config = read_config(path.parent)
     if path.suffix == ".spm":
         return read_marian(path.parent, config)
+    if path.name == "spiece.model":
+        if config.family != "siglip":
+            raise TokenizerError(
+                f"{path} is of {config.stated!r} by the files beside it; of a spiece.model SigLIP's is read alone, "
+                "where tokenizer_class or model_type says so. Other kinds need a tokenizer.json"
+            )
+        return SiglipTokenizer(path.read_bytes(), str(path), config=config)
     if ".model" in path.suffixes:  # Mistral numbers its own: tokenizer.model.v3
         return SentencePieceTokenizer(path.read_bytes(), str(path), config=config)
     from fmjax.data.tokenizers import vocabularies

@@ -1,4 +1,5 @@
-"""The vocabularies that BERT, GPT, GPT-2 and RoBERTa were published with, as tokenizers of the `tokenizers` library."""
+"""The vocabularies that BERT, GPT, GPT-2, RoBERTa and CLIP were published with, as tokenizers of the `tokenizers`
+library."""
 
 import dataclasses
 import pathlib
@@ -7,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from fmjax.data.tokenizers.huggingface import HuggingFaceTokenizer, from_definition
+from fmjax.data.tokenizers.huggingface import HuggingFaceTokenizer, clip_decoder, from_definition
 from fmjax.data.tokenizers.published_settings import AddedToken, TokenizerConfig
 from fmjax.errors import TokenizerError
 from fmjax.small_files import read_json
@@ -73,11 +74,12 @@ def wordpiece(
 
 
 def read_bpe(vocabulary: pathlib.Path, merges: pathlib.Path, config: TokenizerConfig) -> HuggingFaceTokenizer:
-    """`vocab.json` with `merges.txt` (or OpenAI's own names, `encoder.json` with `vocab.bpe`) of GPT-2, RoBERTa or GPT.
+    """`vocab.json` with `merges.txt` (or OpenAI's own names, `encoder.json` with `vocab.bpe`) of GPT-2, RoBERTa, GPT or
+    CLIP.
 
-    Which of them is said by tokenizer_class or model_type beside it; where nothing is, by the vocabulary: pieces that
-    end in </w> are GPT's, <|endoftext|> is GPT-2's, <mask> is RoBERTa's. RoBERTa's <mask> takes the space before it,
-    as in its published `tokenizer.json`, unless a file says otherwise.
+    Which of them is said by tokenizer_class or model_type beside it; where nothing is, by the vocabulary:
+    <|startoftext|> is CLIP's, other pieces that end in </w> are GPT's, <|endoftext|> is GPT-2's, <mask> is RoBERTa's.
+    RoBERTa's <mask> takes the space before it, as in its published `tokenizer.json`, unless a file says otherwise.
 
     Raises: TokenizerError where the merges are missing, the kind is none of these, or it lacks a special token.
     """
@@ -108,17 +110,19 @@ def _bpe_family(vocabulary: pathlib.Path, config: TokenizerConfig) -> str:
     fitting = [config.family] if config.family in _BUILDERS else []
     if config.stated is None:
         pieces = read_json(vocabulary, error=TokenizerError)
+        is_clip = "<|startoftext|>" in pieces
         marks = {
-            "openai-gpt": any(piece.endswith("</w>") for piece in pieces),
-            "gpt2": "<|endoftext|>" in pieces,
+            "clip": is_clip,
+            "openai-gpt": not is_clip and any(piece.endswith("</w>") for piece in pieces),
+            "gpt2": not is_clip and "<|endoftext|>" in pieces,
             "roberta": "<mask>" in pieces,
         }
         fitting = [family for family, fits in marks.items() if fits]
     if len(fitting) != 1:
         raise TokenizerError(
             f"{vocabulary}: which kind of BPE is this? The files beside it say {config.stated!r}; expected the "
-            "tokenizer_class or model_type of GPT-2, RoBERTa or OpenAI GPT in tokenizer_config.json or config.json. "
-            "Other kinds need a tokenizer.json"
+            "tokenizer_class or model_type of GPT-2, RoBERTa, OpenAI GPT or CLIP in tokenizer_config.json or "
+            "config.json. Other kinds need a tokenizer.json"
         )
     return fitting[0]
 
@@ -179,4 +183,27 @@ def _openai_gpt(pieces, pairs, config: TokenizerConfig) -> tokenizers.Tokenizer:
     return built
 
 
-_BUILDERS = {"gpt2": _gpt2, "roberta": _roberta, "openai-gpt": _openai_gpt}
+CLIP_WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+def _clip(pieces, pairs, config: TokenizerConfig) -> tokenizers.Tokenizer:
+    """Lower-cased words and single digits in bytes, the last piece of each marked with </w> (Radford et al. 2021); a
+    text is framed by its two special tokens."""
+    begin, end = _special(pieces, config, "bos_token"), _special(pieces, config, "eos_token")
+    unk, _ = _special(pieces, config, "unk_token")
+    built = tokenizers.Tokenizer(
+        models.BPE(
+            dict(pieces), list(pairs), unk_token=unk, end_of_word_suffix="</w>", continuing_subword_prefix="",
+            fuse_unk=False,
+        )  # fmt: skip
+    )
+    whitespace = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    built.normalizer = normalizers.Sequence([normalizers.NFC(), whitespace, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(tokenizers.Regex(CLIP_WORDS), "removed", invert=True)
+    built.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    built.decoder = clip_decoder()
+    built.post_processor = processors.RobertaProcessing(end, begin, False, False)  # neither trims nor adds a space
+    return built
+
+
+_BUILDERS = {"gpt2": _gpt2, "roberta": _roberta, "openai-gpt": _openai_gpt, "clip": _clip}
