@@ -31,6 +31,7 @@ def evaluate(
     answers: str | pathlib.Path | None = None,
     predictions: str | pathlib.Path | None = None,
     probabilities: bool = False,
+    pictures: int = 0,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def evaluate(
         takes no time; None is `output/answers`, or none without an output.
       predictions: FILE.csv, what one task of classification takes each document for, `id,label`; None writes nothing.
       probabilities: whether that file has a column more for each class, with its probability.
+      pictures: of how many images of each task `output/pictures/TASK.png` shows what the answers come from.
       seed: of the choice of examples, of continuations that are drawn, of training a probe, of the bootstrap.
       progress: show progress bars on stderr.
 
@@ -60,12 +62,15 @@ def evaluate(
 
     from fmjax.inference.fingerprint import model_fingerprint
     from fmjax.load import Model, load
+    from fmjax.tasks.pictures import Pictures
     from fmjax.tasks.predictions import write_predictions
     from fmjax.tasks.report import make_report
     from fmjax.tasks.runner import find_tasks, run_tasks
 
     tasks = find_tasks(tasks, task_path)
     check_table(predictions, probabilities, tasks)
+    if pictures and output is None:
+        raise InputError(f"pictures = {pictures} are written to the output, and there is none; give output")
     output, answers = make_folders(output, answers)
     if not isinstance(model, Model):
         model = load(model)
@@ -85,6 +90,7 @@ def evaluate(
         seed=seed,
         answers_dir=answers,
         fingerprint=fingerprint,
+        inspect=Pictures(None if jax.process_index() else output / "pictures", pictures) if pictures else None,
         after_task=None if output is None else lambda found: _write(report(found), found, tasks, output),
         progress=progress,
     )
@@ -211,6 +217,10 @@ def parse(argv: list[str]):
     parser.add_argument("--answers", help="folder where answers are kept as they come (default: OUTPUT/answers)")
     parser.add_argument("--predictions", help="FILE.csv: what one task of classification takes each document for")
     parser.add_argument("--probabilities", action="store_true", help="with --predictions: a column a class more")
+    parser.add_argument(
+        "--pictures", type=cli.number(int, low=0), default=0,
+        help="of so many images a task, OUTPUT/pictures/TASK.png shows what its answers come from",
+    )  # fmt: skip
     parser.add_argument("--seed", type=cli.number(int, low=0), default=0, help="of examples, draws, probes, bootstrap")
     parser.add_argument("--mesh", type=cli.mesh, help="split the model over all devices, such as fsdp:2,tensor:2")
     parser.add_argument("--dtype", default="float32", choices=COMPUTE_DTYPES, help="that is computed in")
@@ -265,6 +275,7 @@ def _evaluate(flags, first: bool) -> None:
             answers=flags.answers,
             predictions=flags.predictions,
             probabilities=flags.probabilities,
+            pictures=flags.pictures,
             seed=flags.seed,
             progress=first,
         )
@@ -275,6 +286,8 @@ def _evaluate(flags, first: bool) -> None:
     if first:
         print(table(report))
         print(cost_line(report))
+        if flags.pictures:
+            print(f"pictures: {pathlib.Path(flags.output) / 'pictures'}")
         if flags.predictions:
             print(f"predictions: {flags.predictions}")
 

@@ -53,6 +53,8 @@ def check_identity(directory: pathlib.Path, identity: Mapping[str, str]) -> None
             there, here = (f"{one.get(key)} from {one.get('source')}" for one in (kept, identity))
             if key == "folder":
                 there, here = kept.get(key), identity[key]
+            else:
+                here += " (by its weights, its codec and the code that computes)"
             raise InputError(
                 f"the index {str(directory)!r} is of the {key} {there}, and not of {here}; give another, or remove it"
             )

@@ -119,11 +119,12 @@ class DualEncoder(nn.Module):
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:
-        """FLOPs of forward and backward over one pair, by the convention of `fmjax.layers.flops`; the product of all
-        images with all texts, which grows with the batch, is left out."""
-        widths = self.vision.hidden_size + self.text.hidden_size
-        projections = 6.0 * widths * (self.projection_size or 0)
-        return self.vision.flops_per_example(shapes) + self.text.flops_per_example(shapes) + projections
+        """FLOPs of forward and backward over one pair, or over that one of its sides whose array is there, by the
+        convention of `fmjax.layers.flops`; the product of all images with all texts, which grows with the batch, is
+        left out."""
+        towers = [tower for name, tower in (("images", self.vision), ("tokens", self.text)) if name in shapes]
+        projections = [6.0 * tower.hidden_size * (self.projection_size or 0) for tower in towers]
+        return sum(tower.flops_per_example(shapes) for tower in towers) + sum(projections)
 
 
 def other_padding(module, tokenizer) -> str | None:

@@ -57,11 +57,12 @@ class ProbedImages(Trained, Classified):
     uses = ("adapt:image",)
     train = staticmethod(adaptation.probe)
 
-    def fit(self, model, documents, seed):
-        names = sorted({document["label"] for document in documents})
-        images = [document["image"] for document in documents]
-        model = self.train(model, images, [names.index(d["label"]) for d in documents], len(names), seed)
-        return by_logits(model, names)
+    def adapt(self, model, context):
+        # Of all training images: of those chosen, a class may have none.
+        names = sorted({document["label"] for document in self.training(context)})
+        chosen = self.chosen(context)
+        images, labels = [d["image"] for d in chosen], [names.index(d["label"]) for d in chosen]
+        return by_logits(self.train(model, images, labels, len(names), context.seed), names)
 
 
 class NeighbouringImages(ProbedImages):

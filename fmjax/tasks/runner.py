@@ -6,7 +6,7 @@ import operator
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from fmjax.errors import DataError, InputError
 from fmjax.inference import counted
@@ -60,6 +60,16 @@ class TaskResult:
     details: dict[str, Any]
 
 
+class Inspect(Protocol):
+    """Looks at a model while it is there: a task may have adapted one of its own."""
+
+    def check(self, task: Task, requests: list[list[Request]]) -> None:
+        """Raises InputError for a task that it can say nothing of."""
+
+    def look(self, task: Task, model, requests: list[list[Request]], answers: list) -> None:
+        """Called with the model that answered the requests, a list a document, and all answers in their order."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
     """A task with everything that is known before the model computes.
@@ -92,6 +102,7 @@ def run_tasks(
     answers_dir: pathlib.Path | None = None,
     fingerprint: str | None = None,
     after_task: Callable[[dict[str, TaskResult]], None] | None = None,
+    inspect: Inspect | None = None,
     progress: bool = False,
 ) -> dict[str, TaskResult]:
     """Evaluates a model, freshly loaded or in the middle of its training.
@@ -109,6 +120,7 @@ def run_tasks(
       answers_dir: where answers are kept as they come, and those of an earlier run are found; None keeps none.
       fingerprint: of the model, where it is known already (`model_fingerprint`).
       after_task: called after each task with the results so far.
+      inspect: looks at the model that answered; its check comes before anything is computed.
       progress: show progress bars on stderr.
 
     Returns: results by task name, in the order of `tasks`.
@@ -124,13 +136,15 @@ def run_tasks(
     prepared = prepare_all(list(given.values()), context, limit, num_shots)
     prepared = [dataclasses.replace(one, given=name) for name, one in zip(given, prepared)]
     check_capabilities(model, prepared)
+    for one in prepared if inspect is not None else ():
+        inspect.check(one.task, one.requests)
     found = {}
     if answers_dir is not None and fingerprint is None:
         fingerprint = model_fingerprint(model)
     with AnswerStores(answers_dir) if answers_dir is not None else contextlib.nullcontext() as stores:
         for one in prepared:
             with EnergyMeter() as meter:
-                found[one.task.name] = _run(one, model, context, meter, stores, fingerprint, progress)
+                found[one.task.name] = _run(one, model, context, meter, stores, fingerprint, inspect, progress)
             if after_task is not None:
                 after_task(found)
     return found
@@ -289,7 +303,9 @@ def _different(requests: Sequence[Request]) -> list[Request]:
     return list({getattr(r, "function", getattr(r, "environment", None)): r for r in requests}.values())
 
 
-def _run(one: _Prepared, base, context: TaskContext, meter, stores, fingerprint, progress: bool) -> TaskResult:
+def _run(
+    one: _Prepared, base, context: TaskContext, meter, stores, fingerprint, inspect, progress: bool
+) -> TaskResult:  # fmt: skip
     task, begin, work = one.task, time.perf_counter(), Work()
     with counted.counting() as passes:
         model = task.adapt(base, context)
@@ -300,6 +316,8 @@ def _run(one: _Prepared, base, context: TaskContext, meter, stores, fingerprint,
     label = task.name if progress else None
     with _naming(task):
         answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
+    if inspect is not None:
+        inspect.look(task, model, one.requests, answers)
     samples, predictions, at = [], [], 0
     for index, (document, group) in enumerate(zip(one.documents, one.requests)):
         mine = answers[at : at + len(group)]

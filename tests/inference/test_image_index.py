@@ -217,7 +217,7 @@ def test_an_index_is_of_one_model_and_one_folder(folder, tmp_path):
     directory = tmp_path / "index"
     index_images(MODEL, folder, directory)
     other = dataclasses.replace(MODEL, params=jax.tree.map(lambda x: x + 1, MODEL.params), source="other")
-    with pytest.raises(InputError, match="is of the model .* from memory, and not of .* from other; give another"):
+    with pytest.raises(InputError, match="is of the model .* from memory, and not of .* from other .*; give another"):
         index_images(other, folder, directory)
     assert image_index.default_directory(MODEL, folder, tmp_path) != image_index.default_directory(
         other, folder, tmp_path

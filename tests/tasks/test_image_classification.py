@@ -114,6 +114,12 @@ def test_zero_shot_is_the_nearest_of_the_classes_mean_vectors():
     model = two_towers.MODEL
     task = get_task("digits_zero_shot")
     result = run_tasks(model, ["digits_zero_shot"], limit=30)["digits_zero_shot"]
+    shapes = {"images": (8, 8, 1), "tokens": (32,)}
+    image, text, both = (
+        model.module.flops_per_example({k: v for k, v in shapes.items() if k in names})
+        for names in (("images",), ("tokens",), shapes)
+    )
+    assert both == image + text and 30 * image / 3 < result.flops < (30 * image + 40 * 2 * text) / 3
     words, templates = task.told(TaskContext())
     names = list("0123456789")
     classes = []
@@ -175,6 +181,15 @@ def test_a_model_that_cannot_is_refused_before_anything_is_computed(data):
             run_tasks(model, [task], data_dir=data)
     with pytest.raises(InputError, match="task digits_probe:5000: there are only 14.. training documents"):
         run_tasks(MODEL, ["digits_probe:5000"])
+
+
+def test_a_class_that_none_of_few_training_images_has_is_missed():
+    task, context = get_task("digits_knn:8"), TaskContext()
+    known = {document["label"] for document in task.chosen(context)}
+    result = run_tasks(MODEL, ["digits_knn:8"], limit=40)["digits_knn:8"]
+    labels = [document["label"] for document in task.documents(context)[:40]]
+    assert len(known) < 10 and len(result.samples[0]["answers"][0]) == 10
+    assert not any(s["statistics"]["acc"] for s, label in zip(result.samples, labels) if label not in known)
 
 
 def test_a_class_that_no_training_image_has_is_an_error():

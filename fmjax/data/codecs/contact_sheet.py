@@ -13,18 +13,21 @@ SIDE, LINE = 160, 16
 """Pixels: of the square that an image fits in, and of the height of the line under it."""
 
 
-def contact_sheet(files: Sequence[pathlib.Path], captions: Sequence[str], columns: int | None = None) -> np.ndarray:
-    """uint8 [H, W, 3], the images in files side by side, row by row, in squares of `SIDE` pixels with captions.
+def contact_sheet(
+    pictures: Sequence[pathlib.Path | np.ndarray], captions: Sequence[str], columns: int | None = None
+) -> np.ndarray:
+    """uint8 [H, W, 3], images side by side, row by row, in squares of `SIDE` pixels with captions.
 
     Larger images are made smaller; small ones are enlarged by whole numbers, so that their pixels stay squares.
 
     Args:
+      pictures: files, or uint8 [H, W, C].
       captions: one for each; a long one loses its beginning, and signs that are not ASCII become "?".
       columns: None is as near to a square as the number of images allows.
 
     Raises DataError for a file that is no image.
     """
-    return grid([_cell(path, caption) for path, caption in zip(files, captions, strict=True)], columns)
+    return grid([_cell(one, caption) for one, caption in zip(pictures, captions, strict=True)], columns)
 
 
 def write_sheet(sheet: np.ndarray, path: pathlib.Path) -> None:
@@ -35,14 +38,23 @@ def write_sheet(sheet: np.ndarray, path: pathlib.Path) -> None:
         Image.fromarray(sheet).save(partial, format="PNG")
 
 
-def _cell(path: pathlib.Path, caption: str) -> np.ndarray:
-    from PIL import Image, ImageDraw, ImageOps
+def _opened(picture: pathlib.Path | np.ndarray):
+    """A Pillow image in colour. Raises DataError for a file that is none."""
+    from PIL import Image, ImageOps
 
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).convert("RGB")
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
+        with Image.open(picture) as file:
+            return ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as an image: {error}") from None
+        raise DataError(f"{str(picture)!r} cannot be read as an image: {error}") from None
+
+
+def _cell(one: pathlib.Path | np.ndarray, caption: str) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
+    picture = _opened(one)
     if (times := SIDE // max(picture.size)) > 1:
         picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
     else:

@@ -1,0 +1,119 @@
+"""What of an image a model's answer comes from: how much it attends to each patch, and what covering one changes."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from fmjax.data.codecs.media import Media
+from fmjax.errors import InputError
+from fmjax.inference import values
+from fmjax.inference.checks import check_whole
+from fmjax.parallel.placement import whole
+
+GREY = 128
+
+
+def attention_maps(model, images: Sequence[Any], *, batch_size: int = 64) -> np.ndarray:
+    """How much the class token attends to each patch, float32 [N, layers, heads, rows, columns]; of an image tower
+    without one, how much all patches do in the mean.
+
+    Shares of one softmax: with the class token's own they sum to 1.
+
+    Args:
+      images: uint8 [H, W, C], or `Media`.
+      batch_size: images of one forward pass.
+
+    Raises InputError for a model whose images go through no scanned stack of attention over patches.
+    """
+    tower = getattr(model.module, "vision", model.module)
+    if not hasattr(tower, "patch_size") or not hasattr(tower, "transformer"):
+        raise InputError(f"{model} attends to no patches of images: {type(tower).__name__} is no stack over patches")
+    arrays = values.encode(model, images, "image")
+    side = tower.image_size // tower.patch_size
+    forward = lambda part: _maps(model.module, model.variables, part, side)
+    parts = list(values.in_batches(model, arrays, forward, "show", batch_size, None))
+    return np.concatenate(parts).reshape(len(images), *parts[0].shape[1:3], side, side)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "side"))
+def _maps(module: nn.Module, variables, arrays, side: int) -> jax.Array:
+    """Float32 [B, layers, heads, side * side]."""
+    towers = hasattr(module, "encode_images")
+    tower = module.vision if towers else module
+    method = "encode_images" if towers else "hidden"
+    _, state = module.apply(variables, **arrays, method=method, mutable=["reads"])
+    reads = state["reads"]["vision"] if towers else state["reads"]
+    found = traverse_util.flatten_dict(reads)
+    (q,), (k,) = ([one for path, one in found.items() if path[-2:] == ("attention", name)] for name in "qk")
+    c = tower.transformer
+    q, k = q.astype(jnp.float32), jnp.repeat(k, c.num_heads // c.num_kv_heads, axis=3).astype(jnp.float32)
+    scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
+    shares = jax.nn.softmax(scale * jnp.einsum("lbqhd,lbkhd->blhqk", q, k), axis=-1)
+    to_patches = shares[..., -side * side :]  # a class token comes first
+    has_token = shares.shape[-1] > side * side
+    return whole(to_patches[..., 0, :] if has_token else to_patches.mean(axis=-2))
+
+
+def patch_attribution(
+    model, images: Sequence[Any], labels: Sequence[str], *, patches: int = 8, classify: Callable | None = None
+) -> np.ndarray:
+    """By how much the logarithm of a class's probability falls when a patch is covered in grey, in nats, float32
+    [N, patches, patches] (occlusion sensitivity, Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901, section 4.2).
+
+    Args:
+      images: uint8 [H, W, C], or `Media`, of any model that classifies.
+      labels: the class of each that is looked at.
+      patches: along each side; at most the pixels of a side.
+      classify: function of (list of `Media`) in place of the model's ability.
+
+    Raises InputError for a class that the model does not know, and more patches than pixels.
+    """
+    classify = classify or model.can("classify")
+    codec = values.reads(model)["image"]
+    check_whole(1, min(codec.height, codec.width), patches=patches)
+    found = np.zeros((len(images), patches, patches), np.float32)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        pixels = read_pixels(image, codec)
+        edges = [np.linspace(0, side, patches + 1).round().astype(int) for side in pixels.shape[:2]]
+        covered = [Media("image", pixels)]
+        for row in range(patches):
+            for column in range(patches):
+                one = pixels.copy()
+                one[edges[0][row] : edges[0][row + 1], edges[1][column] : edges[1][column + 1]] = GREY
+                covered.append(Media("image", one))
+        logs = np.array([_log_probability(answer, label) for answer in classify(covered)])
+        found[number] = (logs[0] - logs[1:]).reshape(patches, patches)
+    return found
+
+
+def read_pixels(image: Any, codec) -> np.ndarray:
+    """The image uint8 [H, W, C] as the model sees it, in the codec's size."""
+    arrays = image.encode(codec) if isinstance(image, Media) else codec.encode(image)
+    return codec.decode(arrays)
+
+
+def _log_probability(answer: Sequence[tuple[Any, float]], label: str) -> float:
+    known = {str(name): probability for name, probability in answer}
+    if str(label) not in known:
+        raise InputError(f"the model does not know the class {label!r}; it knows {', '.join(sorted(known)[:20])}")
+    return float(np.log(max(known[str(label)], 1e-30)))
+
+
+def overlaid(image: np.ndarray, heat: np.ndarray, low: float, high: float) -> np.ndarray:
+    """An image uint8 [H, W, C] in grey under the colours of `heat` [rows, columns], `low` blue and `high` yellow: uint8
+    [H, W, 3]."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    shares = np.clip((np.asarray(heat, np.float64) - low) / max(high - low, 1e-12), 0, 1)
+    colours = (colormaps["viridis"](shares)[..., :3] * 255).astype(np.uint8)
+    colours = np.asarray(Image.fromarray(colours).resize((width, height), Image.Resampling.NEAREST))
+    grey = image.mean(axis=-1, keepdims=True)
+    return np.rint(0.4 * grey + 0.6 * colours).astype(np.uint8)
