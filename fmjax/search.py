@@ -7,6 +7,7 @@ prints them, nearest first; `--output=FILE.png` is a sheet of them. The folder's
 or changed since the last search are read by the model, and one that was interrupted goes on where it stopped.
 """
 
+import logging
 import pathlib
 import sys
 
@@ -15,6 +16,8 @@ from fmjax.errors import InputError
 from fmjax.inference.image_index import BAD_IMAGES
 from fmjax.inference.nearest import NEIGHBOURS
 from fmjax.layers.checks import COMPUTE_DTYPES
+
+log = logging.getLogger("fmjax")
 
 
 def parse(argv: list[str]):
@@ -66,13 +69,13 @@ def main(argv: list[str]) -> None:
         queries = image_index.query_vectors(model, images=[pathlib.Path(flags.query_image).expanduser()])
     progress = "indexing" if sys.stderr.isatty() else None
     directory = flags.index or image_index.default_directory(model, flags.images, cache_dir())
-    index = image_index.index_images(
-        model,
-        flags.images,
-        directory,
-        bad_images=flags.bad_images,
-        progress=progress,
-    )
+    try:
+        index = image_index.index_images(
+            model, flags.images, directory, bad_images=flags.bad_images, progress=progress
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        log.warning("interrupted; what was read is kept in %s, and the same command goes on from there", directory)
+        raise
     (hits,) = index.search(queries, flags.top_k, flags.neighbours)
     _print(hits)
     if flags.output is not None:

@@ -112,8 +112,7 @@ def index_images(
 
     Raises:
       DataError: a folder without images, or none that can be read; with "refuse" a bad one.
-      InputError: a model that gives no vectors of images, an index of another model or folder, or one that another
-        process is writing to.
+      InputError: a model that gives no vectors of images, an index of another model or folder.
     """
     check_choice("bad_images", bad_images, BAD_IMAGES)
     check_whole(1, piece=piece)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,17 @@ from fmjax import file_lock
 from fmjax.errors import DataError, InputError
 from fmjax.small_files import read_json, write_whole
 
+log = logging.getLogger("fmjax")
+
 SETTLED = 2.0
 """Seconds after which a file that is written again has another time stamp."""
 
 
 @contextlib.contextmanager
 def held(directory: pathlib.Path) -> Iterator[None]:
-    """The folder of an index, made where it is not there, for this process alone.
+    """The folder of an index, made where it is not there, for this process alone; another waits.
 
-    Raises InputError for a folder of something else, one that cannot be written, and one that another process holds.
+    Raises InputError for a folder of something else, and one that cannot be written.
     """
     if directory.is_dir() and not (directory / "index.json").is_file():
         others = sorted(path.name for path in directory.iterdir() if path.name != "lock" and path.name[0] != ".")
@@ -35,7 +38,8 @@ def held(directory: pathlib.Path) -> Iterator[None]:
         raise InputError(f"the index {str(directory)!r} cannot be written: {error.strerror}; give another") from None
     with file:
         if not file_lock.take(file, directory):
-            raise InputError(f"another process is writing to the index {str(directory)!r}; wait for it")
+            log.warning("waiting for another process that has the index %s", directory)
+            file_lock.take(file, directory, wait=True)
         for leftover in directory.glob(".*.partial-*"):
             leftover.unlink()
         yield

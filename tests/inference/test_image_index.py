@@ -1,5 +1,6 @@
 """The index of a folder's images: searched as by a loop, continued wherever it was stopped, true to the files."""
 
+import concurrent.futures
 import dataclasses
 import fcntl
 import os
@@ -227,15 +228,34 @@ def test_an_index_is_of_one_model_and_one_folder(folder, tmp_path):
         index_images(MODEL, tmp_path / "images_2", directory)
     with pytest.raises(InputError, match="is no index: it has 0, 1, 2"):
         index_images(MODEL, folder, folder)
-    with (directory / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is writing to the index"):
-            index_images(MODEL, folder, directory)
     next((directory / "pieces").glob("*.npz")).write_bytes(b"PK")
     with pytest.raises(DataError, match="00000000.npz' of an index is damaged"):
         index_images(MODEL, folder, directory)
     with pytest.raises(InputError, match="GPT.* reads no images"):
         index_images(byte_model(), folder, tmp_path / "texts")
+
+
+def test_a_second_process_waits_for_the_first(folder, tmp_path, caplog):
+    index_images(MODEL, folder, tmp_path / "index")
+    with (tmp_path / "index" / "lock").open("a") as file, concurrent.futures.ThreadPoolExecutor() as pool:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        second = pool.submit(index_images, MODEL, folder, tmp_path / "index")
+        with pytest.raises(concurrent.futures.TimeoutError):
+            second.result(timeout=0.5)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert len(second.result(timeout=60)) == COUNT + 1
+    assert "waiting for another process that has the index" in caplog.text
+
+
+def test_an_interrupt_says_that_the_work_is_kept(folder, tmp_path, monkeypatch, caplog):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    MODEL.save(tmp_path / "model")
+    monkeypatch.setattr(index_pieces.Pieces, "tidy", interrupted)
+    given = [f"--model={tmp_path / 'model'}", f"--images={folder}", f"--index={tmp_path / 'index'}"]
+    assert cli.run(search.main, [*given, f"--query_image={folder / '1' / '01.png'}"]) == 130
+    assert "what was read is kept in" in caplog.text and len(pieces(tmp_path / "index")) == 1
 
 
 def test_images_are_found_by_words(folder, tmp_path, capsys):
