@@ -1,20 +1,14 @@
 """Retrieval over captioned images, both ways: the image of a caption, and the captions of an image."""
 
-import csv
 import dataclasses
-import io
 import pathlib
 import zipfile
-from collections.abc import Iterator
 
 from fmjax.data.codecs.media import Media
+from fmjax.data.image_sources.caption_files import NAMES, caption_lines
 from fmjax.errors import DataError
 from fmjax.tasks.protocol import TaskContext
-from fmjax.tasks.reading import read_jsonl, read_text
 from fmjax.tasks.retrieval import Retrieval
-
-CAPTION_FILES = ("captions.csv", "captions.jsonl", "metadata.jsonl")
-IMAGE_KEYS, TEXT_KEYS = ("image", "file_name", "filename"), ("caption", "text", "captions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,46 +33,17 @@ class Captioned:
 
 
 def read_captioned(context: TaskContext, folder: str) -> Captioned:
-    """A folder of `--data_dir` with a file of captions and images, which lie in it, in its `images`, or in its one zip.
-
-    `captions.csv` has a header `image,caption`; `captions.jsonl` or `metadata.jsonl` a line {"image": "a.jpg",
-    "caption": "a text"}, or "captions" with a list of them; "file_name" and "text" are understood too.
+    """A folder of `--data_dir` with a file of captions (`fmjax.data.image_sources.caption_files`) and images, in it, in
+    its `images`, or in its one zip.
 
     Raises DataError for a file or image that is not there, and for a line that is none.
     """
-    path = context.file(folder, *CAPTION_FILES)
-    pairs = list(_csv_pairs(path) if path.suffix == ".csv" else _json_pairs(path))
+    path = context.file(folder, *NAMES)
+    pairs = [(name, text) for name, texts in caption_lines(path) for text in texts]
     if not pairs:
         raise DataError(f"{path} has no caption")
     names = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in pairs))}
     return Captioned(_images(path.parent, list(names)), [(text, names[name]) for name, text in pairs])
-
-
-def _csv_pairs(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    rows = csv.reader(io.StringIO(read_text(path)))
-    header = [name.strip() for name in next(rows, [])]
-    image, text = (next((i for i, name in enumerate(header) if name in keys), None) for keys in (IMAGE_KEYS, TEXT_KEYS))
-    if image is None or text is None:
-        raise DataError(f"{path}: expected a header image,caption, got {','.join(header)[:80]!r}")
-    for row in rows:
-        if not row:
-            continue
-        if len(row) != len(header) or not row[image].strip() or not row[text].strip():
-            raise DataError(f"{path}, line {rows.line_num}: expected {','.join(header)}, got {','.join(row)[:80]!r}")
-        yield row[image].strip(), row[text].strip()
-
-
-def _json_pairs(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    def convert(record) -> tuple[str, list[str]]:
-        name = next((record[key] for key in IMAGE_KEYS if key in record), None)
-        texts = next((record[key] for key in TEXT_KEYS if key in record), None)
-        texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(name, str) or not texts or not all(isinstance(one, str) and one.strip() for one in texts):
-            raise ValueError
-        return name, texts
-
-    for name, texts in read_jsonl(path, convert, '"image", a file\'s name, and "caption", a text'):
-        yield from ((name, text.strip()) for text in texts)
 
 
 def _images(folder: pathlib.Path, names: list[str]) -> list[Media]:

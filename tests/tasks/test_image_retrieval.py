@@ -95,13 +95,13 @@ def test_captions_in_lines_of_json_and_images_in_folders(folder):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("captions.csv", "file,words\na,b\n", "expected a header image,caption, got 'file,words'"),
-        ("captions.csv", "image,caption\na.png\n", "line 2: expected image,caption, got 'a.png'"),
+        ("captions.csv", "picture,words\na,b\n", "expected a field with the image's name .*, got picture, words"),
+        ("captions.csv", "image,caption\na.png\n", "line 2 has 1 fields, and the first line 2"),
         ("captions.csv", "image,caption\n", "has no caption"),
         ("captions.csv", "image,caption\na.png,b\n", "does not exist, nor does it in .*, nor is there one zip"),
-        ("captions.jsonl", '{"image": "a.png"}\n', 'line 1: expected an object with "image", a file'),
-        ("metadata.jsonl", '{"image": "a.png", "caption": ""}\n', "line 1: expected"),
-        ("captions.jsonl", "a caption\n", "line 1: expected"),
+        ("captions.jsonl", '{"image": "a.png"}\n', "line 1: expected a field with the image's name"),
+        ("metadata.jsonl", '{"image": "a.png", "caption": ""}\n', "line 1: the caption is '', expected text"),
+        ("captions.jsonl", "a caption\n", "line 1 is no JSON"),
     ],
 )
 def test_files_that_are_none_are_refused(tmp_path, name, text, message):

@@ -58,6 +58,11 @@ def caption_sets(table: pathlib.Path, fields: Fields, cache_dir: pathlib.Path) -
     return sets
 
 
+def caption_lines(table: pathlib.Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(image's name, captions) of each line of a caption file whose fields have usual names. Raises DataError."""
+    return (_line(record, Fields(), where) for where, record in _records(table))
+
+
 def _line(record: Mapping[str, Any], fields: Fields, where: str) -> tuple[str, tuple[str, ...]]:
     """The image's name and the captions on a line."""
     try:
