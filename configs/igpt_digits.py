@@ -5,6 +5,9 @@
     python -m fmjax.generate --model=runs/igpt_digits --image=runs/igpt_digits/samples/800/0.png \
         --output=completed.png --num_samples=8
     python -m fmjax.evaluate --model=runs/igpt_digits --tasks=digits_pixels --output=runs/igpt_digits/evaluation
+
+Two cores of an Intel Xeon with AVX-512, other work beside it: 3 min 23 s of training; 1.32 nats a pixel on the held-out
+digits, where equally likely shades would be 2.83 (2026-11-29).
 """
 
 from ml_collections import ConfigDict

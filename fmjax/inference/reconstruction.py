@@ -1,4 +1,4 @@
-"""Values out of values: what is left of them after an autoencoder's codes."""
+"""Values out of values: what an autoencoder makes of them."""
 
 import dataclasses
 import itertools
@@ -9,6 +9,7 @@ from fmjax.errors import InputError
 from fmjax.inference import prompts as encoding
 from fmjax.inference import values
 from fmjax.inference.checks import check_whole
+from fmjax.objectives.base import has_carry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Reconstruction:
 
     @staticmethod
     def lacks(model) -> str | None:
-        if model.carry is None:
+        if has_carry(model.objective) and model.carry is None:
             return "it has no codebook; was it saved without what its objective carries?"
         if missing := [modality for modality in Reconstruction.takes if modality not in model.reads]:
             return f"it has no codec {missing[0]!r} of what it reads; was it saved without codecs.json?"

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import kinds
-from fmjax.interop.family import TOKEN_IDS, Family, publish, table_of
+from fmjax.interop.family import TOKEN_IDS, Family, fixed_of, publish, table_of
 from fmjax.interop.importer import PARTS
 from fmjax.interop.preprocessor import PREPROCESSOR, labels, write_preprocessor
+from fmjax.interop.published_objective import write_objective
 from fmjax.interop.safetensors_files import DIFFUSERS_STEM, STEM, Outgoing, write_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors
 from fmjax.layers.weights import merged
@@ -49,9 +50,14 @@ def save_published(
         for first, parts in tensors(table).items()
         for name in (first, *parts[0].copies)
     ]
+    for name, make in fixed_of(family, model.module).items():
+        dtype = outgoing[0].dtype
+        shape = make().shape
+        outgoing.append(Outgoing(name, shape, dtype, lambda make=make, dtype=dtype: make().astype(dtype)))
     # A text beside images has its special tokens in its part's config, and nothing continues it.
     reads_tokens = kinds.reads_tokens(model.module) and not kinds.has_two_towers(model.module)
     values = (_token_ids(model, kept) if reads_tokens else {}) | values
+    values |= write_objective(family, model.config.get("objective"))
     if family.model_type:  # diffusers' configs have none
         values["dtype"] = str(outgoing[0].dtype)
     if "id2label" in values and (names := getattr(model.codecs.get("label"), "names", ())):

@@ -5,18 +5,20 @@ their tensors' names have the parts' prefixes, and its module has them as fields
 """
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from fmjax.config import build
 from fmjax.errors import ConfigError, InputError
 from fmjax.interop.config_keys import read_keys, write_keys
 from fmjax.interop.published_config import PublishedConfig
-from fmjax.interop.weights import Weight
+from fmjax.interop.weights import Fixed, Weight
 from fmjax.layers.transformer_config import TransformerConfig
 from fmjax.models import MODELS
 from fmjax.registry import nearest
@@ -40,6 +42,9 @@ class Family:
       is_bare: whether it is the bare model: its names lack `prefix`, and files may have it.
       ignored: regular expressions of tensors that files may hold and that are no weights of this model: buffers.
       renamed: (old ending, new ending) of names as older files have them.
+      respelt: (other part, part) of names as some writers have them.
+      fixed: tensors that no parameter holds, since the module says what they are: compared when read, and written.
+      objective_keys: as `keys`, between config.json and the section `objective`; `objective` has its name.
       parts: families that it is made of.
       in_folders: whether each part lies in a folder of its own, called as the part, beside `model_index.json`.
       objective: the section `objective` of what it was trained for, from which abilities follow; None for none.
@@ -55,6 +60,9 @@ class Family:
     is_bare: bool = False
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    respelt: tuple[tuple[str, str], ...] = ()
+    fixed: tuple[Fixed, ...] = ()
+    objective_keys: Sequence[Any] = ()
     parts: tuple["Part", ...] = ()
     in_folders: bool = False
     objective: Mapping[str, Any] | None = None
@@ -108,6 +116,14 @@ def part_in_folder(name: str, family: Family, field: str | None = None) -> Part:
     return Part(name, family, key=name, prefix=f"{name}.", field=name if field is None else field)
 
 
+def fixed_of(family: Family, module, prefix: str = "") -> dict[str, Callable[[], np.ndarray]]:
+    """The fixed tensors of a family and its parts: a function by name that gives the numbers."""
+    found = {prefix + one.name: functools.partial(one.make, module) for one in family.fixed}
+    for part in family.parts:
+        found |= fixed_of(part.family, part.module_of(module), prefix + part.prefix)
+    return found
+
+
 def table_of(family: Family, module, path: str = "", prefix: str = "") -> list[Weight]:
     """The lines of a family's table and its parts' as a module has them, which lies at `path` of a larger one, whose
     tensors' names have `prefix` in front."""
@@ -118,7 +134,9 @@ def table_of(family: Family, module, path: str = "", prefix: str = "") -> list[W
     return found
 
 
-MODULES = ("gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit", "resnet", "clip", "siglip")
+MODULES = (
+    "gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit", "resnet", "clip", "siglip", "mae", "image_gpt",
+)  # fmt: skip
 """Files of this folder with families; other packages name theirs as entry points of the group `fmjax.families`."""
 
 _REGISTERED: list[Family] = []
@@ -210,6 +228,7 @@ def read_section(family: Family, values: Mapping[str, Any], names: Collection[st
     """
     config = PublishedConfig(values, source)
     fields = read_keys(family.keys, config, names)
+    read_keys(family.objective_keys, config, names)  # ticked off: `read_objective` gives them
     for part in family.parts:
         inside = part.inside(dict.fromkeys(names))
         section = read_section(part.family, config.get(part.key, dict), inside, f"{source}: {part.key}")

@@ -13,7 +13,7 @@ ACTIVATIONS = {
 }
 
 
-def _conv1d_blocks(root: str) -> tuple[Weight, ...]:
+def conv1d_blocks(root: str) -> tuple[Weight, ...]:
     """The blocks of GPT and GPT-2, whose products are stored as [in, out], query, key and value side by side."""
     return (
         *linear("stack/blocks/attention/query", f"{root}.attn.c_attn", part(0, 3)),
@@ -30,7 +30,7 @@ def _conv1d_blocks(root: str) -> tuple[Weight, ...]:
 GPT2_TABLE = (
     Weight("token_embedding/embedding", "transformer.wte.weight", repeats=("lm_head.weight",)),
     Weight("position_embedding/embedding", "transformer.wpe.weight"),
-    *_conv1d_blocks("transformer.h.{layer}"),
+    *conv1d_blocks("transformer.h.{layer}"),
     *norm("stack/final_norm", "transformer.ln_f"),
 )
 
@@ -69,7 +69,7 @@ GPT2 = Family(
 GPT1_TABLE = (
     Weight("token_embedding/embedding", "transformer.tokens_embed.weight", repeats=("lm_head.weight",)),
     Weight("position_embedding/embedding", "transformer.positions_embed.weight"),
-    *_conv1d_blocks("transformer.h.{layer}"),
+    *conv1d_blocks("transformer.h.{layer}"),
 )
 
 

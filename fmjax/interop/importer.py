@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fmjax.config import build
 from fmjax.errors import CheckpointError, InputError
-from fmjax.interop.family import Family, class_of, families, family_of, read_section, table_of
+from fmjax.interop.family import Family, class_of, families, family_of, fixed_of, read_section, table_of
 from fmjax.interop.published_config import PublishedConfig
 from fmjax.interop.safetensors_files import DTYPES, read_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors, unflatten
@@ -26,6 +26,10 @@ from fmjax.small_files import read_json
 
 PARTS = "model_index.json"
 """What a folder has whose parts lie in folders of their own: the part's name to [library, class]."""
+
+
+FIXED_WITHIN = 1e-5
+"""How far the numbers of a tensor may be from those that follow from the module: libraries differ in their sines."""
 
 
 class Tensor(Protocol):
@@ -186,6 +190,13 @@ class Published:
                         f"tensor {one!r} should repeat {present[0]!r}, which it is tied to, but is different{tied}"
                     )
             expected.update(present, parts[0].copies)
+        for name, make in fixed_of(self.family, self.module).items():
+            expected.add(name)
+            if name in self.tensors:
+                numbers = make()
+                self._check_tensor(self.tensors[name], name, numbers.shape)
+                if not np.allclose(self.tensors[name].map().astype(np.float32), numbers, atol=FIXED_WITHIN):
+                    self._refuse(f"tensor {name!r} has other numbers than those that the config says")
         for name, tensor in self.tensors.items():
             if name not in expected and not any(re.search(rf"(^|\.){p}$", name) for p in self.family.passed_over):
                 self._refuse(
@@ -307,6 +318,8 @@ def _canonical(found: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]
         found = outside | {part.prefix + name: tensor for name, tensor in inside.items()}
     renamed = {}
     for name, tensor in found.items():
+        for other, part in family.respelt:
+            name = name.replace(other, part)
         for old, new in family.renamed:
             if name.endswith(old):
                 name = name.removesuffix(old) + new

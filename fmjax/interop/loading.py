@@ -27,6 +27,7 @@ from fmjax.interop import gguf
 from fmjax.interop.family import TOKEN_IDS, different_fields
 from fmjax.interop.importer import PARTS, Published, open_folder
 from fmjax.interop.preprocessor import read_codecs
+from fmjax.interop.published_objective import read_objective
 from fmjax.interop.weights import flatten
 from fmjax.layers.weights import merged
 from fmjax.models import MODELS
@@ -209,8 +210,8 @@ def load_published(
     state = published.state(placed_state(module, placement)[1])
     module, params = cast(module, params, dtype)
     config = {"model": published.section, "published": _kept(published)}
-    if published.family.objective is not None:
-        config["objective"] = dict(published.family.objective)
+    if objective := read_objective(published.family, published.values, published.source):
+        config["objective"] = objective
     add_bos = tokenizer is not None and tokenizer.add_bos
     codecs = {} if is_gguf(folder) else read_codecs(folder, published.values, module, published.source)
     model = Model(

@@ -9,11 +9,14 @@ from typing import Any
 from fmjax.data.codecs.base import Codec
 from fmjax.data.codecs.image import FILTERS, CroppedImageCodec, ImageCodec, ResizedImageCodec, UnscaledImageCodec
 from fmjax.data.codecs.label import LabelCodec
+from fmjax.data.codecs.pixels import PixelCodec
 from fmjax.errors import ConfigError
 from fmjax.interop.published_config import PublishedConfig
 from fmjax.small_files import read_json
 
 PREPROCESSOR = "preprocessor_config.json"
+CLUSTERS = "clusters"
+"""The key of a palette there."""
 
 
 def read_codecs(folder: pathlib.Path, values: Mapping[str, Any], module, source: str) -> dict[str, Codec]:
@@ -27,8 +30,11 @@ def read_codecs(folder: pathlib.Path, values: Mapping[str, Any], module, source:
     Raises ConfigError for what the codecs do not do.
     """
     found: dict[str, Codec] = {}
-    if (folder / PREPROCESSOR).is_file() and (channels := getattr(module, "num_channels", None)):
-        found["image"] = _read_image_codec(folder / PREPROCESSOR, channels)
+    path = folder / PREPROCESSOR
+    if path.is_file() and (channels := getattr(module, "num_channels", None)):
+        found["image"] = _read_image_codec(path, channels)
+    elif path.is_file() and CLUSTERS in read_json(path):
+        found["image"] = _read_pixel_codec(path)
     if classes := getattr(module, "num_classes", None):
         found["label"] = LabelCodec(classes, _names(values.get("id2label"), classes, source))
     return found
@@ -59,7 +65,8 @@ def _read_image_codec(path: pathlib.Path, channels: int) -> ImageCodec:
     kind = next((kind for name, kind in _CLASSES.items() if named.startswith(name)), _Class())
     for key in (
         "image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format",
-        "input_data_format", "default_to_square", "device", "return_tensors", "disable_grouping",
+        "input_data_format", "default_to_square", "device", "return_tensors", "disable_grouping", CLUSTERS,
+        "do_color_quantize",
     ):  # fmt: skip
         config.raw(key)
     config.fixed(do_pad=(False, None))
@@ -69,9 +76,7 @@ def _read_image_codec(path: pathlib.Path, channels: int) -> ImageCodec:
     mean, std = ((0.0,), (1.0,))
     if config.get("do_normalize", bool, True):
         defaults = {"image_mean": kind.mean, "image_std": kind.std}
-        mean, std = (
-            tuple(config.get(key, list, list(row) * (channels // len(row)))) for key, row in defaults.items()
-        )
+        mean, std = (tuple(config.get(key, list, list(row) * (channels // len(row)))) for key, row in defaults.items())
     span = factor * 255
     options = dict(channels=channels, mean=tuple(m / span for m in mean), std=tuple(s / span for s in std), **shape)
     resample, resized = config.get("resample", int, kind.resample), config.get("do_resize", bool, True)
@@ -107,8 +112,23 @@ def _read_shape(config: PublishedConfig, kind: _Class) -> dict[str, int]:
     return {**cut, "shortest_edge": size["shortest_edge"]}
 
 
-def write_preprocessor(codec: ImageCodec, processor: str) -> dict[str, Any]:
-    """The preprocessor_config.json of an image codec, for the class `processor` of transformers."""
+def _read_pixel_codec(path: pathlib.Path) -> PixelCodec:
+    """That of an image GPT: its clusters are the palette, of values between -1 and 1."""
+    image, clusters = _read_image_codec(path, 3), read_json(path)[CLUSTERS]
+    if set(image.mean) | set(image.std) != {0.5} or not isinstance(image, ResizedImageCodec):
+        raise ConfigError(
+            f"{path}: mean {image.mean} and deviation {image.std}, or images that are not resized, are not supported "
+            f"beside {CLUSTERS}; expected 0.5 of each, and do_resize"
+        )
+    palette = tuple(tuple((float(number) + 1) / 2 for number in colour) for colour in clusters)
+    return PixelCodec(image.height, image.width, 3, palette, image.resample)
+
+
+def write_preprocessor(codec: Codec, processor: str) -> dict[str, Any]:
+    """The preprocessor_config.json of a codec of images, for the class `processor` of transformers."""
+    if isinstance(codec, PixelCodec):
+        clusters = [[2 * number - 1 for number in colour] for colour in codec.palette]
+        return write_preprocessor(codec.image, processor) | {CLUSTERS: clusters, "do_color_quantize": True}
     numbers = {name: list(getattr(codec, name)) for name in ("mean", "std")}
     shape, edge = {"height": codec.height, "width": codec.width}, getattr(codec, "shortest_edge", None)
     cuts = {"do_center_crop": False} if edge is None else {"do_center_crop": True, "crop_size": shape}

@@ -10,8 +10,22 @@ FIRST_TOKEN = Layout(lambda shape: (1, 1, *shape), lambda x: x[0, 0])
 """A token's vector, [1, 1, D] in the files."""
 
 
-def _encoder(root: str) -> tuple[Weight, ...]:
-    layer = f"{root}encoder.layer.{{layer}}"
+def blocks(stack: str, layer: str) -> tuple[Weight, ...]:
+    """The blocks of the stack at a path, whose layers' names begin with `layer`."""
+    return (
+        *linear(f"{stack}/blocks/attention/query", f"{layer}.attention.attention.query"),
+        *linear(f"{stack}/blocks/attention/key", f"{layer}.attention.attention.key"),
+        *linear(f"{stack}/blocks/attention/value", f"{layer}.attention.attention.value"),
+        *linear(f"{stack}/blocks/attention/out", f"{layer}.attention.output.dense"),
+        *linear(f"{stack}/blocks/mlp/up", f"{layer}.intermediate.dense"),
+        *linear(f"{stack}/blocks/mlp/down", f"{layer}.output.dense"),
+        *norm(f"{stack}/blocks/attention_norm", f"{layer}.layernorm_before"),
+        *norm(f"{stack}/blocks/mlp_norm", f"{layer}.layernorm_after"),
+    )
+
+
+def encoder(root: str) -> tuple[Weight, ...]:
+    """A "vit" whose tensors' names begin with `root`."""
     return (
         Weight("class_token", f"{root}embeddings.cls_token", FIRST_TOKEN),
         Weight("position_embedding/embedding", f"{root}embeddings.position_embeddings", ROW),
@@ -20,14 +34,7 @@ def _encoder(root: str) -> tuple[Weight, ...]:
             f"{root}embeddings.patch_embeddings.projection",
             lambda module: patches(module.patch_size),
         ),
-        *linear("stack/blocks/attention/query", f"{layer}.attention.attention.query"),
-        *linear("stack/blocks/attention/key", f"{layer}.attention.attention.key"),
-        *linear("stack/blocks/attention/value", f"{layer}.attention.attention.value"),
-        *linear("stack/blocks/attention/out", f"{layer}.attention.output.dense"),
-        *linear("stack/blocks/mlp/up", f"{layer}.intermediate.dense"),
-        *linear("stack/blocks/mlp/down", f"{layer}.output.dense"),
-        *norm("stack/blocks/attention_norm", f"{layer}.layernorm_before"),
-        *norm("stack/blocks/mlp_norm", f"{layer}.layernorm_after"),
+        *blocks("stack", f"{root}encoder.layer.{{layer}}"),
         *norm("stack/final_norm", f"{root}layernorm"),
         *linear("pooler", f"{root}pooler.dense"),
     )
@@ -71,7 +78,7 @@ VIT = Family(
     architectures=("ViTForImageClassification",),
     model_type="vit",
     model="vit",
-    table=(*_encoder("vit."), *linear("head", "classifier")),
+    table=(*encoder("vit."), *linear("head", "classifier")),
     keys=(
         *KEYS,
         ignored("pooler_act", "pooler_output_size"),
@@ -94,7 +101,7 @@ VIT_HEADLESS = Family(
     architectures=("ViTModel",),
     model_type="vit",
     model="vit",
-    table=_encoder(""),
+    table=encoder(""),
     keys=(*KEYS, Rule(_read_pooler)),
     prefix="vit.",
     is_bare=True,

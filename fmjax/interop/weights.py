@@ -109,6 +109,14 @@ class Weight:
         return Weight(f"{path}/{self.path}" if path else self.path, prefix + self.name, layout, repeats, copies)
 
 
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A tensor that files hold and that follows from the module: its name, and its numbers as a function of that."""
+
+    name: str
+    make: Callable[[Any], np.ndarray]
+
+
 def linear(path: str, name: str, layout: Layout = LINEAR, **options) -> tuple[Weight, Weight]:
     """Kernel and bias of a product; `options` as in `Weight`."""
     bias = SAME if layout is LINEAR else layout

@@ -15,6 +15,7 @@ MODELS = Registry(
         "gpt": "fmjax.models.gpt:GPT",
         "image_gpt": "fmjax.models.image_gpt:ImageGPT",
         "llama": "fmjax.models.llama:Llama",
+        "mae": "fmjax.models.mae:MAE",
         "magneto": "fmjax.models.magneto:Magneto",
         "magneto_encoder": "fmjax.models.magneto:MagnetoEncoder",
         "qwen3": "fmjax.models.qwen:Qwen3",

@@ -8,9 +8,9 @@ from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.flops import transformer_flops
+from fmjax.layers.image_positions import grid_sinusoids
 from fmjax.layers.modulation import LabelEmbedding, Modulation, TimeEmbedding, modulated_norm
 from fmjax.layers.patchify import patchify, unpatchify
-from fmjax.layers.position import sinusoids
 from fmjax.layers.tap import tap
 from fmjax.layers.transformer import Transformer
 from fmjax.layers.transformer_config import TransformerConfig
@@ -95,10 +95,3 @@ class DiT(Stacked, ImageModule):
         stack = transformer_flops(self.transformer, vocab_size=0, sequence_length=tokens)
         condition = (256 + self.hidden_size + (6 * self.num_layers + 2) * self.hidden_size) * self.hidden_size
         return 6.0 * (tokens * pixels * self.hidden_size + condition) + stack
-
-
-def grid_sinusoids(rows: int, columns: int, features: int) -> jax.Array:
-    """float32 [rows * columns, features]: sines and cosines, of the column in one half, of the row in the other."""
-    row, column = jnp.divmod(jnp.arange(rows * columns), columns)
-    halves = [sinusoids(place, features // 2, interleaved=False) for place in (column, row)]
-    return jnp.concatenate(halves, axis=-1)

@@ -1,6 +1,6 @@
-"""Vision Transformer (Dosovitskiy et al. 2021): patches, a class token, learned positions, a bidirectional stack.
+"""Vision Transformer (Dosovitskiy et al. 2021): patches, a class token, positions, a bidirectional stack.
 
-It is the image tower of CLIP and SigLIP too (`fmjax.models.dual_encoder`).
+It is the image tower of CLIP and SigLIP too (`fmjax.models.dual_encoder`), and the encoder of MAE (`fmjax.models.mae`).
 """
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ from fmjax.layers.checks import check_choice, check_positive
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.embed import Embedding
 from fmjax.layers.flops import transformer_flops
+from fmjax.layers.image_positions import grid_sinusoids
 from fmjax.layers.norm import Norm
 from fmjax.layers.patchify import patchify
 from fmjax.layers.tap import tap
@@ -23,6 +24,7 @@ from fmjax.models.stack import LAYER_NORM, Stacked, stack_config
 from fmjax.parallel.logical import constrain
 
 POOLINGS = ("class", "mean", "attention")
+POSITIONS = ("learned", "sincos")
 
 
 class ViT(Stacked, ImageModule):
@@ -36,6 +38,8 @@ class ViT(Stacked, ImageModule):
       qkv_bias: biases on the products of query, key and value.
       patch_bias: a bias on the embedding of patches (CLIP: none).
       use_class_token: whether a learned token stands before the patches.
+      positions: "learned", or "sincos": fixed sines and cosines of a patch's column and row, none for the class token
+        (MAE).
       embedding_norm: whether a LayerNorm comes before the stack, too (CLIP).
       pooling: how the last layer's outputs become an image's vector: "class", the class token's; "mean", over the
         patches; "attention", by `fmjax.layers.attention_pooling` (SigLIP).
@@ -56,6 +60,7 @@ class ViT(Stacked, ImageModule):
     qkv_bias: bool = True
     patch_bias: bool = True
     use_class_token: bool = True
+    positions: str = "learned"
     embedding_norm: bool = False
     pooling: str = "class"
     use_pooler: bool = False
@@ -68,6 +73,12 @@ class ViT(Stacked, ImageModule):
         super().__post_init__()
         check_positive(patch_size=self.patch_size)
         check_choice("model.pooling", self.pooling, POOLINGS)
+        check_choice("model.positions", self.positions, POSITIONS)
+        if self.positions == "sincos" and self.hidden_size % 4:
+            raise ConfigError(
+                f"model.positions = 'sincos' needs model.hidden_size = {self.hidden_size} to be a multiple of 4: sines "
+                "and cosines of columns and rows"
+            )
         if self.pooling == "class" and not self.use_class_token:
             raise ConfigError("model.pooling = 'class' needs model.use_class_token=True; or take 'mean' or 'attention'")
 
@@ -99,21 +110,29 @@ class ViT(Stacked, ImageModule):
         return (jnp.tanh(self.pooler(vector)) if self.use_pooler else vector).astype(jnp.float32)
 
     @nn.compact
-    def hidden(self, images, train: bool = False) -> jax.Array:
-        """The last layer's output, float [B, patches, D]; a class token, where there is one, comes first."""
+    def hidden(self, images, train: bool = False, kept=None) -> jax.Array:
+        """The last layer's output, float [B, patches, D]; a class token, where there is one, comes first.
+
+        kept: int32 [B, K]: numbers of the patches that alone are looked at, in this order; None for all.
+        """
         patches = patchify(images, self.patch_size)
+        positions = self._positions(patches.shape[1])
+        class_position, positions = jnp.split(positions, [int(self.use_class_token)], axis=1)
+        if kept is not None:
+            patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
+            positions = jnp.take(positions[0], kept, axis=0)
         init = Init(scale=self.init_std)
         x = Linear(
             self.hidden_size, (None, "embed"), self.patch_bias, init, self.dtype, name="patch_embedding"
         )(patches)  # fmt: skip
+        x = x + positions.astype(x.dtype)
         if self.use_class_token:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-            class_token = self.param("class_token", zeros, (self.hidden_size,))
-            first = jnp.broadcast_to(class_token, (x.shape[0], 1, self.hidden_size)).astype(x.dtype)
-            x = jnp.concatenate([first, x], axis=1)
-        names, own = ("position", "embed"), dict(dtype=self.dtype, name="position_embedding")
-        positions = Embedding(x.shape[1], self.hidden_size, names, **own)
-        x = x + positions(jnp.arange(x.shape[1])[None])
+            # Where its position is no parameter, it begins apart from 0, which the first norm would blow up.
+            initial = nn.initializers.zeros if self.positions == "learned" else nn.initializers.normal(self.init_std)
+            initial = nn.with_logical_partitioning(initial, ("norm",))
+            class_token = self.param("class_token", initial, (self.hidden_size,))
+            first = (class_token + class_position).astype(x.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, self.hidden_size)), x], axis=1)
         if self.embedding_norm:
             x = Norm("layernorm", self.norm_eps, name="embedding_norm")(x)
         x = tap(self, "embedded", nn.Dropout(self.dropout, deterministic=not train)(x))
@@ -122,9 +141,24 @@ class ViT(Stacked, ImageModule):
         return x
 
     @nn.nowrap
+    def _positions(self, patches: int) -> jax.Array:
+        """[1, patches, D], the class token's, where there is one, before them."""
+        if self.positions == "learned":
+            names, own = ("position", "embed"), dict(dtype=self.dtype, name="position_embedding")
+            number = patches + self.use_class_token
+            return Embedding(number, self.hidden_size, names, **own)(jnp.arange(number)[None])
+        side = int(patches**0.5)
+        table = grid_sinusoids(side, patches // side, self.hidden_size)
+        return jnp.pad(table, [(int(self.use_class_token), 0), (0, 0)])[None]
+
+    @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:
         """FLOPs of forward and backward over one image, by the convention of `fmjax.layers.flops`."""
-        patches = (self.image_size // self.patch_size) ** 2
+        return self.flops_of((self.image_size // self.patch_size) ** 2)
+
+    @nn.nowrap
+    def flops_of(self, patches: int) -> float:
+        """As `flops_per_example`, of so many patches."""
         tokens = patches + self.use_class_token
         embedding = 6.0 * patches * self.patch_size**2 * self.num_channels * self.hidden_size
         stack = transformer_flops(self.transformer, vocab_size=0, sequence_length=tokens)

@@ -12,6 +12,7 @@ OBJECTIVES = Registry(
         "contrastive": "fmjax.objectives.contrastive:Contrastive",
         "distillation": "fmjax.objectives.distillation:Distillation",
         "flow_matching": "fmjax.objectives.flow_matching:FlowMatching",
+        "mae": "fmjax.objectives.mae:MaskedAutoencoder",
         "masked_lm": "fmjax.objectives.masked_lm:MaskedLM",
         "moco": "fmjax.objectives.moco:MoCo",
         "reinforce": "fmjax.objectives.reinforce:Reinforce",

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fmjax.data.codecs.image import ImageCodec
+from fmjax.data.codecs.image import ImageCodec, ResizedImageCodec
 from fmjax.data.codecs.media import described
 from fmjax.errors import ConfigError, DataError
 
@@ -20,6 +20,7 @@ class PixelCodec:
     Attributes:
       height, width, channels: of every image; 1 channel is grey, 3 are red, green and blue.
       palette: the colours, `channels` numbers each, between 0 (black) and 1.
+      resample: the filter by which images of another size are scaled, in Pillow's words; None: none but files'.
     """
 
     suffix: ClassVar[str] = ".png"
@@ -30,6 +31,7 @@ class PixelCodec:
     width: int
     channels: int = 3
     palette: tuple[tuple[float, ...], ...] = ()
+    resample: str | None = None
 
     def __post_init__(self):
         if len(self.palette) < 2 or any(len(colour) != self.channels for colour in self.palette):
@@ -41,8 +43,9 @@ class PixelCodec:
 
     @property
     def image(self) -> ImageCodec:
-        """How images lie in files."""
-        return ImageCodec(self.height, self.width, self.channels)
+        """Of the images themselves."""
+        sizes = self.height, self.width, self.channels
+        return ImageCodec(*sizes) if self.resample is None else ResizedImageCodec(*sizes, resample=self.resample)
 
     @property
     def shape(self) -> tuple[int]:

@@ -1,0 +1,49 @@
+"""Where patches of an image are: fixed sines and cosines, and learned positions carried over to another size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.layers.position import sinusoids
+
+CUBIC = -0.75
+"""The parameter of cubic convolution (Keys 1981) that PyTorch's interpolation has."""
+
+
+def grid_sinusoids(rows: int, columns: int, features: int) -> jax.Array:
+    """float32 [rows * columns, features]: sines and cosines, of the column in one half, of the row in the other."""
+    row, column = jnp.divmod(jnp.arange(rows * columns), columns)
+    halves = [sinusoids(place, features // 2, interleaved=False) for place in (column, row)]
+    return jnp.concatenate(halves, axis=-1)
+
+
+def resized_positions(table: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Learned positions of a square grid of patches for one of another size: float32 [rows * columns, D] of [N, D].
+
+    Bicubic, without smoothing before, as `interpolate_pos_encoding` of the published models' classes has it: cubic
+    convolution with the parameter -0.75, centres of patches at half numbers, and the outermost patches repeated.
+    """
+    side = int(len(table) ** 0.5)
+    grid = table.reshape(side, side, -1).astype(jnp.float32)
+    down, across = (jnp.asarray(_cubic(side, size)) for size in (rows, columns))
+    return jnp.einsum("ij,jkd,lk->ild", down, grid, across).reshape(rows * columns, -1)
+
+
+def _cubic(old: int, new: int) -> np.ndarray:
+    """float32 [new, old]: how much of each old place is in each new one."""
+    weights = np.zeros((new, old))
+    for place in range(new):
+        at = (place + 0.5) * old / new - 0.5
+        first = int(np.floor(at)) - 1
+        for tap in range(first, first + 4):
+            weights[place, min(max(tap, 0), old - 1)] += _kernel(abs(at - tap))
+    return weights.astype(np.float32)
+
+
+def _kernel(distance: float) -> float:
+    """Keys 1981, equation 4."""
+    if distance <= 1:
+        return (CUBIC + 2) * distance**3 - (CUBIC + 3) * distance**2 + 1
+    if distance < 2:
+        return CUBIC * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+    return 0.0
