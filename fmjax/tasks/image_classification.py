@@ -3,7 +3,7 @@
 import math
 import pathlib
 
-from fmjax.data.image_files import LabelledFile, image_files, labelled_files, split_folders
+from fmjax.data.image_files import LabelledFile, image_files, split_folders
 from fmjax.errors import DataError, InputError
 from fmjax.tasks import adaptation
 from fmjax.tasks.calibration import Calibrated
@@ -175,7 +175,7 @@ class ImageFolder(FolderData, Classified):
         if (splits := split_folders(folder)) != {"train": folder}:
             names = " or ".join(f"images:{self.path}/{split.name}" for split in splits.values())
             raise DataError(f"folder {str(folder)!r} has splits, which are no classes; choose {names}")
-        return read_files(context, labelled_files(folder), self.path)
+        return self._documents(context, folder)
 
 
 class UnlabelledImages(Classified):
@@ -229,7 +229,7 @@ class ImageFolderZeroShot(FolderData, ZeroShotImages):
     def documents(self, context):
         folders = split_folders(self.folder(context))
         context.note(f"{self.path}/{TOLD}", self.folder(context) / TOLD)
-        return read_files(context, labelled_files(folders.get("heldout", folders["train"])), self.path)
+        return self._documents(context, folders.get("heldout", folders["train"]))
 
     def labels(self, context):
         return sorted({document["label"] for document in self.documents(context)})

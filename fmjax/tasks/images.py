@@ -173,6 +173,7 @@ class FolderData(LabelledImages):
     def __init__(self, path: str, *arguments):
         self.path = path.rstrip("/") or path
         self.name = f"{self.name}:{self.path}"
+        self._known: dict[pathlib.Path, tuple[list[dict], dict]] = {}
         super().__init__(*arguments)
 
     def documents(self, context):
@@ -210,7 +211,7 @@ class FolderData(LabelledImages):
         folders = split_folders(self.folder(context))
         if len(folders) == 2:
             return tuple(self._documents(context, folders[split], split) for split in ("heldout", "train"))
-        documents = self._documents(context, folders["train"], "")
+        documents = self._documents(context, folders["train"])
         # The hash that the data of a training on this folder goes by.
         sides = [is_heldout(_digest(document["image"].value), HELDOUT) for document in documents]
         heldout, train = ([d for d, held in zip(documents, sides) if held == side] for side in (True, False))
@@ -221,8 +222,14 @@ class FolderData(LabelledImages):
             )
         return heldout, train
 
-    def _documents(self, context, folder: pathlib.Path, split: str) -> list[dict]:
-        return read_files(context, labelled_files(folder), f"{self.path}/{split}".rstrip("/"))
+    def _documents(self, context, folder: pathlib.Path, split: str = "") -> list[dict]:
+        """Documents of a folder's files, which are read once."""
+        name = f"{self.path}/{split}".rstrip("/")
+        if folder not in self._known:
+            documents = read_files(context, labelled_files(folder), name)
+            self._known[folder] = documents, context.read[name]
+        documents, context.read[name] = self._known[folder]
+        return documents
 
 
 def read_files(context: TaskContext, files: list[LabelledFile], name: str) -> list[dict]:
