@@ -9,7 +9,11 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).parents[2] / "colab"
-SHOWN = {"quickstart": ("bits_per_byte", "image/png"), "plugins": ("image/png", "perplexity", "kl", "eval/reward")}
+SHOWN = {
+    "quickstart": ("bits_per_byte", "image/png"),
+    "plugins": ("image/png", "perplexity", "kl", "eval/reward"),
+    "images": ("image/png", "images_zero_shot:shapes", "acc_drop", ".png"),
+}
 """What the outputs of each notebook must have among them."""
 
 
