@@ -24,6 +24,7 @@ NOT_COMPUTING = {
     "data/codecs/base.py data/codecs/media.py": "values to arrays, which are what answers are computed from",
     "data/codecs/pixels.py": "values to arrays as well",
     "data/image_files.py file_lock.py": "which files an index is of, and who writes to it",
+    "objectives/base.py": "what a run carried",
     "data/shuffle.py objectives/classification.py training/program.py": "the training of what is in the fingerprint",
     "tasks/protocol.py tasks/reading.py": "documents and requests, which answers are kept under",
     "tasks/cost.py tasks/store.py": "what becomes of answers",
