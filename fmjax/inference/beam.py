@@ -184,11 +184,10 @@ def _empty(form: Form, rows: int, max_length: int, source_length: int | None):
 @functools.cache
 def programs():
     """(empty cache, prefill, search), jitted."""
-    options = decoding.compiler_options()
     return (
         jax.jit(_empty, static_argnums=(0, 1, 2, 3)),
-        jax.jit(_prefill, static_argnums=0, donate_argnums=2, compiler_options=options),
-        jax.jit(_search, static_argnums=(0, 7, 8, 9), compiler_options=options),
+        jax.jit(_prefill, static_argnums=0, donate_argnums=2),
+        jax.jit(_search, static_argnums=(0, 7, 8, 9)),
     )
 
 

@@ -13,7 +13,6 @@ wanted, and `unrolled(params) -> (module, params)`, the form to decode with. An 
 `decode` instead of that `apply` (`fmjax.models.transformer.EncoderDecoder`), and its prompts are sources.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -178,20 +177,3 @@ def leave(module: nn.Module, weights: Weights, x, rows):
     """Logits [R, V] of the flattened `rows` [R] of what the last layer gave."""
     hidden, head = module.apply({"params": weights.params}, x, method="leave")
     return output_logits(hidden.reshape(-1, hidden.shape[-1])[rows], weights.head or head)
-
-
-@functools.cache
-def compiler_options() -> dict:
-    """Options for programs that multiply a few rows with large weights, for `jax.jit(compiler_options=)`.
-
-    On a CPU products go to Eigen rather than to XLA's YNNPACK fusions, which take twice as long at 16 rows. Empty where
-    this version of XLA does not have the option.
-    """
-    if jax.default_backend() != "cpu":
-        return {}
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options).lower(0).compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options

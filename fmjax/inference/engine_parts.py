@@ -90,10 +90,9 @@ def _programs(form: Form) -> _Programs:
         state, drawn = draw(form, logits, state._replace(cache={"lengths": after}), drawn, stop_ids)
         return state, drawn, enter(weights, state), ended(state, free_rows)
 
-    jitted = functools.partial(jax.jit, compiler_options=decoding.compiler_options())
     return _Programs(
-        jitted(read), jitted(begin, donate_argnums=1), jitted(layers, donate_argnums=2),
-        jitted(first, donate_argnums=1), jitted(next_token, donate_argnums=(1, 2)),
+        jax.jit(read), jax.jit(begin, donate_argnums=1), jax.jit(layers, donate_argnums=2),
+        jax.jit(first, donate_argnums=1), jax.jit(next_token, donate_argnums=(1, 2)),
     )  # fmt: skip
 
 

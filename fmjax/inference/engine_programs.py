@@ -212,7 +212,5 @@ def draw(form: Form, logits, state: State, drawn: Drawn, stop_ids) -> tuple[Stat
 @functools.cache
 def programs():
     """(start, prefill, decode), jitted."""
-    options = decoding.compiler_options()
-    jitted = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
     start = jax.jit(_start, static_argnums=(0, 1, 2, 3, 4))
-    return start, jitted(_prefill, donate_argnums=2), jitted(_decode, donate_argnums=2)
+    return start, *(jax.jit(run, static_argnums=0, donate_argnums=2) for run in (_prefill, _decode))

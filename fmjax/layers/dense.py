@@ -78,25 +78,14 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
     return y if bias is None else y + bias.astype(y.dtype)
 
 
-# Rows that each take a product of their own with a `Turned` weight: XLA's CPU backend has a program for the product
-# with one vector, and one for matrices that is slow for so few columns.
-SINGLE_ROWS = 3
-
-
 def _turned_product(x, weight, out_dtype):
     rows = x.reshape(-1, x.shape[-1])
     weight = weight.astype(x.dtype)
-
-    def single(row):
-        return lax.dot_general(weight, row, (((1,), (0,)), ((), ())), preferred_element_type=out_dtype)
-
     if len(rows) == 1:
-        y = single(rows[0])
-    elif len(rows) <= SINGLE_ROWS:
-        y = lax.map(single, rows)
+        y = lax.dot_general(weight, rows[0], (((1,), (0,)), ((), ())), preferred_element_type=out_dtype)
     else:
         y = lax.dot_general(weight, rows, (((1,), (1,)), ((), ())), preferred_element_type=out_dtype)
-        # Without the barrier XLA turns the product around, and takes several times as long.
+        # Without the barrier XLA turns the product around, which takes longer.
         y = lax.optimization_barrier(y).T
     return y.reshape(*x.shape[:-1], weight.shape[0])
 

@@ -1,6 +1,8 @@
 """Key-value cache of a stack: a pure pytree, every leaf with the batch's rows first.
 
-    {"lengths": int32 [B], "layers": ({"key", "value": [B, K, S, D]}, ...)}
+    {"lengths": int32 [B], "layers": ({"key": [B, K, D, S], "value": [B, K, S, D]}, ...)}
+
+A query's product with keys, and its weights' with values, then read rows of S and of D: what a CPU multiplies fastest.
 
 Each row advances by itself: `lengths` says how many positions it holds. The entry of position p lies in slot p mod S. A
 layer with an attention window keeps S = window slots, and its older entries are overwritten; so what a slot holds
@@ -20,6 +22,9 @@ from fmjax.parallel.logical import constrain
 AXES = ("batch", "act_heads", None, None)
 """Logical axes of keys and values."""
 
+SLOTS = {"key": 3, "value": 2}
+"""Axis of the slots."""
+
 
 def init_cache(batch_size: int, max_length: int, num_kv_heads: int, head_dim: int, windows, dtype) -> dict:
     """An empty cache for positions below max_length.
@@ -30,8 +35,9 @@ def init_cache(batch_size: int, max_length: int, num_kv_heads: int, head_dim: in
 
     def layer(window):
         slots = max_length if window is None else min(window, max_length)
-        shape = (batch_size, num_kv_heads, slots, head_dim)
-        return {name: constrain(jnp.zeros(shape, dtype), AXES) for name in ("key", "value")}
+        shapes = {"key": (head_dim, slots), "value": (slots, head_dim)}
+        rows = batch_size, num_kv_heads
+        return {name: constrain(jnp.zeros((*rows, *shape), dtype), AXES) for name, shape in shapes.items()}
 
     return {"lengths": jnp.zeros(batch_size, jnp.int32), "layers": tuple(layer(window) for window in windows)}
 
@@ -70,21 +76,21 @@ class CacheStep:
         Returns: ([N, T, H, D], the updated entry).
         """
         write = self.write_next if self.segment_ids is None and q.shape[1] == 1 else self.write
-        updated = {"key": write(entry["key"], k), "value": write(entry["value"], v)}
+        updated = {name: write(name, entry[name], new) for name, new in (("key", k), ("value", v))}
         if self.segment_ids is not None:
             out = attention(
                 q, k, v, segment_ids=self.segment_ids, causal=True, window=window, scale=scale, backend=backend
             )
         elif q.shape[1] == 1:
-            held = held_positions(self.after, entry["key"].shape[2])
+            held = held_positions(self.after, entry["value"].shape[2])
             allowed = (held >= 0) & (self.positions >= 0)
             out = decode_attention(q, updated["key"], updated["value"], allowed, scale=scale)
         else:
             # A later token of this pass may take the slot of an entry that an earlier one still attends, so attend
             # what was there before beside what is new.
-            old = (entry[name].swapaxes(1, 2).astype(k.dtype) for name in ("key", "value"))
-            keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(old, (k, v)))
-            held = jnp.concatenate([held_positions(self.before, entry["key"].shape[2]), self.positions], axis=1)
+            old = (entry["key"].transpose(0, 3, 1, 2), entry["value"].swapaxes(1, 2))
+            keys, values = (jnp.concatenate([x.astype(k.dtype), new], axis=1) for x, new in zip(old, (k, v)))
+            held = jnp.concatenate([held_positions(self.before, entry["value"].shape[2]), self.positions], axis=1)
             ids = (jnp.ones_like(self.positions), (held >= 0).astype(jnp.int32))
             positions = (self.positions, held)
             # Positions rule out every backend but the reference.
@@ -94,24 +100,27 @@ class CacheStep:
             )  # fmt: skip
         return out, updated
 
-    def write(self, held: jax.Array, new: jax.Array) -> jax.Array:
-        """`held` [B, K, S, D] with the new tokens' [N, T, K, D] in their slots."""
-        slots = held.shape[2]
+    def write(self, name: str, held: jax.Array, new: jax.Array) -> jax.Array:
+        """The "key" or "value" of an entry with the new tokens' [N, T, K, D] in their slots."""
+        slots = held.shape[SLOTS[name]]
         # Of entries that share a slot only the newest stays: those within S of the row's end.
         kept = (self.positions >= 0) & (self.positions >= self.after[self.rows] - slots)
         at = jnp.where(kept, self.positions % slots, slots)  # slot S is out of bounds: dropped
-        return held.at[self.rows, :, at].set(new.astype(held.dtype), mode="drop")
+        place = (self.rows, slice(None), at) if name == "value" else (self.rows, slice(None), slice(None), at)
+        return held.at[place].set(new.astype(held.dtype), mode="drop")
 
-    def write_next(self, held: jax.Array, new: jax.Array) -> jax.Array:
-        """`held` with one new token a row, [B, 1, K, D].
+    def write_next(self, name: str, held: jax.Array, new: jax.Array) -> jax.Array:
+        """As `write`, with one new token a row, [B, 1, K, D].
 
         Padding is written too, where the row's next token will be: nothing attends it before that token overwrites it,
         and a write that is never left out happens in place.
         """
-        batch, kv_heads, slots, _ = held.shape
+        batch, kv_heads = held.shape[:2]
+        at = (self.before % held.shape[SLOTS[name]])[:, None]
         # With the heads as an index XLA's CPU backend updates the cache in place for a single row too.
-        at = (jnp.arange(batch)[:, None], jnp.arange(kv_heads)[None], (self.before % slots)[:, None])
-        return held.at[at].set(new[:, 0].astype(held.dtype), mode="promise_in_bounds", unique_indices=True)
+        place = (jnp.arange(batch)[:, None], jnp.arange(kv_heads)[None])
+        place += (at,) if name == "value" else (slice(None), at)
+        return held.at[place].set(new[:, 0].astype(held.dtype), mode="promise_in_bounds", unique_indices=True)
 
 
 def held_positions(lengths: jax.Array, slots: int) -> jax.Array:

@@ -169,7 +169,7 @@ class EncoderDecoder(TextStack):
             for name in ("key", "value"):
                 new = dense(memory, projections[name]["kernel"], projections[name]["bias"], dtype=c.dtype)
                 new = new.reshape(*memory.shape[:2], c.num_kv_heads, c.head_dim)
-                held[name] = step.write(entry["memory"][name], new)
+                held[name] = step.write(name, entry["memory"][name], new)
             layers.append(entry | {"memory": held})
         rows = jnp.where(segment_ids > 0, slots, cache["lengths"].shape[0])
         lengths = cache["lengths"].at[rows].set(0, mode="drop")
@@ -179,7 +179,7 @@ class EncoderDecoder(TextStack):
         """(logits [B, T, V], cache) after appending target `tokens` [B, T] to the cache's rows."""
         step = begin({"lengths": cache["lengths"]}, tokens, segment_ids, None, None)
         x = self._embed(tokens, step.input_positions, "embedded", False)
-        source = jnp.arange(cache["layers"][0]["memory"]["key"].shape[2])[None] < cache["source_lengths"][:, None]
+        source = jnp.arange(cache["layers"][0]["memory"]["value"].shape[2])[None] < cache["source_lengths"][:, None]
         x, layers = self.decoder(
             x,
             segment_ids=jnp.ones_like(tokens),

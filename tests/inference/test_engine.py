@@ -223,7 +223,7 @@ def test_windows_keep_no_more_than_the_window_and_long_caches_are_read_in_blocks
     params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     params = jax.tree.map(lambda x: x * 6, params)
     made_engine = Engine(module, params, batch_size=2, max_length=470)
-    slots = [entry["key"].shape[2] for entry in made_engine.module.init_cache(2, 470)["layers"]]
+    slots = [entry["value"].shape[2] for entry in made_engine.module.init_cache(2, 470)["layers"]]
     assert slots == [470, 40]
     prompts = [np.random.default_rng(n).integers(0, 40, n).tolist() for n in (440, 70)]
     for prompt, completion in zip(prompts, made_engine.generate(requests(prompts, 20))):

@@ -111,7 +111,7 @@ def test_cached_decoding_equals_the_full_forward_pass(model):
         np.testing.assert_allclose(logits[0, 0], full[1, at[1]], atol=2e-5)
         np.testing.assert_allclose(logits[2, 0], full[0, at[0]], atol=2e-5)
     np.testing.assert_array_equal(cache["lengths"], [14, 0, 8])
-    slots = [entry["key"].shape[2] for entry in decoder.init_cache(2, total)["layers"]]
+    slots = [entry["value"].shape[2] for entry in decoder.init_cache(2, total)["layers"]]
     assert slots == [total if window is None else window for window in module.transformer.windows]
 
 

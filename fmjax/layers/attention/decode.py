@@ -23,14 +23,14 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
 
     Args:
       q: [B, T, H, D].
-      key, value: [B, K, S, D], where K divides H: query head h reads key-value head h // (H // K).
+      key, value: [B, K, D, S] and [B, K, S, D], where K divides H: query head h reads key-value head h // (H // K).
       allowed: bool [B, S], for all of a row's queries. A row without any gets a finite value without meaning.
       scale: None is 1 / sqrt(D).
 
     Returns: [B, T, H, D] in q's dtype. Logits and softmax are float32.
     """
     b, t, h, d = q.shape
-    kv_heads, slots = key.shape[1:3]
+    kv_heads, slots = value.shape[1:3]
     rows = q.reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, -1, d)
     rows = rows * jnp.asarray(d**-0.5 if scale is None else scale, q.dtype)
     block = max(1, BLOCK_SIZE.get(target_platform(), DEFAULT_BLOCK_SIZE) // d)
@@ -51,7 +51,7 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
 
 def _attend(rows, key, value, allowed):
     """Of queries [B, K, R, D] the largest logit, sum of exponentials and weighted values, float32 [B, K, R, 1 or D]."""
-    logits = jnp.einsum("bkrd,bksd->bkrs", rows, key.astype(rows.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bkrd,bkds->bkrs", rows, key.astype(rows.dtype), preferred_element_type=jnp.float32)
     logits = jnp.where(allowed[:, None, None], logits, MASKED)
     top = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
@@ -67,7 +67,7 @@ def _attend_blocks(rows, key, value, allowed, end, size):
     def add(i, carry):
         top, total, out = carry
         start = jnp.minimum(i * size, slots - size)  # the last block may overlap the one before it
-        block_key, block_value = (lax.dynamic_slice_in_dim(x, start, size, axis=2) for x in (key, value))
+        block_key, block_value = (lax.dynamic_slice_in_dim(x, start, size, axis) for x, axis in ((key, 3), (value, 2)))
         fresh = lax.dynamic_slice_in_dim(allowed, start, size, axis=1) & (start + jnp.arange(size) >= i * size)
         block_top, block_total, block_out = _attend(rows, block_key, block_value, fresh)
         new_top = jnp.maximum(top, block_top)
