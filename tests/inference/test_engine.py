@@ -288,8 +288,9 @@ def test_eight_devices_draw_the_tokens_of_one(mesh):
     assert tokens_of(found) == tokens_of(one.generate(wanted))
     rows = 8 // mesh.get("data", 1) // mesh.get("fsdp", 1)
     heads = 2 // mesh.get("tensor", 1)
-    (shard, *_) = state.cache["layers"][0]["key"].addressable_shards
-    assert shard.data.shape == (rows, heads, 64, 8)
+    for name, shape in (("key", (8, 64)), ("value", (64, 8))):
+        (shard, *_) = state.cache["layers"][0][name].addressable_shards
+        assert shard.data.shape == (rows, heads, *shape)
 
 
 def test_the_stacked_parameters_can_be_given_away():
