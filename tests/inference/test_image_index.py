@@ -16,7 +16,7 @@ from fmjax.commands import cli
 from fmjax.data.codecs.contact_sheet import LINE, SIDE
 from fmjax.data.digits import CODEC, read_digits
 from fmjax.errors import DataError, InputError
-from fmjax.inference import image_index, index_pieces
+from fmjax.inference import image_index, index_folder, index_pieces
 from fmjax.inference.image_index import index_images, query_vectors
 from fmjax.inference.nearest import NEIGHBOURS, nearest
 from fmjax.load import Model
@@ -155,8 +155,10 @@ def test_new_changed_renamed_and_removed_files(folder, tmp_path, embedded):
     assert np.abs(found["0/03.png"] - first["0/03.png"]).max() > 1e-3
 
 
-def test_a_file_written_over_within_its_time_stamp_is_seen(folder, tmp_path, embedded):
-    """The same size, and a modification time that is set back."""
+@pytest.mark.parametrize("settled", [-1.0, index_folder.SETTLED])
+def test_a_file_written_over_with_its_old_time_is_seen(folder, tmp_path, embedded, monkeypatch, settled):
+    """The same size, and a modification time that is set back; by its stamp, or because it was written just now."""
+    monkeypatch.setattr(index_folder, "SETTLED", settled)
     path = folder / "plain.bmp"
     for value in (10, 200):
         Image.fromarray(np.full((8, 8), value, np.uint8)).save(path)
@@ -164,6 +166,15 @@ def test_a_file_written_over_within_its_time_stamp_is_seen(folder, tmp_path, emb
         index_images(MODEL, folder, tmp_path / "index")
         assert embedded.pop() == (COUNT + 1 if value == 10 else 1)
         embedded.clear()
+
+
+def test_files_that_stayed_are_not_opened_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(index_folder, "SETTLED", -1.0)
+    first = index_images(MODEL, folder, tmp_path / "index")
+    opened = []
+    monkeypatch.setattr(index_folder.hashlib, "file_digest", lambda *arguments: opened.append(arguments))
+    second = index_images(MODEL, folder, tmp_path / "index")
+    assert not opened and second.names == first.names
 
 
 def test_many_small_pieces_become_few(folder, tmp_path, embedded):
