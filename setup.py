@@ -43,7 +43,8 @@ setup(
         "gguf": [GGUF],
         "search": [SEARCH],
         "test": [
-            "pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", *EVAL, GGUF, SEARCH,
+            "pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29",
+            *EVAL, GGUF, SEARCH,
             f"{TPU_COMPILER}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],  # fmt: skip
         "tensorboard": ["tensorboard>=2.16"],  # to look at the events of a run

@@ -38,11 +38,11 @@ class View:
         if self.max_shift:
             down, right = (draws.below(2 * self.max_shift + 1) - self.max_shift for _ in range(2))
             pixels = shifted(pixels, down, right, background=0)
-        return self.codec.encode(pixels)
+        return self.codec.normalised(pixels)
 
     def unchanged(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """The array of an image to evaluate on."""
-        return self.codec.encode(self.codec.scaled(pixels))
+        return self.codec.normalised(self.codec.scaled(pixels))
 
     @property
     def mixing(self):

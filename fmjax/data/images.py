@@ -76,4 +76,5 @@ class ImageData(ImageSettings):
 def class_names(labels: Collection[str]) -> tuple[str, ...]:
     """The classes of labels, in the order that they are numbered in."""
     names = set(labels)
-    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+    are_numbers = all(name.isdecimal() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name), name) if are_numbers else name))

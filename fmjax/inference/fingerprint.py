@@ -15,8 +15,10 @@ from fmjax.data.codecs.base import fingerprint
 from fmjax.parallel.placement import whole
 
 LANES = 4
-LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "sentencepiece", "tokenizers")
-"""Whose versions count: they compute the answers, and make tokens of texts."""
+LIBRARIES = (
+    "jax", "jaxlib", "flax", "numpy", "sentencepiece", "tokenizers", "pillow", "scipy", "scikit-learn",
+)  # fmt: skip
+"""Whose versions count: they compute the answers, make tokens of texts, and read, scale and change images."""
 
 
 def model_fingerprint(model) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from fmjax.data.codecs.media import Media
 from fmjax.data.image_files import image_files
 from fmjax.errors import DataError, InputError
 from fmjax.inference.checks import check_whole
@@ -215,7 +216,8 @@ def _read_ahead(paths: Sequence[pathlib.Path], codec, piece: int) -> Iterator[tu
 
     def read(path: pathlib.Path):
         try:
-            return codec.read(path)
+            # In the model's size: what is read ahead is small, however large the files' images are.
+            return Media("image", codec.fitted(codec.read(path)), is_fitted=True)
         except DataError as error:  # of these contents, whatever the file is called
             return DataError(str(error).replace(repr(str(path)), "it"))
 

@@ -56,7 +56,7 @@ def embed(
         return embed_texts(model, found, batch_size, progress)
     modality = None if name is None else values.read_by_name(model, name)
     arrays = values.encode(model, found, modality)
-    forward = lambda arrays: _encode(model.module, model.params, arrays, "encode_images")
+    forward = lambda arrays: _encode(model.module, model.variables, arrays, "encode_images")
     parts = list(values.in_batches(model, arrays, forward, "embed", batch_size, progress))
     return np.concatenate(parts) if parts else np.zeros((0, _width(model)), np.float32)
 
@@ -68,7 +68,7 @@ def embed_texts(model, texts: Sequence[str], batch_size: int = 64, progress: str
     groups = defaultdict(list)
     for index, row in enumerate(rows):
         groups[bucket(len(row), high=model.module.max_length)].append(index)
-    forward = lambda arrays: _encode(model.module, model.params, arrays, "encode_texts")
+    forward = lambda arrays: _encode(model.module, model.variables, arrays, "encode_texts")
     for length, group in sorted(groups.items()):
         arrays = {name: np.zeros((len(group), length), np.int32) for name in ("tokens", "segment_ids")}
         for place, index in enumerate(group):
@@ -145,7 +145,7 @@ def classify(
     if not len(vectors):
         return []
     with model.inference():
-        found = np.asarray(_probabilities(model.module, model.params, vectors, names))
+        found = np.asarray(_probabilities(model.module, model.variables, vectors, names))
     best = np.argsort(-found, axis=-1, kind="stable")[:, :top_k]
     return [[(classes[i], float(row[i])) for i in order] for row, order in zip(found, best)]
 
@@ -162,17 +162,17 @@ def values_of(model, images: Sequence[Any]) -> Sequence[Any]:
 def _width(model) -> int:
     """Of the model's space."""
     return jax.eval_shape(
-        lambda params, arrays: model.module.apply({"params": params}, **arrays)["image"],
-        model.params, model.module.example(),
+        lambda variables, arrays: model.module.apply(variables, **arrays)["image"],
+        model.variables, model.module.example(),
     ).shape[-1]  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("module", "method"))
-def _encode(module: nn.Module, params, arrays, method: str) -> jax.Array:
-    return whole(module.apply({"params": params}, **arrays, method=method))
+def _encode(module: nn.Module, variables, arrays, method: str) -> jax.Array:
+    return whole(module.apply(variables, **arrays, method=method))
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _probabilities(module: nn.Module, params, image, text) -> jax.Array:
-    return whole(module.apply({"params": params}, image, text, method="probabilities"))
+def _probabilities(module: nn.Module, variables, image, text) -> jax.Array:
+    return whole(module.apply(variables, image, text, method="probabilities"))
 

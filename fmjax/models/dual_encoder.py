@@ -46,6 +46,11 @@ class DualEncoder(nn.Module):
                     f"model.{name} = {type(tower).__name__} has no method `{method}(..., train)`, which gives {gives}; "
                     f"take {known!r}, or another with that method"
                 )
+            if not hasattr(tower, "hidden_size"):
+                raise ConfigError(
+                    f"model.{name} = {type(tower).__name__} has no `hidden_size`, the length of its vectors; give the "
+                    "class that field or property"
+                )
         if getattr(self.vision, "num_classes", 0) != 0:
             raise ConfigError(
                 f"model.vision.num_classes = {self.vision.num_classes}: an image tower has no classes of its own; set "

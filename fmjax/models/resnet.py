@@ -97,6 +97,11 @@ class ResNet(ImageModule):
         vectors = self.pooled(images, train)
         return vectors if self.num_classes == 0 else self.head(vectors)
 
+    @property
+    def hidden_size(self) -> int:
+        """Length of an image's vector."""
+        return self.widths[-1]
+
     def pooled(self, images, train: bool = False) -> jax.Array:
         """An image's vector, float32 [B, widths[-1]]: the mean over the last stage's pixels."""
         return tap(self, "pooled", global_pool(self.last_map(images, train)))

@@ -84,7 +84,7 @@ class Contrastive:
 
     def __call__(self, apply_fn, params, batch, key, train: bool) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Sums over the batch, each with its weight: "loss" in nats; "image_to_text" and "text_to_image", for how many
-        images no text fits better than one of their own meaning, and the reverse; and "scale".
+        images a text of their own meaning fits better than all others, and the reverse; and "scale".
 
         Their own meaning: the same `labels`, where the rows have any, whatever `positives` says.
         """
@@ -134,15 +134,15 @@ def contrast(
     losses = 0.5 * (_losses(one, loss) + _losses(of_texts, loss))
     return {
         "loss": losses,
-        "image_to_text": one["best_positive"] >= one["best"],
-        "text_to_image": of_texts["best_positive"] >= of_texts["best"],
+        "image_to_text": one["best_positive"] > one["best_other"],
+        "text_to_image": of_texts["best_positive"] > of_texts["best_other"],
     }
 
 
 LEAST = -1e30
 """The logit of what is not there: finite, so that a row of nothing has no gradient instead of none that is finite."""
 _JOINED = {
-    "normaliser": jax.nn.logsumexp, "positives": jnp.sum, "count": jnp.sum, "losses": jnp.sum, "best": jnp.max,
+    "normaliser": jax.nn.logsumexp, "positives": jnp.sum, "count": jnp.sum, "losses": jnp.sum, "best_other": jnp.max,
     "best_positive": jnp.max,
 }  # fmt: skip
 """How what chunks of texts say of one image is joined."""
@@ -164,7 +164,8 @@ def _both_ways(image, rows, columns, scale, bias, loss, several):
 def _one_way(logits, positive, alike, is_there, loss) -> dict[str, jax.Array]:
     """Of logits [M, N] the statistics of each of M over those of N that are there."""
     fixed = jax.lax.stop_gradient(jnp.where(is_there, logits, LEAST))
-    found = {"best": fixed.max(1), "best_positive": jnp.where(alike, fixed, LEAST).max(1)}
+    others = jnp.where(alike, LEAST, fixed)
+    found = {"best_other": others.max(1), "best_positive": jnp.where(alike, fixed, LEAST).max(1)}
     if loss == "sigmoid":
         losses = jax.nn.softplus(jnp.where(positive, -logits, logits))
         return found | {"losses": jnp.where(is_there, losses, 0.0).sum(1)}

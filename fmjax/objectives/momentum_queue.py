@@ -70,7 +70,7 @@ def contrast(
     if left_out is not None:
         others = jnp.where(left_out, -jnp.inf, others)
     logits = jnp.concatenate([own, others], axis=1)
-    return -jax.nn.log_softmax(logits)[:, 0], logits.argmax(-1) == 0
+    return -jax.nn.log_softmax(logits)[:, 0], logits[:, 0] > logits[:, 1:].max(-1)
 
 
 def unit(vectors: jax.Array) -> jax.Array:

@@ -102,8 +102,14 @@ def parts_are_alike(config: Mapping) -> bool:
     objective = OBJECTIVES.get(config["objective"]["name"])
     if state_collections(build(config["model"], MODELS)):
         return False
-    dropout = any("dropout" in key and value for key, value in config["model"].items())
-    return getattr(objective, "ROWS_APART", False) and not dropout
+    return getattr(objective, "ROWS_APART", False) and not _has_dropout(config["model"])
+
+
+def _has_dropout(section: Mapping) -> bool:
+    """Whether a section, or one inside it, such as a tower's, has a rate of dropout above 0."""
+    inside = [value for value in section.values() if isinstance(value, Mapping)]
+    own = (value for key, value in section.items() if "dropout" in key and not isinstance(value, Mapping))
+    return any(own) or any(map(_has_dropout, inside))
 
 
 def check_identity(workdir: pathlib.Path, saved: dict, now: dict) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from fmjax import search
 from fmjax.commands import cli
 from fmjax.data.codecs.contact_sheet import LINE, SIDE
+from fmjax.data.codecs.image import CroppedImageCodec
 from fmjax.data.digits import CODEC, read_digits
 from fmjax.errors import DataError, InputError
 from fmjax.inference import image_index, index_folder, index_pieces
@@ -77,6 +78,17 @@ def test_it_finds_what_a_loop_over_all_images_finds(folder, tmp_path, neighbours
         np.testing.assert_allclose([hit.score for hit in hits], sorted(scores.values(), reverse=True), atol=1e-6)
         assert hits[0].path == folder / hits[0].name and hits[0].score == pytest.approx(1)
         assert index.search(queries[place : place + 1], 2, neighbours)[0] == hits[:2]
+
+
+def test_files_of_any_size_are_read_as_the_model_reads_them(tmp_path):
+    """A codec that cuts out the middle sees each file once, in its own size."""
+    codec = CroppedImageCodec(8, 8, 1, shortest_edge=12)
+    model = dataclasses.replace(MODEL, codecs=MODEL.codecs | {"image": codec})
+    images = [np.random.default_rng(i).integers(0, 256, (30 + 9 * i, 50, 1)).astype(np.uint8) for i in range(3)]
+    for number, image in enumerate(images):
+        codec.write(image, tmp_path / f"{number}.png")
+    index = index_images(model, tmp_path, tmp_path / "index", piece=2)
+    np.testing.assert_allclose(index.vectors, model.embed(images=images, normalize=True), atol=1e-6)
 
 
 @pytest.mark.parametrize("neighbours", NEIGHBOURS)

@@ -15,6 +15,7 @@ from fmjax.errors import InputError
 from fmjax.inference.model import Model
 from fmjax.inference.pairs import class_vectors
 from fmjax.models import MODELS
+from fmjax.models.state import STATE_KEY, initial_state
 
 TOKENIZER, CODEC = ByteTokenizer(), ImageCodec(8, 8, 3)
 SIZES = dict(num_layers=1, hidden_size=16, num_heads=2)
@@ -51,6 +52,24 @@ def text_vectors(model, texts):
     """One text after the other, without padding."""
     rows = [np.array([model.tokenizer.encode_pair(text)[0]], np.int32) for text in texts]
     return np.concatenate([model.module.apply({"params": model.params}, row, method="encode_texts") for row in rows])
+
+
+def test_a_tower_with_statistics_is_read_with_them():
+    vision = {"name": "resnet", "stem": "cifar", "block": "basic", "depths": (1,), "widths": (8,), "stem_size": 8}
+    vision |= {"num_classes": 0, "image_size": 8, "num_channels": 3}
+    model = model_of("clip", vision=vision)
+    state = nn.unbox(initial_state(model.module, jax.random.key(1)))
+    moved = jax.tree.map(lambda x: x + 0.5, state)
+    found = [dataclasses.replace(model, carry={STATE_KEY: one}).embed(images=IMAGES) for one in (state, moved)]
+    assert found[0].shape == (5, 8) and np.abs(found[0] - found[1]).max() > 1e-3
+    expected = model.module.apply({"params": model.params, **moved}, *_images(), method="encode_images")
+    np.testing.assert_allclose(found[1], expected, atol=1e-5)
+    with pytest.raises(InputError, match="has no 'batch_stats'"):
+        model.embed(images=IMAGES)
+
+
+def _images():
+    return (np.stack([CODEC.encode(image)["images"] for image in IMAGES]),)
 
 
 def test_vectors_are_those_of_each_value_by_itself():

@@ -124,6 +124,8 @@ def test_a_row_finds_its_own_meaning():
             np.testing.assert_array_equal(apart[name], same > 1)
         alike = contrast(image, text, 1.0, 0.0, labels=np.where(same < 2, 0, -1), **options)
         assert alike["image_to_text"].all() and alike["text_to_image"].all()
+        equal = contrast(np.ones_like(image), np.ones_like(image), 1.0, 0.0, labels=same, **options)
+        assert not equal["image_to_text"].any() and not equal["text_to_image"].any()  # as near as all others
 
 
 def test_a_batch_without_rows_has_finite_gradients():

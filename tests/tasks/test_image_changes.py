@@ -1,8 +1,13 @@
 """Robustness of image tasks: what each change does to pixels, and the drop that the runner reports."""
 
+import dataclasses
+import functools
+
 import numpy as np
 import pytest
 
+from fmjax.data.codecs.image import CroppedImageCodec, ResizedImageCodec
+from fmjax.data.codecs.label import LabelCodec
 from fmjax.data.codecs.media import Media
 from fmjax.data.digits import CODEC
 from fmjax.errors import DataError, InputError
@@ -78,6 +83,31 @@ def test_changed_media_are_other_media(tmp_path):
     small = CODEC.read(path)
     found = Media("image", path, change=ImageChange("blur", 0)).encode(CODEC)["images"]
     np.testing.assert_array_equal(found, CODEC.encode(ImageChange("blur", 0)(small))["images"])
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (500, 900)])
+@pytest.mark.parametrize("make", [ResizedImageCodec, functools.partial(CroppedImageCodec, shortest_edge=72)])
+def test_what_a_model_sees_is_changed_whatever_the_size(make, shape, tmp_path):
+    """Noise has its strength beside files and arrays of any size, and an occlusion lies in what is cut out."""
+    codec, grey = make(64, 64, 3, resample="bicubic"), np.full((*shape, 3), 128, np.uint8)
+    codec.write(grey, tmp_path / "grey.png")
+    for value in (grey, tmp_path / "grey.png"):
+        seen = codec.decode(Media("image", value, change=ImageChange("noise", 1)).encode(codec)).astype(float)
+        assert (seen - 128).std() / 255 == pytest.approx(image_changes.NOISE, rel=0.05)
+        assert abs(np.corrcoef(seen[:, 1:].ravel(), seen[:, :-1].ravel())[0, 1]) < 0.05
+        white = Media("image", value, change=_White()).encode(codec)
+        assert codec.decode(white).shape == codec.shape and (codec.decode(white) == 255).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class _White:
+    def __call__(self, image):
+        return np.full_like(image, 255)
+
+
+def test_values_without_a_size_of_the_model_are_not_changed():
+    with pytest.raises(DataError, match="LabelCodec has no `fitted`"):
+        Media("label", np.int32(1), change=_White()).encode(LabelCodec(3))
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -86,6 +86,17 @@ def test_parts_of_a_batch_are_averaged():
     assert not parts_are_alike(config())
 
 
+@pytest.mark.parametrize("section, alike", [({}, True), ({"dropout": 0.1}, False), ({"text": {"dropout": 0.1}}, False)])
+def test_dropout_anywhere_in_a_model_makes_parts_differ(section, alike):
+    text = {"name": "text_tower", "num_layers": 1, "hidden_size": 8, "num_heads": 1, "max_length": 8, "dropout": 0.0}
+    vision = {"name": "vit", "num_layers": 1, "hidden_size": 8, "num_heads": 1, "num_classes": 0, "dropout": 0.0}
+    model = {"name": "vit", "num_layers": 1, "hidden_size": 8, "num_heads": 1, **section}
+    if "text" in section:
+        model = {"name": "clip", "vision": vision, "text": text | section["text"]}
+    # An objective whose rows do not meet.
+    assert parts_are_alike({"objective": {"name": "classification"}, "model": model}) == alike
+
+
 def test_any_module_with_state_trains_with_any_objective():
     """Two parts of two calls each: a mean of four, and a count that each call took one further."""
     module = Tiny(2, 1, 3)

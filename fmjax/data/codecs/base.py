@@ -29,6 +29,8 @@ class Codec(Protocol):
       suffix: of the files that `write` makes, such as ".png".
       array: name of the array that modules read or make.
       shape: of that array, without a batch axis.
+      fitted, normalised: where values come in several sizes or are changed in between, the two halves of `encode`: the
+        value in the model's size, and the arrays of that.
       shown: where there is one, the kind of summary ("image") by which TensorBoard shows a file of values.
     """
 

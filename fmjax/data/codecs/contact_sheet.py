@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fmjax.data.codecs.image import grid
-from fmjax.errors import DataError
+from fmjax.data.codecs.image import ImageCodec, grid
 from fmjax.small_files import replacing
 
 SIDE, LINE = 160, 16
 """Pixels: of the square that an image fits in, and of the height of the line under it."""
+_COLOUR = ImageCodec(SIDE, SIDE, 3)  # reads files as those of models are read
 
 
 def contact_sheet(
@@ -40,15 +40,11 @@ def write_sheet(sheet: np.ndarray, path: pathlib.Path) -> None:
 
 def _opened(picture: pathlib.Path | np.ndarray):
     """A Pillow image in colour. Raises DataError for a file that is none."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).convert("RGB")
-    try:
-        with Image.open(picture) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{str(picture)!r} cannot be read as an image: {error}") from None
+    return Image.fromarray(_COLOUR.pixels(picture, str(picture)))
 
 
 def _cell(one: pathlib.Path | np.ndarray, caption: str) -> np.ndarray:

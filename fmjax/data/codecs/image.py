@@ -55,12 +55,22 @@ class ImageCodec:
         return self.height, self.width, self.channels
 
     def encode(self, value) -> dict[str, np.ndarray]:
-        """{array: float32 [H, W, C]} of an image uint8 [H, W, C], or [H, W] where it is grey."""
-        image = np.asarray(value)
-        if image.ndim == 2:
-            image = image[..., None]
+        """{array: float32 [height, width, C]} of an image that `fitted` takes."""
+        return self.normalised(self.fitted(value))
+
+    def fitted(self, value) -> np.ndarray:
+        """The image as the model sees it, uint8 [height, width, C], of one of this size; [height, width] if grey.
+
+        Raises DataError for another one.
+        """
+        image = _with_channels(value)
         if image.dtype != np.uint8 or image.shape != self.shape:
             raise DataError(f"an image is uint8 of shape {self.shape}, got {described(value)}")
+        return image
+
+    def normalised(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """{array: float32 [height, width, C]} of an image that `fitted` or `scaled` made, and that may have been
+        changed since."""
         return {self.array: (image.astype(np.float32) / 255 - self._row(self.mean)) / self._row(self.std)}
 
     def decode(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -152,14 +162,12 @@ class ResizedImageCodec(ImageCodec):
         super().__post_init__()
         check_choice("image codec: resample", self.resample, FILTERS)
 
-    def encode(self, value) -> dict[str, np.ndarray]:
-        """{array: float32 [height, width, C]} of an image uint8 [H, W, C], or [H, W] where it is grey."""
-        image = np.asarray(value)
-        if image.ndim == 2:
-            image = image[..., None]
+    def fitted(self, value) -> np.ndarray:
+        """As of `ImageCodec`, of an image of any size, uint8 [H, W, C], or [H, W] where it is grey."""
+        image = _with_channels(value)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self.channels or not image.size:
             raise DataError(f"an image is uint8 of shape (height, width, {self.channels}), got {described(value)}")
-        return super().encode(self.scaled(image))
+        return self.scaled(image)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +215,12 @@ class UnscaledImageCodec(ImageCodec):
     """As `ImageCodec`, of files of this size alone: no other is scaled, but refused."""
 
     scales: ClassVar[bool] = False
+
+
+def _with_channels(value) -> np.ndarray:
+    """An image with an axis for its channels, which a grey one may lack."""
+    image = np.asarray(value)
+    return image[..., None] if image.ndim == 2 else image
 
 
 def _is_deep(picture) -> bool:

@@ -32,8 +32,9 @@ class Media:
       value: the array that the codec encodes, a copy, which cannot be written to; or the path of a file that it reads,
         or the bytes of one.
       name: of the file or record that it comes from, for logs.
-      change: what becomes of the value before it is encoded, where it is asked for otherwise than it is: a frozen
-        dataclass that is called with the value, told from others by its fields.
+      change: what becomes of the value as the model would see it, where it is asked for otherwise than it is: a frozen
+        dataclass that is called with what the codec's `fitted` gives, told from others by its fields.
+      is_fitted: whether the value is what the codec's `fitted` gave, and is not to be fitted again.
       fingerprint: 32 hexadecimal digits of its dtype, shape and numbers, or of the file's bytes, and of the change.
 
     Raises DataError for a file that cannot be read, or a value that is neither.
@@ -43,6 +44,7 @@ class Media:
     value: Any = dataclasses.field(compare=False, repr=False)
     name: str = dataclasses.field(default="", compare=False, repr=False)
     change: Callable[[Any], Any] | None = dataclasses.field(default=None, compare=False, repr=False)
+    is_fitted: bool = dataclasses.field(default=False, compare=False, repr=False)
     fingerprint: str = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -70,7 +72,12 @@ class Media:
         """The arrays that a codec of its modality makes of it. Raises DataError for a value that the codec refuses."""
         value = NamedFile(self.value, self.name) if isinstance(self.value, bytes) else self.value
         value = codec.read(value) if isinstance(value, pathlib.Path | NamedFile) else value
-        return codec.encode(value if self.change is None else self.change(value))
+        if self.change is None and not self.is_fitted:
+            return codec.encode(value)
+        if not hasattr(codec, "fitted"):
+            raise DataError(f"{type(codec).__name__} has no `fitted` and `normalised`: its values are not changed")
+        value = value if self.is_fitted else codec.fitted(value)
+        return codec.normalised(value if self.change is None else self.change(value))
 
     def key(self) -> dict[str, str]:
         """What tells it from another, as JSON holds it."""

@@ -58,7 +58,15 @@ class PixelCodec:
 
     def encode(self, value) -> dict[str, np.ndarray]:
         """{"tokens", "targets"} of an image uint8 [H, W, C], or [H, W] where it is grey."""
-        pixels = self.image.encode(value)["images"].reshape(-1, self.channels) / 2 + 0.5
+        return self.normalised(self.fitted(value))
+
+    def fitted(self, value) -> np.ndarray:
+        """The image, as of `ImageCodec`."""
+        return self.image.fitted(value)
+
+    def normalised(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """{"tokens", "targets"} of an image that `fitted` made."""
+        pixels = self.image.normalised(image)["images"].reshape(-1, self.channels) / 2 + 0.5
         targets = nearest_colours(pixels, np.asarray(self.palette))
         return {"tokens": np.concatenate([np.array([self.start], np.int32), targets[:-1]]), "targets": targets}
 
