@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fmjax.errors import ConfigError
@@ -37,7 +38,7 @@ class Classification:
         row = data.train[0]
         if "labels" not in row:
             raise ConfigError(f"classification learns `labels`, which the rows of these data lack: {', '.join(row)}")
-        if row["labels"].ndim == 0:
+        if np.issubdtype(row["labels"].dtype, np.integer):
             check_labels(module, data)
         elif row["labels"].shape != (module.num_classes,):
             raise ConfigError(

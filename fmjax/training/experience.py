@@ -38,6 +38,8 @@ class Experience:
         self.wait_seconds = 0.0
         self.number, self.rollout, self.step = -1, {}, 0
 
+    rows_per_core_second = None  # rows come from the model
+
     def due(self, step: int) -> bool:
         """Whether `collect` must come before the batch of step `step`."""
         return step // self.objective.rollout_steps != self.number

@@ -207,7 +207,11 @@ class Run:
             return
         speed = self.clock.read(input_wait, completed.result())
         row = {f"train/{name}": value for name, value in values.items()}
-        row |= speed if step != self.progress.first else {}  # the first step of a process says nothing about speed
+        if step != self.progress.first:  # the first step of a process says nothing about speed
+            if rate := self.loader.rows_per_core_second:
+                speed["perf/rows_per_core_second"] = rate
+            row |= speed
+            self.progress.say_waiting(speed)
         self.results.write(step, row)
         self.progress.show(row)
         self.checkpointer.check()

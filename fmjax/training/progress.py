@@ -18,7 +18,7 @@ class Progress:
 
     def __init__(self, step: int, last: int, shown: bool):
         self.first, self.last = step + 1, last
-        self.measured_from, self.estimated = 0.0, False
+        self.measured_from, self.estimated, self.said_waiting = 0.0, False, False
         # A terminal is redrawn often; a log file gets a line now and then.
         interval = 0.5 if sys.stderr.isatty() else 15.0
         self.bar = tqdm(
@@ -30,6 +30,16 @@ class Progress:
         """The first step was complete so many seconds after the start."""
         log.info("first step %.1f s after the start", seconds)
         self.measured_from = time.perf_counter()
+
+    def say_waiting(self, speed: dict[str, float]) -> None:
+        """Says once that the steps wait for their rows, where they do for more than a fifth of the time."""
+        share, rate = speed["perf/input_wait_share"], speed.get("perf/rows_per_core_second")
+        if share > 0.2 and rate and not self.said_waiting:
+            self.said_waiting = True
+            log.warning(
+                "%.0f%% of the time the steps wait for rows, of which a core makes %.0f a second: such steps need more "
+                "cores, or rows that are made more cheaply", 100 * share, rate,
+            )  # fmt: skip
 
     def estimate(self, step: int) -> None:
         """Says once how long the rest will take, when steps after the first have shown it; `step` may still run."""

@@ -80,3 +80,20 @@ def test_rows_outside_the_batch_are_refused():
         Loader(Counted(), 4, row_indices=[0, 4])
     with pytest.raises(ValueError, match="row_indices"):
         Loader(Counted(), 4, row_indices=[])
+
+
+def test_rows_a_second_a_core_are_told_whatever_the_rows_wait_for():
+    class Busy(Counted):
+        def __getitem__(self, index):
+            until = time.thread_time() + 0.004
+            while time.thread_time() < until:
+                pass
+            return super().__getitem__(index)
+
+    for threads in (0, 3):
+        loader = Loader(Busy(delay=0.004), 4, num_threads=threads, prefetch=3)
+        for _ in range(4):
+            next(loader)
+        loader.close()
+        assert 150 < loader.rows_per_core_second < 251
+    assert Loader(Counted(), 1).num_threads >= 2
