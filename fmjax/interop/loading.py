@@ -24,6 +24,7 @@ from fmjax.gguf_file import is_gguf
 from fmjax.inference import decoding
 from fmjax.inference.model import Model
 from fmjax.interop import gguf
+from fmjax.interop.carried import carried_params, is_carried, source_of
 from fmjax.interop.family import TOKEN_IDS, different_fields
 from fmjax.interop.importer import PARTS, Published, open_folder
 from fmjax.interop.preprocessor import read_codecs
@@ -96,8 +97,11 @@ def stored_dtype(folder: pathlib.Path) -> str:
     return open_published(folder).dtype if is_published(folder) else "float32"
 
 
-def initial_params(path: str, module, shapes, shardings):
+def initial_params(path: str, module, shapes, shardings, fresh=None):
     """Parameters of a saved or published model for a module that is to be trained further, as `shardings` says.
+
+    fresh: `fmjax.interop.carried.carried_params`, which makes them of another model's where the module can; None: of no
+      other model.
 
     Raises ConfigError, listing the fields, where the model is another function than `module`; CheckpointError for
     damaged weights.
@@ -107,9 +111,15 @@ def initial_params(path: str, module, shapes, shardings):
     section = load_workdir_config(folder).get("model") if published is None else published.section
     if not isinstance(section, dict):
         raise ConfigError(f"train.init_from = {path!r}: its config.json has no section 'model'; is it a run's?")
-    rows = different_fields(module, build(section, MODELS))
+    other = build(section, MODELS)
+    part, source = (None, other) if fresh is None else source_of(module, other)
+    rows = different_fields(module, source)
     # What depends on these shows in the shapes; a vocabulary that is not stated is the tokenizer's.
     rows = [(k, here, there) for k, here, there in rows if k != "max_length" and (k, there) != ("vocab_size", None)]
+    if fresh is not None and (rows or part is not None) and all(is_carried(module, key) for key, *_ in rows):
+        params = _whole(folder, step, published, other)
+        params = params if part is None else params[part]
+        return carried_params(path, module, source, params, shapes, shardings, fresh)
     if rows:
         listed = "\n".join(f"  model.{key}: {there!r} there, {here!r} in this run" for key, here, there in rows)
         raise ConfigError(f"train.init_from = {path!r} is another model:\n{listed}")
@@ -123,6 +133,15 @@ def initial_params(path: str, module, shapes, shardings):
         found = jax.device_put(merged(found), shardings)
     _check_shapes(found, shapes, path)
     return found
+
+
+def _whole(folder: pathlib.Path, step: int | None, published: Published | None, module):
+    """All parameters of a model, on one device."""
+    if published is not None:
+        return published.params(*placed(module, None))
+    weights = build_weights(load_workdir_config(folder))
+    found, _ = load_params(folder, step, shardings=placed(module, None, weights)[1])
+    return found if weights is None else merged(found)
 
 
 def initial_state(path: str, shardings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from fmjax.layers.checks import check_choice, check_positive
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.embed import Embedding
 from fmjax.layers.flops import transformer_flops
-from fmjax.layers.image_positions import grid_sinusoids
+from fmjax.layers.image_positions import grid_sinusoids, resized_positions
 from fmjax.layers.norm import Norm
 from fmjax.layers.patchify import patchify
 from fmjax.layers.tap import tap
@@ -49,6 +49,8 @@ class ViT(Stacked, ImageModule):
       dropout: rate after the embedding and on the output of each half of a block.
       attention_dropout: rate on attention probabilities; None is `dropout`.
     """
+
+    CARRIES = ("image_size", "num_classes", "pooling", "use_pooler", "positions")  # may differ in `carried_over`
 
     num_layers: int = 12
     hidden_size: int = 768
@@ -150,6 +152,47 @@ class ViT(Stacked, ImageModule):
         side = int(patches**0.5)
         table = grid_sinusoids(side, patches // side, self.hidden_size)
         return jnp.pad(table, [(int(self.use_class_token), 0), (0, 0)])[None]
+
+    @nn.nowrap
+    def part_of(self, other: nn.Module) -> str | None:
+        """The field of another module that is such a model: an MAE's encoder, the image tower of a pair."""
+        return next((name for name in ("encoder", "vision") if isinstance(getattr(other, name, None), ViT)), None)
+
+    @nn.nowrap
+    def carried_over(self, other: "ViT", params: dict) -> dict:
+        """What of the parameters of `other` this model begins with; what is missing there is made anew.
+
+        Positions of another number of patches are interpolated, fixed ones become learned ones, and a head of another
+        number of classes, or another pooling, is left out. Raises ConfigError for learned positions where these are
+        fixed.
+        """
+        found = {name: part for name, part in params.items() if name != "position_embedding"}
+        kept = {
+            "head": self.num_classes == other.num_classes,
+            "pooler": self.use_pooler,
+            "attention_pooling": self.pooling == "attention",
+        }
+        found = {name: part for name, part in found.items() if kept.get(name, True)}
+        if self.positions == "learned":
+            return found | {"position_embedding": {"embedding": self._carried_positions(other, params)}}
+        if other.positions == "learned":
+            raise ConfigError(
+                "model.positions = 'sincos', and the parameters to begin with have learned positions; set it to "
+                "'learned'"
+            )
+        return found
+
+    @nn.nowrap
+    def _carried_positions(self, other: "ViT", params: dict) -> jax.Array:
+        old, new = (module.image_size // self.patch_size for module in (other, self))
+        if other.positions == "learned":
+            table = params["position_embedding"]["embedding"]
+        else:
+            table = jnp.pad(grid_sinusoids(old, old, self.hidden_size), [(int(self.use_class_token), 0), (0, 0)])
+        if old == new:
+            return table
+        first, patches = jnp.split(jnp.asarray(table), [int(self.use_class_token)])
+        return jnp.concatenate([first, resized_positions(patches, new, new).astype(first.dtype)])
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:

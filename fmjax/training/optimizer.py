@@ -11,6 +11,7 @@ import optax
 from fmjax.errors import ConfigError
 from fmjax.parallel.sharding import path_name
 from fmjax.training import SCHEDULES
+from fmjax.training.layer_decay import scale_by_layer
 from fmjax.training.schedule import Constant
 
 # Axes along which a parameter is a stack of independent tensors, so not one of a matrix's two.
@@ -47,6 +48,9 @@ class Optimizer:
     clip_norm: float = 1.0  # gradients are scaled down to this global norm; 0 = no clipping
     weight_decay: float = 0.0  # share of a decaying parameter taken off per update, times the learning rate
     no_decay: tuple[str, ...] = ()  # regular expressions on parameter names that do not decay either
+    # A layer's updates are this times those of the layer above it (`fmjax.training.layer_decay`); 1 = none.
+    layer_decay: float = 1.0
+    layer_inputs: tuple[str, ...] = ("embedding|class_",)  # with layer_decay: patterns of what is below layer 0
 
     def __post_init__(self):
         if not self.learning_rate > 0:
@@ -55,11 +59,14 @@ class Optimizer:
             value = getattr(self, name, None)
             if value is not None and not 0.0 <= value < 1.0:
                 raise ConfigError(f"optimizer.{name} = {value} must be in [0, 1)")
-        for pattern in self.no_decay:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"optimizer.no_decay: {pattern!r} is not a regular expression ({error})") from None
+        for field in ("no_decay", "layer_inputs"):
+            for pattern in getattr(self, field):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ConfigError(f"optimizer.{field}: {pattern!r} is not a regular expression ({error})") from None
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise ConfigError(f"optimizer.layer_decay = {self.layer_decay} must be above 0 and at most 1")
         for name in ("clip_norm", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optimizer.{name} = {getattr(self, name)} must not be negative")
@@ -71,6 +78,8 @@ class Optimizer:
     def make(self, total_steps: int, axes) -> optax.GradientTransformation:
         """See `OptimizerPlugin`."""
         rule = self._rule(self.make_schedule(total_steps), decay_mask(axes, self.no_decay), axes)
+        if self.layer_decay != 1.0:
+            rule = optax.chain(rule, scale_by_layer(self.layer_decay, self.layer_inputs))
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), rule) if self.clip_norm else rule
 
     def _rule(self, schedule, mask, axes) -> optax.GradientTransformation:

@@ -194,7 +194,8 @@ def beginning(setup: Setup):
 
     check_initial_tokenizer(settings.init_from, setup.data.tokenizer, settings.allow_other_tokenizer)
     shapes, shardings = bare(spec.shapes.params), bare(spec.shardings.params)
-    params = initial_params(settings.init_from, setup.program.module, shapes, shardings)
+    fresh = lambda: bare(setup.program.init().params)
+    params = initial_params(settings.init_from, setup.program.module, shapes, shardings, fresh)
     log.info("beginning with the parameters of %s", settings.init_from)
     places = kept_state(spec.shardings.carry)
     return params, initial_state(settings.init_from, places) if places else {}
