@@ -15,7 +15,7 @@ def get_config():
             "name": "brivl", "projection_size": 64, "grids": (1, 4), "num_layers": 4, "num_heads": 4,
             "intermediate_size": 128, "dropout": 0.0,
             "vision": {
-                "name": "conv_encoder", "hidden_size": 48, "num_blocks": 1, "num_halvings": 2, "projection_size": 0,
+                "name": "conv_encoder", "hidden_size": 32, "num_blocks": 1, "num_halvings": 2, "projection_size": 0,
             },
             "text": {
                 "name": "roberta", "num_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4,

@@ -2,7 +2,7 @@
 
 from fmjax.interop.config_keys import Constant, Key, Rule, always, ignored
 from fmjax.interop.family import Family
-from fmjax.interop.preprocessor import default_labels
+from fmjax.interop.vit import CLASSES
 from fmjax.interop.weights import CONV, Weight, batch_norm, linear
 
 
@@ -20,7 +20,7 @@ def _body(root: str) -> tuple[Weight, ...]:
     )
 
 
-def _numbers(key: str, field: str, default: tuple[int, ...]) -> Rule:
+def numbers(key: str, field: str, default: tuple[int, ...]) -> Rule:
     """A number a stage."""
     return Rule(
         lambda config, names, fields: {field: tuple(config.get(key, list, list(default)))},
@@ -28,15 +28,10 @@ def _numbers(key: str, field: str, default: tuple[int, ...]) -> Rule:
     )
 
 
-def _read_classes(config, names, fields):
-    labels = config.get("id2label", dict, None)
-    return {"num_classes": config.get("num_labels", int, 2) if labels is None else len(labels)}
-
-
 KEYS = (
     Key("embedding_size", "stem_size", default=64),
-    _numbers("hidden_sizes", "widths", (256, 512, 1024, 2048)),
-    _numbers("depths", "depths", (3, 4, 6, 3)),
+    numbers("hidden_sizes", "widths", (256, 512, 1024, 2048)),
+    numbers("depths", "depths", (3, 4, 6, 3)),
     Key("layer_type", "block", str, "bottleneck", words={"bottleneck": "bottleneck", "basic": "basic"}),
     Key("downsample_in_first_stage", "halve_first", bool, False),
     Key("downsample_in_bottleneck", "halve_early", bool, False),
@@ -52,7 +47,7 @@ RESNET = Family(
     model_type="resnet",
     model="resnet",
     table=(*_body("resnet."), *linear("head", "classifier.1")),
-    keys=(*KEYS, Rule(_read_classes, lambda module: default_labels(module.num_classes))),
+    keys=(*KEYS, CLASSES),
     prefix="resnet.",
     ignored=COUNTS,
     objective={"name": "classification"},

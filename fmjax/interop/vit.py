@@ -58,6 +58,9 @@ def _read_classes(config, names, fields):
     return {"num_classes": config.get("num_labels", int, 2) if labels is None else len(labels)}
 
 
+CLASSES = Rule(_read_classes, lambda module: default_labels(module.num_classes))
+"""The classes of a head, by number or with their names."""
+
 KEYS = (
     ignored("encoder_stride"),
     Key("num_hidden_layers", "num_layers", default=12),
@@ -82,7 +85,7 @@ VIT = Family(
     keys=(
         *KEYS,
         ignored("pooler_act", "pooler_output_size"),
-        Rule(_read_classes, lambda module: default_labels(module.num_classes)),
+        CLASSES,
         always(use_pooler=False),
     ),
     prefix="vit.",

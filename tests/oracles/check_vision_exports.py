@@ -1,5 +1,5 @@
 """`transformers` and `diffusers` load what fmjax saves, with equal outputs. Needs them and the fixtures of
-make_vision_fixtures.py and make_resnet_fixtures.py; ends with exit code 1 where one differs:
+make_vision_fixtures.py, make_resnet_fixtures.py and make_swin_fixtures.py; ends with exit code 1 where one differs:
 
     python tests/oracles/check_vision_exports.py
 
@@ -60,6 +60,7 @@ def main() -> int:
         ("vit", transformers.ViTForImageClassification, vit_output),
         ("vit_headless", transformers.ViTModel, vit_output),
         *((name, transformers.ResNetForImageClassification, resnet_output) for name in RESNETS),
+        ("swin", transformers.SwinForImageClassification, resnet_output),
         ("dit", diffusers.DiTTransformer2DModel, dit_output),
     ):
         fixture = folders.read_vision(name)
