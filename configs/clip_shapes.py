@@ -1,6 +1,11 @@
 """CLIP on the generated world of shapes: which caption belongs to which picture.
 
     python -m fmjax.train --config=configs/clip_shapes.py --workdir=runs/clip_shapes
+
+Two cores of an Intel Xeon, busy with other work too: 475 seconds, 290 of processor time (2026-11-29). Among the pairs
+of a batch of 64 the caption that fits best is right for 92.8% of held-out pictures and the picture for 93.0% of
+captions (`eval/heldout/image_to_text`, `text_to_image`; by chance 1.6%), 90.4% and 87.8% in words that were held out,
+84.8% and 85.6% with combinations of colour and shape that were.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,11 @@
 """SigLIP on the generated world of shapes: of each picture and caption, whether they belong together.
 
     python -m fmjax.train --config=configs/siglip_shapes.py --workdir=runs/siglip_shapes
+
+Two cores of an Intel Xeon, busy with other work too: 622 seconds, 452 of processor time (2026-11-29). Among the pairs
+of a batch of 64 the caption that fits best is right for 91.2% of held-out pictures and the picture for 91.4% of
+captions (`eval/heldout/image_to_text`, `text_to_image`; by chance 1.6%), 80.6% and 79.6% in words that were held out,
+83.8% and 82.0% with combinations of colour and shape that were.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +18,7 @@ def get_config():
     }  # fmt: skip
     return ConfigDict({
         "seed": 0,
-        "train": {"steps": 600, "batch_size": 64, "log_every": 50, "eval_every": 200, "checkpoint_every": 200},
+        "train": {"steps": 1000, "batch_size": 64, "log_every": 50, "eval_every": 200, "checkpoint_every": 200},
         "mesh": {"data": -1},
         "model": {
             "name": "siglip",

@@ -1,10 +1,11 @@
 """`transformers` and `diffusers` load what fmjax saves, with equal outputs. Needs them and the fixtures of
-make_vision_fixtures.py, make_resnet_fixtures.py and make_swin_fixtures.py; ends with exit code 1 where one differs:
+make_vision_fixtures.py, make_resnet_fixtures.py, make_swin_fixtures.py and make_pair_fixtures.py; ends with exit code 1
+where one differs:
 
     python tests/oracles/check_vision_exports.py
 
 On 2026-11-29, torch 2.14.1, transformers 5.24.0 and diffusers 0.42.1: ViT to 4.8e-7, without a head to 2.7e-7, DiT to
-the last bit.
+the last bit, as are CLIP and SigLIP.
 """
 
 import pathlib
@@ -47,6 +48,13 @@ def resnet_output(model_class, folder, fixture):
     return pytorch(model_class, folder)(torch.tensor(fixture["pixels"])).logits
 
 
+def pair_output(model_class, folder, fixture):
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    pixels = processor(list(fixture["images"]), return_tensors="pt")["pixel_values"]
+    tokens = torch.tensor(fixture["tokens"]).long()
+    return pytorch(model_class, folder)(input_ids=tokens, pixel_values=pixels).logits_per_image
+
+
 def dit_output(model_class, folder, fixture):
     model = pytorch(model_class, folder / "transformer")
     as_trained(model)
@@ -61,13 +69,17 @@ def main() -> int:
         ("vit_headless", transformers.ViTModel, vit_output),
         *((name, transformers.ResNetForImageClassification, resnet_output) for name in RESNETS),
         ("swin", transformers.SwinForImageClassification, resnet_output),
+        ("clip", transformers.CLIPModel, pair_output),
+        ("clip_first_eos", transformers.CLIPModel, pair_output),
+        ("siglip", transformers.SiglipModel, pair_output),
         ("dit", diffusers.DiTTransformer2DModel, dit_output),
     ):
         fixture = folders.read_vision(name)
         with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
             folder = pathlib.Path(temporary)
             fmjax.load(folders.write_vision(folder / "published", fixture)).save(folder / "saved", format="hf")
-            gap = abs(output(model_class, folder / "saved", fixture).numpy() - fixture["out"]).max()
+            expected = fixture["logits" if "logits" in fixture else "out"]
+            gap = abs(output(model_class, folder / "saved", fixture).numpy() - expected).max()
         failed |= gap > 1e-4
         print(f"{name}: largest difference {gap:.1e}")
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, diffusers {diffusers.__version__}")
