@@ -22,6 +22,7 @@ log = logging.getLogger("fmjax")
 
 READING = "oriented"  # how files become pixels; another word for another way: what was made of the same files differs
 BAD_IMAGES = ("refuse", "skip")
+_AT_ONCE = 4096  # images that are handed to the threads together
 _TOLD = 10  # bad images that the log names; the list of all lies in the cache
 
 
@@ -120,10 +121,15 @@ def _bad(images: ImageSet, codec: ImageCodec, progress: bool) -> dict[int, str]:
             return str(error)
         return None
 
-    started, workers = time.perf_counter(), os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        bar = {"desc": "checking images", "disable": not progress, "unit": " images", "dynamic_ncols": True}
-        found = list(tqdm(pool.map(problem, range(len(images))), total=len(images), **bar))
+    started, workers, found = time.perf_counter(), os.cpu_count() or 1, []
+    bar = tqdm(
+        total=len(images), desc="checking images", disable=not progress, unit=" images", dynamic_ncols=True
+    )  # fmt: skip
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool, bar:
+        for start in range(0, len(images), _AT_ONCE):
+            part = range(start, min(start + _AT_ONCE, len(images)))
+            found += pool.map(problem, part)
+            bar.update(len(part))
     rate = len(images) / max(time.perf_counter() - started, 1e-9)
     log.info("%s: %d images read and decoded, %.0f a second on %d cores", images.where, len(images), rate, workers)
     return {index: reason for index, reason in enumerate(found) if reason}

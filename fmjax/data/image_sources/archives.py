@@ -1,9 +1,10 @@
 """Tars as WebDataset writes them: files of one name belong together, a picture with its caption or class."""
 
+import dataclasses
 import json
 import pathlib
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fmjax.data.image_files import SUFFIXES
 from fmjax.data.image_set import ImageSet
@@ -11,6 +12,8 @@ from fmjax.data.image_sources.records import captions_of, label_of
 from fmjax.data.image_sources.spans import Listed, image_set, key_of, listed
 from fmjax.data.prepared import content_hash
 from fmjax.errors import DataError
+
+_TEXTS = ("txt", "cls", "json")
 
 
 def tar_set(where: str, tars: Sequence[pathlib.Path], fields, cache_dir: pathlib.Path) -> ImageSet:
@@ -34,7 +37,7 @@ def tar_set(where: str, tars: Sequence[pathlib.Path], fields, cache_dir: pathlib
 
 def _members(path: pathlib.Path, fields) -> Iterator[Listed]:
     """The images of a tar, with what lies beside them."""
-    groups: dict[str, dict[str, tuple[str, int, int, bytes]]] = {}
+    groups: dict[str, dict[str, Listed | bytes]] = {}
     size = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:
@@ -46,31 +49,29 @@ def _members(path: pathlib.Path, fields) -> Iterator[Listed]:
                 folder, _, file = member.name.rpartition("/")
                 stem, _, suffix = file.partition(".")
                 group = groups.setdefault(f"{folder}/{stem}", {})
-                if f".{suffix.lower()}" in SUFFIXES or suffix in ("txt", "cls", "json"):
-                    content = tar.extractfile(member).read()
-                    group[suffix.lower()] = (member.name, member.offset_data, member.size, content)
+                if suffix in _TEXTS:
+                    group[suffix] = tar.extractfile(member).read()
+                elif f".{suffix.lower()}" in SUFFIXES:
+                    key = key_of(tar.extractfile(member).read())
+                    group["image"] = Listed(member.name, member.offset_data, member.size, key)
     except tarfile.TarError as error:
         raise DataError(
             f"{str(path)!r} cannot be read as a tar ({error}); one that is compressed has no random access: unpack it"
         ) from None
     for group in groups.values():
-        image = next((group[suffix] for suffix in group if f".{suffix}" in SUFFIXES), None)
-        if image is None:
-            continue
-        name, offset, length, content = image
-        label, captions = _beside(group, f"{path}/{name}", fields)
-        yield Listed(name, offset, length, key_of(content), label, captions)
+        if image := group.pop("image", None):
+            label, captions = _beside(group, f"{path}/{image.name}", fields)
+            yield dataclasses.replace(image, label=label, captions=captions)
 
 
-def _beside(group: dict, where: str, fields) -> tuple[str | None, tuple[str, ...]]:
+def _beside(group: Mapping[str, bytes], where: str, fields) -> tuple[str | None, tuple[str, ...]]:
     """(label, captions) in the files that lie beside an image."""
     texts = {}
-    for suffix in ("txt", "cls", "json"):
-        if suffix in group:
-            try:
-                texts[suffix] = group[suffix][3].decode()
-            except UnicodeDecodeError:
-                raise DataError(f"{where}: the .{suffix} beside it is not valid UTF-8") from None
+    for suffix, content in group.items():
+        try:
+            texts[suffix] = content.decode()
+        except UnicodeDecodeError:
+            raise DataError(f"{where}: the .{suffix} beside it is not valid UTF-8") from None
     record = {}
     if "json" in texts:
         try:
