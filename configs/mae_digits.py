@@ -8,9 +8,11 @@ Its encoder begins a classifier, which trains whole, or its head alone:
     python -m fmjax.train --config=configs/vit_digits.py --workdir=runs/finetuned --config.model.positions=sincos \
         --config.train.init_from=runs/mae_digits --config.optimizer.layer_decay=0.75
     python -m fmjax.train --config=configs/vit_digits.py --workdir=runs/probed --config.model.positions=sincos \
-        --config.train.init_from=runs/mae_digits --config.train.trainable=^head/
+        --config.train.init_from=runs/mae_digits --config.train.trainable=^head/ --config.train.steps=600 \
+        --config.optimizer.learning_rate=0.03
 
-Two cores of an Intel Xeon with AVX-512, other work beside it: 1 min 30 s (2026-11-29).
+Two cores of an Intel Xeon with AVX-512, other work beside it: 1 min 30 s. The head alone reaches 62.5% on the held-out
+digits, 20.0% on an encoder that has learned nothing; the whole classifier 95.1% in 600 steps (2026-11-29).
 """
 
 from ml_collections import ConfigDict

@@ -69,6 +69,16 @@ def test_published_sizes(name, millions):
     assert found == pytest.approx(millions, rel=0.04 if name.startswith("gpt3") else 0.005)
 
 
+def test_vit_b16_has_its_published_size_and_traces():
+    config = configs.resolve(configs.load_config_file(str(FOLDER / "vit_b16.py")))
+    row = {"images": jax.ShapeDtypeStruct((224, 224, 3), jnp.float32), "labels": jax.ShapeDtypeStruct((), jnp.int32)}
+    row |= {"loss_weights": jax.ShapeDtypeStruct((), jnp.float32)}
+    module = build_module(config, {"image_size": 224, "num_channels": 3})
+    program = make_program(config, module, row)
+    assert sum(leaf.size for leaf in jax.tree.leaves(program.spec.shapes.params)) == 86_567_656
+    assert module.flops_per_example({}) == pytest.approx(3 * 2 * 17.56e9, rel=0.01)  # 17.6 GMACs forward
+
+
 @pytest.mark.parametrize(
     "name, parameters, mesh",
     [
