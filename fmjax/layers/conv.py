@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fmjax.errors import ConfigError
+from fmjax.layers.depthwise import depthwise
 from fmjax.layers.norm import Norm
 from fmjax.layers.pooling import Padding, spatial_padding
 from fmjax.parallel.logical import constrain
@@ -56,12 +57,19 @@ class Conv(nn.Module):
         strides, x = (self.stride, self.stride), x.astype(self.dtype)
         if self.transpose:
             y = lax.conv_transpose(x, kernel, strides, **layout)
+        elif self._is_depthwise(x.shape[-1]):
+            y = depthwise(x, kernel)
         else:
             y = lax.conv_general_dilated(x, kernel, strides, **layout, feature_group_count=self.groups)
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:])
             y = y + self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
         return constrain(y, WHOLE)
+
+    def _is_depthwise(self, inputs: int) -> bool:
+        """Whether each channel is convolved with one kernel of its own and the image keeps its size."""
+        keeps = self.stride == 1 and self.size % 2 == 1 and self.padding in ("SAME", self.size // 2)
+        return keeps and self.groups == inputs == self.features
 
     def _check(self, inputs: int) -> None:
         if inputs % self.groups or self.features % self.groups:

@@ -16,6 +16,7 @@ MODELS = Registry(
         "gemma3": "fmjax.models.gemma:Gemma3",
         "gpt": "fmjax.models.gpt:GPT",
         "image_gpt": "fmjax.models.image_gpt:ImageGPT",
+        "internimage": "fmjax.models.internimage:InternImage",
         "llama": "fmjax.models.llama:Llama",
         "mae": "fmjax.models.mae:MAE",
         "magneto": "fmjax.models.magneto:Magneto",
