@@ -29,10 +29,10 @@ def attention_maps(model, images: Sequence[Any], *, batch_size: int = 64) -> np.
       images: uint8 [H, W, C], or `Media`.
       batch_size: images of one forward pass.
 
-    Raises InputError for a model whose images go through no scanned stack of attention over patches.
+    Raises InputError for a model without `attends_to_patches`, and for one whose stack does not say what it attends to.
     """
-    tower = getattr(model.module, "vision", model.module)
-    if not hasattr(tower, "patch_size") or not hasattr(tower, "transformer"):
+    tower = _tower(model.module)
+    if not attends_to_patches(model.module):
         raise InputError(f"{model} attends to no patches of images: {type(tower).__name__} is no stack over patches")
     arrays = values.encode(model, images, "image")
     side = tower.image_size // tower.patch_size
@@ -41,16 +41,27 @@ def attention_maps(model, images: Sequence[Any], *, batch_size: int = 64) -> np.
     return np.concatenate(parts).reshape(len(images), *parts[0].shape[1:3], side, side)
 
 
+def attends_to_patches(module: nn.Module) -> bool:
+    """Whether images go through a stack of attention over patches, of which there are `attention_maps`."""
+    tower = _tower(module)
+    reads_images = hasattr(module, "encode_images") or hasattr(tower, "hidden")
+    return reads_images and hasattr(tower, "patch_size") and hasattr(tower, "transformer")
+
+
+def _tower(module: nn.Module) -> nn.Module:
+    """The image tower of a model of images and texts; any other module itself."""
+    return getattr(module, "vision", module)
+
+
 @functools.partial(jax.jit, static_argnames=("module", "side"))
 def _maps(module: nn.Module, variables, arrays, side: int) -> jax.Array:
     """Float32 [B, layers, heads, side * side]."""
     towers = hasattr(module, "encode_images")
-    tower = module.vision if towers else module
+    tower = _tower(module)
     method = "encode_images" if towers else "hidden"
     _, state = module.apply(variables, **arrays, method=method, mutable=["reads"])
     reads = state["reads"]["vision"] if towers else state["reads"]
-    found = traverse_util.flatten_dict(reads)
-    (q,), (k,) = ([one for path, one in found.items() if path[-2:] == ("attention", name)] for name in "qk")
+    q, k = (_of_layers(reads, name) for name in "qk")
     c = tower.transformer
     q, k = q.astype(jnp.float32), jnp.repeat(k, c.num_heads // c.num_kv_heads, axis=3).astype(jnp.float32)
     scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
@@ -58,6 +69,19 @@ def _maps(module: nn.Module, variables, arrays, side: int) -> jax.Array:
     to_patches = shares[..., -side * side :]  # a class token comes first
     has_token = shares.shape[-1] > side * side
     return whole(to_patches[..., 0, :] if has_token else to_patches.mean(axis=-2))
+
+
+def _of_layers(reads, name: str) -> jax.Array:
+    """[layers, B, T, heads, D]: what the layers' attention says by `name`, whether they are scanned or not. Attention
+    beside the stack, such as a pooling head's, is none of it."""
+    stack = reads.get("stack", {})
+    layers = sum(block.startswith("blocks_") for block in stack)
+    blocks = ["blocks"] if "blocks" in stack else [f"blocks_{layer}" for layer in range(layers)]
+    said = [stack.get(block, {}).get("attention", {}).get(name) for block in blocks]
+    if not said or any(one is None for one in said):
+        known = ", ".join("/".join(path) for path in traverse_util.flatten_dict(reads))
+        raise InputError(f"the stack over patches says no {name!r} of its attention; it says {known or 'nothing'}")
+    return said[0] if blocks == ["blocks"] else jnp.stack(said)
 
 
 def patch_attribution(

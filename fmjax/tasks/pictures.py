@@ -10,7 +10,7 @@ from fmjax.data.codecs.contact_sheet import contact_sheet, write_sheet
 from fmjax.data.codecs.media import Media
 from fmjax.errors import InputError
 from fmjax.inference import values
-from fmjax.inference.patches import attention_maps, overlaid, patch_attribution, read_pixels
+from fmjax.inference.patches import attention_maps, attends_to_patches, overlaid, patch_attribution, read_pixels
 from fmjax.tasks.protocol import Apply, Request, Task
 from fmjax.tasks.sample_log import samples_file
 
@@ -60,11 +60,9 @@ def pictures(model, images: Sequence[Media], answers: Sequence[Sequence[tuple[st
     count = min(PATCHES, codec.height, codec.width)
     columns = [patch_attribution(model, images, [label for label, _ in best], patches=count)]
     told = [[f"covering it: up to {heat.max():.2g} nats" for heat in columns[0]]]
-    try:
+    if attends_to_patches(model.module):
         columns.append(attention_maps(model, images)[:, -1].mean(axis=1))
         told.append([f"attention, up to {heat.max():.2g}" for heat in columns[1]])
-    except InputError:  # of no stack over patches
-        pass
     cells, captions = [], []
     for number, image in enumerate(images):
         pixels = read_pixels(image, codec)

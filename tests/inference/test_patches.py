@@ -1,5 +1,6 @@
 """Where an answer about an image comes from: attention recomputed by hand, covered patches by a loop, the pictures."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -7,11 +8,15 @@ from PIL import Image
 
 from fmjax import evaluate
 from fmjax.commands import cli
+from fmjax.config import build
 from fmjax.data.codecs.contact_sheet import LINE, SIDE
 from fmjax.data.codecs.media import Media
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import InputError
 from fmjax.inference.patches import attention_maps, overlaid, patch_attribution
+from fmjax.layers.transformer import unstack_layers
 from fmjax.load import Model
+from fmjax.models import MODELS
 from fmjax.models.conv_encoder import ConvEncoder
 from tests import two_towers
 from tests.classifier import IMAGES, MODEL, MODULE, logits_of
@@ -46,6 +51,23 @@ def test_attention_of_the_image_tower_of_two():
     for model in (byte_model(), Model(ConvEncoder(hidden_size=4, image_size=8, num_channels=1), {})):
         with pytest.raises(InputError, match="attends to no patches of images"):
             attention_maps(model, IMAGES)
+
+
+def test_a_pooling_heads_attention_is_none_of_the_stack():
+    """SigLIP; and layers that are not scanned give the same."""
+    vision = {"use_class_token": False, "pooling": "attention"}
+    section = {**two_towers.SECTION, "name": "siglip", "vision": {**two_towers.SECTION["vision"], **vision}}
+    module, zeros = build(section, MODELS), lambda of: {k: np.zeros(v.shape, v.dtype) for k, v in of.example().items()}
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), **zeros(module))["params"])
+    pooled = Model(module, params, {"model": section}, ByteTokenizer(), codecs=MODEL.codecs)
+    found = attention_maps(pooled, IMAGES)
+    # The mean of what four patches attend to, and nothing else is there.
+    np.testing.assert_allclose(found.sum((-1, -2)), 1, atol=1e-5)
+    tower = module.vision.clone(pooling="mean", parent=None)
+    rest = {name: part for name, part in params["vision"].items() if name != "attention_pooling"}
+    np.testing.assert_allclose(found, attention_maps(Model(tower, rest, codecs=MODEL.codecs), IMAGES), atol=1e-6)
+    apart = Model(tower.clone(scan_layers=False), unstack_layers(rest), codecs=MODEL.codecs)
+    np.testing.assert_allclose(found, attention_maps(apart, IMAGES), atol=1e-6)
 
 
 def test_what_covering_a_patch_costs_is_found_by_a_loop():
