@@ -26,20 +26,23 @@ MAX_SHARD_SIZE = 5_000_000_000
 
 
 def save_published(
-    model, directory: str | pathlib.Path, max_shard_size: int = MAX_SHARD_SIZE, progress: bool = False
-) -> None:
+    model, directory: str | pathlib.Path, max_shard_size: int = MAX_SHARD_SIZE, progress: bool = False,
+    architecture: str | None = None,
+) -> None:  # fmt: skip
     """Writes a `fmjax.load.Model` as a folder that `transformers` loads with equal logits.
 
     Args:
       max_shard_size: bytes of a safetensors file at most; a larger model gets several and an index.
       progress: show a progress bar.
+      architecture: of the published ones that compute what the model does, the one that is written; None: that which
+        the model came as, or the usual one.
 
     A model that reads images, or names classes, gets what its codecs say in `preprocessor_config.json` and `id2label`.
 
     Raises InputError for a directory that is not empty, or a model that no published class computes exactly.
     """
     kept = model.config.get("published", {})
-    family, values = publish(model.module, kept.get("architecture"))
+    family, values = publish(model.module, architecture or kept.get("architecture"))
     leaves = flatten({**merged(model.params), **model.state})
     for path, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -58,6 +61,8 @@ def save_published(
     reads_tokens = kinds.reads_tokens(model.module) and not kinds.has_two_towers(model.module)
     values = (_token_ids(model, kept) if reads_tokens else {}) | values
     values |= write_objective(family, model.config.get("objective"))
+    if family.write_codec is not None and "image" in model.codecs:
+        values |= family.write_codec(model.codecs["image"])
     if family.model_type:  # diffusers' configs have none
         values["dtype"] = str(outgoing[0].dtype)
     if "id2label" in values and (names := getattr(model.codecs.get("label"), "names", ())):

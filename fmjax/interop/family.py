@@ -48,6 +48,9 @@ class Family:
       parts: families that it is made of.
       in_folders: whether each part lies in a folder of its own, called as the part, beside `model_index.json`.
       objective: the section `objective` of what it was trained for, from which abilities follow; None for none.
+      names_itself: whether its keys say in config.json which architecture it is (timm).
+      read_codec, write_codec: of images, where config.json tells how they are prepared: functions of (values of
+        config.json, module, source) and of a codec, which gives keys.
       processor: class that `preprocessor_config.json` names, for models that read images; empty for none.
     """
 
@@ -66,6 +69,9 @@ class Family:
     parts: tuple["Part", ...] = ()
     in_folders: bool = False
     objective: Mapping[str, Any] | None = None
+    names_itself: bool = False
+    read_codec: Callable | None = None
+    write_codec: Callable | None = None
     processor: str = ""
 
     def __post_init__(self):
@@ -81,6 +87,8 @@ class Family:
     def header(self) -> dict[str, Any]:
         """What config.json says of the class."""
         name = self.architectures[0]
+        if self.names_itself:
+            return {}
         return {"architectures": [name], "model_type": self.model_type} if self.model_type else {"_class_name": name}
 
 
@@ -136,7 +144,7 @@ def table_of(family: Family, module, path: str = "", prefix: str = "") -> list[W
 
 MODULES = (
     "gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit", "resnet", "clip", "siglip", "mae", "image_gpt",
-    "swin",
+    "swin", "timm_vit",
 )  # fmt: skip
 """Files of this folder with families; other packages name theirs as entry points of the group `fmjax.families`."""
 
@@ -211,7 +219,7 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
 def class_of(config: Mapping[str, Any]) -> str | None:
     """The class that a config.json or `model_index.json` names; None where it names none."""
     named = config.get("architectures")
-    return named[0] if isinstance(named, list) and named else config.get("_class_name")
+    return named[0] if isinstance(named, list) and named else config.get("_class_name", config.get("architecture"))
 
 
 def _other_heads(model_type: Any) -> str:

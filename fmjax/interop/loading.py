@@ -233,6 +233,9 @@ def load_published(
         config["objective"] = objective
     add_bos = tokenizer is not None and tokenizer.add_bos
     codecs = {} if is_gguf(folder) else read_codecs(folder, published.values, module, published.source)
+    if published.family.read_codec is not None:
+        made = published.family.read_codec(published.values, module, published.source)
+        codecs |= {} if made is None else {"image": made}
     model = Model(
         module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement, codecs=codecs,
         carry={STATE_KEY: state} if state else None,
