@@ -91,15 +91,16 @@ class BriVL(DualEncoder):
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:
-        """FLOPs of forward and backward over one pair, by the convention of `fmjax.layers.flops`; those of the keys,
-        which have no gradient, and of the products with the queues are left out."""
-        patches, (length,) = sum(grid**2 for grid in self.grids), shapes["tokens"]
-        total = self.vision.flops_per_example(shapes) + self.text.flops_per_example(shapes)
-        total += 6.0 * patches * self.vision.hidden_size**2
-        for tower, count in ((self.vision, patches), (self.text, length)):
+        """FLOPs of forward and backward over one pair, or over that one of its sides whose array is there, by the
+        convention of `fmjax.layers.flops`; those of the keys, which have no gradient, and of the products with the
+        queues are left out."""
+        total = super().flops_per_example(shapes)  # of the towers, and of as many products as the heads end in
+        patches, (length,) = sum(grid**2 for grid in self.grids), shapes.get("tokens", (0,))
+        sides = (("images", self.vision, patches), ("tokens", self.text, length))
+        for tower, count in ((tower, count) for name, tower, count in sides if name in shapes):
             total += transformer_flops(self.block(tower), vocab_size=0, sequence_length=count)
-            total += 6.0 * self.projection_size * (tower.hidden_size + self.projection_size)
-        return total
+            total += 6.0 * self.projection_size**2
+        return total + (6.0 * patches * self.vision.hidden_size**2 if "images" in shapes else 0.0)
 
 
 class FusionHead(nn.Module):

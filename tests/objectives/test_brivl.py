@@ -161,7 +161,10 @@ def test_the_formula_of_its_flops_is_the_compilers_count(model):
 
     compiled = jax.jit(jax.grad(loss)).lower(params, images, tokens).compile()
     found = counts.count(hlo.parse(compiled.as_text()), {}).flops
-    assert found == pytest.approx(module.flops_per_example({"tokens": (8,)}), rel=0.05)
+    expected = module.flops_per_example({"tokens": (8,), "images": (8, 8, 3)})
+    assert found == pytest.approx(expected, rel=0.05)
+    sides = [module.flops_per_example(side) for side in ({"tokens": (8,)}, {"images": (8, 8, 3)})]
+    assert sum(sides) == expected and min(sides) > 0
 
 
 @pytest.mark.parametrize(
