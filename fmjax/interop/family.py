@@ -52,6 +52,7 @@ class Family:
       read_codec, write_codec: of images, where config.json tells how they are prepared: functions of (values of
         config.json, module, source) and of a codec, which gives keys.
       processor: class that `preprocessor_config.json` names, for models that read images; empty for none.
+      any_image_size: whether its config.json need not say an `image_size`: it is that of `preprocessor_config.json`.
     """
 
     architectures: tuple[str, ...]
@@ -73,6 +74,7 @@ class Family:
     read_codec: Callable | None = None
     write_codec: Callable | None = None
     processor: str = ""
+    any_image_size: bool = False
 
     def __post_init__(self):
         if self.in_folders and self.table:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fmjax.config import build
 from fmjax.errors import CheckpointError, InputError
 from fmjax.interop.family import Family, class_of, families, family_of, fixed_of, read_section, table_of
+from fmjax.interop.preprocessor import image_side
 from fmjax.interop.published_config import PublishedConfig
 from fmjax.interop.safetensors_files import DTYPES, read_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors, unflatten
@@ -232,6 +233,9 @@ def open_folder(folder: pathlib.Path, part: str | None = None) -> Published:
     if part is not None:
         return _open_nested(folder, values, family, part)
     kept = read_json(generation) if generation.is_file() else None
+    if family.any_image_size and "image_size" not in values:
+        side = image_side(folder, PublishedConfig(values, str(source)).get("num_channels", int, 3))
+        values = values | ({} if side is None else {"image_size": side})
     return Published(folder, str(source), values, family, read_folder(folder), kept)
 
 

@@ -40,6 +40,13 @@ def read_codecs(folder: pathlib.Path, values: Mapping[str, Any], module, source:
     return found
 
 
+def image_side(folder: pathlib.Path, channels: int) -> int | None:
+    """The side in pixels of the images that a folder's codec makes; None without one, or where they are no squares."""
+    path = folder / PREPROCESSOR
+    codec = _read_image_codec(path, channels) if path.is_file() else None
+    return codec.height if codec is not None and codec.height == codec.width else None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Class:
     """What a class of processors does where its file does not say: Pillow's filter, statistics, and whether it scales
@@ -53,24 +60,34 @@ class _Class:
 
 _CLASSES = {
     "CLIP": _Class(3, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), crops=True),
+    "ConvNext": _Class(3),
+    "ImageGPT": _Class(),
     "Siglip": _Class(3),
+    "ViT": _Class(),
 }
-"""By what the class's name begins with; others are as `_Class` has it."""
+"""By what the class's name begins with; a file without a class is read as of a ViT."""
+_CONVNEXT = "ConvNext"
+_WHOLE = 384
+"""Pixels of a side from which on a ConvNext's images are scaled without their proportions, and nothing is cut off."""
 _CROPPED = 224  # pixels, where the file of a class that crops does not say
 
 
 def _read_image_codec(path: pathlib.Path, channels: int) -> ImageCodec:
     config = PublishedConfig(read_json(path), str(path))
-    named = config.raw("image_processor_type") or config.raw("feature_extractor_type") or ""
-    kind = next((kind for name, kind in _CLASSES.items() if named.startswith(name)), _Class())
+    key = "image_processor_type" if config.raw("image_processor_type") else "feature_extractor_type"
+    named = config.raw(key) or "ViT"
+    family = next((name for name in _CLASSES if named.startswith(name)), None)
+    if family is None:
+        config.refuse(key, named, f"known are classes that begin with {', '.join(_CLASSES)}")
+    kind = _CLASSES[family]
     for key in (
         "image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format",
         "input_data_format", "default_to_square", "device", "return_tensors", "disable_grouping", CLUSTERS,
-        "do_color_quantize",
+        "do_color_quantize", "do_reduce_labels", "image_seq_length", "rescale_factor", "image_mean", "image_std",
     ):  # fmt: skip
         config.raw(key)
-    config.fixed(do_pad=(False, None))
-    shape = _read_shape(config, kind)
+    config.fixed(do_pad=(False, None), pad_size=None)
+    shape = _read_convnext_shape(config) if family == _CONVNEXT else _read_shape(config, kind)
     # (value * factor - mean) / std, as the codec has it: of the values between 0 and 1.
     factor = config.get("rescale_factor", float, 1 / 255) if config.get("do_rescale", bool, True) else 1.0
     mean, std = ((0.0,), (1.0,))
@@ -82,7 +99,7 @@ def _read_image_codec(path: pathlib.Path, channels: int) -> ImageCodec:
     resample, resized = config.get("resample", int, kind.resample), config.get("do_resize", bool, True)
     if resample not in range(len(FILTERS)):
         config.refuse("resample", resample, f"Pillow's filters are 0 to {len(FILTERS) - 1}")
-    config.finish()
+    config.finish(strict=True)
     if not resized:
         if "shortest_edge" in shape:
             config.refuse("do_resize", False, "an image whose middle is cut out is scaled before")
@@ -112,6 +129,32 @@ def _read_shape(config: PublishedConfig, kind: _Class) -> dict[str, int]:
     return {**cut, "shortest_edge": size["shortest_edge"]}
 
 
+def _read_convnext_shape(config: PublishedConfig) -> dict[str, int]:
+    """As `_read_shape`, of a class that cuts the share `crop_pct` out of an image's middle, or nothing."""
+    size, share = config.raw("size") or {"shortest_edge": _WHOLE}, config.get("crop_pct", float, 224 / 256)
+    config.fixed(do_center_crop=(False, None))
+    config.raw("crop_size")
+    side = size.get("shortest_edge") if isinstance(size, dict) and len(size) == 1 else size
+    if type(side) is not int or side < 1:
+        config.refuse("size", size, 'expected {"shortest_edge": N}')
+    if not 0 < share <= 1:
+        config.refuse("crop_pct", share, "expected a share above 0, at most 1")
+    shape = {"height": side, "width": side}
+    return shape if side >= _WHOLE else shape | {"shortest_edge": int(side / share)}
+
+
+def _write_convnext_shape(codec: ImageCodec) -> dict[str, Any] | None:
+    """The keys that `_read_convnext_shape` reads; None for a codec that they cannot say."""
+    side, edge = codec.height, getattr(codec, "shortest_edge", None)
+    if codec.width != side or not codec.scales or (edge is None) != (side >= _WHOLE):
+        return None
+    if edge is None:
+        return {"size": {"shortest_edge": side}}
+    # Readers round down, and a quotient of quotients may be a hair below what it should be.
+    share = side / edge if int(side / (side / edge)) == edge else side / (edge + 0.5)
+    return {"size": {"shortest_edge": side}, "crop_pct": share} if share <= 1 else None
+
+
 def _read_pixel_codec(path: pathlib.Path) -> PixelCodec:
     """That of an image GPT: its clusters are the palette, of values between -1 and 1."""
     image, clusters = _read_image_codec(path, 3), read_json(path)[CLUSTERS]
@@ -125,19 +168,23 @@ def _read_pixel_codec(path: pathlib.Path) -> PixelCodec:
 
 
 def write_preprocessor(codec: Codec, processor: str) -> dict[str, Any]:
-    """The preprocessor_config.json of a codec of images, for the class `processor` of transformers."""
+    """The preprocessor_config.json of a codec of images, for the class `processor` of transformers, or, where a
+    ConvNext's cannot say what the codec does, for one that can."""
     if isinstance(codec, PixelCodec):
         clusters = [[2 * number - 1 for number in colour] for colour in codec.palette]
         return write_preprocessor(codec.image, processor) | {CLUSTERS: clusters, "do_color_quantize": True}
     numbers = {name: list(getattr(codec, name)) for name in ("mean", "std")}
     shape, edge = {"height": codec.height, "width": codec.width}, getattr(codec, "shortest_edge", None)
     cuts = {"do_center_crop": False} if edge is None else {"do_center_crop": True, "crop_size": shape}
+    sizes = _write_convnext_shape(codec) if processor.startswith(_CONVNEXT) else None
+    if sizes is None and processor.startswith(_CONVNEXT):
+        processor = "ViTImageProcessor" if edge is None else "CLIPImageProcessor"
     crops = any(kind.crops and processor.startswith(name) for name, kind in _CLASSES.items())
     return {
         "image_processor_type": processor,
         "do_resize": codec.scales,
-        "size": shape if edge is None else {"shortest_edge": edge},
-        **(cuts if crops or edge is not None else {}),
+        **(sizes or {"size": shape if edge is None else {"shortest_edge": edge}}),
+        **(cuts if sizes is None and (crops or edge is not None) else {}),
         "resample": FILTERS.index(codec.resample),
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -101,9 +101,17 @@ class PublishedConfig:
         """Raises ConfigError for an option that would change what the model computes and is not supported."""
         raise ConfigError(f"{self.source}: {key} = {value!r} is not supported ({why})")
 
-    def finish(self) -> None:
+    def finish(self, strict: bool = False) -> None:
         """Warns of keys with a value that nothing reads; those with an underscore in front are notes of what wrote the
-        file. The classes in `transformers` do not read them either."""
+        file. The classes in `transformers` do not read them either.
+
+        strict: raise ConfigError in place of the warning.
+        """
         unread = [f"{k}={v!r}" for k, v in self.values.items() if k not in self._read and v and k[0] != "_"]
+        if unread and strict:
+            raise ConfigError(
+                f"{self.source}: these keys are not supported: {', '.join(sorted(unread))}; remove those that change "
+                "nothing for this class"
+            )
         if unread:
             log.warning("%s: these keys are not known and not used: %s", self.source, ", ".join(sorted(unread)))

@@ -36,7 +36,7 @@ KEYS = (
     Key("downsample_in_first_stage", "halve_first", bool, False),
     Key("downsample_in_bottleneck", "halve_early", bool, False),
     Key("num_channels", "num_channels", default=3),
-    Key("image_size", "image_size", default=224),  # transformers' class reads images of any size, and has no such key
+    Key("image_size", "image_size", default=224),  # `Family.any_image_size`: transformers' class has no such key
     Constant(hidden_act="relu"),
     ignored("out_features", "out_indices", "stage_names"),
     always(stem="imagenet", shortcut="projection"),
@@ -51,6 +51,8 @@ RESNET = Family(
     prefix="resnet.",
     ignored=COUNTS,
     objective={"name": "classification"},
+    processor="ConvNextImageProcessor",
+    any_image_size=True,
 )
 RESNET_HEADLESS = Family(
     architectures=("ResNetModel",),
@@ -61,6 +63,8 @@ RESNET_HEADLESS = Family(
     prefix="resnet.",
     is_bare=True,
     ignored=COUNTS,
+    processor="ConvNextImageProcessor",
+    any_image_size=True,
 )
 
 FAMILIES = (RESNET, RESNET_HEADLESS)

@@ -14,8 +14,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import fmjax
-from fmjax.errors import CheckpointError, InputError
+from fmjax.data.codecs.image import CroppedImageCodec, ResizedImageCodec, UnscaledImageCodec
+from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.interop.family import publish, table_of
+from fmjax.interop.preprocessor import PREPROCESSOR, read_codecs, write_preprocessor
 from fmjax.interop.weights import flatten, slots
 from fmjax.models.resnet import ResNet
 
@@ -86,6 +88,51 @@ def test_folders_are_written_back_with_their_statistics(case, tmp_path):
     again = fmjax.load(tmp_path / "ours", mesh={"fsdp": 2})
     jax.tree.map(np.testing.assert_array_equal, again.carry, model.carry)
     np.testing.assert_allclose(again.apply(images=images_of(fixture)), fixture["out"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side, step", [(14, 1), (384, 48)])
+def test_images_are_scaled_and_cut_as_by_the_published_class(side, step, tmp_path):
+    """A ConvNext's, which published ResNets name: the model is called with what it makes, of any size."""
+    fixture, folder, _ = folders.loaded_vision(tmp_path, "resnet_basic")
+    found = folders.read_vision("resnet_pixels")
+    said = json.loads(str(found[f"{side}/preprocessor_config.json"]))
+    older = {"image_processor_type": None, "feature_extractor_type": "ConvNextFeatureExtractor", "size": side}
+    for values in (said, said | older):
+        (folder / PREPROCESSOR).write_text(json.dumps(values))
+        model = fmjax.load(folder)
+        assert model.module.image_size == side and len(model.codecs) == 2
+        pixels = np.stack([model.codecs["image"].encode(image)["images"] for image in found["images"]])
+        expected = found[f"{side}/pixels"].transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(pixels[:, ::step, ::step], expected, atol=1e-5)
+    model.save(tmp_path / "hf", format="hf")
+    written = json.loads((tmp_path / "hf" / PREPROCESSOR).read_text())
+    assert written == {key: value for key, value in said.items() if key != "crop_pct" or side == 14}
+    again = fmjax.load(tmp_path / "hf")
+    assert again.codecs == model.codecs and again.module == model.module
+
+
+def test_preprocessing_that_is_not_known_is_refused(tmp_path):
+    _, folder, _ = folders.loaded_vision(tmp_path, "resnet_basic")
+    said = json.loads(str(folders.read_vision("resnet_pixels")["14/preprocessor_config.json"]))
+    for change, match in (
+        ({"image_processor_type": "LevitImageProcessor"}, "image_processor_type = 'LevitImageProcessor'.*ConvNext"),
+        ({"size": {"height": 14, "width": 14}}, "size = .*shortest_edge"),
+        ({"crop_pct": 1.5}, "crop_pct = 1.5"),
+        ({"do_flip_channel_order": True}, "these keys are not supported: do_flip_channel_order=True"),
+    ):
+        (folder / PREPROCESSOR).write_text(json.dumps(said | change))
+        with pytest.raises(ConfigError, match=match):
+            fmjax.load(folder)
+
+
+def test_every_codec_is_written_as_a_class_that_says_it(tmp_path):
+    row = dict(channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    codecs = [CroppedImageCodec(14, 14, **row, shortest_edge=edge) for edge in range(14, 32)]
+    codecs += [CroppedImageCodec(14, 12, **row, shortest_edge=16), ResizedImageCodec(14, 14, **row)]
+    codecs += [UnscaledImageCodec(384, 384, **row), ResizedImageCodec(384, 384, **row)]
+    for codec in codecs:
+        (tmp_path / PREPROCESSOR).write_text(json.dumps(write_preprocessor(codec, "ConvNextImageProcessor")))
+        assert read_codecs(tmp_path, {}, ResNet(num_channels=3), "config.json")["image"] == codec
 
 
 def test_half_precision_keeps_the_statistics_whole(tmp_path):

@@ -9,6 +9,9 @@ Needs the `oracle` extra. Run from anywhere: python make_resnet_fixtures.py
         labels [4], trained [4, classes], loss, gradient/NAME: logits in training, the mean cross-entropy, its gradients
         after/NAME: running statistics after two such forward passes, the second of half the pixels, which are twice as
         large: [2, 3, 12, 12]
+    resnet_pixels.npz: what the processor of published ResNets makes of images
+        images uint8 [2, 29, 23, 3]
+        SIDE/preprocessor_config.json, and SIDE/pixels [2, 3, SIDE, SIDE], every `STEP`-th of them (`SIDES`)
 """
 
 import json
@@ -17,6 +20,7 @@ import pathlib
 import numpy as np
 import torch
 import transformers
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 
 HERE = pathlib.Path(__file__).parent.parent / "interop" / "vision"
 NAMES = {0: "cat", 1: "dog", 2: "ox"}
@@ -25,6 +29,21 @@ CASES = {
     "resnet_bottleneck": dict(layer_type="bottleneck", hidden_sizes=[16, 24], depths=[2, 1]),
     "resnet_early": dict(layer_type="bottleneck", hidden_sizes=[8, 16], depths=[1, 1], downsample_in_bottleneck=True),
 }
+
+SIDES = {14: 1, 384: 48}
+"""Sides of images, and which of their pixels are kept: below 384 the middle is cut out."""
+
+
+def pixels() -> dict:
+    images = np.random.default_rng(0).integers(0, 256, (2, 29, 23, 3), dtype=np.uint8)
+    found = {"images": images}
+    for side, step in SIDES.items():
+        processor = ConvNextImageProcessorPil(size={"shortest_edge": side}, crop_pct=0.875)
+        made = processor(list(images), return_tensors="pt")["pixel_values"].numpy()
+        values = json.loads(processor.to_json_string()) | {"image_processor_type": "ConvNextImageProcessor"}
+        found[f"{side}/preprocessor_config.json"] = json.dumps(values)
+        found[f"{side}/pixels"] = made[..., ::step, ::step]
+    return found
 
 
 def make(options: dict) -> dict:
@@ -62,6 +81,7 @@ def main():
     for name, options in CASES.items():
         np.savez_compressed(HERE / f"{name}.npz", **make(options), versions=versions)
         print(name, (HERE / f"{name}.npz").stat().st_size, "bytes;", versions)
+    np.savez_compressed(HERE / "resnet_pixels.npz", **pixels(), versions=versions)
 
 
 if __name__ == "__main__":
