@@ -226,3 +226,18 @@ def test_values_that_cannot_be_are_refused():
     image, text = vectors()
     with pytest.raises(ConfigError, match="chunk_size = 3 does not divide the batch's 16 rows"):
         contrast(image, text, 1.0, 0.0, weights=jnp.ones(ROWS), chunk_size=3)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_chunks_bound_the_memory(loss):
+    """Forward and backward pass of 1,024 pairs, whose logits take 4 MiB; those of a chunk a sixteenth of that."""
+    count = 1024
+    rows = jax.ShapeDtypeStruct((count, 8), jnp.float32)
+
+    def temporaries(chunk_size):
+        options = dict(weights=jnp.ones(count), loss=loss, chunk_size=chunk_size)
+        total = lambda image, text: contrast(image, text, 7.0, 0.0, **options)["loss"].sum()
+        compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(rows, rows).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(None) > 4 * count**2 and temporaries(64) < 4 * count**2
