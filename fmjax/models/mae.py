@@ -110,14 +110,15 @@ class MAE(nn.Module):
         [B, N], 1 where the encoder has not seen a patch.
         """
         kept = jnp.argsort(noise[:, : self.num_patches], axis=1)[:, : self.num_kept]
-        rows = jnp.arange(len(images))[:, None]
         x = self.embedding(self.encoder.hidden(images, train, kept))
         first, seen = x[:, :1], x[:, 1:]
         places = jnp.broadcast_to(self.mask_token.astype(x.dtype), (len(images), self.num_patches, self.hidden_size))
         side = self.encoder.image_size // self.encoder.patch_size
-        places = places.at[rows, kept].set(seen) + grid_sinusoids(side, side, self.hidden_size).astype(x.dtype)
+        # Of each row by itself, so that rows may be split over devices.
+        put = jax.vmap(lambda row, at, values: row.at[at].set(values))
+        places = put(places, kept, seen) + grid_sinusoids(side, side, self.hidden_size).astype(x.dtype)
         x, _ = self.stack(jnp.concatenate([first, places], axis=1), train=train)
-        mask = jnp.ones((len(images), self.num_patches)).at[rows, kept].set(0.0)
+        mask = put(jnp.ones((len(images), self.num_patches)), kept, jnp.zeros(kept.shape))
         return {"patches": self.head(x[:, 1:].astype(jnp.float32)), "mask": mask}
 
     def hidden(self, images, train: bool = False) -> jax.Array:
