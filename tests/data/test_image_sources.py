@@ -308,3 +308,16 @@ def test_images_that_are_not_there_are_bad_ones(tmp_path, caplog):
     data = opening.open(seed=0, cache_dir=tmp_path / "cache")
     assert len(seen(data, [data.train[i] for i in range(10)])) == 10
     assert "2 of 12 images cannot be read and are left out" in caplog.text and "7.png" in caplog.text
+
+
+def test_captions_of_equal_images_are_positives_of_one_another(tmp_path):
+    pets = write_captions(tmp_path / "pets", "jsonl")
+    (pets / "images" / "copy.png").write_bytes(png(4))
+    with open(pets / "captions.jsonl", "a") as file:
+        file.write(json.dumps({"file_name": "copy.png", "captions": "another view"}) + "\n")
+    data = CaptionedImages(str(pets), 4, tokenizer="bytes", heldout_fraction=0.0)
+    data = data.open(seed=0, cache_dir=tmp_path / "cache")
+    rows = [data.train[i] for i in range(13)]
+    key = data.codecs["image"]
+    same = {int(row["labels"]) for row in rows if key.decode(row).tobytes() == scaled(4)}
+    assert len(same) == 1 and len({int(row["labels"]) for row in rows}) == 12
