@@ -59,14 +59,32 @@ def _images(folder: pathlib.Path, names: list[str]) -> list[Media]:
         )
     try:
         with zipfile.ZipFile(archives[0]) as archive:
-            inside = {name: name for name in archive.namelist()}
-            # By their last parts too, where the archive has them in a folder.
-            inside = {pathlib.PurePosixPath(name).name: name for name in inside} | inside
+            inside = _members(archives[0], archive.namelist(), names)
             return [Media("image", archive.read(inside[name]), name) for name in names]
-    except KeyError as error:
-        raise DataError(f"{archives[0]} has no {error.args[0]!r}, which a caption names") from None
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{archives[0]} cannot be read: {error}") from None
+
+
+def _members(path: pathlib.Path, members: list[str], names: list[str]) -> dict[str, str]:
+    """By the names in captions an archive's members: those of that name, or of that end where the archive has them in a
+    folder. Raises DataError for a name of none, and for one that several members end with."""
+    found, known = {}, set(members)
+    ends: dict[str, list[str]] = {}
+    for member in members:
+        parts = pathlib.PurePosixPath(member).parts
+        for first in range(1, len(parts)):
+            ends.setdefault("/".join(parts[first:]), []).append(member)
+    for name in names:
+        fits = [name] if name in known else ends.get(name, [])
+        if not fits:
+            raise DataError(f"{path} has no {name!r}, which a caption names")
+        if len(fits) > 1:
+            raise DataError(
+                f"{path} has {len(fits)} files {name!r}, which a caption names: {', '.join(sorted(fits)[:3])}; write "
+                "the path in the archive in the file of captions"
+            )
+        found[name] = fits[0]
+    return found
 
 
 class ImageRetrieval(Retrieval):

@@ -111,6 +111,22 @@ def test_files_that_are_none_are_refused(tmp_path, name, text, message):
         read_captioned(TaskContext(tmp_path), "set")
 
 
+def test_a_name_that_two_images_of_an_archive_have_is_refused(tmp_path):
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "images.zip", "w") as archive:
+        for name, image in zip(("in/a/0.png", "in/b/0.png", "in/1.png"), IMAGES):
+            archive.writestr(name, content(image))
+    captions = tmp_path / "set" / "captions.csv"
+    captions.write_text("image,caption\n1.png,b\n0.png,c\n")
+    with pytest.raises(DataError, match="has 2 files '0.png', which a caption names: in/a/0.png, in/b/0.png; write"):
+        read_captioned(TaskContext(tmp_path), "set")
+    captions.write_text("image,caption\n1.png,b\nb/0.png,c\nin/a/0.png,d\n")
+    found = read_captioned(TaskContext(tmp_path), "set").images
+    assert [one.encode(CODEC)["images"].tobytes() for one in found] == [
+        CODEC.encode(IMAGES[number])["images"].tobytes() for number in (2, 1, 0)
+    ]
+
+
 def test_what_lacks_is_said_first(folder, tmp_path):
     with pytest.raises(InputError, match="task flickr8k_image_retrieval: needs .*vision_flickr8k_sample/captions.csv"):
         run_tasks(VIT, ["flickr8k_image_retrieval"], data_dir=folder)
