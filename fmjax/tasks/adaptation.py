@@ -213,7 +213,8 @@ def train(
       model: whose parameters and state "backbone" begins with, and whose mesh is trained on; None draws them all, and
         trains on one device.
 
-    Raises: InputError where the loss is no longer finite, saying what to change.
+    Raises: InputError where the loss is no longer finite, and where batches of a module with state do not divide over
+      the devices, saying what to change.
     """
     from fmjax.data.shuffle import ShuffledIndices
     from fmjax.parallel.mesh import MeshConfig
@@ -225,6 +226,12 @@ def train(
     batch_size = min(recipe.batch_size or count, count)
     # What makes a batch divide over the devices has no weight, so that they are the same steps on any number of them.
     padding = -batch_size % shards
+    if padding and model is not None and model.state:  # which a forward pass makes of all rows, whatever their weight
+        raise InputError(
+            f"batches of {batch_size} documents do not divide over {shards} devices, and what fills them up would count "
+            f"in the {', '.join(map(repr, model.state))} of {type(model.module).__name__}; take batches that divide "
+            "(batch_size of the recipe, number of documents), or fewer devices"
+        )
     steps = max(recipe.min_steps, math.ceil(recipe.epochs * count / batch_size))
     schedule = {"name": "linear", "warmup_steps": steps // 10}
     config = {

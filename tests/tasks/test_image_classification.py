@@ -13,6 +13,7 @@ from fmjax.errors import DataError, InputError
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.load import Model
 from fmjax.models.resnet import ResNet
+from fmjax.parallel.placement import Placement
 from fmjax.models.state import STATE_KEY
 from fmjax.tasks import adaptation
 from fmjax.tasks.catalogue import get_task
@@ -108,6 +109,10 @@ def test_fine_tuning_keeps_up_batch_statistics():
     _, after = module.apply(model.variables, arrays, train=True, method="pooled", mutable=["batch_stats"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved["batch_stats"], after["batch_stats"])
     assert model.state is not moved and model.variables["params"] is variables["params"]
+    # What would fill up batches over devices would count in the statistics.
+    spread = dataclasses.replace(model, placement=Placement.make({"data": 8}))
+    with pytest.raises(InputError, match="batches of 10 documents do not divide over 8 devices.*'batch_stats' of ResNet"):
+        adaptation.fine_tune(spread, images[:10], labels[:10], 2, 0, one)
 
 
 def test_zero_shot_is_the_nearest_of_the_classes_mean_vectors():
