@@ -28,7 +28,7 @@ def get_config():
             },
             "text": {"name": "text_tower", **tower, "max_length": 32, "causal": False, "projection_size": 128},
         },
-        "objective": {"name": "contrastive", "loss": "sigmoid", "positives": "labels", "max_scale": None},
+        "objective": {"name": "contrastive", "loss": "sigmoid", "positives": "labels"},
         "data": {"name": "shapes", "image_size": 48},
         "optimizer": {
             "name": "adamw", "learning_rate": 1e-3, "b2": 0.95, "weight_decay": 0.1, "clip_norm": 1.0,

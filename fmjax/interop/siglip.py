@@ -91,7 +91,7 @@ SIGLIP = Family(
         Part("vision", SIGLIP_VISION, key="vision_config", prefix="vision_model.", field="vision"),
         Part("text", SIGLIP_TEXT, key="text_config", prefix="text_model.", field="text"),
     ),
-    objective={"name": "contrastive", "loss": "sigmoid", "max_scale": None},
+    objective={"name": "contrastive", "loss": "sigmoid"},
     processor="SiglipImageProcessor",
 )
 

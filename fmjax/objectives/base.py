@@ -34,7 +34,7 @@ Optional parts, each there if the method is:
         besides parameters, such as batch statistics, joins the carry of any objective (`fmjax.objectives.stateful`).
     bounded(self, params) -> params
         Once per update, before `after` and the moving average see them: the new parameters, each within the bounds that
-        it may have; shapes and dtypes stay.
+        it may have; shapes and dtypes stay. Those that do not train stay as they are, whatever it says.
     models(self) -> {name: path}
         Other models in the step, loaded as `fmjax.load` does on the run's mesh; `__call__` takes
         `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at

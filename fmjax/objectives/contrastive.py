@@ -13,6 +13,7 @@ from fmjax.models.dual_encoder import other_padding
 from fmjax.parallel.logical import constrain
 
 LOSSES = ("softmax", "sigmoid")
+MAX_SCALES = {"softmax": 100.0, "sigmoid": math.inf}
 POSITIVES = ("own", "labels")
 
 
@@ -37,14 +38,15 @@ class Contrastive:
         `labels`, where -1 is a label that no other row has.
       chunk_size: texts whose logits with all images are there at once, in forward and backward pass; None is all of the
         batch. The same numbers, with bounded memory, for one more computation of the logits.
-      max_scale: what the scale is kept at, at most, by a bound on the parameter after each update, as in CLIP, so that
-        its gradient can always take it back; None is without bound.
+      max_scale: what the scale is kept at, at most, by a bound on the parameter after each update, so that its gradient
+        can always take it back; inf is without bound. None goes by the loss: 100 of softmax, as in CLIP, none of
+        sigmoid, as in SigLIP.
     """
 
     loss: str = "softmax"
     positives: str = "own"
     chunk_size: int | None = None
-    max_scale: float | None = 100.0
+    max_scale: float | None = None
 
     def __post_init__(self):
         check_choice("objective.loss", self.loss, LOSSES)
@@ -52,7 +54,7 @@ class Contrastive:
         if self.chunk_size is not None:
             check_positive(**{"objective.chunk_size": self.chunk_size})
         if self.max_scale is not None and not self.max_scale > 0:
-            raise ConfigError(f"objective.max_scale = {self.max_scale} must be above 0, or None")
+            raise ConfigError(f"objective.max_scale = {self.max_scale} must be above 0, or None; inf is without bound")
 
     def check(self, module, data) -> None:
         """Raises ConfigError where the module is none of pairs, or the rows are no pairs."""
@@ -78,9 +80,10 @@ class Contrastive:
 
     def bounded(self, params):
         """The parameters with the scale within its bound, where it is a parameter."""
-        if self.max_scale is None or "log_scale" not in params:
+        most = MAX_SCALES[self.loss] if self.max_scale is None else self.max_scale
+        if most == math.inf or "log_scale" not in params:
             return params
-        return {**params, "log_scale": jnp.minimum(params["log_scale"], math.log(self.max_scale))}
+        return {**params, "log_scale": jnp.minimum(params["log_scale"], math.log(most))}
 
     def __call__(self, apply_fn, params, batch, key, train: bool) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Sums over the batch, each with its weight: "loss" in nats; "image_to_text" and "text_to_image", for how many

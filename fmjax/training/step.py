@@ -61,8 +61,8 @@ def make_train_step(
         trained = optax.apply_updates(trained, updates)
         params, carry, ema, finite = trainable.merge(trained, rest), state.carry, state.ema, jnp.isfinite(norm)
         if hasattr(objective, "bounded"):
-            params = objective.bounded(params)
-            trained, _ = trainable.split(params)
+            trained, _ = trainable.split(objective.bounded(params))
+            params = trainable.merge(trained, rest)
         if has_carry(objective):
             carry = objective.after(carry, proposal, params)
             for leaf in jax.tree.leaves(carry):

@@ -23,6 +23,7 @@ from fmjax.objectives.contrastive import Contrastive, contrast
 from fmjax.training.gradients import make_gradient
 from fmjax.training.state import TrainState
 from fmjax.training.step import make_train_step
+from fmjax.training.trainable import Trainable
 
 ROWS = 16
 LABELS = np.array([0, 1, 0, -1, 2, -1, 1, 0, 3, 4, 4, -1, 5, 2, 2, 6], np.int32)
@@ -173,8 +174,22 @@ def test_the_scale_is_kept_within_its_bound_and_can_come_back():
         scales.append(float(jnp.exp(state.params["log_scale"])))
     assert scales == [pytest.approx(100), pytest.approx(100), pytest.approx(100 * math.exp(-0.5))]
     assert float(jnp.exp(state.ema["log_scale"])) <= 100.001 and float(metrics["scale"]) == pytest.approx(100)
-    free = Contrastive(max_scale=None)
-    assert free.bounded(state.params) is state.params
+    for free in (Contrastive(max_scale=math.inf), Contrastive("sigmoid")):
+        assert free.bounded(state.params) is state.params
+    above = {"log_scale": jnp.float32(9)}
+    for bound in (Contrastive(max_scale=50.0), Contrastive("sigmoid", max_scale=50.0)):
+        assert float(bound.bounded(above)["log_scale"]) == pytest.approx(math.log(50))
+
+
+def test_a_scale_that_does_not_train_is_left_alone():
+    module, optimizer = CLIP(VISION, TEXT, projection_size=8, initial_scale=math.log(200)), optax.sgd(1.0)
+    state = state_of(module, optimizer)
+    trainable = Trainable(("text", "vision"), state.params)
+    trained, _ = trainable.split(state.params)
+    state = dataclasses.replace(state, opt_state=optimizer.init(trained), ema=trained)
+    step = make_train_step(module.apply, Contrastive(), optimizer, lambda n: 1.0, rules=(), trainable=trainable)
+    state, _ = jax.jit(step)(state, batch(), jax.random.key(0))
+    assert float(state.params["log_scale"]) == pytest.approx(math.log(200))
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
