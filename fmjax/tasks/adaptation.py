@@ -226,12 +226,8 @@ def train(
     batch_size = min(recipe.batch_size or count, count)
     # What makes a batch divide over the devices has no weight, so that they are the same steps on any number of them.
     padding = -batch_size % shards
-    if padding and model is not None and model.state:  # which a forward pass makes of all rows, whatever their weight
-        raise InputError(
-            f"batches of {batch_size} documents do not divide over {shards} devices, and what fills them up would count "
-            f"in the {', '.join(map(repr, model.state))} of {type(model.module).__name__}; take batches that divide "
-            "(batch_size of the recipe, number of documents), or fewer devices"
-        )
+    if padding and model is not None and model.state:
+        _refuse_padding(model, batch_size, shards)
     steps = max(recipe.min_steps, math.ceil(recipe.epochs * count / batch_size))
     schedule = {"name": "linear", "warmup_steps": steps // 10}
     config = {
@@ -274,6 +270,15 @@ def train(
         )
     trained = state.params, state.carry
     return jax.device_get(trained) if placement is None else trained
+
+
+def _refuse_padding(model, batch_size: int, shards: int) -> None:
+    """Rows without weight would count in what a forward pass makes of all rows of a batch, such as batch statistics."""
+    raise InputError(
+        f"batches of {batch_size} documents do not divide over {shards} devices, and what fills them up would count in "
+        f"the {', '.join(map(repr, model.state))} of {type(model.module).__name__}; take batches that divide "
+        "(batch_size of the recipe, number of documents), or fewer devices"
+    )
 
 
 def _begin(program, model):

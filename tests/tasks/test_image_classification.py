@@ -111,7 +111,7 @@ def test_fine_tuning_keeps_up_batch_statistics():
     assert model.state is not moved and model.variables["params"] is variables["params"]
     # What would fill up batches over devices would count in the statistics.
     spread = dataclasses.replace(model, placement=Placement.make({"data": 8}))
-    with pytest.raises(InputError, match="batches of 10 documents do not divide over 8 devices.*'batch_stats' of ResNet"):
+    with pytest.raises(InputError, match="batches of 10 .* do not divide over 8 devices.*'batch_stats' of ResNet"):
         adaptation.fine_tune(spread, images[:10], labels[:10], 2, 0, one)
 
 
