@@ -43,7 +43,7 @@ class CaptionRows:
                     f"caption {caption[:60]!r} has {len(ids)} tokens, more than data.sequence_length = {self.length}; "
                     "raise it, or set data.overlong = 'cut'"
                 )
-            ids = self._cut(caption, ids)
+            ids = self.cut(caption, ids)
         tokens, segments = np.zeros(self.length, np.int32), np.zeros(self.length, np.int32)
         tokens[: len(ids)], segments[: len(ids)] = ids, 1
         return {"tokens": tokens, "segment_ids": segments}
@@ -69,8 +69,9 @@ class CaptionRows:
             raise DataError("a caption is empty; leave its line out, or write what the image shows")
         return self.tokenizer.encode_pair(caption)[0]
 
-    def _cut(self, caption: str, ids: list[int]) -> list[int]:
-        """The first `length` ids, the special ones behind the text among them."""
+    def cut(self, caption: str, ids: list[int]) -> list[int]:
+        """The first `length` of a caption's ids, the special ones behind the text among them. Raises ConfigError where
+        these leave no place for text."""
         text = self.tokenizer.encode(caption)
         before = next(i for i in range(len(ids) - len(text) + 1) if ids[i : i + len(text)] == text)
         behind = ids[before + len(text) :]

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fmjax.data.captions import CaptionRows
 from fmjax.errors import InputError
 from fmjax.inference import prompts, values
 from fmjax.inference.checks import check_list, check_whole
@@ -61,9 +62,12 @@ def embed(
     return np.concatenate(parts) if parts else np.zeros((0, _width(model)), np.float32)
 
 
-def embed_texts(model, texts: Sequence[str], batch_size: int = 64, progress: str | None = None) -> np.ndarray:
-    """Vectors of texts, float32 [N, E], of length 1; short texts are computed in short rows. See `embed`."""
-    rows = framed(model, texts)
+def embed_texts(
+    model, texts: Sequence[str], batch_size: int = 64, progress: str | None = None, overlong: str = "error"
+) -> np.ndarray:
+    """Vectors of texts, float32 [N, E], of length 1; short texts are computed in short rows. See `embed`, and `framed`
+    for `overlong`."""
+    rows = framed(model, texts, overlong)
     found = np.zeros((len(rows), _width(model)), np.float32)
     groups = defaultdict(list)
     for index, row in enumerate(rows):
@@ -78,8 +82,17 @@ def embed_texts(model, texts: Sequence[str], batch_size: int = 64, progress: str
     return found
 
 
-def framed(model, texts: Sequence[str]) -> list[list[int]]:
+def caption_rows(model) -> CaptionRows:
+    """The rule by which the model's run lays captions in rows, of as many tokens as the model reads: one that says
+    nothing of captions that are too long cuts them, as `fmjax.data` does."""
+    overlong = model.config.get("data", {}).get("overlong", "cut")
+    return CaptionRows(model.tokenizer, model.module.max_length, overlong)
+
+
+def framed(model, texts: Sequence[str], overlong: str = "error") -> list[list[int]]:
     """Tokens of texts with what the tokenizer puts around a text, as in training.
+
+    overlong: "cut" leaves out the end of a text that is longer than the model reads, as `CaptionRows` does.
 
     Raises InputError without a tokenizer, for what is no text, and for one that is longer than the model reads, and
     where the model reads another padding than the tokenizer's.
@@ -91,6 +104,9 @@ def framed(model, texts: Sequence[str]) -> list[list[int]]:
     for index, row in enumerate(rows):
         if not row:
             raise InputError(f"text {index} has no tokens, so there is nothing to embed")
+    if overlong == "cut":
+        most, cut = model.module.max_length, caption_rows(model).cut
+        rows = [row if len(row) <= most else cut(text, row) for text, row in zip(texts, rows)]
     check_lengths(rows, model.module.max_length, "shorten or split it")
     return rows
 

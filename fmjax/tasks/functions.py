@@ -6,11 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from fmjax.inference import kinds, pairs
 from fmjax.registry import import_object
 
 
 def embed(model, inputs: Sequence[Any]) -> np.ndarray:
-    """Vectors of texts or media, float32 [N, D], pooled as the model's kind wants it, of length 1."""
+    """Vectors of texts or media, float32 [N, D], pooled as the model's kind wants it, of length 1.
+
+    Texts of a model of images and texts are captions: those that are too long go by the rule of its run.
+    """
+    if kinds.has_two_towers(model.module) and len(inputs) and all(isinstance(one, str) for one in inputs):
+        return pairs.embed_texts(model, inputs, overlong=pairs.caption_rows(model).overlong)
     return model.embed(list(inputs), normalize=True)
 
 

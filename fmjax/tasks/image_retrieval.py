@@ -7,6 +7,7 @@ import zipfile
 from fmjax.data.codecs.media import Media
 from fmjax.data.image_sources.caption_files import NAMES, caption_lines
 from fmjax.errors import DataError
+from fmjax.inference.pairs import caption_rows
 from fmjax.tasks.protocol import TaskContext
 from fmjax.tasks.retrieval import Retrieval
 
@@ -107,6 +108,13 @@ class ImageRetrieval(Retrieval):
 
     def candidates(self, context):
         return read_captioned(context, self.folder).images
+
+    def adapt(self, model, context):
+        """See `Retrieval`. Captions that are too long are cut, or refused before anything is computed, by the rule of
+        the model's run, and counted."""
+        captions = [text for text, _ in read_captioned(context, self.folder).captions]
+        caption_rows(model).check_lengths(captions, f"task {self.name}")
+        return super().adapt(model, context)
 
     def cluster(self, document):
         return document["image"]

@@ -1,5 +1,6 @@
 """Retrieval over captioned images: ranks as a loop finds them, files of captions, images in folders and archives."""
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -12,6 +13,7 @@ from fmjax.data.codecs.media import Media
 from fmjax.data.digits import CODEC
 from fmjax.errors import DataError, InputError
 from fmjax.tasks.catalogue import get_task
+from fmjax.tasks.functions import embed
 from fmjax.tasks.image_retrieval import read_captioned
 from fmjax.tasks.protocol import TaskContext
 from fmjax.tasks.runner import run_tasks
@@ -109,6 +111,23 @@ def test_files_that_are_none_are_refused(tmp_path, name, text, message):
     (tmp_path / "set" / name).write_text(text)
     with pytest.raises(DataError, match=message):
         read_captioned(TaskContext(tmp_path), "set")
+
+
+def test_captions_that_are_too_long_go_by_the_rule_of_the_run(folder, tmp_path, caplog):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "images.zip").write_bytes((folder / "set" / "images.zip").read_bytes())
+    long = "a picture of something that takes far more than 48 bytes to tell"
+    (tmp_path / "set" / "captions.csv").write_text(f"image,caption\n0.png,{long}\n1.png,short\n")
+    for name in ("image_retrieval:set", "caption_retrieval:set"):
+        assert run_tasks(MODEL, [name], data_dir=tmp_path)[name].num_documents == 2
+        assert f"task {name}: 1 of 2 captions are longer" in caplog.text
+    kept = MODEL.module.max_length - (len(MODEL.tokenizer.encode_pair(long)[0]) - len(MODEL.tokenizer.encode(long)))
+    both = [embed(MODEL, [text])[0] for text in (long, long[:kept])]
+    np.testing.assert_allclose(*both, atol=1e-6)
+    strict = dataclasses.replace(MODEL, config=MODEL.config | {"data": {"overlong": "error"}})
+    for name in ("image_retrieval:set", "caption_retrieval:set"):
+        with pytest.raises(DataError, match=f"task {name}: 1 of 2 captions are longer .*'a picture"):
+            run_tasks(strict, [name], data_dir=tmp_path)
 
 
 def test_a_name_that_two_images_of_an_archive_have_is_refused(tmp_path):
