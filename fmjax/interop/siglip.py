@@ -1,4 +1,8 @@
-"""SigLIP, and SigLIP 2 of fixed sizes, which has the same classes: both towers in one space; and each by itself."""
+"""SigLIP, and SigLIP 2 of fixed sizes, which has the same classes: both towers in one space; and each by itself.
+
+Where a text_config says no pad_token_id it is 1, the class's default. SigLIP 2's tokenizer fills up with 0: a folder
+that does not say so is refused when it reads texts, with what to write (`fmjax.models.dual_encoder.other_padding`).
+"""
 
 from fmjax.errors import ConfigError
 from fmjax.interop.clip import POSITION_IDS, TEXT_TABLE, blocks, sizes

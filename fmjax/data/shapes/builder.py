@@ -1,5 +1,6 @@
 """The world of shapes as a TFDS dataset of any resolution: no download, no TensorFlow.
 
+import fmjax.data.shapes.builder  # tfds knows it from here on
 tfds.builder("shapes_world/64px", data_dir=FOLDER, file_format="array_record").download_and_prepare()
 """
 
