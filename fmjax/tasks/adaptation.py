@@ -52,6 +52,12 @@ class Recipe:
     def __post_init__(self):
         check_positive(min_steps=self.min_steps)
 
+    def optimizer(self, steps: int) -> dict[str, Any]:
+        """The config's section for so many updates."""
+        schedule = {"name": "linear", "warmup_steps": steps // 10}
+        rates = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
+        return {"name": "adamw", **rates, "schedule": schedule}
+
 
 PROBE = Recipe(epochs=0, min_steps=400, batch_size=None, learning_rate=0.1, weight_decay=0.0)
 FINE_TUNE = Recipe()
@@ -229,18 +235,12 @@ def train(
     if padding and model is not None and model.state:
         _refuse_padding(model, batch_size, shards)
     steps = max(recipe.min_steps, math.ceil(recipe.epochs * count / batch_size))
-    schedule = {"name": "linear", "warmup_steps": steps // 10}
     config = {
         "seed": seed,
         "train": {"steps": steps, "batch_size": batch_size + padding},
         "mesh": dataclasses.asdict(MeshConfig(data=1) if placement is None else placement.config),
         "objective": objective,
-        "optimizer": {
-            "name": "adamw",
-            "learning_rate": recipe.learning_rate,
-            "weight_decay": recipe.weight_decay,
-            "schedule": schedule,
-        },
+        "optimizer": recipe.optimizer(steps),
     }
     example = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in arrays.items()}
     devices = jax.local_devices()[:1] if placement is None else None
@@ -249,12 +249,7 @@ def train(
     if model is not None and model.state:
         state = dataclasses.replace(state, carry=_begin_carry(program, model))
     order, losses = ShuffledIndices(count, seed), []
-    if "tokens" in arrays:
-        lengths = arrays["segment_ids"].sum(axis=1)
-        counted.trained(int(lengths[order[i]]) for i in range(steps * batch_size))
-    elif model is not None:  # forward and backward, by the convention of `fmjax.layers.flops`, is three passes
-        shapes = {name: one.shape for name, one in example.items() if name not in ("labels", "loss_weights")}
-        counted.read_examples(shapes, 3 * steps * batch_size)
+    _count(arrays, [order[i] for i in range(steps * batch_size)], of_backbone=model is not None)
     with jax.set_mesh(program.mesh):
         for step in range(steps):
             rows = [order[step * batch_size + i] for i in range(batch_size)]
@@ -270,6 +265,16 @@ def train(
         )
     trained = state.params, state.carry
     return jax.device_get(trained) if placement is None else trained
+
+
+def _count(arrays: dict[str, np.ndarray], order: Sequence[int], of_backbone: bool) -> None:
+    """Tells what the training reads: the rows `order`, of texts by their lengths."""
+    if "tokens" in arrays:
+        lengths = arrays["segment_ids"].sum(axis=1)
+        counted.trained(int(lengths[row]) for row in order)
+    elif of_backbone:  # forward and backward, by the convention of `fmjax.layers.flops`, is three passes
+        shapes = {name: array.shape[1:] for name, array in arrays.items() if name not in ("labels", "loss_weights")}
+        counted.read_examples(shapes, 3 * len(order))
 
 
 def _refuse_padding(model, batch_size: int, shards: int) -> None:

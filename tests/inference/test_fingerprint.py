@@ -23,6 +23,7 @@ NOT_COMPUTING = {
     "interop/exporter.py checkpoint_files.py": "a model written to a folder",
     "data/codecs/base.py data/codecs/media.py": "values to arrays, which are what answers are computed from",
     "data/codecs/pixels.py": "values to arrays as well",
+    "data/prepared.py data/text.py": "names of content, and what is checked of a vocabulary",
     "data/image_files.py file_lock.py": "which files an index is of, and who writes to it",
     "objectives/base.py": "what a run carried",
     "data/shuffle.py objectives/classification.py training/program.py": "the training of what is in the fingerprint",
