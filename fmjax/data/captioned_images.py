@@ -97,7 +97,7 @@ class CaptionedSet:
         if data.templates:
             if not images.labels:
                 raise DataError(f"{images.where}: its images have no classes, which data.templates make captions of")
-            self._captions = [tuple(t.format(label) for t in data.templates) for label in images.labels]
+            self._captions = [tuple(t.replace("{}", label) for t in data.templates) for label in images.labels]
             self._labels = [classes.index(label) for label in images.labels]
             return
         if not images.captions:

@@ -73,7 +73,12 @@ class CaptionRows:
         """The first `length` of a caption's ids, the special ones behind the text among them. Raises ConfigError where
         these leave no place for text."""
         text = self.tokenizer.encode(caption)
-        before = next(i for i in range(len(ids) - len(text) + 1) if ids[i : i + len(text)] == text)
+        before = next((i for i in range(len(ids) - len(text) + 1) if ids[i : i + len(text)] == text), None)
+        if before is None:
+            raise ConfigError(
+                f"the caption {caption[:60]!r} is too long, and cannot be cut: data.tokenizer frames a text with other "
+                "tokens than it encodes it with; raise data.sequence_length, or take another tokenizer"
+            )
         behind = ids[before + len(text) :]
         kept = self.length - before - len(behind)
         if kept < 1:

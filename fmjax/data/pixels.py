@@ -25,7 +25,7 @@ class PixelData:
       images: data whose rows have images, such as {"name": "digits"}; their augmentation is applied before.
       num_colours: of the palette.
       palette: "levels" are greys from black to white, equally far apart; "kmeans" are the means of clusters of the
-        first training images' pixels (Chen et al. 2020, section 2.1).
+        pixels of the first training images that the seed 0 draws, whatever the run's (Chen et al. 2020, section 2.1).
     """
 
     images: Annotated[dict, DATASETS]
@@ -46,7 +46,9 @@ class PixelData:
         if source is None:
             known = ", ".join(opened.codecs) or "none"
             raise ConfigError(f"data.images: these data have no codec of images (they have {known}); choose others")
-        codec = PixelCodec(*source.shape, palette=self._palette(opened.train, source))
+        # Of one seed, so that runs of all seeds have one palette, and nats a pixel that compare.
+        fitted_to = self.images.open(seed=0, cache_dir=cache_dir) if self.palette == "kmeans" else opened
+        codec = PixelCodec(*source.shape, palette=self._palette(fitted_to.train, source))
 
         def check(module) -> None:
             wanted = {"vocab_size": codec.start + 1, "max_length": codec.shape[0]}
@@ -84,7 +86,7 @@ class PixelData:
                 "colours; lower it"
             )
         found = KMeans(self.num_colours, n_init=1, random_state=0).fit(pixels).cluster_centers_
-        # Sorted, and rounded far below a shade's width: the same on machines that add up in another order.
+        # Sorted, and rounded far below a shade's width: sums in another order seldom make another palette.
         return tuple(sorted(tuple(float(x) for x in np.round(colour, 4)) for colour in found))
 
 

@@ -11,6 +11,13 @@ class Framed(ByteTokenizer):
     add_eos = True
 
 
+class Respelling(ByteTokenizer):
+    """Small letters inside the frame alone."""
+
+    def encode_pair(self, first, second=None):
+        return super().encode_pair(first.lower(), second)
+
+
 def test_a_caption_is_framed_padded_and_cut_within_its_frame():
     short = CaptionRows(Framed(), 6)("cat")
     assert short["tokens"].tolist() == [256, *b"cat", 257, 0] and short["segment_ids"].tolist() == [1] * 5 + [0]
@@ -35,5 +42,7 @@ def test_what_does_not_fit_is_counted_or_refused(caplog):
         refusing("two dogs")
     with pytest.raises(DataError, match="a caption is empty"):
         CaptionRows(Framed(), 8)(" ")
+    with pytest.raises(ConfigError, match="'A CAT' is too long, and cannot be cut"):
+        CaptionRows(Respelling(), 4)("A CAT")
     with pytest.raises(ConfigError, match="sequence_length = 2 leaves no token for text: the tokenizer puts 2 around"):
         CaptionRows(Framed(), 2)("cat")

@@ -195,7 +195,7 @@ def test_held_out_images_come_with_all_their_captions_and_splits_have_names(tmp_
 def test_captions_of_classes_by_templates(tmp_path):
     write_folder(tmp_path / "pets")
     data = CaptionedImages(
-        str(tmp_path / "pets"), 4, tokenizer="bytes", templates=("a photo of a {}.", "{}!"), heldout_fraction=0.3
+        str(tmp_path / "pets"), 4, tokenizer="bytes", templates=("a photo of a {}.", "{x} {}!"), heldout_fraction=0.3
     ).open(seed=0, cache_dir=tmp_path / "cache")
     rows = [data.train[i] for i in range(60)]
     for said, _ in seen(data, rows).values():
@@ -203,7 +203,7 @@ def test_captions_of_classes_by_templates(tmp_path):
     for row in [*rows, *data.evaluation["heldout"]]:
         name = CLASSES[int(row["labels"])]
         text = data.tokenizer.decode(row["tokens"][row["segment_ids"] == 1].tolist())
-        assert text in (f"a photo of a {name}.", f"{name}!")
+        assert text in (f"a photo of a {name}.", f"{{x}} {name}!")
 
 
 def write_idx(path, array):
@@ -287,6 +287,13 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path, dataset):
     ]:
         table.write_text(text)
         refused(message, CaptionedImages, source=table)
+    lines = [{"file_name": "a.png", "text": "x", "split": "train"}, {"file_name": "b.png", "text": "y"}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    refused("1 of 2 images have no split, such as 'b.png'", CaptionedImages, source=tmp_path / "t.jsonl")
+    (tmp_path / "tars").mkdir()
+    for name in ("train-0.tar", "extra.tar"):
+        write_tar(tmp_path / "tars" / name)
+    refused("1 of 2 files name no split, such as 'extra.tar'", source=tmp_path / "tars")
     (tmp_path / "notes.doc").write_text("x")
     refused("'notes.doc' is no source of images", source=tmp_path / "notes.doc")
     for fields, message in [

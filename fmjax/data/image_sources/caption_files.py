@@ -39,6 +39,11 @@ def caption_sets(table: pathlib.Path, fields: Fields, cache_dir: pathlib.Path) -
                                 "validation, test, the same on each of its lines")  # fmt: skip
     if not captions:
         raise DataError(f"{str(table)!r} names no image")
+    if splits and (without := [name for name in captions if name not in splits]):
+        raise DataError(
+            f"{str(table)!r}: {len(without)} of {len(captions)} images have no split, such as {without[0]!r}, and "
+            "others have one; give each line its split, or none"
+        )
     folder = _image_folder(table, fields, next(iter(captions)))
     chosen = {"train": "train", heldout_choice(sorted(set(splits.values()))): "heldout"} if splits else {None: "train"}
     sets = {}

@@ -110,5 +110,10 @@ def _by_split(source: str, files: Sequence[pathlib.Path], make: Callable) -> Map
         return {"train": make(files)}
     if "train" not in parts:
         raise DataError(f"data.source {source!r} has files of {sorted(map(str, parts))}, and none named train...")
+    if None in parts:
+        raise DataError(
+            f"data.source {source!r}: {len(parts[None])} of {len(files)} files name no split, such as "
+            f"{parts[None][0].name!r}, and others do; name them train..., or leave them out"
+        )
     heldout = heldout_choice(sorted(filter(None, parts)))
     return {"train": make(parts["train"])} | ({"heldout": make(parts[heldout])} if heldout else {})
