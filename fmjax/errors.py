@@ -1,5 +1,7 @@
 """Errors whose message says it all: commands print it alone, without a traceback; and messages of others, shortened."""
 
+import errno
+
 
 class InputError(ValueError):
     """Bad usage, configuration or input; the message says what was found, what was expected and what to do.
@@ -26,6 +28,17 @@ class CheckpointError(InputError):
 
 class RunError(RuntimeError):
     """What was asked for could not go on, for a reason outside it or in its numbers. Commands exit with code 1."""
+
+
+_OUTSIDE = {
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
+    errno.ECONNRESET, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO,
+}  # fmt: skip
+
+
+def is_unreachable(error: OSError) -> bool:
+    """Whether a file could not be read for a reason outside it, which says nothing of its content and may pass."""
+    return error.errno in _OUTSIDE
 
 
 def first_line(error: BaseException, length: int = 300) -> str:

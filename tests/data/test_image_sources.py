@@ -2,9 +2,11 @@
 captions; and what is wrong with a source is said."""
 
 import csv
+import errno
 import gzip
 import io
 import json
+import os
 import struct
 import tarfile
 
@@ -19,7 +21,7 @@ from fmjax.data.captioned_images import CaptionedImages
 from fmjax.data.image_sources.opening import open_image_sets
 from fmjax.data.image_sources.records import Fields
 from fmjax.data.images import ImageData
-from fmjax.errors import ConfigError, DataError
+from fmjax.errors import ConfigError, DataError, RunError
 
 CLASSES = ("cat", "dog", "owl")
 NAMES = [f"{i}" for i in range(12)]
@@ -315,6 +317,23 @@ def test_images_that_are_not_there_are_bad_ones(tmp_path, caplog):
     data = opening.open(seed=0, cache_dir=tmp_path / "cache")
     assert len(seen(data, [data.train[i] for i in range(10)])) == 10
     assert "2 of 12 images cannot be read and are left out" in caplog.text and "7.png" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_what_keeps_a_file_from_being_read_is_not_held_against_it(kind, tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "pets") if kind == "folder" else write_tar(tmp_path / "pets.tar")
+    opening = ImageData(str(source), 4, heldout_fraction=0.0, bad_images="skip")
+    full = OSError(errno.EMFILE, "Too many open files")
+
+    def refuse(*arguments):
+        raise full
+
+    monkeypatch.setattr(*(("PIL.Image.open", refuse) if kind == "folder" else (os, "pread", refuse)))
+    with pytest.raises(RunError, match="cannot be read.*Too many open files"):
+        opening.open(seed=0, cache_dir=tmp_path / "cache")
+    monkeypatch.undo()
+    data = opening.open(seed=0, cache_dir=tmp_path / "cache")
+    assert len(seen(data, [data.train[i] for i in range(12)])) == 12
 
 
 def test_captions_of_equal_images_are_positives_of_one_another(tmp_path):

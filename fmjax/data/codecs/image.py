@@ -11,7 +11,7 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 
 from fmjax.data.codecs.media import described
-from fmjax.errors import ConfigError, DataError
+from fmjax.errors import ConfigError, DataError, RunError, is_unreachable
 from fmjax.layers.checks import check_choice, check_positive
 from fmjax.small_files import replacing
 
@@ -93,7 +93,7 @@ class ImageCodec:
 
         Raises DataError for a file that is no image, or whose image this codec cannot hold: one that is too large, or
         of another size where none is scaled, one with more than 8 bits, a transparent one, and one in colour where
-        images are grey.
+        images are grey; RunError where a reason outside the file keeps it from being read.
         """
         from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -116,6 +116,8 @@ class ImageCodec:
         except UnidentifiedImageError:
             raise DataError(f"{name!r} cannot be read as an image: it is of no known format") from None
         except (OSError, EOFError, SyntaxError, ValueError, struct.error) as error:  # all but the first: broken parts
+            if isinstance(error, OSError) and is_unreachable(error):
+                raise RunError(f"{name!r} cannot be read at present: {error.strerror}") from None
             raise DataError(f"{name!r} cannot be read as an image: {error}") from None
         if self.channels == 3:
             return pixels

@@ -5,12 +5,11 @@ import hashlib
 import json
 import os
 import pathlib
-import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from fmjax.data.image_set import ImageSet
 from fmjax.data.prepared import build_once, fingerprint
-from fmjax.errors import DataError
+from fmjax.errors import DataError, RunError, is_unreachable
 
 _LAYOUT = 1  # part of the cache key: raise it when a list holds something else
 _LIST = "images.json"
@@ -68,36 +67,24 @@ def image_set(where: str, files: Sequence[tuple[pathlib.Path, Sequence[Listed]]]
                 f"{where}: {len(without)} of {len(spans)} images have no {what}, such as {without[0]!r}; add it, or "
                 "leave them out"
             )
-    read = _Reader()
     return ImageSet(
         where=where,
         names=[f"{path.name}/{one.name}" for path, one in spans],
         keys=[one.key for _, one in spans],
-        content=lambda index: read(*spans[index]),
+        content=lambda index: _read(*spans[index]),
         labels=[one.label for _, one in spans] if spans and spans[0][1].label is not None else (),
         captions=[one.captions for _, one in spans] if spans and spans[0][1].captions else (),
     )
 
 
-class _Reader:
-    """Reads stretches of files, which stay open; on any threads."""
-
-    def __init__(self):
-        self._files: dict[pathlib.Path, int] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, path: pathlib.Path, one: Listed) -> bytes:
-        try:
-            with self._lock:
-                if path not in self._files:
-                    self._files[path] = os.open(path, os.O_RDONLY)
-            content = os.pread(self._files[path], one.size, one.offset)
-        except OSError as error:
-            raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
-        if len(content) != one.size:
-            raise DataError(f"{str(path)!r} ends within {one.name!r}: it has changed since it was listed")
-        return content
-
-    def __del__(self):
-        for file in self._files.values():
-            os.close(file)
+def _read(path: pathlib.Path, one: Listed) -> bytes:
+    """The bytes of an image. Raises DataError, or RunError where the file could be read at another time."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            content = os.pread(file.fileno(), one.size, one.offset)
+    except OSError as error:
+        kind = RunError if is_unreachable(error) else DataError
+        raise kind(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    if len(content) != one.size:
+        raise DataError(f"{str(path)!r} ends within {one.name!r}: it has changed since it was listed")
+    return content
