@@ -36,7 +36,7 @@ def parse(argv: list[str]):
     add("--mesh", type=cli.mesh, help="split the model over all devices, such as fsdp:2,tensor:2")
     flags = parser.parse_args(argv)
     if (flags.query is None) == (flags.query_image is None):
-        raise InputError("give one of --query=TEXT and --query_image=FILE, not both")
+        raise InputError("give --query=TEXT or --query_image=FILE: one of them, and not both")
     if flags.query is not None and not flags.query.strip():
         raise InputError("--query is empty; say what is looked for")
     if flags.output is not None:

@@ -80,7 +80,8 @@ def gradient_times_input(
 
     Raises InputError for a model that does not classify, and for patches that do not divide the image.
     """
-    model.can("classify")
+    if lacks := values.lacks_classes(model):
+        raise InputError(f"{model} has no classes of its own, whose logits have gradients: {lacks}")
     codec = model.codecs[model.objective.predicts]
     arrays = values.encode(model, images, "image")
     numbers = [codec.encode(label)[codec.array] for label in labels]
@@ -90,15 +91,15 @@ def gradient_times_input(
     if height % patches or width % patches:
         raise InputError(f"patches = {patches} does not divide images of {height}x{width} pixels; choose a divisor")
     name = model.codecs["image"].array
-    forward = lambda part: _attributed(model.module, model.params, part[name], part[LABELS], name, patches)
+    forward = lambda part: _attributed(model.module, model.variables, part[name], part[LABELS], name, patches)
     arrays = {name: arrays[name], LABELS: np.asarray(numbers, np.int32)}
     return np.concatenate(list(values.in_batches(model, arrays, forward, "show", batch_size)))
 
 
 @functools.partial(jax.jit, static_argnames=("module", "name", "patches"))
-def _attributed(module: nn.Module, params, images, labels, name: str, patches: int) -> jax.Array:
+def _attributed(module: nn.Module, variables, images, labels, name: str, patches: int) -> jax.Array:
     def logits(images):
-        found = module.apply({"params": params}, **{name: images})
+        found = module.apply(variables, **{name: images})
         return jnp.take_along_axis(found, labels[:, None], axis=1).sum()
 
     product = jax.grad(logits)(images) * images

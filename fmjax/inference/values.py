@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def read_by_name(model, name: str) -> str:
 
 
 def encode(model, values: Sequence[Any], modality: str | None = None, what: str = "input") -> dict[str, np.ndarray]:
-    """The module's arrays [N, ...] of values, `Media` or bare.
+    """The module's arrays [N, ...] of values: bare, in files (`pathlib.Path`), or `Media`.
 
     Args:
       modality: of the values; None where the model reads one alone.
@@ -61,6 +62,7 @@ def encode(model, values: Sequence[Any], modality: str | None = None, what: str 
             raise InputError(f"{what} {index} is {described(value)}, and {model} reads {expected}")
         try:
             codec = codecs[modality]
+            value = Media(modality, value) if isinstance(value, pathlib.Path) else value
             rows.append(value.encode(codec) if isinstance(value, Media) else codec.encode(value))
         except DataError as error:
             raise InputError(f"{what} {index}: {error}") from None

@@ -23,7 +23,7 @@ from fmjax.tasks.answers import capabilities
 from tests.classifier import IMAGES, MODEL, logits_of
 
 
-def test_a_classifier_gives_the_softmax_of_its_logits_by_name():
+def test_a_classifier_gives_the_softmax_of_its_logits_by_name(tmp_path):
     names = tuple("abcdefghij")
     named = dataclasses.replace(MODEL, codecs=MODEL.codecs | {"label": LabelCodec(10, names)})
     logits = logits_of(IMAGES)
@@ -33,6 +33,8 @@ def test_a_classifier_gives_the_softmax_of_its_logits_by_name():
         np.testing.assert_allclose([p for _, p in image], np.sort(row)[::-1], rtol=2e-5)
     assert MODEL.classify(IMAGES[:1], top_k=1)[0][0][0] == logits[0].argmax()
     assert MODEL.classify([]) == [] and MODEL.embed([]).shape == (0, 16)
+    CODEC.write(IMAGES[0], tmp_path / "image.png")
+    assert MODEL.classify([tmp_path / "image.png"]) == MODEL.classify(IMAGES[:1])
 
 
 def test_classes_do_not_depend_on_batch_order_or_mesh(tmp_path):

@@ -316,7 +316,7 @@ def test_the_command(folder, tmp_path, capsys):
     np.testing.assert_array_equal(cells[:SIDE, :SIDE], cells[:SIDE, SIDE + 1 : 2 * SIDE + 1])
     assert (cells[SIDE : SIDE + LINE, :SIDE] < 128).any()  # its caption
     for arguments, message in (
-        ([*given], "give one of --query=TEXT and --query_image=FILE, not both"),
+        ([*given], "give --query=TEXT or --query_image=FILE: one of them"),
         ([*given, query, "--query=red"], "not both"),
         ([*given, "--query= "], "--query is empty"),
         ([*given, "--query=a red circle"], "has no vectors of texts beside those of images"),

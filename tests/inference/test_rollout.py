@@ -1,5 +1,7 @@
 """Attention rolled out by a loop over layers and heads; gradients times input by differences."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ from fmjax.errors import InputError
 from fmjax.inference.model import Model
 from fmjax.inference.rollout import attention_rollout, gradient_times_input
 from fmjax.layers.transformer import unstack_layers
+from fmjax.models.resnet import ResNet
+from fmjax.models.state import STATE_KEY, initial_state
 from fmjax.models.vit import ViT
 
 SIZES = dict(
@@ -27,6 +31,19 @@ def made(**fields):
     params = jax.tree.map(lambda x: x + 0.3 * np.random.default_rng(x.size).normal(size=x.shape), params)
     codecs = {"image": ImageCodec(4, 4, 1), "label": LabelCodec(3)}
     return Model(module, params, {"objective": {"name": "classification"}}, codecs=codecs)
+
+
+def test_gradients_of_a_module_with_statistics():
+    fields = dict(stem="cifar", block="basic", depths=(1,), widths=(8,), stem_size=8, num_classes=3)
+    module = ResNet(image_size=4, num_channels=1, **fields)
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"])
+    carry = {STATE_KEY: nn.unbox(initial_state(module, jax.random.key(0)))}
+    model = dataclasses.replace(made(), module=module, params=params, carry=carry)
+    found = gradient_times_input(model, list(IMAGES), [2, 0], patches=2)
+    pixels = np.stack([model.codecs["image"].encode(image)["images"] for image in IMAGES])
+    picked = lambda x: model.module.apply(model.variables, x)[jnp.arange(2), jnp.array([2, 0])].sum()
+    expected = (jax.grad(picked)(pixels) * pixels).reshape(2, 2, 2, 2, 2).sum((2, 4))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("token", [True, False])
@@ -64,6 +81,9 @@ def test_gradients_times_input_are_what_fading_a_patch_changes():
                 step[at] = 0.01 * pixels[at]
                 change = (logits(pixels + step) - logits(pixels - step))[row, label] / 0.02
                 np.testing.assert_allclose(found[row, i, j], change, rtol=2e-2, atol=2e-3)
+    by_words = dataclasses.replace(model, config={"objective": {"name": "contrastive"}})
+    with pytest.raises(InputError, match="has no classes of its own, whose logits have gradients"):
+        gradient_times_input(by_words, list(IMAGES), [2, 0], patches=2)
     for patches, labels, message in [(3, [2, 0], "does not divide"), (2, [2], "2 images and 1 labels")]:
         with pytest.raises(InputError, match=message):
             gradient_times_input(model, list(IMAGES), labels, patches=patches)
