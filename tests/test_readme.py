@@ -33,12 +33,13 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         flags, overrides = {"train": train, "plan": plan}[module].parse(argv)
         if flags.config == "curve.py":  # the page that has it says what is in it, and `test_extending` runs it
             return
-        configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
+        config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
+        assert config["train"]["steps"] > 0
     elif module == "generate" and "--output" in arguments and ".png" in arguments:
-        values.parse(argv, Denoising)
+        assert values.parse(argv, Denoising)[0].output.endswith(".png")
     else:
         commands = {"convert": convert, "evaluate": evaluate, "generate": generate, "search": search}
-        (commands | {"commands.lm_eval": lm_eval})[module].parse(argv)
+        assert (commands | {"commands.lm_eval": lm_eval})[module].parse(argv) is not None
 
 
 def test_what_they_name_is_there():
