@@ -26,6 +26,14 @@ def open_data(config, cache_dir: pathlib.Path, workdir: pathlib.Path | None = No
     )
 
 
+def check_foreseen(config) -> None:
+    """Raises ConfigError where the model does not fit what the data know of themselves before anything is read
+    (`DataPlugin.foreseen`)."""
+    data = build(config["data"], DATASETS)
+    if hasattr(data, "foreseen"):
+        data.check_foreseen(build_module(config, data.foreseen))
+
+
 def build_module(config, model_fields: dict[str, Any]) -> nn.Module:
     """The module of `config`; fields that it, or a module among its fields, leaves at None are filled from what the
     data know (`vocab_size`, say)."""

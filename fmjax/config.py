@@ -13,12 +13,14 @@ So the keys that exist are the fields that exist: nothing is declared twice. A f
 (`data.mixture`).
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import inspect
 import json
 import pathlib
+import re
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -254,10 +256,21 @@ def build(section: Mapping[str, Any], registry: Registry):
             raise ConfigError(f"{plugin.__name__} has no field {key!r}{nearest(key, types_)} Known: {known}")
         nested = nested_registry(types_[key][0])
         if nested is not None and value is not None:
-            fields[key] = build(value, nested)
+            with _within(key, nested.get(dict(value).get("name"))):
+                fields[key] = build(value, nested)
         else:
             fields[key] = _plain(value)
     return plugin(**fields)
+
+
+@contextlib.contextmanager
+def _within(key: str, plugin):
+    """Has the errors of a nested section name its fields by their place: model.patch_size is model.KEY.patch_size."""
+    try:
+        yield
+    except ConfigError as error:
+        field = rf"\b(data|model|objective|optimizer)\.(?=(?:{'|'.join(field_types(plugin))})\b)"
+        raise type(error)(re.sub(field, rf"\1.{key}.", str(error))) from None
 
 
 def _plain(value):

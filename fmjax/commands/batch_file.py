@@ -91,16 +91,12 @@ def complete_file(
     output = pathlib.Path(output).expanduser()
     check_output(output, prompts.path)
     template = dict(template or {})
-    settings = {
-        "model": str(pathlib.Path(model.source).resolve()), "step": model.step,
-        "dtype": str(getattr(model.module, "dtype", None)), "tokenizer": getattr(model.tokenizer, "fingerprint", None),
-        "prompts_digest": prompts.digest, "num_prompts": len(prompts.prompts), "num_samples": num_samples,
-        "special": special, "template": template, "with_tokens": with_tokens, "with_logprobs": with_logprobs,
-        "batch_size": batch_size, "mesh": None if model.placement is None else dict(model.placement.mesh.shape),
-        **_complete_options(model, options, use_beams, num_samples, batch_size, with_logprobs),
-    }  # fmt: skip
-    # As it comes back from the file.
-    settings = json.loads(json.dumps(settings, default=str))
+    settings = _settings(
+        model, prompts, num_samples=num_samples, special=special, template=template, with_tokens=with_tokens,
+        with_logprobs=with_logprobs, batch_size=batch_size,
+    )  # fmt: skip
+    settings |= _complete_options(model, options, use_beams, num_samples, batch_size, with_logprobs)
+    settings = json.loads(json.dumps(settings, default=str))  # as it comes back from the file
     recorded = _read_settings(output, settings)
     # Templates may write the day: a run that goes on tomorrow has the same prompts.
     started = recorded["started"] if recorded else datetime.datetime.now().isoformat(timespec="seconds")
@@ -132,6 +128,16 @@ def complete_file(
             if bar.format_dict["elapsed"]:
                 bar.set_postfix_str(f"{total / bar.format_dict['elapsed']:,.0f} tokens/s", refresh=False)
     return len(missing)
+
+
+def _settings(model, prompts: PromptFile, **options) -> dict[str, Any]:
+    """What the lines of an output depend on, `options` among it: all of equal settings are alike."""
+    return {
+        "model": str(pathlib.Path(model.source).resolve()), "step": model.step,
+        "dtype": str(getattr(model.module, "dtype", None)), "tokenizer": getattr(model.tokenizer, "fingerprint", None),
+        "prompts_digest": prompts.digest, "num_prompts": len(prompts.prompts), **options,
+        "mesh": None if model.placement is None else dict(model.placement.mesh.shape),
+    }  # fmt: skip
 
 
 @contextlib.contextmanager

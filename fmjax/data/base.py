@@ -38,7 +38,10 @@ class Rows(Protocol):
 
 def no_documents(split: str = "heldout") -> Sequence[str]:
     """The `documents` of data that are not text: raises ConfigError."""
-    raise ConfigError(f"these data have no text documents (split {split!r} was asked for)")
+    raise ConfigError(
+        f"these data have no text documents (split {split!r} was asked for); the task images_heldout scores held-out "
+        "images of classes, eval/loss of the training held-out rows of any kind"
+    )
 
 
 def fits_any_module(module: Any) -> None:
@@ -58,6 +61,7 @@ class OpenData:
       model_fields: fills the module's fields that the config leaves at None, such as {"vocab_size": 2048}.
       check: `check(module)` raises ConfigError when module and data do not fit together.
       identity: short strings that name the data (content hash) and tokenizer; saved with a run, compared at resume.
+      trained_on: of data that are files, or images in files, the hashes of those that are trained on (`content_hash`).
       documents: `documents(split)` gives the raw documents behind the evaluation rows of that name, as a sequence
         of str; raises ConfigError for a split that is not there.
     """
@@ -69,11 +73,16 @@ class OpenData:
     model_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     check: Callable[[Any], None] = fits_any_module
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    trained_on: Sequence[str] = ()
     documents: Callable[..., Sequence[str]] = no_documents
 
 
 class DataPlugin(Protocol):
-    """What every data plugin has."""
+    """What every data plugin has.
+
+    One whose reading is slow may also have `foreseen`, what of `OpenData.model_fields` it knows before, and
+    `check_foreseen(module)`, which raises ConfigError for a module, made with these, that does not fit.
+    """
 
     def open(
         self, *, seed: int, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False

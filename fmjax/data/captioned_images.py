@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from fmjax.data.image_settings import ImageSettings
 from fmjax.data.image_sources.records import Fields
 from fmjax.data.image_text import CaptionSettings, open_image_text
 from fmjax.data.images import class_names
+from fmjax.data.run_tokenizer import check_max_length
 from fmjax.errors import ConfigError, DataError
 from fmjax.layers.checks import check_choice, check_positive
 
@@ -31,7 +33,8 @@ class CaptionedImages(ImageSettings):
       caption_field: the field of a record with the caption, or a list of them; None is "caption", or another usual
         name.
       label_field: with templates, the field with the class; None is "label", or another usual name.
-      image_folder: where the images lie that a caption file names; None is beside it, or in a folder "images" there.
+      image_folder: where the images lie that a caption file names; None is beside it, in a folder "images" there, or in
+        the one zip there.
       templates: captions of images that have none but a class, such as ("a photo of a {}.",).
       sequence_length: tokens a caption, T, special ones included.
       tokenizer: "bytes", "train:VOCAB_SIZE" (on the training captions) or another of `TextData`'s, or a path.
@@ -52,6 +55,10 @@ class CaptionedImages(ImageSettings):
         super().__post_init__()
         check_positive(**{"data.sequence_length": self.sequence_length})
         check_choice("data.overlong", self.overlong, OVERLONG)
+        if self.view.mixing:
+            raise ConfigError(
+                "data.augmentation has mixup or cutmix, which mix classes; captions cannot be mixed: set both to 0"
+            )
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ConfigError(
@@ -69,6 +76,14 @@ class CaptionedImages(ImageSettings):
             super().fields, label=self.label_field, caption=self.caption_field, image_folder=self.image_folder
         )
 
+    @property
+    def foreseen(self) -> dict[str, Any]:
+        return super().foreseen | {"max_length": self.sequence_length}
+
+    def check_foreseen(self, module) -> None:
+        super().check_foreseen(module)
+        check_max_length(module, self.sequence_length)
+
     def open(
         self, *, seed: int, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False
     ) -> OpenData:
@@ -82,11 +97,12 @@ class CaptionedImages(ImageSettings):
         train = CaptionedSet(self, found.train, classes)
         heldout = {"heldout": CaptionedSet(self, found.heldout, classes)} if len(found.heldout) else {}
         texts = [caption for index in range(len(train)) for caption in train.captions(index)]
-        return open_image_text(
+        opened = open_image_text(
             train, heldout, self.view, CaptionSettings(self.sequence_length, self.tokenizer, self.overlong), texts,
             name=self.source, identity=f"captioned_images:{found.content}", seed=seed, cache_dir=cache_dir,
             progress=progress,
         )  # fmt: skip
+        return dataclasses.replace(opened, trained_on=found.train.keys)
 
 
 class CaptionedSet:

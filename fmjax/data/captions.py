@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fmjax.data.prepared import fingerprint
-from fmjax.data.text import check_vocabulary
+from fmjax.data.run_tokenizer import check_max_length, check_vocabulary
 from fmjax.data.tokenizers.loading import Tokenizer
 from fmjax.errors import ConfigError, DataError
 
@@ -91,11 +91,7 @@ class CaptionRows:
     def check(self, module: Any, name: str) -> None:
         """Raises ConfigError for a module with fewer tokens than the tokenizer, called `name`, or shorter texts."""
         check_vocabulary(module, self.tokenizer, name)
-        max_length = getattr(module, "max_length", None)
-        if max_length is not None and max_length < self.length:
-            raise ConfigError(
-                f"data.sequence_length is {self.length}, but model.max_length is {max_length}; make them fit"
-            )
+        check_max_length(module, self.length)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,11 @@
 import dataclasses
 import logging
 import pathlib
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from fmjax.data.augmentation import AUGMENTATIONS
 from fmjax.data.codecs.image import ImageCodec
-from fmjax.data.image_rows import View
+from fmjax.data.image_rows import View, check_module
 from fmjax.data.image_set import BAD_IMAGES, ImageSet, readable
 from fmjax.data.image_sources.opening import open_image_sets
 from fmjax.data.image_sources.records import Fields
@@ -77,6 +77,14 @@ class ImageSettings:
     @property
     def view(self) -> View:
         return View(self.codec, self.augmentation)
+
+    @property
+    def foreseen(self) -> dict[str, Any]:
+        """See `fmjax.data.base.DataPlugin`."""
+        return {"image_size": self.image_size, "num_channels": self.channels}
+
+    def check_foreseen(self, module) -> None:
+        check_module(module, self.codec)
 
     @property
     def fields(self) -> Fields:

@@ -4,17 +4,17 @@ import dataclasses
 import itertools
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from fmjax.data.base import OpenData, Row
 from fmjax.data.captions import CaptionRows, CaptionTexts
+from fmjax.data.documents import chosen_documents
 from fmjax.data.image_rows import View, check_module
+from fmjax.data.run_tokenizer import open_tokenizer
 from fmjax.data.shuffle import Draws, shuffled_indices
-from fmjax.data.text import chosen_documents, open_tokenizer
-from fmjax.errors import ConfigError
 
 
 class Captioned(Protocol):
@@ -101,6 +101,7 @@ def open_image_text(
     settings: CaptionSettings,
     tokenizer_texts: Sequence[str],
     *,
+    captions_of: Iterable[str] | None = None,
     name: str,
     identity: str,
     seed: int,
@@ -110,23 +111,21 @@ def open_image_text(
     """The data of examples to train on and others to evaluate on.
 
     Args:
-      view: what a model is shown of an image.
+      view: what a model is shown of an image; it mixes none.
       tokenizer_texts: captions that a tokenizer is trained on, where the settings ask for one.
+      captions_of: all captions that training rows may have, each once; None: those that the tokenizer is trained on.
       name: of the data, for messages.
       identity: what a run remembers them by.
 
     Raises TokenizerError for a tokenizer that cannot be read or trained, DataError for captions that are refused.
     """
-    if view.mixing:
-        raise ConfigError(
-            "data.augmentation has mixup or cutmix, which mix classes; captions cannot be mixed: set both to 0"
-        )
     codec = view.codec
     tokenizer = open_tokenizer(settings.tokenizer, [CaptionTexts(tokenizer_texts)], pathlib.Path(cache_dir), progress)
     captions = CaptionRows(tokenizer, settings.sequence_length, settings.overlong)
     row = ImageTextRows(view, captions)
     rows = {split: EvaluationPairs(examples, row) for split, examples in evaluation.items()}
-    captions.check_lengths(itertools.chain(tokenizer_texts, *(part.texts for part in rows.values())), name)
+    trained = tokenizer_texts if captions_of is None else captions_of
+    captions.check_lengths(itertools.chain(trained, *(part.texts for part in rows.values())), name)
 
     def check(module: Any) -> None:
         check_module(module, codec)

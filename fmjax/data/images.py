@@ -65,11 +65,10 @@ class ImageData(ImageSettings):
             train=TrainingImages(train, labels, view, seed),
             evaluation={"heldout": EvaluationImages(heldout, labels, view)} if len(heldout) else {},
             codecs={"image": codec, "label": labels},
-            model_fields={
-                "image_size": self.image_size, "num_channels": self.channels, "num_classes": len(names)
-            },
+            model_fields=self.foreseen | {"num_classes": len(names)},
             check=lambda module: check_module(module, codec, len(names)),
             identity={"dataset": f"images:{found.content}"},
+            trained_on=train.keys,
         )  # fmt: skip
 
 

@@ -11,13 +11,14 @@ import numpy as np
 from fmjax.data import parallel_text
 from fmjax.data.base import OpenData, Row, described
 from fmjax.data.corpus import Corpus, TokenizedSplit, tokenize_corpus
+from fmjax.data.documents import ShuffledRows, chosen_documents
 from fmjax.data.formats import check_encoding
 from fmjax.data.packing import PLAN_VERSION, pack_pairs
 from fmjax.data.parallel_text import ParallelSource
 from fmjax.data.prepared import fingerprint
+from fmjax.data.run_tokenizer import check_vocabulary, open_tokenizer
 from fmjax.data.shuffle import shuffled
-from fmjax.data.sources import SourceSpec, SplitSource, split_evaluation, split_train
-from fmjax.data.text import ShuffledRows, check_vocabulary, chosen_documents, identity_of, open_tokenizer
+from fmjax.data.sources import SourceSpec, SplitSource, identity_of, split_evaluation, split_train
 from fmjax.data.tokenizers.loading import Tokenizer
 from fmjax.errors import ConfigError, DataError
 from fmjax.layers.checks import check_choice, check_positive

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -36,6 +37,17 @@ class PixelData:
         if not 2 <= self.num_colours <= 4096:
             raise ConfigError(f"data.num_colours = {self.num_colours} must be from 2 to 4096")
 
+    @property
+    def foreseen(self) -> dict[str, Any]:
+        """Where the images know their size before they are read, the sequences' length."""
+        side = getattr(self.images, "foreseen", {}).get("image_size")
+        return {} if side is None else {"vocab_size": self.num_colours + 1, "max_length": side * side}
+
+    def check_foreseen(self, module) -> None:
+        if self.foreseen:
+            self._check_channels(self.images.foreseen["num_channels"])
+            _check_sequences(module, self.foreseen)
+
     def open(
         self, *, seed: int, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False
     ) -> OpenData:
@@ -50,31 +62,26 @@ class PixelData:
         fitted_to = self.images.open(seed=0, cache_dir=cache_dir) if self.palette == "kmeans" else opened
         codec = PixelCodec(*source.shape, palette=self._palette(fitted_to.train, source))
 
-        def check(module) -> None:
-            wanted = {"vocab_size": codec.start + 1, "max_length": codec.shape[0]}
-            for field, number in wanted.items():
-                if getattr(module, field, number) != number:
-                    raise ConfigError(
-                        f"model.{field} = {getattr(module, field)}, but images of {codec.shape[0]} pixels of "
-                        f"{codec.start} colours, and a token that begins them, need {number}"
-                    )
-
+        fields = {"vocab_size": codec.start + 1, "max_length": codec.shape[0]}
         return OpenData(
             train=PixelRows(opened.train, source, codec),
             evaluation={name: PixelRows(rows, source, codec) for name, rows in opened.evaluation.items()},
             codecs={"image": codec},
-            model_fields={"vocab_size": codec.start + 1, "max_length": codec.shape[0]},
-            check=check,
+            model_fields=fields,
+            check=lambda module: _check_sequences(module, fields),
             identity=dict(opened.identity) | {"palette": fingerprint(codec)},
+            trained_on=opened.trained_on,
         )
 
+    def _check_channels(self, channels: int) -> None:
+        if self.palette == "levels" and channels != 1:
+            raise ConfigError(
+                f"data.palette = 'levels' is of grey images, and these have {channels} channels; set it to 'kmeans'"
+            )
+
     def _palette(self, rows, source: Codec) -> tuple[tuple[float, ...], ...]:
+        self._check_channels(source.channels)
         if self.palette == "levels":
-            if source.channels != 1:
-                raise ConfigError(
-                    f"data.palette = 'levels' is of grey images, and these have {source.channels} channels; set it to "
-                    "'kmeans'"
-                )
             return grey_levels(self.num_colours)
         from sklearn.cluster import KMeans
 
@@ -88,6 +95,16 @@ class PixelData:
         found = KMeans(self.num_colours, n_init=1, random_state=0).fit(pixels).cluster_centers_
         # Sorted, and rounded far below a shade's width: sums in another order seldom make another palette.
         return tuple(sorted(tuple(float(x) for x in np.round(colour, 4)) for colour in found))
+
+
+def _check_sequences(module, fields: Mapping[str, int]) -> None:
+    """Raises ConfigError for a module of other colours or another number of pixels."""
+    for field, number in fields.items():
+        if getattr(module, field, number) != number:
+            raise ConfigError(
+                f"model.{field} = {getattr(module, field)}, but images of {fields['max_length']} pixels of "
+                f"{fields['vocab_size'] - 1} colours, and a token that begins them, need {number}"
+            )
 
 
 class PixelRows:

@@ -261,3 +261,8 @@ class ObjectSource:
                 if not isinstance(text, str):
                     raise DataError(f"{where} must be a str, found {type(text).__name__}")
                 yield split, str(index), formats.check_characters(text, where)
+
+
+def identity_of(source: SplitSource) -> str:
+    """What a run remembers a source by: its label and the hash of its content."""
+    return f"{source.source.label}@{source.fingerprint}"

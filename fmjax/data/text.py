@@ -12,11 +12,14 @@ from typing import Any, ClassVar
 
 from fmjax.data.base import OpenData, described
 from fmjax.data.corpus import Corpus, require_documents, tokenize_corpus
+from fmjax.data.documents import Joined, ShuffledRows, chosen_documents
 from fmjax.data.packing import PackedRows
-from fmjax.data.prepared import build_once, fingerprint
-from fmjax.data.shuffle import ShuffledIndices, shuffled
-from fmjax.data.sources import MixedSource, SourceSpec, SplitSource, open_source, split_evaluation, split_train
-from fmjax.data.tokenizers.loading import ByteTokenizer, Tokenizer, load_tokenizer
+from fmjax.data.run_tokenizer import check_max_length, check_vocabulary, open_tokenizer, trained_size
+from fmjax.data.shuffle import shuffled
+from fmjax.data.sources import (
+    MixedSource, SourceSpec, SplitSource, identity_of, open_source, split_evaluation, split_train,
+)  # fmt: skip
+from fmjax.data.tokenizers.loading import Tokenizer
 from fmjax.errors import ConfigError
 from fmjax.registry import nearest
 
@@ -78,7 +81,7 @@ class TextData:
             raise ConfigError(f"data.sequence_length must be at least 1, got {self.sequence_length}")
         if self.mixture is not None and self.heldout_fraction is not None:
             raise ConfigError("data.heldout_fraction is never read with data.mixture; set it within its sources")
-        _trained_size(self.tokenizer)
+        trained_size(self.tokenizer)
         self._specs()
         self._own_spec().check()
 
@@ -100,20 +103,9 @@ class TextData:
         return described(**dict.fromkeys(names, self.sequence_length))
 
     def open(
-        self,
-        *,
-        seed: int,
-        cache_dir: pathlib.Path,
-        workdir: pathlib.Path | None = None,
-        progress: bool = False,
+        self, *, seed: int, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False
     ) -> OpenData:
-        """Reads, tokenises and packs what is not in the cache yet, and gives the rows.
-
-        Args:
-          seed: of the shuffling.
-          cache_dir: where prepared data, trained tokenizers and tokenised corpora are kept.
-          workdir: not used; part of the protocol of data plugins.
-          progress: whether to show progress on stderr.
+        """Reads, tokenises and packs what is not in the cache yet, and gives the rows, shuffled by `seed`.
 
         Raises:
           DataError: documents cannot be read; names file and record.
@@ -147,12 +139,7 @@ class TextData:
             heldout = corpora
         streams = {name: self._train_rows(corpus, tokenizer, [seed, name]) for name, corpus in corpora.items()}
         evaluation, documents = self._evaluation(heldout, tokenizer)
-        for name in sources.keys() & heldout.keys():
-            if (name or "heldout") not in evaluation and sources[name].fraction > 0:
-                log.warning(
-                    "No document of %s fell to its held-out share, so it is not evaluated; set data.eval_source or a "
-                    "larger heldout_fraction.", sources[name].name,
-                )  # fmt: skip
+        _warn_of_none({name: sources[name] for name in sources.keys() & heldout.keys()}, evaluation)
         identity = {f"data/{name}" if name else "data": identity_of(source) for name, source in sources.items()}
         if evaluated is not None:
             identity["eval_source"] = identity_of(split_evaluation(evaluated))
@@ -214,69 +201,17 @@ class TextData:
 
     def _check(self, module: Any, tokenizer: Tokenizer) -> None:
         check_vocabulary(module, tokenizer, self.tokenizer)
-        max_length = getattr(module, "max_length", None)
-        if max_length is not None and max_length < self.sequence_length:
-            raise ConfigError(
-                f"data.sequence_length is {self.sequence_length}, but model.max_length is {max_length}; make them fit"
-            )
+        check_max_length(module, self.sequence_length)
 
 
-class ShuffledRows(Sequence):
-    """Finite rows in one fixed random order, so that the first few of them speak for all the documents."""
-
-    def __init__(self, rows: Sequence):
-        self._rows = rows
-        self._order = ShuffledIndices(len(rows), "evaluation")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int):
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return self._rows[self._order[index]]
-
-
-class Joined(Sequence):
-    """Several sequences one after another."""
-
-    def __init__(self, parts: Sequence[Sequence]):
-        self._parts = parts
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self._parts)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        for part in self._parts:
-            if index < len(part):
-                return part[index]
-            index -= len(part)
-
-
-def chosen_documents(documents: Mapping[str, Sequence[str]], split: str) -> Sequence[str]:
-    """The documents of that name. Raises ConfigError for a name that is not there."""
-    if split not in documents:
-        hint = nearest(split, documents) or "."
-        raise ConfigError(f"these data have no documents {split!r}{hint} Known: {sorted(documents)}")
-    return documents[split]
-
-
-def check_vocabulary(module: Any, tokenizer: Tokenizer, name: str) -> None:
-    """Raises ConfigError where the module has fewer tokens than the tokenizer, which is called `name`."""
-    vocab_size = getattr(module, "vocab_size", None)
-    if vocab_size is not None and vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size is {vocab_size}, but the tokenizer {name!r} has {tokenizer.vocab_size} pieces; leave "
-            "model.vocab_size at None or make it at least as large"
-        )
-
-
-def identity_of(source: SplitSource) -> str:
-    """What a run remembers a source by: its label and the hash of its content."""
-    return f"{source.source.label}@{source.fingerprint}"
+def _warn_of_none(sources: Mapping[str, SplitSource], evaluation: Mapping[str, Sequence]) -> None:
+    """Tells of sources that were to hold documents out and have none."""
+    for name, source in sources.items():
+        if (name or "heldout") not in evaluation and source.fraction > 0:
+            log.warning(
+                "No document of %s fell to its held-out share, so it is not evaluated; set data.eval_source or a "
+                "larger heldout_fraction.", source.name,
+            )  # fmt: skip
 
 
 def _mixture_specs(mixture: Mapping[str, Any]) -> dict[str, MixedSource]:
@@ -308,55 +243,3 @@ def _mixed(streams: Mapping[str, Any], weights: Mapping[str, float]):
     import grain
 
     return grain.MapDataset.mix(list(streams.values()), weights=[weights[name] for name in streams])
-
-
-def _trained_size(wanted: str) -> tuple[str, int] | None:
-    """("train", VOCAB_SIZE) of "train:VOCAB_SIZE", likewise of "train_wordpiece:" and "train_bpe:"; None for other
-    words. Raises ConfigError for a malformed one."""
-    kind, colon, size = wanted.partition(":")
-    if kind not in ("train", "train_wordpiece", "train_bpe"):
-        return None
-    if not colon:
-        raise ConfigError(f"data.tokenizer {wanted!r}: expected '{kind}:VOCAB_SIZE', such as '{kind}:2048'")
-    if not size.isdecimal():
-        raise ConfigError(f"data.tokenizer {wanted!r}: expected '{kind}:VOCAB_SIZE' with a whole number")
-    return kind, int(size)
-
-
-def open_tokenizer(
-    wanted: str,
-    sources: Sequence[SplitSource],
-    cache_dir: pathlib.Path,
-    progress: bool = False,
-    specials: tuple[str, ...] = (),
-) -> Tokenizer:
-    """The tokenizer a config names: "bytes", "train:VOCAB_SIZE" (SentencePiece), "train_wordpiece:VOCAB_SIZE" (BERT's),
-    "train_bpe:VOCAB_SIZE" (RoBERTa's) or a path. One trained on the same documents with the same settings before comes
-    from the cache; `specials` are pieces that SentencePiece gets beside BOS and EOS, the others have BERT's and
-    RoBERTa's."""
-    if wanted == "bytes":
-        return ByteTokenizer()
-    trained = _trained_size(wanted)
-    if trained is None:
-        return load_tokenizer(wanted)
-    from fmjax.data.tokenizers import training as tokenizer_training
-
-    kind, size = trained
-
-    def build(folder: pathlib.Path) -> None:
-        texts = (text for source in sources for split, text in source.stream() if split == "train")
-        if kind == "train":
-            model = tokenizer_training.train_sentencepiece(texts, size, progress, specials)
-            (folder / "tokenizer.model").write_bytes(model)
-        elif kind == "train_wordpiece":
-            tokenizer_training.train_wordpiece(texts, size, progress).save(folder)
-        else:
-            tokenizer_training.train_bpe(texts, size, progress).save(folder)
-
-    parts = [tokenizer_training.SETTINGS_VERSION, size, [source.fingerprint for source in sources]]
-    if kind != "train":
-        parts.append(kind)
-    elif specials:
-        parts.append(list(specials))
-    key = fingerprint(*parts)
-    return load_tokenizer(build_once(cache_dir / "tokenizers" / key, build))

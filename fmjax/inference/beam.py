@@ -226,15 +226,10 @@ def beam_search(
         engine.check(index, request)
     if not requests:
         return []
-    groups = max(1, batch_size // num_beams)
-    groups = min(groups, bucket(len(requests), low=1))
+    groups = min(max(1, batch_size // num_beams), bucket(len(requests), low=1))
     stops = np.asarray(sorted({*stop_ids}) or [-1], np.int32)
     length = bucket(max(engine.allowed(request) for request in requests), low=16)
-    longest = max(len(request.tokens) for request in requests)
-    context = getattr(engine.module, "max_length", None)
-    source = None if engine.start_id is None else bucket(longest, low=32, high=context)
-    sizes = (decoding.places(max(map(engine.places, requests)), high=engine.context), source)
-
+    sizes = _sizes(engine, requests)
     options = (np.float32(length_penalty), num_beams, length, normalization)
     waiting, results = None, []
 
@@ -253,6 +248,13 @@ def beam_search(
     results += read()
     watch.at("what follows the beam search", limited=False)
     return results
+
+
+def _sizes(engine: Engine, requests: Sequence[PromptRequest]) -> tuple[int, int | None]:
+    """(places of the cache, tokens of the sources' rows) that are enough for all requests."""
+    longest, context = max(len(request.tokens) for request in requests), getattr(engine.module, "max_length", None)
+    source = None if engine.start_id is None else bucket(longest, low=32, high=context)
+    return decoding.places(max(map(engine.places, requests)), high=engine.context), source
 
 
 def check_options(

@@ -58,6 +58,17 @@ def sizes(hidden_size: int, intermediate_size: int, heads: int, norm_eps: float,
     )
 
 
+def image_tower_keys(epsilon: float, activation: str, patch_size: int) -> tuple:
+    """Of a vision_config, with the class's defaults."""
+    return (
+        *sizes(768, 3072, 12, epsilon, activation),
+        Key("num_channels", "num_channels", default=3),
+        side("image_size", "image_size", 224),
+        side("patch_size", "patch_size", patch_size),
+        INIT_STD,
+    )
+
+
 LEGACY_EOS = 2
 """Configs with this end token mean the largest id of a text, whatever it is."""
 
@@ -84,11 +95,7 @@ CLIP_VISION = Family(
     model="vit",
     table=VISION_TABLE,
     keys=(
-        *sizes(768, 3072, 12, 1e-5, "quick_gelu"),
-        Key("num_channels", "num_channels", default=3),
-        side("image_size", "image_size", 224),
-        side("patch_size", "patch_size", 32),
-        INIT_STD,
+        *image_tower_keys(1e-5, "quick_gelu", patch_size=32),
         always(num_classes=0, patch_bias=False, embedding_norm=True),
     ),
     prefix="vision_model.",

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fmjax.errors import InputError
 from fmjax.inference import kinds
 from fmjax.interop.family import TOKEN_IDS, Family, fixed_of, publish, table_of
-from fmjax.interop.importer import PARTS
+from fmjax.interop.opening import PARTS
 from fmjax.interop.preprocessor import PREPROCESSOR, labels, write_preprocessor
 from fmjax.interop.published_objective import write_objective
 from fmjax.interop.safetensors_files import DIFFUSERS_STEM, STEM, Outgoing, write_folder

@@ -5,10 +5,10 @@ that does not say so is refused when it reads texts, with what to write (`fmjax.
 """
 
 from fmjax.errors import ConfigError
-from fmjax.interop.clip import POSITION_IDS, TEXT_TABLE, blocks, sizes
-from fmjax.interop.config_keys import INIT_STD, Constant, Key, Rule, always, ignored
+from fmjax.interop.clip import POSITION_IDS, TEXT_TABLE, blocks, image_tower_keys, sizes
+from fmjax.interop.config_keys import Constant, Key, Rule, always, ignored
 from fmjax.interop.family import Family, Part
-from fmjax.interop.vit import FIRST_TOKEN, side
+from fmjax.interop.vit import FIRST_TOKEN
 from fmjax.interop.weights import Layout, Weight, conv, linear, norm, packed_linear, part, patches
 
 ONE = Layout(lambda shape: (1, *shape), lambda x: x.reshape(()))
@@ -55,12 +55,8 @@ SIGLIP_VISION = Family(
     model="vit",
     table=VISION_TABLE,
     keys=(
-        *sizes(768, 3072, 12, 1e-6, "gelu_pytorch_tanh"),
-        Key("num_channels", "num_channels", default=3),
-        side("image_size", "image_size", 224),
-        side("patch_size", "patch_size", 16),
+        *image_tower_keys(1e-6, "gelu_pytorch_tanh", patch_size=16),
         Constant(vision_use_head=True),
-        INIT_STD,
         always(num_classes=0, use_class_token=False, pooling="attention"),
     ),
     prefix="vision_model.",

@@ -11,11 +11,19 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     Raises ConfigError when the sides do not divide by the patch size.
     """
     batch, height, width, channels = images.shape
-    if height % patch_size or width % patch_size:
-        raise ConfigError(f"images of {height}x{width} pixels do not divide into patches of {patch_size}x{patch_size}")
+    check_patches(height, width, patch_size)
     rows, columns = height // patch_size, width // patch_size
     grid = images.reshape(batch, rows, patch_size, columns, patch_size, channels).transpose(0, 1, 3, 2, 4, 5)
     return grid.reshape(batch, rows * columns, patch_size * patch_size * channels)
+
+
+def check_patches(height: int, width: int, patch_size: int) -> None:
+    """Raises ConfigError for images whose sides do not divide by the patch size."""
+    if height % patch_size or width % patch_size:
+        raise ConfigError(
+            f"images of {height}x{width} pixels do not divide into patches of {patch_size}x{patch_size}; change the "
+            "model's patch_size, or the data's image_size"
+        )
 
 
 def unpatchify(patches: jax.Array, patch_size: int, height: int, width: int) -> jax.Array:

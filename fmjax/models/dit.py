@@ -10,7 +10,7 @@ from fmjax.layers.dense import Init, Linear
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.image_positions import grid_sinusoids
 from fmjax.layers.modulation import LabelEmbedding, Modulation, TimeEmbedding, modulated_norm
-from fmjax.layers.patchify import patchify, unpatchify
+from fmjax.layers.patchify import check_patches, patchify, unpatchify
 from fmjax.layers.tap import tap
 from fmjax.layers.transformer import Transformer
 from fmjax.layers.transformer_config import TransformerConfig
@@ -44,6 +44,8 @@ class DiT(Stacked, ImageModule):
     def __post_init__(self):
         super().__post_init__()
         check_positive(patch_size=self.patch_size)
+        if self.image_size is not None:
+            check_patches(self.image_size, self.image_size, self.patch_size)
         if self.hidden_size % 4:
             raise ConfigError(f"model.hidden_size = {self.hidden_size} is no multiple of 4, for positions on two axes")
 

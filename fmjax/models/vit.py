@@ -15,7 +15,7 @@ from fmjax.layers.embed import Embedding
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.image_positions import grid_sinusoids, resized_positions
 from fmjax.layers.norm import Norm
-from fmjax.layers.patchify import patchify
+from fmjax.layers.patchify import check_patches, patchify
 from fmjax.layers.tap import tap
 from fmjax.layers.transformer import Transformer
 from fmjax.layers.transformer_config import TransformerConfig
@@ -74,6 +74,8 @@ class ViT(Stacked, ImageModule):
     def __post_init__(self):
         super().__post_init__()
         check_positive(patch_size=self.patch_size)
+        if self.image_size is not None:
+            check_patches(self.image_size, self.image_size, self.patch_size)
         check_choice("model.pooling", self.pooling, POOLINGS)
         check_choice("model.positions", self.positions, POSITIONS)
         if self.positions == "sincos" and self.hidden_size % 4:

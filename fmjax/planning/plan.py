@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from fmjax.assemble import build_module, open_data
+from fmjax.assemble import build_module, check_foreseen, open_data
 from fmjax.errors import InputError
 from fmjax.planning import counts, hlo, topology
 from fmjax.training.checks import check_fit
@@ -107,6 +107,7 @@ def shapes(config, cache_dir: pathlib.Path):
     module = build_module(config, {})
     example = getattr(data, "example", None)
     if example is None or getattr(module, "vocab_size", 0) is None:
+        check_foreseen(config)
         opened = open_data(config, cache_dir, progress=True)
         module = build_module(config, opened.model_fields)
         check_fit(opened, module)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import FrozenConfigDict
 
-from fmjax.assemble import build_module, completed, open_data
+from fmjax.assemble import build_module, check_foreseen, completed, open_data
 from fmjax.checkpoint_files import has_checkpoint
 from fmjax.config import build, load_workdir_config, save_config
 from fmjax.data.codecs.base import fingerprint, save_codecs
@@ -41,7 +41,7 @@ class Setup:
       config: complete, with what the data filled in.
       settings: its `train`, whose `steps` are those that the run has time for.
       rows: those of the global batch that this process holds.
-      published: what came with the parameters that the run began with (`fmjax.interop.loading.initial_published`).
+      published: what came with the parameters that the run began with (`fmjax.interop.initial.initial_published`).
       can_sample: whether objective, model and data let the run draw samples.
       progress: whether this process shows progress bars.
       started: `time.time()` of the command's start.
@@ -119,6 +119,7 @@ def prepare(config, workdir: pathlib.Path, cache_dir: pathlib.Path, progress: bo
     """
     settings, progress = TrainConfig(**config["train"]), progress and jax.process_index() == 0
     paths = model_paths(config, workdir)  # looked for before anything slow
+    check_foreseen(config)
     data = open_data(config, cache_dir, workdir, progress)
     module = build_module(config, data.model_fields)
     check_fit(data, module)
@@ -190,7 +191,7 @@ def beginning(setup: Setup):
     settings, spec = setup.settings, setup.program.spec
     if settings.init_from is None or has_checkpoint(setup.workdir):
         return None, {}
-    from fmjax.interop.loading import check_initial_tokenizer, initial_params, initial_state
+    from fmjax.interop.initial import check_initial_tokenizer, initial_params, initial_state
 
     check_initial_tokenizer(settings.init_from, setup.data.tokenizer, settings.allow_other_tokenizer)
     shapes, shardings = bare(spec.shapes.params), bare(spec.shardings.params)
@@ -207,6 +208,6 @@ def _published(workdir: pathlib.Path, settings: TrainConfig, data) -> dict:
         return load_workdir_config(workdir).get("published", {})
     if settings.init_from is None:
         return {}
-    from fmjax.interop.loading import initial_published
+    from fmjax.interop.initial import initial_published
 
     return initial_published(settings.init_from, data.tokenizer)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numbers_text import CLS, MASK, PAD, SEP, SPECIALS, NumberTokenizer, number_documents, places, write_documents
 
-from fmjax.data import text
+from fmjax.data import run_tokenizer
 from fmjax.data.loader import Loader
 from fmjax.data.masked_text import MaskedStream, MaskedTextData
 from fmjax.data.masking import Masker
@@ -23,7 +23,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def numbers(monkeypatch):
-    monkeypatch.setattr(text, "load_tokenizer", lambda wanted: NumberTokenizer())
+    monkeypatch.setattr(run_tokenizer, "load_tokenizer", lambda wanted: NumberTokenizer())
 
 
 def opened(path, cache_dir, seed=0, **fields):

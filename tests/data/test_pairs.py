@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.data import text
+from fmjax.data import run_tokenizer
 from fmjax.data.formats import Reading, read_lines
 from fmjax.data.packing import pack_pairs
 from fmjax.data.pairs import PairData
@@ -36,7 +36,7 @@ class LetterTokenizer:
 
 @pytest.fixture(autouse=True)
 def letters(monkeypatch):
-    monkeypatch.setattr(text, "load_tokenizer", lambda wanted: LetterTokenizer())
+    monkeypatch.setattr(run_tokenizer, "load_tokenizer", lambda wanted: LetterTokenizer())
 
 
 def make_pairs(count, seed=0, longest=12):
@@ -274,7 +274,7 @@ def test_a_published_translation_model_has_its_own_start_and_pieces_of_each_lang
         content = base64.b64decode(content["base64"]) if isinstance(content, dict) else content.encode()
         (tmp_path / name).write_bytes(content)
     tokenizer = load_tokenizer(tmp_path)
-    monkeypatch.setattr(text, "load_tokenizer", lambda wanted: tokenizer)
+    monkeypatch.setattr(run_tokenizer, "load_tokenizer", lambda wanted: tokenizer)
     line = "Hello world the"
     data = opened(cache_dir, heldout_fraction=0.0, **write(tmp_path, [(line, line)] * 3))
     row = data.train[0]

@@ -24,6 +24,7 @@ from fmjax.data.shapes.scenes import (
     is_true,
     light,
 )
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import ConfigError, DataError
 
 SIZE = 96
@@ -205,3 +206,28 @@ def test_what_no_world_can_be_is_said():
             Shapes(**fields)
     with pytest.raises(DataError, match=r"of \d+ captions are longer than data.sequence_length = 20"):
         Shapes(num_examples=5, eval_examples=5, sequence_length=20, tokenizer="bytes").open(seed=0, cache_dir="unused")
+
+
+@pytest.mark.parametrize("fields", [{}, {"says_size": False, "says_place": False}, {"kinds": ("many",)}])
+def test_all_that_may_be_said_of_training_scenes(fields):
+    world = World(heldout=diagonal(), **fields)
+    numbers = [claim.number for claim in world.claims()]
+    assert len(numbers) == len(set(numbers))
+    assert {world.example("train", i)[1].number for i in range(300)} <= set(numbers)
+    looks = 42 * (1 if fields.get("says_size") is False else 2)
+    counts = {"one": looks * (1 if "says_place" in fields else 9), "many": 3 * looks, "relation": 2 * looks**2}
+    assert len(numbers) == sum(counts[kind] for kind in world.kinds)
+
+
+def test_the_longest_wording_of_any_scene_decides_whether_captions_are_too_long(tmp_path):
+    fields = dict(image_size=8, num_examples=9, eval_examples=1, heldout_templates=0, kinds=("one",), tokenizer="bytes")
+    world, known = Shapes(**fields).world, range(5)
+    texts = [text for i in range(9) for text in wordings(world.example("train", i)[1], known)]
+    lengths = [len(ByteTokenizer().encode_pair(text)[0]) for text in set(texts)]
+    most = max(lengths)
+    every = [text for claim in world.claims() for text in wordings(claim, known)]
+    assert sorted(Scenes(world, 8, "train", NUM_CLAIMS, known).all_captions()) == sorted(every)
+    assert set(Scenes(world, 8, "train", 9, known).all_captions()) == set(texts)
+    with pytest.raises(DataError, match=f"{lengths.count(most)} of {len(lengths) + 2} captions are longer"):
+        Shapes(**fields, sequence_length=most - 1).open(seed=0, cache_dir=tmp_path)
+    Shapes(**fields, sequence_length=most).open(seed=0, cache_dir=tmp_path)

@@ -11,7 +11,8 @@ import pytest
 import fmjax
 from fmjax import config as configs
 from fmjax.errors import ConfigError
-from fmjax.interop.loading import initial_params, placed
+from fmjax.interop.initial import initial_params
+from fmjax.interop.loading import placed
 from fmjax.layers.image_positions import grid_sinusoids, resized_positions
 from fmjax.training.loop import train
 

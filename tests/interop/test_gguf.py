@@ -292,7 +292,8 @@ def test_the_tokenizer_of_sentencepiece(prefix, tmp_path):
 def test_a_run_may_begin_with_a_file(tmp_path):
     """`train.init_from` and `model_section` take one as they take a folder."""
     from fmjax.config import build
-    from fmjax.interop.loading import initial_params, model_section, placed
+    from fmjax.interop.initial import initial_params
+    from fmjax.interop.loading import model_section, placed
     from fmjax.models import MODELS
 
     path, _ = write(tmp_path / "model.gguf")

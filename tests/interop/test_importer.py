@@ -15,7 +15,7 @@ import fmjax
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.inference.embedding import embed
-from fmjax.interop.importer import open_folder
+from fmjax.interop.opening import open_folder
 from fmjax.interop.loading import model_section, placed
 from fmjax.load import Model
 from fmjax.models.vit import ViT

@@ -15,7 +15,8 @@ from fmjax import config as configs
 from fmjax.checkpoint_files import load_params
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError
-from fmjax.interop.loading import initial_params, model_section, placed
+from fmjax.interop.initial import initial_params
+from fmjax.interop.loading import model_section, placed
 from fmjax.load import Model
 from fmjax.parallel.placement import Placement
 from fmjax.training.checkpoint import Checkpointer

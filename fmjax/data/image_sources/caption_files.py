@@ -3,12 +3,12 @@
 import csv
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fmjax.data.image_set import ImageSet
+from fmjax.data.image_sources.places import Folder, Zip, image_place
 from fmjax.data.image_sources.records import CAPTION_FIELDS, IMAGE_FIELDS, Fields, captions_of, field_of
-from fmjax.data.prepared import content_hash
 from fmjax.data.splits import heldout_choice, split_of_folder
 from fmjax.errors import DataError
 
@@ -44,18 +44,17 @@ def caption_sets(table: pathlib.Path, fields: Fields, cache_dir: pathlib.Path) -
             f"{str(table)!r}: {len(without)} of {len(captions)} images have no split, such as {without[0]!r}, and "
             "others have one; give each line its split, or none"
         )
-    folder = _image_folder(table, fields, next(iter(captions)))
+    place = _place(table, fields, list(captions))
     chosen = {"train": "train", heldout_choice(sorted(set(splits.values()))): "heldout"} if splits else {None: "train"}
     sets = {}
     for split, role in chosen.items():
         names = sorted(name for name in captions if splits.get(name) == split)
-        paths = [folder / name for name in names]
         if split is not None and names or not splits:
             sets[role] = ImageSet(
-                where=str(folder),
+                where=str(place.path),
                 names=names,
-                keys=[_key(path, cache_dir) for path in paths],
-                content=lambda index, paths=paths: paths[index],
+                keys=[place.key(name, cache_dir) for name in names],
+                content=lambda index, names=names: place.content(names[index]),
                 captions=[tuple(captions[name]) for name in names],
             )
     if "train" not in sets:
@@ -121,16 +120,11 @@ def _records(table: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise DataError(f"{table}, line {rows.line_num}: {error}") from None
 
 
-def _image_folder(table: pathlib.Path, fields: Fields, name: str) -> pathlib.Path:
-    """Where the images lie that a table names, such as `name`."""
-    if fields.image_folder is not None:
-        folder = pathlib.Path(fields.image_folder).expanduser()
-        if not folder.is_dir():
-            raise DataError(f"data.image_folder {str(folder)!r} does not exist")
-        return folder
-    places = [table.parent / sub for sub in ("", "images", "Images")]
-    return next((place for place in places if (place / name).is_file()), places[0])
-
-
-def _key(path: pathlib.Path, cache_dir: pathlib.Path) -> str:
-    return content_hash(path, cache_dir) if path.is_file() else f"missing:{path.name}"
+def _place(table: pathlib.Path, fields: Fields, names: Sequence[str]) -> Folder | Zip:
+    """Where the images lie that a table names."""
+    if fields.image_folder is None:
+        return image_place(table.parent, names)
+    folder = pathlib.Path(fields.image_folder).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"data.image_folder {str(folder)!r} does not exist")
+    return Folder(folder)

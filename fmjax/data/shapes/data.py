@@ -139,7 +139,7 @@ class Shapes:
         return open_image_text(
             dataclasses.replace(train, all_wordings=True), scenes, View(codec),
             CaptionSettings(self.sequence_length, self.tokenizer, self.overlong),
-            [train.captions(i)[0] for i in range(_TOKENIZER_SCENES)],
+            [train.captions(i)[0] for i in range(_TOKENIZER_SCENES)], captions_of=train.all_captions(),
             name="the world of shapes", identity=identity, seed=seed, cache_dir=cache_dir, progress=progress,
         )  # fmt: skip
 

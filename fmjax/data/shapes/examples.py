@@ -1,13 +1,14 @@
 """The scenes of a split with their pictures, captions and labels, made when they are asked for."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from fmjax.data.shapes.captions import wordings
 from fmjax.data.shapes.drawing import draw
-from fmjax.data.shapes.scenes import Claim, Scene, World
+from fmjax.data.shapes.scenes import NUM_CLAIMS, Claim, Scene, World
 from fmjax.data.shuffle import Draws
 
 
@@ -45,6 +46,13 @@ class Scenes:
         if self.all_wordings:
             return found
         return [Draws("wording", self.world.seed, self.split, int(index)).one_of(found)]
+
+    def all_captions(self) -> Iterator[str]:
+        """Every caption that training on these scenes may show, in all wordings, each once."""
+        claims = self.world.claims()
+        if len(self) < NUM_CLAIMS:
+            claims = {claim.number: claim for claim in (self.scene(i)[1] for i in range(len(self)))}.values()
+        return itertools.chain.from_iterable(wordings(claim, self.templates) for claim in claims)
 
     def label(self, index: int) -> int:
         """The number of the claim."""

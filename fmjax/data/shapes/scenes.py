@@ -5,7 +5,8 @@ raw bits named by (seed, split, index), so that scene i is the same on every mac
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -125,11 +126,31 @@ class World:
     says_place: bool = True
     seed: int = 0
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(colour, shape) that are trained on."""
+        return [(colour, shape) for shape in SHAPES for colour in COLOURS if (colour, shape) not in self.heldout]
+
+    def claims(self) -> Iterator[Claim]:
+        """All that may be said of a scene that is trained on, each once."""
+        sizes = SIZES if self.says_size else (None,)
+        looks = [Look(size, *pair) for size in sizes for pair in self.pairs]
+        cells = itertools.product(range(CELLS), repeat=2) if self.says_place else [None]
+        makers = {
+            "one": lambda: (Claim("one", (look,), cell=cell) for cell in cells for look in looks),
+            "many": lambda: (Claim("many", (look,), count) for count in COUNTS for look in looks),
+            "relation": lambda: (
+                Claim("relation", both, relation=relation)
+                for relation in RELATIONS
+                for both in itertools.product(looks, repeat=2)
+            ),
+        }
+        return itertools.chain.from_iterable(makers[kind]() for kind in dict.fromkeys(self.kinds))
+
     def example(self, split: str, index: int) -> tuple[Scene, Claim]:
         """A scene and what is said of it, a pure function of (seed, split, index)."""
         draw = Draws("shapes", self.seed, split, index)
-        kind = draw.one_of(self.kinds)
-        pairs = [(colour, shape) for shape in SHAPES for colour in COLOURS if (colour, shape) not in self.heldout]
+        kind, pairs = draw.one_of(self.kinds), self.pairs
         looks = [Look(draw.one_of(SIZES), *draw.one_of(pairs)) for _ in range(2)]
         if split == "combinations":
             looks[0] = Look(looks[0].size, *draw.one_of(self.heldout))

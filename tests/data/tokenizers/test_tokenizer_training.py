@@ -2,7 +2,8 @@
 
 import pytest
 
-from fmjax.data.text import TextData, open_tokenizer
+from fmjax.data.run_tokenizer import open_tokenizer
+from fmjax.data.text import TextData
 from fmjax.data.tokenizers import training
 from fmjax.data.tokenizers.loading import load_tokenizer
 from fmjax.data.tokenizers.training import train_bpe, train_wordpiece

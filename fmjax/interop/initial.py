@@ -1,0 +1,121 @@
+"""What a run begins with that goes on from a saved or a published model (`train.init_from`)."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from fmjax import hub
+from fmjax.assemble import build_weights
+from fmjax.checkpoint_files import complete_steps, load_carry, load_params
+from fmjax.config import build, load_workdir_config
+from fmjax.errors import CheckpointError, ConfigError
+from fmjax.interop.carried import carried_params, is_carried, source_of
+from fmjax.interop.family import different_fields
+from fmjax.interop.importer import Published
+from fmjax.interop.loading import find_folder, find_tokenizer, is_published, kept, open_published, placed
+from fmjax.interop.weights import flatten
+from fmjax.layers.weights import merged
+from fmjax.models import MODELS
+from fmjax.models.state import kept_state
+
+
+def initial_params(path: str, module, shapes, shardings, fresh=None):
+    """Parameters of a saved or published model for a module that is to be trained further, as `shardings` says.
+
+    fresh: `fmjax.interop.carried.carried_params`, which makes them of another model's where the module can; None: of no
+      other model.
+
+    Raises ConfigError, listing the fields, where the model is another function than `module`; CheckpointError for
+    damaged weights.
+    """
+    folder, step = hub.checkpoint_step(find_folder(path))
+    published = open_published(folder) if is_published(folder) else None
+    section = load_workdir_config(folder).get("model") if published is None else published.section
+    if not isinstance(section, dict):
+        raise ConfigError(f"train.init_from = {path!r}: its config.json has no section 'model'; is it a run's?")
+    other = build(section, MODELS)
+    part, source = (None, other) if fresh is None else source_of(module, other)
+    rows = different_fields(module, source)
+    # What depends on these shows in the shapes; a vocabulary that is not stated is the tokenizer's.
+    rows = [(k, here, there) for k, here, there in rows if k != "max_length" and (k, there) != ("vocab_size", None)]
+    if fresh is not None and (rows or part is not None) and all(is_carried(module, key) for key, *_ in rows):
+        params = _whole(folder, step, published, other)
+        params = params if part is None else params[part]
+        return carried_params(path, module, source, params, shapes, shardings, fresh)
+    if rows:
+        listed = "\n".join(f"  model.{key}: {there!r} there, {here!r} in this run" for key, here, there in rows)
+        raise ConfigError(f"train.init_from = {path!r} is another model:\n{listed}")
+    if published is not None:
+        return published.params(shapes, shardings)
+    weights = build_weights(load_workdir_config(folder))
+    if weights is None:
+        found, _ = load_params(folder, step, shardings=shardings)
+    else:
+        found, _ = load_params(folder, step, shardings=placed(module, None, weights)[1])
+        found = jax.device_put(merged(found), shardings)
+    _check_shapes(found, shapes, path)
+    return found
+
+
+def _whole(folder: pathlib.Path, step: int | None, published: Published | None, module):
+    """All parameters of a model, on one device."""
+    if published is not None:
+        return published.params(*placed(module, None))
+    weights = build_weights(load_workdir_config(folder))
+    found, _ = load_params(folder, step, shardings=placed(module, None, weights)[1])
+    return found if weights is None else merged(found)
+
+
+def initial_state(path: str, shardings) -> dict[str, Any]:
+    """The module's state (`fmjax.models.state`) of the model that `initial_params` reads, a tree like `shardings`.
+
+    Raises CheckpointError where a run's carry has none.
+    """
+    folder, step = hub.checkpoint_step(find_folder(path))
+    if is_published(folder):
+        return open_published(folder).state(shardings)
+    found = kept_state(load_carry(folder, complete_steps(folder / "checkpoints")[-1] if step is None else step))
+    if jax.tree.structure(found) != jax.tree.structure(shardings):
+        raise CheckpointError(f"train.init_from = {path!r}: its carry lacks the module's {', '.join(shardings)}")
+    return jax.device_put(found, shardings)
+
+
+def check_initial_tokenizer(path: str, tokenizer, allow_other: bool) -> None:
+    """Raises ConfigError where the data of a run that begins with the parameters at `path` are cut by another tokenizer
+    than these were trained with, unless that is allowed. Without a tokenizer on either side there is nothing to say."""
+    theirs = find_tokenizer(hub.checkpoint_step(find_folder(path))[0])
+    if allow_other or tokenizer is None or theirs is None or tokenizer.fingerprint == theirs.fingerprint:
+        return
+    raise ConfigError(
+        f"train.init_from = {path!r} was trained with another tokenizer ({theirs.source}) than data.tokenizer gives "
+        f"({tokenizer.source}): an id would stand for another piece of text. Set data.tokenizer={path}, or "
+        "train.allow_other_tokenizer=True to begin with these parameters all the same"
+    )
+
+
+def initial_published(path: str, tokenizer) -> dict:
+    """What the model at `path` says beside its weights, such as end tokens, bans and generation settings, for a run
+    that begins with it; empty for one that was never published.
+
+    Of a run with another tokenizer, whose ids stand for other tokens, the architecture alone.
+    """
+    folder, _ = hub.checkpoint_step(find_folder(path))
+    if is_published(folder):
+        found = kept(open_published(folder))
+    else:
+        found = load_workdir_config(folder).get("published", {})
+    theirs = find_tokenizer(folder)
+    if tokenizer is not None and theirs is not None and tokenizer.fingerprint != theirs.fingerprint:
+        found = {key: value for key, value in found.items() if key == "architecture"}
+    return found
+
+
+def _check_shapes(found, shapes, path) -> None:
+    theirs, ours = ({name: leaf.shape for name, leaf in flatten(tree).items()} for tree in (found, shapes))
+    for name in {*theirs, *ours}:
+        if theirs.get(name) != ours.get(name):
+            raise ConfigError(
+                f"train.init_from = {path!r}: parameter {name!r} has shape {theirs.get(name)} there, {ours.get(name)} "
+                "in this run"
+            )
