@@ -14,9 +14,10 @@ from fmjax.commands.config_meanings import meanings
 from fmjax.config import load_workdir_config
 from fmjax.config_fields import field_types
 from fmjax.config_values import FlagText, coerce
-from fmjax.data.codecs.base import load_codecs
+from fmjax.data.codecs.base import Codec, load_codecs
 from fmjax.errors import InputError
 from fmjax.inference.generators import GENERATORS
+from fmjax.interop import loading
 from fmjax.objectives import OBJECTIVES
 from fmjax.small_files import replacing
 
@@ -28,18 +29,21 @@ def generator_named_by(argv: list[str]) -> type | None:
     path = parser.parse_known_args(argv)[0].model
     if path is None:
         return None
-    folder = _run(path)
-    if not (folder / "checkpoints").is_dir() or not (folder / "config.json").is_file():
-        return None
-    name = (load_workdir_config(folder).get("objective") or {}).get("name")
-    kind = getattr(OBJECTIVES.get(name), "generator", "autoregressive") if name else "autoregressive"
+    kind = getattr(_described(path)[0], "generator", "autoregressive")
     return None if kind == "autoregressive" else GENERATORS.get(kind)
 
 
-def _run(path: str) -> pathlib.Path:
-    """The folder with the config of a run, where `path` may be one of its checkpoints."""
+def _described(path: str) -> tuple[type | None, dict[str, Codec]]:
+    """(the objective's class, codecs by modality) of a run, one of its checkpoints, or a published model; (None, {}) of
+    what says nothing of this."""
     folder, _ = hub.checkpoint_step(pathlib.Path(path).expanduser())
-    return folder
+    if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
+        section, codecs = load_workdir_config(folder).get("objective"), load_codecs(folder)
+    elif (folder.is_dir() or hub.is_hub_id(path)) and loading.is_published(found := loading.find_folder(path)):
+        section, codecs = loading.described(loading.open_published(found))
+    else:
+        return None, {}
+    return OBJECTIVES.get(section["name"]) if section else None, codecs
 
 
 def parse(argv: list[str], generator: type):
@@ -86,8 +90,9 @@ def _check_output(output: pathlib.Path, path: str) -> None:
         raise InputError(f"--output={str(output)!r}: the folder {str(output.parent)!r} does not exist")
     if output.is_dir():
         raise InputError(f"--output={str(output)!r} is a folder; give a file to write")
-    makes = getattr(OBJECTIVES.get(load_workdir_config(_run(path))["objective"]["name"]), "makes", None)
-    codec = load_codecs(_run(path)).get(makes) if makes is not None else TextFile
+    objective, codecs = _described(path)
+    makes = getattr(objective, "makes", None)
+    codec = codecs.get(makes) if makes is not None else TextFile
     if codec is None:
         raise InputError(f"{path!r} has no codec {makes!r} to write its values with; was it saved without codecs.json?")
     if output.suffix != codec.suffix:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from fmjax.data.codecs.base import fingerprint as codec_fingerprint
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.prepared import build_once, fingerprint
 from fmjax.errors import DataError
@@ -22,6 +21,7 @@ log = logging.getLogger("fmjax")
 
 READING = "oriented"  # how files become pixels; another word for another way: what was made of the same files differs
 BAD_IMAGES = ("refuse", "skip")
+REMEDY = "Mend or remove them, or leave them out with data.bad_images = 'skip'"
 _AT_ONCE = 4096  # images that are handed to the threads together
 _TOLD = 10  # bad images that the log names; the list of all lies in the cache
 
@@ -84,17 +84,21 @@ class ImageSet:
         )
 
 
-def readable(images: ImageSet, codec: ImageCodec, policy: str, cache_dir: pathlib.Path, progress: bool) -> ImageSet:
+def readable(
+    images: ImageSet, codec: ImageCodec, policy: str, cache_dir: pathlib.Path, progress: bool, remedy: str = REMEDY
+) -> ImageSet:
     """The images that can be read. Each is read once, whatever is left of it in the cache being the list of bad ones.
 
-    policy: of those that cannot: "refuse" is DataError with the first of them and their number; "skip" leaves them out,
-      and tells how many and which.
+    Args:
+      policy: of those that cannot: "refuse" is DataError with the first of them and their number; "skip" leaves them
+        out, and tells how many and which.
+      remedy: what the error of "refuse" says that one does.
     """
 
     def check(folder: pathlib.Path) -> None:
         (folder / "bad.json").write_text(json.dumps(_bad(images, codec, progress)))
 
-    key = [images.fingerprint, codec_fingerprint(codec)]
+    key = [images.fingerprint, codec.decoding]
     folder = build_once(cache_dir / "images" / fingerprint(*key), check)
     bad = {int(index): reason for index, reason in json.loads((folder / "bad.json").read_text()).items()}
     if not bad:
@@ -102,7 +106,7 @@ def readable(images: ImageSet, codec: ImageCodec, policy: str, cache_dir: pathli
     found = f"{images.where}: {len(bad)} of {len(images)} images cannot be read"
     first = next(iter(bad.values()))
     if policy == "refuse":
-        raise DataError(f"{found}; {first}. Mend or remove them, or leave them out with data.bad_images = 'skip'")
+        raise DataError(f"{found}; {first}. {remedy}")
     if len(bad) == len(images):
         raise DataError(f"{found}; {first}")
     told = "\n".join(f"  {reason}" for reason in list(bad.values())[:_TOLD])

@@ -31,6 +31,8 @@ class Ability(NamedTuple):
 def _lacks_vectors(model) -> str | None:
     if kinds.has_two_towers(model.module):
         return pairs.lacks_vectors(model)
+    if pixels.lacks_palette(model) is None:
+        return autoregressive.lacks_decoding(model)
     if kinds.reads_tokens(model.module):
         if kinds.has_hidden(model.module):
             return prompts.lacks_tokenizer(model)
@@ -46,8 +48,10 @@ def _embed(model, inputs: Sequence[Any] | None = None, **options) -> np.ndarray:
     named = [name for name in options if name not in ("pooling", "normalize", "progress", "batch_size")]
     if (inputs is not None) + len(named) != 1:
         raise InputError(f"embed takes one list of inputs, got {1 + len(named) if inputs is not None else len(named)}")
-    if named:
-        modality = values.read_by_name(model, named[0])
+    modality = values.read_by_name(model, named[0]) if named else None
+    if pixels.lacks_palette(model) is None:
+        return pixels.embed(model, inputs if modality is None else options.pop(named[0]), **options)
+    if modality is not None:
         return values.embed(model, options.pop(named[0]), modality=modality, **options)
     if not kinds.reads_tokens(model.module):
         return values.embed(model, inputs, **options)

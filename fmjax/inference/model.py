@@ -349,8 +349,7 @@ class Model:
         Raises InputError as `fmjax.inference.embedding.embed`, and for inputs of another kind.
         """
         options = dict(pooling=pooling, normalize=normalize, progress=progress)
-        arrays = [codec.array for codec in self.reads.values()]
-        check_options("embed", named, [*options, *arrays, *["texts"] * kinds.has_two_towers(self.module)])
+        check_options("embed", named, [*options, *values.names(self), *["texts"] * kinds.has_two_towers(self.module)])
         return self.can("embed")(inputs, **options, **named)
 
     @named_options(values.classify, pairs.classify)

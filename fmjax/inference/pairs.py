@@ -167,10 +167,10 @@ def classify(
 
 
 def values_of(model, images: Sequence[Any]) -> Sequence[Any]:
-    """The images. Raises InputError for texts."""
+    """The images. Raises InputError for texts that are no files' paths."""
     check_list("images", images)
     for index, image in enumerate(images):
-        if isinstance(image, str):
+        if isinstance(image, str) and not values.is_file(image):
             raise InputError(f"image {index} is the text {image[:40]!r}; classify takes images, then classes in words")
     return images
 

@@ -31,7 +31,7 @@ def attention_maps(model, images: Sequence[Any], *, batch_size: int = 64) -> np.
 
     Raises InputError for a model without `attends_to_patches`, and for one whose stack does not say what it attends to.
     """
-    tower = _tower(model.module)
+    tower = image_tower(model.module)
     if not attends_to_patches(model.module):
         raise InputError(f"{model} attends to no patches of images: {type(tower).__name__} is no stack over patches")
     arrays = values.encode(model, images, "image")
@@ -43,12 +43,12 @@ def attention_maps(model, images: Sequence[Any], *, batch_size: int = 64) -> np.
 
 def attends_to_patches(module: nn.Module) -> bool:
     """Whether images go through a stack of attention over patches, of which there are `attention_maps`."""
-    tower = _tower(module)
+    tower = image_tower(module)
     reads_images = hasattr(module, "encode_images") or hasattr(tower, "hidden")
     return reads_images and hasattr(tower, "patch_size") and hasattr(tower, "transformer")
 
 
-def _tower(module: nn.Module) -> nn.Module:
+def image_tower(module: nn.Module) -> nn.Module:
     """The image tower of a model of images and texts; any other module itself."""
     return getattr(module, "vision", module)
 
@@ -56,19 +56,24 @@ def _tower(module: nn.Module) -> nn.Module:
 @functools.partial(jax.jit, static_argnames=("module", "side"))
 def _maps(module: nn.Module, variables, arrays, side: int) -> jax.Array:
     """Float32 [B, layers, heads, side * side]."""
+    shares = shares_of_layers(module, variables, arrays).transpose(1, 0, 2, 3, 4)
+    to_patches = shares[..., -side * side :]  # a class token comes first
+    has_token = shares.shape[-1] > side * side
+    return whole(to_patches[..., 0, :] if has_token else to_patches.mean(axis=-2))
+
+
+def shares_of_layers(module: nn.Module, variables, arrays) -> jax.Array:
+    """What attends to what in each layer of the stack over patches: float32 [layers, B, heads, T, T], the last axis
+    summing to 1. `module` is one of which `attends_to_patches` holds; InputError as of `attention_maps`."""
     towers = hasattr(module, "encode_images")
-    tower = _tower(module)
     method = "encode_images" if towers else "hidden"
     _, state = module.apply(variables, **arrays, method=method, mutable=["reads"])
     reads = state["reads"]["vision"] if towers else state["reads"]
     q, k = (_of_layers(reads, name) for name in "qk")
-    c = tower.transformer
+    c = image_tower(module).transformer
     q, k = q.astype(jnp.float32), jnp.repeat(k, c.num_heads // c.num_kv_heads, axis=3).astype(jnp.float32)
     scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
-    shares = jax.nn.softmax(scale * jnp.einsum("lbqhd,lbkhd->blhqk", q, k), axis=-1)
-    to_patches = shares[..., -side * side :]  # a class token comes first
-    has_token = shares.shape[-1] > side * side
-    return whole(to_patches[..., 0, :] if has_token else to_patches.mean(axis=-2))
+    return jax.nn.softmax(scale * jnp.einsum("lbqhd,lbkhd->lbhqk", q, k), axis=-1)
 
 
 def _of_layers(reads, name: str) -> jax.Array:

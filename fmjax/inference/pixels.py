@@ -17,6 +17,7 @@ from fmjax.inference import prompts as encoding
 from fmjax.inference.checks import check_list, check_whole
 from fmjax.inference.engine_requests import HIGHEST_SEED
 from fmjax.inference.sampler import Sampling
+from fmjax.layers.checks import check_choice
 from fmjax.parallel.placement import whole
 
 
@@ -104,6 +105,44 @@ def nats(model, images: Sequence[Any], *, batch_size: int = 32, progress: str | 
     forward = lambda part: _nats(model.module, model.params, part["tokens"], part["targets"])
     parts = list(values.in_batches(model, arrays, forward, "score", batch_size, progress))
     return np.concatenate(parts) if parts else np.zeros((0, *model.codecs["image"].shape), np.float32)
+
+
+def embed(
+    model, images: Sequence[Any], *, pooling: str | None = None, normalize: bool = False, batch_size: int = 32,
+    progress: str | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Vectors of images, float32 [N, D]: what goes into the attention of the layer in the middle, the mean over pixels,
+    as for a linear probe (Chen et al. 2020, section 2.3, where the middle layers' are best).
+
+    Args:
+      images: uint8 [H, W, C], files, or `Media`.
+      pooling: "mean"; None is that too.
+      normalize: whether to scale each vector to length 1.
+      batch_size, progress: as in `fmjax.inference.values.classify`.
+    """
+    check_choice("pooling", pooling or "mean", ("mean",))
+    module, params = _half(model.module, model.params)
+    arrays = values.encode(model, images, "image")
+    forward = lambda part: _means(module, params, part["tokens"])
+    parts = list(values.in_batches(model, arrays, forward, "embed", batch_size, progress))
+    found = np.concatenate(parts) if parts else np.zeros((0, module.hidden_size), np.float32)
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12) if normalize else found
+
+
+def _half(module: nn.Module, params) -> tuple[nn.Module, Any]:
+    """A decoder's lower half, whose last norm is that in front of the next layer's attention; all of a single layer."""
+    kept = (module.num_layers + 1) // 2
+    if kept == module.num_layers:
+        return module, params
+    plain, params = module.unrolled(params) if module.scan_layers else (module, params)
+    stack = {f"blocks_{layer}": params["stack"][f"blocks_{layer}"] for layer in range(kept)}
+    stack["final_norm"] = params["stack"][f"blocks_{kept}"]["attention_norm"]
+    return plain.clone(num_layers=kept), {**params, "stack": stack}
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _means(module: nn.Module, params, tokens) -> jax.Array:
+    return whole(module.apply({"params": params}, tokens, method="hidden").astype(jnp.float32).mean(axis=1))
 
 
 @functools.partial(jax.jit, static_argnames="module")

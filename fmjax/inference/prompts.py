@@ -12,15 +12,16 @@ from fmjax.inference.checks import check_list, token_ids
 
 def lacks_tokenizer(model) -> str | None:
     """What a model lacks to read texts."""
-    return None if model.tokenizer is not None else "it has no tokenizer, and texts are read"
+    return None if model.tokenizer is not None else "it has no tokenizer for texts"
 
 
 def need_tokenizer(model) -> None:
     """Raises InputError for a model without a tokenizer."""
     if model.tokenizer is None:
         taken = kinds.inputs(model.module)
-        instead = "give it token ids" if "tokens" in taken else f"it reads {', '.join(taken) or 'nothing'}"
-        raise InputError(f"the model from {model.source} has no tokenizer; {instead}")
+        if "tokens" in taken:
+            raise InputError(f"the model from {model.source} has no tokenizer for texts; give it token ids")
+        raise InputError(f"the model from {model.source} reads {', '.join(taken) or 'nothing'}, and no texts")
 
 
 def encode_texts(model, texts: Sequence[str], special: bool = False) -> list[list[int]]:

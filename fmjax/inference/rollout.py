@@ -14,7 +14,7 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.inference import values
-from fmjax.inference.patches import attends_to_patches
+from fmjax.inference.patches import attends_to_patches, image_tower, shares_of_layers
 from fmjax.parallel.placement import whole
 
 LABELS = "labels"
@@ -27,44 +27,28 @@ def attention_rollout(model, images: Sequence[Any], *, batch_size: int = 64) -> 
     mean over heads, half of it the residual connection. Without a class token the mean over patches.
 
     Args:
-      images: uint8 [H, W, C], or `Media`, of a model such as "vit".
+      images: uint8 [H, W, C], or `Media`, of a model such as "vit", or of one with such an image tower.
       batch_size: images of one forward pass.
 
     Raises InputError for a model without attention over patches.
     """
     module = model.module
-    if not attends_to_patches(module) or not hasattr(module, "hidden"):
+    if not attends_to_patches(module):
         raise InputError(f"{model} attends to no patches of images; attention is rolled out of models such as 'vit'")
-    side = module.image_size // module.patch_size
-    forward = lambda part: _rolled(module, model.params, part, side * side)
+    side = image_tower(module).image_size // image_tower(module).patch_size
+    forward = lambda part: _rolled(module, model.variables, part, side * side)
     parts = values.in_batches(model, values.encode(model, images, "image"), forward, "show", batch_size)
     return np.concatenate(list(parts)).reshape(len(images), side, side)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "patches"))
-def _rolled(module: nn.Module, params, arrays, patches: int) -> jax.Array:
-    plain = module if module.scan_layers else module.clone(scan_layers=True)
-    if plain is not module:
-        params = _stacked(params)
-    _, state = plain.apply({"params": params}, **arrays, method="hidden", mutable=["reads"])
-    reads = state["reads"]["stack"]["blocks"]["attention"]
-    q, k = (reads[name].astype(jnp.float32) for name in "qk")  # [layers, B, T, heads, D]
-    c = module.transformer
-    scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
-    shares = jax.nn.softmax(scale * jnp.einsum("lbqhd,lbkhd->lbhqk", q, k), axis=-1).mean(axis=2)
+def _rolled(module: nn.Module, variables, arrays, patches: int) -> jax.Array:
+    shares = shares_of_layers(module, variables, arrays).mean(axis=2)
     through = 0.5 * shares + 0.5 * jnp.eye(shares.shape[-1])
     step = lambda below, layer: (layer @ below, None)
     rolled, _ = jax.lax.scan(step, jnp.broadcast_to(jnp.eye(shares.shape[-1]), shares.shape[1:]), through)
     has_token = shares.shape[-1] > patches
     return whole(rolled[:, 0, -patches:] if has_token else rolled.mean(axis=1))
-
-
-def _stacked(params):
-    """Parameters of `blocks_0`, `blocks_1`, ... as those of `blocks` [layers, ...]."""
-    stack = dict(params["stack"])
-    layers = [stack.pop(f"blocks_{i}") for i in range(sum(name.startswith("blocks_") for name in stack))]
-    stack["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    return {**params, "stack": stack}
 
 
 def gradient_times_input(

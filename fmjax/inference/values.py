@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,17 +33,22 @@ def reads(model) -> dict[str, Any]:
     return {modality: codec for modality, codec in model.codecs.items() if getattr(codec, "array", None) in taken}
 
 
+def names(model) -> dict[str, str]:
+    """Modalities that the model reads by what lists of their values are called: "images", or the codec's array."""
+    return {name: mode for mode, codec in reads(model).items() for name in (f"{mode}s", codec.array)}
+
+
 def read_by_name(model, name: str) -> str:
-    """The modality whose array is called so. Raises InputError, naming what there is."""
-    for modality, codec in reads(model).items():
-        if codec.array == name:
-            return modality
-    known = ", ".join(f"{codec.array}=[...]" for codec in reads(model).values())
+    """The modality whose values are called so. Raises InputError, naming what there is."""
+    if name in names(model):
+        return names(model)[name]
+    known = ", ".join(f"{one}=[...]" for one in names(model))
     raise InputError(f"{model} reads no {name!r}; it reads {known or 'no values but texts'}")
 
 
 def encode(model, values: Sequence[Any], modality: str | None = None, what: str = "input") -> dict[str, np.ndarray]:
-    """The module's arrays [N, ...] of values: bare, in files (`pathlib.Path`), or `Media`.
+    """The module's arrays [N, ...] of values: bare, in files (`pathlib.Path`, or a text that is a file's path), or
+    `Media`. What the codec makes of a value is what it makes of its file.
 
     Args:
       modality: of the values; None where the model reads one alone.
@@ -56,10 +62,12 @@ def encode(model, values: Sequence[Any], modality: str | None = None, what: str 
         (modality,) = codecs
     rows = []
     for index, value in enumerate(values):
+        value = pathlib.Path(value) if is_file(value) else value
         of_another = isinstance(value, str) or (isinstance(value, Media) and value.modality != modality)
         if of_another or modality not in codecs:
             expected = ", ".join(codecs) or "nothing but texts"
-            raise InputError(f"{what} {index} is {described(value)}, and {model} reads {expected}")
+            unless = " (no file is called so)" if codecs and isinstance(value, str) else ""
+            raise InputError(f"{what} {index} is {described(value)}, and {model} reads {expected}{unless}")
         try:
             codec = codecs[modality]
             value = Media(modality, value) if isinstance(value, pathlib.Path) else value
@@ -67,6 +75,11 @@ def encode(model, values: Sequence[Any], modality: str | None = None, what: str 
         except DataError as error:
             raise InputError(f"{what} {index}: {error}") from None
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+def is_file(value: Any) -> bool:
+    """Whether it is a text that is the path of a file."""
+    return isinstance(value, str) and os.path.isfile(value)  # False for what can be no path
 
 
 def lacks_reading(model) -> str | None:

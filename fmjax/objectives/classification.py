@@ -34,8 +34,13 @@ class Classification:
             raise ConfigError(f"objective.label_smoothing = {self.label_smoothing} must be in [0, 1)")
 
     def check(self, module, data) -> None:
-        """Raises ConfigError where the data have no labels, or more classes than the model."""
-        row = data.train[0]
+        """Raises ConfigError where the data have no labels, one class alone, or more classes than the model."""
+        row, codec = data.train[0], data.codecs.get("label")
+        if getattr(codec, "num_classes", None) == 1:
+            raise ConfigError(
+                f"all of these data have one class, {codec.decode({codec.array: 0})!r}, so there is nothing to tell "
+                "apart; name each example's class: of images in folders, by a subfolder for each class"
+            )
         if "labels" not in row:
             raise ConfigError(f"classification learns `labels`, which the rows of these data lack: {', '.join(row)}")
         if np.issubdtype(row["labels"].dtype, np.integer):

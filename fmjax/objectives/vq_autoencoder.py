@@ -124,12 +124,12 @@ class VQAutoencoder:
 
     def reconstruct(self, model, arrays) -> jax.Array:
         """float32 [B, H, W, C]: what the codes of `arrays["images"]` are decoded to."""
-        return _reconstructed(model.module, model.params, model.carry, arrays["images"])
+        return _reconstructed(model.module, model.variables, model.carry, arrays["images"])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _reconstructed(module, params, carry, images) -> jax.Array:
+def _reconstructed(module, variables, carry, images) -> jax.Array:
     codebook = quantizers.codes(carry)
-    vectors = module.apply({"params": params}, images, method="encode")
+    vectors = module.apply(variables, images, method="encode")
     quantized = codebook[quantizers.nearest(vectors, codebook)]
-    return whole(module.apply({"params": params}, quantized, method="decode"))
+    return whole(module.apply(variables, quantized, method="decode"))

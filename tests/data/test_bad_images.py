@@ -1,5 +1,6 @@
 """Images that cannot be used: refused, or left out, counted and named; and a run over many of which some are."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 
 from fmjax import config as configs
+from fmjax.data import image_set
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.images import ImageData
-from fmjax.errors import DataError
+from fmjax.errors import ConfigError, DataError
+from fmjax.objectives.classification import Classification
 from fmjax.training.loop import train
 
 
@@ -115,7 +118,7 @@ def test_a_run_over_images_of_which_a_hundredth_is_bad_ends_and_says_how_many(ma
     assert rows[-1]["step"] == 12
 
 
-def test_when_all_are_bad_and_when_many_are(tmp_path, caplog):
+def test_when_all_are_bad_and_when_many_are(tmp_path, caplog, monkeypatch):
     folder = tmp_path / "few" / "a"
     folder.mkdir(parents=True)
     for index in range(15):
@@ -129,3 +132,9 @@ def test_when_all_are_bad_and_when_many_are(tmp_path, caplog):
     assert "09.png" in caplog.text and "10.png" not in caplog.text and "and 5 more; all of them: " in caplog.text
     kept = caplog.text.partition("all of them: ")[2].split()[0]
     assert len(json.load(open(kept))) == 15
+    # What becomes of decoded pixels does not decide what can be read.
+    monkeypatch.setattr(image_set, "_bad", lambda *_: pytest.fail("files are read again"))
+    other = dataclasses.replace(opening, image_size=8, mean=(0.1,))
+    data = other.open(seed=0, cache_dir=tmp_path / "cache")
+    with pytest.raises(ConfigError, match="all of these data have one class, 'a', .* a subfolder for each class"):
+        Classification().check(None, data)

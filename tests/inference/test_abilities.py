@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small_models import byte_model
 
 import fmjax
@@ -19,7 +20,7 @@ from fmjax.errors import ConfigError, DataError, InputError
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.inference.model import Model
 from fmjax.models.conv_encoder import ConvEncoder
-from fmjax.tasks.answers import capabilities
+from fmjax.tasks.capabilities import capabilities
 from tests.classifier import IMAGES, MODEL, logits_of
 
 
@@ -33,8 +34,12 @@ def test_a_classifier_gives_the_softmax_of_its_logits_by_name(tmp_path):
         np.testing.assert_allclose([p for _, p in image], np.sort(row)[::-1], rtol=2e-5)
     assert MODEL.classify(IMAGES[:1], top_k=1)[0][0][0] == logits[0].argmax()
     assert MODEL.classify([]) == [] and MODEL.embed([]).shape == (0, 16)
-    CODEC.write(IMAGES[0], tmp_path / "image.png")
-    assert MODEL.classify([tmp_path / "image.png"]) == MODEL.classify(IMAGES[:1])
+    CODEC.write(IMAGES[0], path := tmp_path / "image.png")
+    for image in (path, str(path), Image.open(path)):
+        assert MODEL.classify([image]) == MODEL.classify(IMAGES[:1])
+    large = np.kron(IMAGES[0], np.ones((3, 2, 1), np.uint8))
+    CODEC.write(large, path)
+    assert MODEL.classify([large]) == MODEL.classify([path])
 
 
 def test_classes_do_not_depend_on_batch_order_or_mesh(tmp_path):
@@ -92,12 +97,11 @@ def test_the_table_is_what_each_kind_of_model_can_do():
         (lambda m: m.classify(["a cat"]), "input 0 is the text 'a cat', and Model.*reads image"),
         (lambda m: m.embed([IMAGES[0], Media("audio", np.zeros(3))]),
          "input 1 is media of modality 'audio', and .* reads image"),
-        (lambda m: m.classify([IMAGES[0][:4]]),
-         r"input 0: an image is uint8 of shape \(8, 8, 1\), got an array uint8 of shape \(4"),
+        (lambda m: m.classify([IMAGES[0] / 255]), r"input 0: an image is uint8, numbers from 0 to 255 \[height"),
         (lambda m: m.classify(IMAGES, topk=1), "classify has no option 'topk'; did you mean 'top_k'"),
         (lambda m: m.classify(IMAGES, top_k=11), "top_k must be a whole number from 1 to 10"),
         (lambda m: m.embed(image=IMAGES), "embed has no option 'image'; did you mean 'images'"),
-        (lambda m: m.encode("a"), "has no tokenizer; it reads images"),
+        (lambda m: m.encode("a"), "the model from memory reads images, and no texts"),
         (lambda m: byte_model().embed([IMAGES[0]]),
          r"text 0 is an array uint8 of shape \(8, 8, 1\), and .*GPT.* reads texts"),
         (lambda m: byte_model().generate([Media("image", IMAGES[0])]),

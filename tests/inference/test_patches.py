@@ -18,6 +18,9 @@ from fmjax.layers.transformer import unstack_layers
 from fmjax.load import Model
 from fmjax.models import MODELS
 from fmjax.models.conv_encoder import ConvEncoder
+from fmjax.tasks.catalogue import get_task
+from fmjax.tasks.pictures import Pictures
+from fmjax.tasks.protocol import Apply, Score
 from tests import two_towers
 from tests.classifier import IMAGES, MODEL, MODULE, logits_of
 from tests.small_models import byte_model
@@ -115,7 +118,19 @@ def test_the_command_writes_a_sheet_a_task(tmp_path, capsys):
     for file in files:
         with Image.open(file) as sheet:
             assert sheet.size == (3 * SIDE + 2, 2 * (SIDE + LINE) + 1)
-    for task in ("digits+noise", "mnist_pixels"):
-        assert cli.run(evaluate.main, [*given, f"--tasks={task}"]) == 2
-    assert cli.run(evaluate.main, [*given, "--tasks=digits+noise"]) == 2
-    assert "does not ask what an image shows" in capsys.readouterr().err
+    # Kinds, and each image of a changed task twice.
+    chosen = [*given, "--tasks=digits,digits+occlusion", "--pictures=2:attention,rollout,gradient"]
+    assert cli.run(evaluate.main, chosen) == 0
+    for name, rows in (("digits", 2), ("digits+occlusion", 4)):
+        with Image.open(tmp_path / "out" / "pictures" / f"{name}.png") as sheet:
+            assert sheet.size == (4 * SIDE + 3, rows * (SIDE + LINE) + rows - 1)
+    for flags, message in (
+        (["--tasks=digits_knn:30", "--pictures=2:gradient"], "task digits_knn:30: there are no pictures 'gradient'"),
+        (["--tasks=digits", "--pictures=2:roll"], "no kind 'roll'; did you mean 'rollout'?"),
+        (["--tasks=digits", "--pictures=many"], "expected how many images"),
+    ):
+        assert cli.run(evaluate.main, [*given, *flags]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match="task digits does not ask what an image shows"):
+        asked = [Apply("classify", Media("image", IMAGES[0])), Score("a", "b")]
+        Pictures(None, 1).check(get_task("digits"), MODEL, [asked])

@@ -17,6 +17,7 @@ from fmjax.layers.transformer import unstack_layers
 from fmjax.models.resnet import ResNet
 from fmjax.models.state import STATE_KEY, initial_state
 from fmjax.models.vit import ViT
+from tests import two_towers
 
 SIZES = dict(
     num_layers=3, hidden_size=8, intermediate_size=8, num_heads=2, num_classes=3, patch_size=2, image_size=4,
@@ -66,6 +67,14 @@ def test_attention_is_rolled_out_layer_by_layer(token):
         np.testing.assert_allclose(found[row].ravel(), expected, rtol=1e-4)
     unrolled = Model(model.module.clone(scan_layers=False), unstack_layers(model.params), codecs=model.codecs)
     np.testing.assert_allclose(attention_rollout(unrolled, list(IMAGES)), found, rtol=1e-4)
+
+
+def test_attention_of_a_tower_is_rolled_out():
+    tower = Model(two_towers.MODULE.vision, two_towers.MODEL.params["vision"], codecs=two_towers.MODEL.codecs)
+    images = [np.kron(image, np.ones((2, 2, 1), np.uint8)) for image in IMAGES]
+    found = attention_rollout(two_towers.MODEL, images)
+    np.testing.assert_allclose(found, attention_rollout(tower, images), atol=1e-6)
+    assert found.shape == (2, 2, 2) and (found.sum((1, 2)) < 1).all()
 
 
 def test_gradients_times_input_are_what_fading_a_patch_changes():

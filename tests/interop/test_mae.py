@@ -8,14 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 from test_parity import published_names
 from test_vision import pixels_of
 
 import fmjax
+from fmjax import generate
+from fmjax.commands import cli
 from fmjax.errors import CheckpointError, ConfigError
 from fmjax.objectives.causal_pixels import CausalPixels
 from fmjax.objectives.mae import MaskedAutoencoder
+from fmjax.tasks.capabilities import capabilities
 from fmjax.training.step import with_keys
 
 
@@ -164,3 +168,12 @@ def test_image_gpt_reads_draws_and_learns_as_published(image_gpt, tmp_path):
     assert again.can("pixel_nats")([image]).shape == (1, 25) and again.generate([image])[0].shape == (5, 5, 3)
     np.testing.assert_allclose(again.codecs["image"].palette, codec.palette, atol=1e-7)
     assert jnp.isfinite(model.can("pixel_nats")([image])).all()
+    # What a linear probe reads, Chen et al. 2020's: the state in the middle, the mean over pixels.
+    for one in (model, again, model.unrolled()):
+        np.testing.assert_allclose(one.embed(images=list(fixture["images"])), fixture["middle"], atol=2e-5)
+    assert np.linalg.norm(model.embed([image], normalize=True)) == pytest.approx(1, abs=1e-5)
+    assert model.embed(images=[]).shape == (0, 16) and {"embed", "adapt:image"} <= capabilities(model)
+    arguments = [f"--model={folder}", f"--output={tmp_path / 'drawn.png'}", "--num_samples=4"]
+    assert cli.run(generate.main, arguments) == 0
+    with Image.open(tmp_path / "drawn.png") as drawn:
+        assert drawn.size == (11, 11)

@@ -41,10 +41,8 @@ def test_the_preprocessor_is_the_codec_of_images(case, tmp_path):
     np.testing.assert_allclose(found, pixels_of(fixture), atol=1e-6)
     Image.fromarray(fixture["images"][0]).save(tmp_path / "image.png")
     np.testing.assert_array_equal(codec.encode(codec.read(tmp_path / "image.png"))["images"], found[0])
-    with pytest.raises(
-        InputError, match=r"input 0: an image is uint8 of shape \(height, width, 3\), got an array uint8 of shape"
-    ):
-        model.classify([fixture["images"][0, :, :, :1]])
+    with pytest.raises(InputError, match=r"input 0: an image is uint8 .*, got an array uint8 of shape .*, 2\)"):
+        model.classify([fixture["images"][0, :, :, :2]])
 
 
 def test_an_image_is_classified_from_its_file_on(case):

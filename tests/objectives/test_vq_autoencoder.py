@@ -2,13 +2,19 @@
 
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmjax.data.digits import CODEC
 from fmjax.errors import ConfigError
+from fmjax.inference.model import Model
 from fmjax.layers import quantizers
+from fmjax.layers.batch_norm import BATCH_STATS, BatchNorm
+from fmjax.models.conv_autoencoder import ConvAutoencoder
+from fmjax.models.state import STATE_KEY
 from fmjax.models.vit import ViT
 from fmjax.objectives.vq_autoencoder import VQAutoencoder
 from fmjax.training.step import with_keys
@@ -127,3 +133,32 @@ def test_values_that_cannot_be_are_refused(fields, message):
 def test_a_module_without_encoder_and_decoder_is_refused():
     with pytest.raises(ConfigError, match="which ViT does not have; take model.name = 'conv_autoencoder'"):
         VQAutoencoder().initial(ViT(), None, jax.random.key(0))
+
+
+class Normed(ConvAutoencoder):
+    """With state: its images are normalised by running statistics."""
+
+    STATE = BATCH_STATS
+
+    def setup(self):
+        super().setup()
+        self.norm = BatchNorm()
+
+    def encode(self, images):
+        return super().encode(self.norm(images))
+
+
+def test_samples_of_a_module_with_state_read_it():
+    module = Normed(image_size=8, num_channels=1, hidden_size=8, inner_size=4, num_blocks=1, code_size=SIZE)
+    image = np.random.default_rng(1).integers(0, 256, (8, 8, 1), np.uint8)
+    arrays = CODEC.encode(image)["images"][None]
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), arrays))
+    state = {"batch_stats": jax.tree.map(lambda x: x + 0.5, variables["batch_stats"])}
+    carry = quantizers.initial(jax.random.normal(jax.random.key(1), (5, SIZE))) | {STATE_KEY: state}
+    config = {"objective": {"name": "vq_autoencoder", "num_codes": 5}}
+    model = Model(module, variables["params"], config, codecs={"image": CODEC}, carry=carry)
+    codebook = quantizers.codes(carry)
+    vectors = module.apply(model.variables, arrays, method="encode")
+    want = module.apply(model.variables, codebook[quantizers.nearest(vectors, codebook)], method="decode")
+    np.testing.assert_allclose(model.generate([image])[0].astype(int), CODEC.decode({"images": want[0]}), atol=1)
+    assert len(model.objective.sample(model, jax.random.key(0), rows={"images": arrays})) == 2

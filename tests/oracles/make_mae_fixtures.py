@@ -7,7 +7,8 @@ PyTorch computes. Needs the `oracle` extra. Run from anywhere: python make_mae_f
     vit_resized.npz    a folder of images of 16 x 16; pixels24, pixels12; out24, out12: with
         `interpolate_pos_encoding`
     image_gpt.npz    a folder with its processor; images uint8 [2, 5, 5, 3], colours [2, 25]: as the processor makes
-        them; out [2, 25, 6]: logits; loss, and `gradient/NAME`
+        them; out [2, 25, 6]: logits; loss, and `gradient/NAME`; middle [2, 16]: what goes into the second layer's
+        attention, the mean over pixels
 """
 
 import pathlib
@@ -113,10 +114,12 @@ def image_gpt() -> dict:
     pictures = rng.integers(0, 256, (2, 5, 5, 3), np.uint8)
     colours = processor(list(pictures), return_tensors="pt")["input_ids"]
     tokens = torch.cat([torch.full((2, 1), 6), colours[:, :-1]], dim=1)
-    logits = model(tokens).logits
+    out = model(tokens, output_hidden_states=True)
+    logits, middle = out.logits, model.transformer.h[1].ln_1(out.hidden_states[1]).mean(dim=1)
     loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 6), colours.reshape(-1))
     loss.backward()
     found = folder_of(model, processor) | {"images": pictures, "colours": colours.numpy()}
+    found |= {"middle": middle.detach().numpy()}
     return found | {"out": logits.detach().numpy(), "loss": loss.detach().numpy()} | gradients_of(model)
 
 

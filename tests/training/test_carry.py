@@ -170,8 +170,8 @@ def test_samples_are_held_out_images_beside_their_reconstructions(runs, tmp_path
         capsys.readouterr()
         assert cli.run(generate.main, [*argv, *flags]) == 2
         assert re.search(message, capsys.readouterr().err)
-    with pytest.raises(InputError, match=r"prompt 1: an image is uint8 of shape \(8, 8, 1\), got .*\(8, 8, 3\)"):
-        model.generate([image, np.repeat(image, 3, axis=2)])
+    with pytest.raises(InputError, match="prompt 1: an image is in colour, and images here are grey"):
+        model.generate([image, np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)])
     with pytest.raises(InputError, match="it has no codebook"):
         dataclasses.replace(model, carry=None).generate([image])
 

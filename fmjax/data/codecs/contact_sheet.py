@@ -10,6 +10,7 @@ from fmjax.small_files import replacing
 
 SIDE, LINE = 160, 16
 """Pixels: of the square that an image fits in, and of the height of the line under it."""
+WHITE = 255
 _COLOUR = ImageCodec(SIDE, SIDE, 3)  # reads files as those of models are read
 
 
@@ -27,7 +28,7 @@ def contact_sheet(
 
     Raises DataError for a file that is no image.
     """
-    return grid([_cell(one, caption) for one, caption in zip(pictures, captions, strict=True)], columns)
+    return grid([_cell(one, caption) for one, caption in zip(pictures, captions, strict=True)], columns, WHITE)
 
 
 def write_sheet(sheet: np.ndarray, path: pathlib.Path) -> None:

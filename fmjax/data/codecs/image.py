@@ -21,17 +21,21 @@ FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 @dataclasses.dataclass(frozen=True)
 class ImageCodec:
-    """Images uint8 [height, width, channels] as `images` float32 of that shape: (value / 255 - mean) / std.
+    """Images as `images` float32 [height, width, channels]: (value / 255 - mean) / std.
+
+    An image is given as an array uint8 [H, W, C], as a Pillow image or in a file, and what becomes of it is the same:
+    it is scaled to this codec's size, a grey one has equal channels where there are three, and one in colour is refused
+    where there is one.
 
     Attributes:
-      height, width, channels: of every image; 1 channel is grey, 3 are red, green and blue.
+      height, width, channels: of every array; 1 channel is grey, 3 are red, green and blue.
       mean, std: of the values between 0 and 1, a number a channel or one for all.
       array: the name of the array.
     """
 
     suffix: ClassVar[str] = ".png"
     shown: ClassVar[str] = "image"
-    scales: ClassVar[bool] = True  # files of another size
+    scales: ClassVar[bool] = True  # images of another size
     resample = "bilinear"  # no field: runs of this codec have it as it is
 
     height: int
@@ -54,19 +58,31 @@ class ImageCodec:
     def shape(self) -> tuple[int, int, int]:
         return self.height, self.width, self.channels
 
+    @property
+    def decoding(self) -> list:
+        """All that decides which files `pixels` can read: equal for codecs that read the same ones."""
+        return [self.channels, None if self.scales else [self.height, self.width]]
+
     def encode(self, value) -> dict[str, np.ndarray]:
         """{array: float32 [height, width, C]} of an image that `fitted` takes."""
         return self.normalised(self.fitted(value))
 
     def fitted(self, value) -> np.ndarray:
-        """The image as the model sees it, uint8 [height, width, C], of one of this size; [height, width] if grey.
+        """The image as the model sees it, uint8 [height, width, C].
 
-        Raises DataError for another one.
+        value: a Pillow image, or uint8 [H, W, C] of 1 or 3 channels, [H, W] where it is grey.
+
+        Raises DataError for another one, and for one that this codec cannot hold (`pixels`).
         """
-        image = _with_channels(value)
-        if image.dtype != np.uint8 or image.shape != self.shape:
-            raise DataError(f"an image is uint8 of shape {self.shape}, got {described(value)}")
-        return image
+        if hasattr(value, "getbands"):
+            return self.scaled(self._held(value, "a Pillow image"))
+        image = np.asarray(value)
+        image = image[..., None] if image.ndim == 2 else image
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3) or not image.size:
+            hint = ", numbers from 0 to 255" if image.dtype != np.uint8 else ""
+            raise DataError(f"an image is uint8{hint} [height, width, 1 or 3 channels], got {described(value)}")
+        self._check_size(image.shape[1::-1], "an image")
+        return self.scaled(self._with_channels(image, "an image"))
 
     def normalised(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """{array: float32 [height, width, C]} of an image that `fitted` or `scaled` made, and that may have been
@@ -95,20 +111,11 @@ class ImageCodec:
         of another size where none is scaled, one with more than 8 bits, a transparent one, and one in colour where
         images are grey; RunError where a reason outside the file keeps it from being read.
         """
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(file) as picture:
-                if _is_deep(picture):
-                    raise DataError(f"{name!r} has more than 8 bits a channel (mode {picture.mode}); convert it to 8")
-                can_be_clear = "A" in picture.getbands() or "transparency" in picture.info
-                if can_be_clear and picture.convert("RGBA").getextrema()[3][0] < 255:
-                    raise DataError(f"{name!r} is transparent in places; put it on a background")
-                upright = ImageOps.exif_transpose(picture)
-                if not self.scales and upright.size != (self.width, self.height):
-                    found, expected = (f"{width}x{height}" for width, height in (upright.size, self.shape[1::-1]))
-                    raise DataError(f"{name!r} is {found} pixels, and images here are {expected}; scale it")
-                pixels = np.asarray(upright.convert("RGB"))
+                return self._held(picture, repr(name))
         except DataError:  # a ValueError too
             raise
         except Image.DecompressionBombError as error:
@@ -119,11 +126,33 @@ class ImageCodec:
             if isinstance(error, OSError) and is_unreachable(error):
                 raise RunError(f"{name!r} cannot be read at present: {error.strerror}") from None
             raise DataError(f"{name!r} cannot be read as an image: {error}") from None
-        if self.channels == 3:
-            return pixels
-        if (pixels != pixels[..., :1]).any():
-            raise DataError(f"{name!r} is in colour, and images here are grey (1 channel); convert it to grey")
-        return pixels[..., :1]
+
+    def _held(self, picture, what: str) -> np.ndarray:
+        """The pixels of an open Pillow image, which messages call `what`; see `pixels`."""
+        from PIL import ImageOps
+
+        if _is_deep(picture):
+            raise DataError(f"{what} has more than 8 bits a channel (mode {picture.mode}); convert it to 8")
+        can_be_clear = "A" in picture.getbands() or "transparency" in picture.info
+        if can_be_clear and picture.convert("RGBA").getextrema()[3][0] < 255:
+            raise DataError(f"{what} is transparent in places; put it on a background")
+        upright = ImageOps.exif_transpose(picture)
+        self._check_size(upright.size, what)
+        return self._with_channels(np.asarray(upright.convert("RGB")), what)
+
+    def _check_size(self, size: tuple[int, int], what: str) -> None:
+        """Raises DataError for (width, height) that is none of this codec's, where none is scaled."""
+        if not self.scales and tuple(size) != (self.width, self.height):
+            found, expected = (f"{width}x{height}" for width, height in (size, (self.width, self.height)))
+            raise DataError(f"{what} is {found} pixels, and images here are {expected}; scale it")
+
+    def _with_channels(self, pixels: np.ndarray, what: str) -> np.ndarray:
+        """An image uint8 [H, W, 1 or 3] with this codec's channels."""
+        if pixels.shape[-1] < self.channels:
+            return np.repeat(pixels, self.channels, axis=-1)
+        if self.channels == 1 and (pixels != pixels[..., :1]).any():
+            raise DataError(f"{what} is in colour, and images here are grey (1 channel); convert it to grey")
+        return pixels[..., : self.channels]
 
     def scaled(self, pixels: np.ndarray, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
         """An image uint8 [H, W, channels], or its part within (left, top, right, bottom), in this codec's size."""
@@ -152,7 +181,7 @@ class ImageCodec:
 
 @dataclasses.dataclass(frozen=True)
 class ResizedImageCodec(ImageCodec):
-    """As `ImageCodec`, of images of any size, which are scaled to this one.
+    """As `ImageCodec`, by another filter.
 
     Attributes:
       resample: the filter, in Pillow's words, such as "bilinear".
@@ -163,13 +192,6 @@ class ResizedImageCodec(ImageCodec):
     def __post_init__(self):
         super().__post_init__()
         check_choice("image codec: resample", self.resample, FILTERS)
-
-    def fitted(self, value) -> np.ndarray:
-        """As of `ImageCodec`, of an image of any size, uint8 [H, W, C], or [H, W] where it is grey."""
-        image = _with_channels(value)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self.channels or not image.size:
-            raise DataError(f"an image is uint8 of shape (height, width, {self.channels}), got {described(value)}")
-        return self.scaled(image)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,33 +236,30 @@ class CroppedImageCodec(ResizedImageCodec):
 
 @dataclasses.dataclass(frozen=True)
 class UnscaledImageCodec(ImageCodec):
-    """As `ImageCodec`, of files of this size alone: no other is scaled, but refused."""
+    """As `ImageCodec`, of images of this size alone: no other is scaled, but refused."""
 
     scales: ClassVar[bool] = False
-
-
-def _with_channels(value) -> np.ndarray:
-    """An image with an axis for its channels, which a grey one may lack."""
-    image = np.asarray(value)
-    return image[..., None] if image.ndim == 2 else image
 
 
 def _is_deep(picture) -> bool:
     """Whether an open Pillow image has more than 8 bits a channel. Colours are cut to 8 when they are decoded, which
     only the name of the decoder's mode tells, such as "RGB;16B"."""
-    modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in picture.tile if tile.args]
+    parts = [tile.args for tile in getattr(picture, "tile", ()) if tile.args]
+    modes = [args if isinstance(args, str) else args[0] for args in parts]
     return picture.mode.startswith(("I", "F")) or any(re.search(r";16[BLN]S?$", str(mode)) for mode in modes)
 
 
-def grid(images: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:
-    """Images uint8 [H, W, C] side by side, uint8 [rows (H + 1) - 1, columns (W + 1) - 1, C]; black where there is none.
+def grid(images: Sequence[np.ndarray], columns: int | None = None, background: int = 0) -> np.ndarray:
+    """Images uint8 [H, W, C] side by side, uint8 [rows (H + 1) - 1, columns (W + 1) - 1, C].
 
-    columns: None is as near to a square as their number allows.
+    Args:
+      columns: None is as near to a square as their number allows.
+      background: what is between images, and where there is none: 0 is black.
     """
     height, width, channels = images[0].shape
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    whole = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), np.uint8)
+    whole = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), background, np.uint8)
     for index, image in enumerate(images):
         top, left = index // columns * (height + 1), index % columns * (width + 1)
         whole[top : top + height, left : left + width] = image

@@ -20,7 +20,7 @@ class PixelCodec:
     Attributes:
       height, width, channels: of every image; 1 channel is grey, 3 are red, green and blue.
       palette: the colours, `channels` numbers each, between 0 (black) and 1.
-      resample: the filter by which images of another size are scaled, in Pillow's words; None: none but files'.
+      resample: the filter by which images of another size are scaled, in Pillow's words; None is "bilinear".
     """
 
     suffix: ClassVar[str] = ".png"

@@ -1,5 +1,6 @@
 """Codecs: values come back as they were, files can be looked at, and a run's codec is the one that is loaded."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 
 from fmjax.data.codecs.base import fingerprint, load_codecs, save_codecs
-from fmjax.data.codecs.image import ImageCodec, ResizedImageCodec, UnscaledImageCodec, grid
+from fmjax.data.codecs.contact_sheet import LINE, SIDE, contact_sheet
+from fmjax.data.codecs.image import CroppedImageCodec, ImageCodec, ResizedImageCodec, UnscaledImageCodec, grid
 from fmjax.data.codecs.label import LabelCodec
+from fmjax.data.codecs.media import Media
 from fmjax.errors import ConfigError, DataError
 
 COLOUR = ImageCodec(4, 6, 3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -32,12 +35,36 @@ def test_an_image_is_normalised_and_comes_back():
     np.testing.assert_array_equal(grey.decode(grey.encode(image[..., 0])), image[..., :1])
 
 
-@pytest.mark.parametrize(
-    "value", [noise((6, 4, 3)), noise((4, 6)), noise((4, 6, 3)).astype(np.float32), "a text", None]
-)
-def test_what_is_no_image_of_this_size_is_refused(value):
-    with pytest.raises(DataError, match=r"an image is uint8 of shape \(4, 6, 3\), got"):
+@pytest.mark.parametrize("value", [noise((6, 4, 2)), noise((4, 6, 3)).astype(np.float32), noise((4,)), "a text", None])
+def test_what_is_no_image_is_refused(value):
+    with pytest.raises(DataError, match=r"an image is uint8.* \[height, width, 1 or 3 channels\], got"):
         COLOUR.encode(value)
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [ImageCodec(4, 6), ResizedImageCodec(4, 6, resample="bicubic"), CroppedImageCodec(4, 6, shortest_edge=7),
+     UnscaledImageCodec(4, 6), UnscaledImageCodec(9, 11), ImageCodec(4, 6, 1)],
+)  # fmt: skip
+def test_what_becomes_of_an_image_is_what_becomes_of_its_file(codec, tmp_path):
+    """Arrays, Pillow images and files of any size and number of channels: one rule, the codec's."""
+    for number, image in enumerate((noise((9, 11, 3)), noise((9, 11)), noise((4, 6, 3)), noise((5, 4, 1)))):
+        Image.fromarray(image.squeeze()).save(tmp_path / f"{number}.png")
+        picture = Image.open(tmp_path / f"{number}.png")
+        ways = [image, picture, Media("image", tmp_path / f"{number}.png")]
+        ways += [picture.convert("P")] * (picture.mode == "L")  # whose numbers are those of a palette
+        found = []
+        for value in ways:
+            try:
+                found.append((value.encode(codec) if isinstance(value, Media) else codec.encode(value))["images"])
+            except DataError as error:
+                found.append(str(error).partition(" is ")[2])
+        for one in found[1:]:
+            np.testing.assert_array_equal(one, found[0])
+        assert isinstance(found[0], str) or found[0].shape == codec.shape
+    refused = not codec.scales or codec.channels == 1
+    with pytest.raises(DataError, match="images here are") if refused else contextlib.nullcontext():
+        codec.encode(noise((8, 8, 3)))
 
 
 def test_image_files(tmp_path):
@@ -137,3 +164,9 @@ def test_the_codecs_of_a_run_are_the_very_ones_that_are_loaded(tmp_path):
         load_codecs(tmp_path)
     with pytest.raises(ConfigError, match="std = .* has not 1 or 3 numbers"):
         ImageCodec(2, 2, 3, std=(1.0, 2.0))
+
+
+def test_a_contact_sheet_is_white_where_there_is_nothing():
+    sheet = contact_sheet([noise((4, 6, 3))] * 3, ["a", "b", "c"], columns=2)
+    assert sheet.shape == (2 * (SIDE + LINE) + 1, 2 * SIDE + 1, 3) and (sheet[SIDE + LINE :, SIDE:] == 255).all()
+    assert (sheet[: SIDE + LINE, SIDE:] < 255).any()

@@ -35,8 +35,8 @@ def test_each_pixel_is_the_nearest_colour_and_tokens_lag_by_one(tmp_path):
 
 def test_what_is_no_image_and_no_palette_is_refused():
     codec = PixelCodec(2, 2, 1, grey_levels(3))
-    with pytest.raises(DataError, match=r"an image is uint8 of shape \(2, 2, 1\), got an array uint8 of shape"):
-        codec.encode(np.zeros((2, 3), np.uint8))
+    with pytest.raises(DataError, match=r"an image is uint8 .*, got an array uint8 of shape \(2, 3, 2\)"):
+        codec.encode(np.zeros((2, 3, 2), np.uint8))
     with pytest.raises(DataError, match="4 numbers from 0 to 2, got an array int64 .* from 0 to 3"):
         codec.decode({"targets": np.array([0, 1, 2, 3])})
     with pytest.raises(ConfigError, match="two colours or more, 1 numbers each; got 1"):
