@@ -11,7 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmjax.commands import cli, launch
+from fmjax.commands import cli, evaluation_folder, launch
+from fmjax.commands.evaluation_folder import make_folders
 from fmjax.errors import InputError
 from fmjax.inference.checks import make_callable
 from fmjax.layers.checks import COMPUTE_DTYPES
@@ -31,7 +32,7 @@ def evaluate(
     answers: str | pathlib.Path | None = None,
     predictions: str | pathlib.Path | None = None,
     probabilities: bool = False,
-    pictures: int = 0,
+    pictures: int | str = 0,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def evaluate(
     Args:
       model: from `fmjax.load`, or what it takes.
       tasks: names (`python -m fmjax.evaluate --list` shows them) or Task objects; one text, names separated by commas;
-        or what `fmjax.tasks.runner.find_tasks` gave.
+        or what `fmjax.tasks.prepared.find_tasks` gave.
       limit: only the first `limit` documents of each task.
       num_shots: solved examples in each prompt; None is each task's own number.
       data_dir: folder with the tasks' files; None is the variable FMJAX_DATA.
@@ -51,7 +52,8 @@ def evaluate(
         takes no time; None is `output/answers`, or none without an output.
       predictions: FILE.csv, what one task of classification takes each document for, `id,label`; None writes nothing.
       probabilities: whether that file has a column more for each class, with its probability.
-      pictures: of how many images of each task `output/pictures/TASK.png` shows what the answers come from.
+      pictures: of how many images of each task `output/pictures/TASK.png` shows what the answers come from; with kinds
+        of pictures (`fmjax.tasks.pictures.KINDS`), "8:rollout,gradient".
       seed: of the choice of examples, of continuations that are drawn, of training a probe, of the bootstrap.
       progress: show progress bars on stderr.
 
@@ -62,42 +64,47 @@ def evaluate(
 
     from fmjax.inference.fingerprint import model_fingerprint
     from fmjax.load import Model, load
-    from fmjax.tasks.pictures import Pictures
     from fmjax.tasks.predictions import write_predictions
+    from fmjax.tasks.prepared import find_tasks
     from fmjax.tasks.report import make_report
-    from fmjax.tasks.runner import find_tasks, run_tasks
+    from fmjax.tasks.runner import run_tasks
 
     tasks = find_tasks(tasks, task_path)
     check_table(predictions, probabilities, tasks)
-    if pictures and output is None:
-        raise InputError(f"pictures = {pictures} are written to the output, and there is none; give output")
+    shown = _pictures(pictures, output)
     output, answers = make_folders(output, answers)
-    if not isinstance(model, Model):
-        model = load(model)
-    data_dir = data_dir or os.environ.get("FMJAX_DATA") or None
+    model = model if isinstance(model, Model) else load(model)
     fingerprint = model_fingerprint(model)
+    options = dict(limit=limit, seed=seed, data_dir=data_dir or os.environ.get("FMJAX_DATA") or None)
 
     def report(found) -> dict[str, Any]:
-        options = dict(limit=limit, seed=seed, data_dir=data_dir, is_complete=len(found) == len(tasks))
-        return make_report(model, found, fingerprint=fingerprint, **options)
+        return make_report(model, found, fingerprint=fingerprint, is_complete=len(found) == len(tasks), **options)
+
+    def write(found) -> None:
+        evaluation_folder.write(report(found), found, tasks, output)
 
     found = run_tasks(
-        model,
-        tasks,
-        limit=limit,
-        num_shots=num_shots,
-        data_dir=data_dir,
-        seed=seed,
-        answers_dir=answers,
-        fingerprint=fingerprint,
-        inspect=Pictures(None if jax.process_index() else output / "pictures", pictures) if pictures else None,
-        after_task=None if output is None else lambda found: _write(report(found), found, tasks, output),
-        progress=progress,
-    )
+        model, tasks, num_shots=num_shots, answers_dir=answers, fingerprint=fingerprint, inspect=shown,
+        after_task=None if output is None else write, progress=progress, **options,
+    )  # fmt: skip
     if predictions is not None and jax.process_index() == 0:
         (result,) = found.values()
         write_predictions(result.predictions, pathlib.Path(predictions).expanduser(), probabilities)
     return report(found)
+
+
+def _pictures(pictures: int | str, output):
+    """What makes the pictures that are asked for; None for none. Raises InputError where there is no place for them."""
+    import jax
+
+    from fmjax.tasks.pictures import Pictures, asked
+
+    count, kinds = asked(pictures)
+    if not count:
+        return None
+    if output is None:
+        raise InputError(f"pictures = {pictures} are written to the output, and there is none; give output")
+    return Pictures(None if jax.process_index() else pathlib.Path(output) / "pictures", count, kinds)
 
 
 def check_table(predictions, probabilities: bool, tasks: Mapping[str, Any]) -> None:
@@ -110,68 +117,6 @@ def check_table(predictions, probabilities: bool, tasks: Mapping[str, Any]) -> N
         raise InputError("probabilities are columns of a file of predictions; give --predictions=FILE.csv too")
 
 
-def make_folders(output, answers) -> tuple[pathlib.Path | None, pathlib.Path | None]:
-    """The folders of results and answers, made by process 0 where they are missing.
-
-    Raises InputError where they cannot be made or written to.
-    """
-    import jax
-
-    paths = {"output": pathlib.Path(output) if output else None, "answers": pathlib.Path(answers) if answers else None}
-    if paths["answers"] is None and paths["output"] is not None:
-        paths["answers"] = paths["output"] / "answers"
-    for name, path in paths.items():
-        if path is None or jax.process_index():
-            continue
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = "it is a file" if path.is_file() else error.strerror
-            raise InputError(f"--{name}={str(path)!r} cannot be made a folder: {reason}; give another") from None
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise InputError(f"--{name}={str(path)!r} is not a folder that you may write to; give another")
-    return paths["output"], paths["answers"]
-
-
-def _write(report: dict[str, Any], found, tasks, output: pathlib.Path) -> None:
-    """Process 0 writes the results so far and the sample log of the last task; before the first, clears old ones."""
-    import jax
-
-    from fmjax.tasks.report import write_report
-    from fmjax.tasks.sample_log import write_samples
-
-    if jax.process_index():
-        return
-    if len(found) == 1:
-        _clear(output, tasks)
-    name = list(found)[-1]
-    write_samples({name: found[name]}, output / "samples")
-    write_report(report, output)
-
-
-def _clear(output: pathlib.Path, tasks: Mapping[str, Any]) -> None:
-    """Removes the sample logs of an earlier evaluation, as `results.json` will no longer know of them."""
-    from fmjax.small_files import read_json
-    from fmjax.tasks.sample_log import samples_file
-
-    if not (output / "results.json").is_file():
-        return
-    try:
-        before = read_json(output / "results.json", dict, InputError)
-    except InputError:
-        before = {}
-    asked = before.get("tasks", {})
-    for name in (names := list(before.get("results", {}))):
-        (output / "samples" / samples_file(name)).unlink(missing_ok=True)
-    now = {task.name for task in tasks.values()}
-    if lost := [asked.get(name, name) for name in names if name not in now]:
-        log.warning(
-            "%s held results of %s, which these replace; their answers are kept, so that evaluating all together "
-            "(--tasks=%s) computes none of them again",
-            output, ", ".join(lost), ",".join([*lost, *tasks]),
-        )  # fmt: skip
-
-
 def listing(task_path: Sequence[str] = ()) -> str:
     """One line a task, its name first."""
     from fmjax.tasks.catalogue import catalogue
@@ -182,12 +127,14 @@ def listing(task_path: Sequence[str] = ()) -> str:
 
 
 def _listed(get) -> str:
+    from fmjax.tasks.capabilities import in_words
+
     try:
         task = get()
     except InputError as error:  # a package's that cannot be loaded, which is no reason not to list the others
         return f"not to be used: {' '.join(str(error).split())}"
     about = f"v{task.version}  {', '.join(task.metrics)}: {task.description}; reads {task.needs}"
-    return f"{about}; asks for {', '.join(task.uses)}"
+    return f"{about}; asks for {in_words(task.uses)}"
 
 
 def print_comparison(first: str, second: str, flags) -> None:
@@ -218,8 +165,9 @@ def parse(argv: list[str]):
     parser.add_argument("--predictions", help="FILE.csv: what one task of classification takes each document for")
     parser.add_argument("--probabilities", action="store_true", help="with --predictions: a column a class more")
     parser.add_argument(
-        "--pictures", type=cli.number(int, low=0), default=0,
-        help="of so many images a task, OUTPUT/pictures/TASK.png shows what its answers come from",
+        "--pictures", default="0", metavar="N[:KIND,...]",
+        help="of N images a task, OUTPUT/pictures/TASK.png shows what its answers come from, such as "
+        "8:occlusion,attention,rollout,gradient",
     )  # fmt: skip
     parser.add_argument("--seed", type=cli.number(int, low=0), default=0, help="of examples, draws, probes, bootstrap")
     parser.add_argument("--mesh", type=cli.mesh, help="split the model over all devices, such as fsdp:2,tensor:2")
@@ -256,12 +204,14 @@ def main(argv: list[str]) -> None:
 def _evaluate(flags, first: bool) -> None:
     """Evaluates as the flags say; the first process shows progress and prints the results."""
     from fmjax.load import load
+    from fmjax.tasks.pictures import asked
     from fmjax.tasks.report import cost_line, table
-    from fmjax.tasks.runner import find_tasks
+    from fmjax.tasks.prepared import find_tasks
 
     # Before the model is loaded, which may take long.
     tasks = find_tasks(flags.tasks, flags.task_path)
     check_table(flags.predictions, flags.probabilities, tasks)
+    count, _ = asked(flags.pictures)
     make_folders(flags.output, flags.answers)
     model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=first and sys.stderr.isatty())
     try:
@@ -286,7 +236,7 @@ def _evaluate(flags, first: bool) -> None:
     if first:
         print(table(report))
         print(cost_line(report))
-        if flags.pictures:
+        if count:
             print(f"pictures: {pathlib.Path(flags.output) / 'pictures'}")
         if flags.predictions:
             print(f"predictions: {flags.predictions}")

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "fmjax"
 FILES = [
     *sorted((ROOT / "training").glob("*.py")),
     *sorted((ROOT / "planning").glob("*.py")),
-    *(ROOT / "tasks" / f"{name}.py" for name in ("runner", "answers", "store", "report", "sample_log")),
+    *(ROOT / "tasks" / f"{name}.py" for name in ("runner", "prepared", "answers", "store", "report", "sample_log")),
 ]
 MODALITIES = (
     "text texts token tokens tokenizer image images pixel pixels png audio waveform wav video videos gif label labels"

@@ -18,7 +18,7 @@ import numpy as np
 
 from fmjax.data.codecs.media import Media
 from fmjax.errors import InputError
-from fmjax.inference import counted, embedding, kinds, pairs, values
+from fmjax.inference import counted, embedding, kinds, pairs, pixels, values
 from fmjax.inference.rows import padded
 from fmjax.inference.word_vectors import framed, word_places, word_vectors
 from fmjax.layers.checks import check_positive
@@ -124,6 +124,8 @@ def probe_words(model, sentences, labels, num_classes: int, seed: int, recipe: R
 def fine_tune(model, inputs, labels, num_classes: int, seed: int, recipe: Recipe = FINE_TUNE):
     """The model with all weights trained, and a head that gives "class_logits"; arguments as in `probe`."""
     if isinstance(inputs[0], Media):
+        if pixels.lacks_palette(model) is None:
+            raise InputError(f"{model} tells pixel after pixel and is not fine-tuned to classes; take a probe of it")
         arrays = values.encode(model, inputs, inputs[0].modality)
         pooling, method = _reading(model, *arrays)
     elif kinds.has_two_towers(model.module):

@@ -14,8 +14,8 @@ from fmjax.data.tokenizers.base import digest
 from fmjax.errors import InputError
 from fmjax.inference import counted, kinds, scored_text
 from fmjax.parallel import watch
-from fmjax.registry import import_object
 from fmjax.tasks import environments, functions
+from fmjax.tasks.capabilities import needed
 from fmjax.tasks.cost import flops
 from fmjax.tasks.protocol import Apply, Generate, Request, Rolling, RollingAnswer, Rollout, Score, ScoreAnswer
 from fmjax.tasks.store import AnswerStore
@@ -73,46 +73,6 @@ class Work:
         if self.flops(model) is None:
             return f"not known: {type(model.module).__name__} has no flops_per_example of tokens alone"
         return None
-
-
-def capabilities(model) -> set[str]:
-    """What the model can be asked for: kinds of requests in small letters, names of functions, and what it can be
-    adapted to: texts ("adapt"), or values of a modality that it has vectors of ("adapt:MODALITY"). One that has both
-    in one space has "two_towers"."""
-    found = set(functions.available(model))
-    if "complete" not in found:  # it makes values that are no continuations, as which `Generate` is answered
-        found.discard("generate")
-    if found & {"score", "act"}:  # a language model acts by the likelihood of each action's name
-        found.add("rollout")
-    if "embed" in found and model.tokenizer is not None:
-        found.add("adapt")
-    if "embed" in found:
-        found |= {f"adapt:{modality}" for modality in model.reads}
-    if kinds.has_two_towers(model.module) and model.tokenizer is not None:
-        found.add("two_towers")
-    return found
-
-
-def needed(request: Request) -> str:
-    """The capability that a request takes; "" for an import path, which is asked itself."""
-    if isinstance(request, Apply):
-        return "" if ":" in request.function else request.function
-    if isinstance(request, Score | Rolling | Generate | Rollout):
-        return type(request).__name__.lower()
-    raise InputError(f"a task asked for {request!r}, which is none of Score, Rolling, Generate, Apply, Rollout")
-
-
-def resolve(request: Request) -> None:
-    """Looks up what a request names by an import path, or an environment. Raises InputError where it is not there."""
-    if isinstance(request, Apply) and ":" in request.function:
-        found = import_object(request.function, "function")
-    elif isinstance(request, Rollout):
-        found = environments.ENVIRONMENTS.get(request.environment)
-    else:
-        return
-    if not callable(found):
-        name = request.function if isinstance(request, Apply) else request.environment
-        raise InputError(f"{name!r} is {found!r}; expected a function, or the class of an environment")
 
 
 def answer(

@@ -1,9 +1,6 @@
 """Classification of images: by the model's own classes, by words, by a linear probe, by neighbours, fine-tuned."""
 
-import math
-import pathlib
-
-from fmjax.data.image_files import LabelledFile, image_files, split_folders
+from fmjax.data.image_files import split_folders
 from fmjax.errors import DataError, InputError
 from fmjax.tasks import adaptation
 from fmjax.tasks.calibration import Calibrated
@@ -16,7 +13,6 @@ from fmjax.tasks.images import (
     LabelledImages,
     MNISTData,
     MNISTHalfData,
-    read_files,
 )
 from fmjax.tasks.named_classes import by_logits, by_words
 from fmjax.tasks.neighbours import by_neighbours
@@ -175,29 +171,7 @@ class ImageFolder(FolderData, Classified):
         if (splits := split_folders(folder)) != {"train": folder}:
             names = " or ".join(f"images:{self.path}/{split.name}" for split in splits.values())
             raise DataError(f"folder {str(folder)!r} has splits, which are no classes; choose {names}")
-        return self._documents(context, folder)
-
-
-class UnlabelledImages(Classified):
-    """`images_unlabelled:FOLDER`: images of which nobody says what they are, for `--predictions`."""
-
-    name, version = "images_unlabelled", "1"
-    metrics = ("confidence",)
-    description = "images_unlabelled:FOLDER, images at any depth, for --predictions: mean confidence"
-    needs = FolderData.needs
-
-    def __init__(self, path: str):
-        self.path, self.name = path, f"images_unlabelled:{path}"
-
-    def documents(self, context):
-        folder = (context.data_dir or pathlib.Path()) / pathlib.Path(self.path).expanduser()
-        return read_files(context, [LabelledFile(n, p, "") for n, p in image_files(folder).items()], self.path)
-
-    def statistics(self, document, answers):
-        return {"confidence": float(answers[0][0][1])}
-
-    def reduce_documents(self, statistics):
-        return {"confidence": math.fsum(statistics["confidence"]) / math.fsum(statistics["documents"])}
+        return self._new(context, self._documents(context, folder))
 
 
 class _TrainedFolder(FolderData):
@@ -229,7 +203,10 @@ class ImageFolderZeroShot(FolderData, ZeroShotImages):
     def documents(self, context):
         folders = split_folders(self.folder(context))
         context.note(f"{self.path}/{TOLD}", self.folder(context) / TOLD)
-        return self._documents(context, folders.get("heldout", folders["train"]))
+        return self._new(context, self._evaluated(context, folders))
 
     def labels(self, context):
-        return sorted({document["label"] for document in self.documents(context)})
+        return sorted({one["label"] for one in self._evaluated(context, split_folders(self.folder(context)))})
+
+    def _evaluated(self, context, folders) -> list[dict]:
+        return self._documents(context, folders.get("heldout", folders["train"]))

@@ -2,14 +2,15 @@
 
 import dataclasses
 import pathlib
-import zipfile
 
 from fmjax.data.codecs.media import Media
 from fmjax.data.image_sources.caption_files import NAMES, caption_lines
+from fmjax.data.image_sources.places import image_place
 from fmjax.errors import DataError
 from fmjax.inference.pairs import caption_rows
 from fmjax.tasks.protocol import TaskContext
 from fmjax.tasks.retrieval import Retrieval
+from fmjax.tasks.trained_on import without_trained_on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Captioned:
 
 def read_captioned(context: TaskContext, folder: str) -> Captioned:
     """A folder of `--data_dir` with a file of captions (`fmjax.data.image_sources.caption_files`) and images, in it, in
-    its `images`, or in its one zip.
+    its `images`, or in its one zip. Those that the model's run trained on are left out.
 
     Raises DataError for a file or image that is not there, and for a line that is none.
     """
@@ -43,49 +44,16 @@ def read_captioned(context: TaskContext, folder: str) -> Captioned:
     pairs = [(name, text) for name, texts in caption_lines(path) for text in texts]
     if not pairs:
         raise DataError(f"{path} has no caption")
-    names = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in pairs))}
-    return Captioned(_images(path.parent, list(names)), [(text, names[name]) for name, text in pairs])
+    names = list(dict.fromkeys(name for name, _ in pairs))
+    images = without_trained_on(context, path.parent, _images(path.parent, names), folder)
+    numbers = {image.name: number for number, image in enumerate(images)}
+    return Captioned(images, [(text, numbers[name]) for name, text in pairs if name in numbers])
 
 
 def _images(folder: pathlib.Path, names: list[str]) -> list[Media]:
-    """The images of these names, from files or from the one archive that the folder has."""
-    places = [folder, folder / "images"]
-    if found := next((place for place in places if (place / names[0]).is_file()), None):
-        return [Media("image", found / name, name) for name in names]
-    archives = sorted(folder.glob("*.zip"))
-    if len(archives) != 1:
-        raise DataError(
-            f"{str(folder / names[0])!r} does not exist, nor does it in {str(folder / 'images')!r}, nor is there one "
-            f"zip of images, but {len(archives)}"
-        )
-    try:
-        with zipfile.ZipFile(archives[0]) as archive:
-            inside = _members(archives[0], archive.namelist(), names)
-            return [Media("image", archive.read(inside[name]), name) for name in names]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{archives[0]} cannot be read: {error}") from None
-
-
-def _members(path: pathlib.Path, members: list[str], names: list[str]) -> dict[str, str]:
-    """By the names in captions an archive's members: those of that name, or of that end where the archive has them in a
-    folder. Raises DataError for a name of none, and for one that several members end with."""
-    found, known = {}, set(members)
-    ends: dict[str, list[str]] = {}
-    for member in members:
-        parts = pathlib.PurePosixPath(member).parts
-        for first in range(1, len(parts)):
-            ends.setdefault("/".join(parts[first:]), []).append(member)
-    for name in names:
-        fits = [name] if name in known else ends.get(name, [])
-        if not fits:
-            raise DataError(f"{path} has no {name!r}, which a caption names")
-        if len(fits) > 1:
-            raise DataError(
-                f"{path} has {len(fits)} files {name!r}, which a caption names: {', '.join(sorted(fits)[:3])}; write "
-                "the path in the archive in the file of captions"
-            )
-        found[name] = fits[0]
-    return found
+    """The images of these names, beside the captions. Raises DataError where one is not there."""
+    place = image_place(folder, names)
+    return [Media("image", place.content(name), name) for name in names]
 
 
 class ImageRetrieval(Retrieval):

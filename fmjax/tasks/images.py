@@ -15,6 +15,7 @@ from fmjax.errors import DataError
 from fmjax.small_files import read_json
 from fmjax.tasks.composed import Composed
 from fmjax.tasks.protocol import TaskContext
+from fmjax.tasks.trained_on import without_trained_on
 
 HELDOUT = 0.1
 """The share of a folder's images that is held out where it has no splits, as training holds it out."""
@@ -177,7 +178,7 @@ class FolderData(LabelledImages):
         super().__init__(*arguments)
 
     def documents(self, context):
-        return self._read(context)[0]
+        return self._new(context, self._read(context)[0])
 
     def training(self, context):
         return self._read(context)[1]
@@ -205,6 +206,12 @@ class FolderData(LabelledImages):
 
     def folder(self, context) -> pathlib.Path:
         return (context.data_dir or pathlib.Path()) / pathlib.Path(self.path).expanduser()
+
+    def _new(self, context, documents: list[dict]) -> list[dict]:
+        """The documents whose images the model's run did not train on."""
+        images = without_trained_on(context, self.folder(context), [one["image"] for one in documents], self.path)
+        kept = set(map(id, images))
+        return [one for one in documents if id(one["image"]) in kept]
 
     def _read(self, context) -> tuple[list[dict], list[dict]]:
         """Documents to evaluate, and to train on."""

@@ -135,6 +135,7 @@ class TaskContext:
     Attributes:
       data_dir: folder with the tasks' files (`--data_dir`), or None.
       open_data: gives the `OpenData` of the model's own run.
+      run_source: where the run's config says that its data are (`data.source`); "" where it says nothing.
       seed: of everything random that a task does, such as training a probe.
       read: what was found so far, files by "folder/name" and TFDS splits by "tfds:NAME:SPLIT", each with the digest of
         its contents: what the same name may stand for elsewhere is not the same data. `results.json` states it.
@@ -143,6 +144,7 @@ class TaskContext:
     data_dir: pathlib.Path | None = None
     open_data: Any = None
     seed: int = 0
+    run_source: str = ""
     read: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict, compare=False)
 
     def find(self, folder: str, *names: str) -> pathlib.Path | None:

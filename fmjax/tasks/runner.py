@@ -2,26 +2,25 @@
 
 import contextlib
 import dataclasses
-import operator
+import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from fmjax.errors import DataError, InputError
 from fmjax.inference import counted
 from fmjax.inference.fingerprint import model_fingerprint
-from fmjax.inference.scored_text import continuation_segments
-from fmjax.registry import missing_method
 from fmjax.tasks import statistics
-from fmjax.tasks.answers import Work, answer, capabilities, chat_details, needed, resolve
-from fmjax.tasks.catalogue import get_task
+from fmjax.tasks.answers import Work, answer, chat_details
+from fmjax.tasks.capabilities import check_capabilities, naming
 from fmjax.tasks.cost import Energy, EnergyMeter
-from fmjax.tasks.few_shot import FewShot, NoExamplesError
-from fmjax.tasks.perturbation import Perturbed
-from fmjax.tasks.protocol import Media, Prediction, Request, Rolling, Score, Task, TaskContext, plain, request_fields
+from fmjax.tasks.prepared import Prepared, find_tasks, prepare_all, whole_number
+from fmjax.tasks.protocol import (
+    Media, Prediction, Request, Rolling, Task, TaskContext, plain, request_fields,
+)  # fmt: skip
 from fmjax.tasks.store import AnswerStores
-from fmjax.tasks.trained import Trained
+from fmjax.tasks.trained_on import source_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,30 +62,11 @@ class TaskResult:
 class Inspect(Protocol):
     """Looks at a model while it is there: a task may have adapted one of its own."""
 
-    def check(self, task: Task, requests: list[list[Request]]) -> None:
-        """Raises InputError for a task that it can say nothing of."""
+    def check(self, task: Task, model, requests: list[list[Request]]) -> None:
+        """Raises InputError for a task that it can say nothing of; `model` is the one that is evaluated."""
 
     def look(self, task: Task, model, requests: list[list[Request]], answers: list) -> None:
         """Called with the model that answered the requests, a list a document, and all answers in their order."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """A task with everything that is known before the model computes.
-
-    Attributes:
-      documents: those that are evaluated, of `num_documents` in all.
-      read: what the documents were read from (`TaskContext.read`).
-      given: the name that the task was asked for by.
-    """
-
-    task: Task
-    documents: list
-    requests: list[list[Request]]
-    num_shots: int
-    num_documents: int
-    read: dict[str, dict[str, Any]]
-    given: str | None = None
 
 
 def run_tasks(
@@ -126,18 +106,19 @@ def run_tasks(
     Returns: results by task name, in the order of `tasks`.
     Raises: InputError (unknown task, missing data, a model that cannot answer) before anything is computed.
     """
-    limit = _whole_number("limit", limit, "the number of documents of each task, 0 for all")
-    num_shots = _whole_number("num_shots", num_shots, "the number of examples in each prompt")
-    seed = _whole_number("seed", seed, "at least 0")
+    limit = whole_number("limit", limit, "the number of documents of each task, 0 for all")
+    num_shots = whole_number("num_shots", num_shots, "the number of examples in each prompt")
+    seed = whole_number("seed", seed, "at least 0")
     if data_dir and not pathlib.Path(data_dir).is_dir():
         raise InputError(f"data_dir {str(data_dir)!r} is not a folder; give the one with the tasks' files")
     given = find_tasks(tasks, task_path)
-    context = TaskContext(pathlib.Path(data_dir) if data_dir else None, lambda: data or _open_data(model), seed)
+    opened = functools.cache(lambda: data or _open_data(model))
+    context = TaskContext(pathlib.Path(data_dir) if data_dir else None, opened, seed, source_of(model.config))
     prepared = prepare_all(list(given.values()), context, limit, num_shots)
     prepared = [dataclasses.replace(one, given=name) for name, one in zip(given, prepared)]
     check_capabilities(model, prepared)
     for one in prepared if inspect is not None else ():
-        inspect.check(one.task, one.requests)
+        inspect.check(one.task, model, one.requests)
     found = {}
     if answers_dir is not None and fingerprint is None:
         fingerprint = model_fingerprint(model)
@@ -148,44 +129,6 @@ def run_tasks(
             if after_task is not None:
                 after_task(found)
     return found
-
-
-def find_tasks(
-    tasks: Sequence[str | Task] | Mapping[str, Task] | str, task_path: Sequence[str | pathlib.Path] = ()
-) -> dict[str, Task]:
-    """Tasks by the names that they are asked for by.
-
-    tasks: names, several of them separated by commas where it is one text; Task objects, by their own names; or what
-      this function gave.
-
-    Raises InputError for none, an unknown one, or one that is given twice.
-    """
-    if isinstance(tasks, Mapping):
-        return dict(tasks)
-    tasks = [name.strip() for name in tasks.split(",") if name.strip()] if isinstance(tasks, str) else list(tasks)
-    task_path = [task_path] if isinstance(task_path, str | pathlib.Path) else task_path
-    found: dict[str, Task] = {}
-    for given in tasks:
-        task = get_task(given, task_path) if isinstance(given, str) else given
-        if not isinstance(task, Task):
-            raise InputError(f"a task is given as {given!r}; expected its name, or an instance of a subclass of Task")
-        for method in ("documents", "requests", "statistics"):
-            if problem := missing_method(type(task), method, getattr(Task, method)):
-                raise InputError(f"task {task.name}: {problem}; fmjax/tasks/README.md has a complete task")
-        if task.name in {one.name for one in found.values()}:
-            raise InputError(f"task {task.name!r} is given twice")
-        found[given if isinstance(given, str) else task.name] = task
-    if not found:
-        raise InputError("no task is given; `python -m fmjax.evaluate --list` shows them")
-    return found
-
-
-def _whole_number(name: str, value, meaning: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
-        raise InputError(f"{name} = {value!r}: expected an integer of at least 0 ({meaning})")
-    return operator.index(value)
 
 
 def _open_data(model):
@@ -202,109 +145,14 @@ def _open_data(model):
         if key != "tokenizer" and now != before:
             raise DataError(
                 f"the data are not those of the run in {model.source!r}, so what is held out now may have been trained "
-                f"on: {key} was {before!r}, is {now!r}; put the data back, or score a text of your own as text:PATH"
+                f"on: {key} was {before!r}, is {now!r}; put the data back, or give a task "
+                "files of your own, such as text:PATH"
             )
     return data
 
 
-def prepare_all(tasks: Sequence[Task], context: TaskContext, limit: int | None, num_shots: int | None) -> list:
-    """As `prepare` for each; of several tasks, the error names all that take no examples where some are asked for."""
-    prepared, without, error = [], [], None
-    for task in tasks:
-        try:
-            prepared.append(prepare(task, context, limit, num_shots))
-        except NoExamplesError as reason:
-            without.append(task.name)
-            error = reason
-    if error is not None and len(tasks) == 1:
-        raise error
-    if without:
-        rest = ",".join(one.task.name for one in prepared)
-        take, them = ("takes", "it") if len(without) == 1 else ("take", "them")
-        raise InputError(
-            f"num_shots={num_shots}: {', '.join(without)} {take} no examples in the prompt; evaluate {them} without "
-            f"num_shots{f', and with it tasks={rest}' if rest else ''}"
-        )
-    return prepared
-
-
-def prepare(task: Task, context: TaskContext, limit: int | None = None, num_shots: int | None = None) -> _Prepared:
-    """The task's documents and requests, with their examples.
-
-    Raises InputError where its files or packages are missing, there are no documents, it has too few examples or
-    training documents, or a perturbation changes none of the documents.
-    """
-    context = dataclasses.replace(context, read={})
-    with _naming(task):
-        task.check()
-        few_shot = FewShot.make(task, num_shots, context.seed, context)
-        documents = task.documents(context)
-        chosen = [documents[i] for i in range(min(limit or len(documents), len(documents)))]
-        requests = [few_shot.requests(document) for document in chosen]
-        if isinstance(task, Trained):
-            task.chosen(context)  # whose absence is an error here, before another task computes
-    if not chosen:
-        raise InputError(f"task {task.name}: there are no documents")
-    if isinstance(task, Perturbed):
-        task.check_changes(chosen)
-    return _Prepared(task, chosen, requests, few_shot.num_shots, len(documents), context.read)
-
-
-@contextlib.contextmanager
-def _naming(task: Task, place: str = "") -> Iterator[None]:
-    """Puts the task's name and `place` in front of an InputError's message that does not begin with a task."""
-    try:
-        yield
-    except InputError as error:
-        message = str(error)
-        raise type(error)(message if message.startswith("task ") else f"task {task.name}: {place}{message}") from None
-
-
-def check_capabilities(model, prepared: Sequence[_Prepared]) -> None:
-    """Raises InputError naming every task whose requests the model cannot answer, and what it lacks.
-
-    Also where a request names a function or an environment that is not there.
-    """
-    has, problems = capabilities(model), []
-    for one in prepared:
-        requests = [request for group in one.requests for request in group]
-        with _naming(one.task):
-            for request in _different(requests):
-                resolve(request)
-        asked = {needed(request) for request in requests} - {""}
-        # A function that the task's own adaptation adds is not there yet.
-        wanted = set(one.task.uses) if one.task.adapts else asked | set(one.task.uses)
-        if lacks := sorted(wanted - has):
-            problems.append(f"{one.task.name} needs {', '.join(lacks)}")
-    if problems:
-        why = "it has no tokenizer; " if model.tokenizer is None else ""
-        raise InputError(
-            f"{model} cannot answer: {'; '.join(problems)} ({why}what it has: {', '.join(sorted(has)) or 'nothing'})"
-        )
-    for one in prepared:
-        if one.task.adapts:  # whose model is not there yet
-            continue
-        with _naming(one.task):
-            _check_lengths(model, [request for group in one.requests for request in group])
-
-
-def _check_lengths(model, requests: Sequence[Request]) -> None:
-    """Raises InputError for a continuation that is longer than the model's context."""
-    if (limit := model.context_length) is None:
-        return
-    scores = [(request.context, request.continuation) for request in requests if isinstance(request, Score)]
-    # No more tokens than bytes, one in front aside: most need not be looked at.
-    if long := [pair for pair in scores if len(pair[1].encode()) >= limit]:
-        continuation_segments(model, long)
-
-
-def _different(requests: Sequence[Request]) -> list[Request]:
-    """One of the requests for each function and environment."""
-    return list({getattr(r, "function", getattr(r, "environment", None)): r for r in requests}.values())
-
-
 def _run(
-    one: _Prepared, base, context: TaskContext, meter, stores, fingerprint, inspect, progress: bool
+    one: Prepared, base, context: TaskContext, meter, stores, fingerprint, inspect, progress: bool
 ) -> TaskResult:  # fmt: skip
     task, begin, work = one.task, time.perf_counter(), Work()
     with counted.counting() as passes:
@@ -314,7 +162,7 @@ def _run(
     store = None if stores is None else stores.of(model, fingerprint if model is base else None)
     flat = [request for group in one.requests for request in group]
     label = task.name if progress else None
-    with _naming(task):
+    with naming(task):
         answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
     if inspect is not None:
         inspect.look(task, model, one.requests, answers)
@@ -322,7 +170,7 @@ def _run(
     for index, (document, group) in enumerate(zip(one.documents, one.requests)):
         mine = answers[at : at + len(group)]
         at += len(group)
-        with _naming(task, f"document {index}: "):
+        with naming(task, f"document {index}: "):
             measured = task.statistics(document, mine)
             predictions.append(task.prediction(document, mine))
         samples.append(
@@ -358,7 +206,7 @@ def _run(
     )
 
 
-def _data(one: _Prepared) -> dict[str, Any]:
+def _data(one: Prepared) -> dict[str, Any]:
     """What the documents were read from, and how many there are without a limit; nothing where nothing was read."""
     return {"read": one.read, "documents": one.num_documents} if one.read else {}
 

@@ -35,11 +35,13 @@ def check(names, data, module, config: dict) -> None:
     from fmjax.errors import InputError
     from fmjax.inference.model import Model
     from fmjax.tasks.catalogue import get_task
+    from fmjax.tasks.capabilities import check_capabilities
     from fmjax.tasks.protocol import Rolling, TaskContext
-    from fmjax.tasks.runner import check_capabilities, prepare
+    from fmjax.tasks.prepared import prepare
+    from fmjax.tasks.trained_on import source_of
 
     model = Model(module, {}, config, data.tokenizer, codecs=dict(data.codecs))
-    context = TaskContext(_data_dir(), lambda: data)
+    context = TaskContext(_data_dir(), lambda: data, run_source=source_of(config))
     for name in names:
         try:
             prepared = prepare(get_task(name), context, limit=1)

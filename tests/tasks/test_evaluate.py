@@ -23,6 +23,7 @@ from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
 from fmjax.tasks import answers, report
+from fmjax.tasks.capabilities import capabilities
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.code import HumanEval
 from fmjax.tasks.perturbation import Perturbed
@@ -169,7 +170,7 @@ def test_what_is_missing_is_said_before_anything_is_computed(monkeypatch, tmp_pa
         init_cache = prefill = None
 
     translator = dataclasses.replace(MODEL, module=Translates(), params={})
-    assert answers.capabilities(translator) == {"generate", "complete"}
+    assert capabilities(translator) == {"generate", "complete"}
     assert "grid needs rollout" in refused("grid", translator)
 
 

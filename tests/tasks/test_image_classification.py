@@ -177,9 +177,9 @@ def test_a_folder_of_images_with_splits_or_without(tmp_path):
 
 def test_a_model_that_cannot_is_refused_before_anything_is_computed(data):
     for model, task, message in (
-        (byte_model(), "digits_probe", "digits_probe needs adapt:image"),
-        (MODEL, "sst2_probe", "sst2_probe needs adapt "),
-        (MODEL, "digits_zero_shot", "digits_zero_shot needs two_towers"),
+        (byte_model(), "digits_probe", "digits_probe needs vectors of images"),
+        (MODEL, "sst2_probe", r"sst2_probe needs vectors of texts \(it reads no texts; .*: vectors of images"),
+        (MODEL, "digits_zero_shot", r"digits_zero_shot needs images and texts in one space \(as CLIP\)"),
         (two_towers.MODEL, "digits", "task digits: .* classifies by words"),
     ):
         with pytest.raises(InputError, match=message):

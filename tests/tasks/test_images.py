@@ -1,9 +1,11 @@
 """Tasks on images: media in requests, the same runner, stored answers and invariance as texts have."""
 
+import dataclasses
 import gzip
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from small_models import byte_model
@@ -11,6 +13,7 @@ from small_models import byte_model
 import fmjax
 from fmjax import evaluate
 from fmjax.commands import cli
+from fmjax.data.codecs.image import UnscaledImageCodec
 from fmjax.data.codecs.media import Media
 from fmjax.data.digits import CODEC, read_digits
 from fmjax.errors import DataError, InputError
@@ -81,6 +84,14 @@ def test_what_does_not_go_together_is_said_first(tmp_path):
         run_tasks(MODEL, [Quiz()])
     with pytest.raises(InputError, match="input 0 is the text 'seven', and .* reads image"):
         answer([Apply("classify", "seven")], MODEL)
+
+
+def test_images_that_the_codec_refuses_are_refused_before_anything_is_computed(tmp_path):
+    strict = dataclasses.replace(MODEL, codecs=MODEL.codecs | {"image": UnscaledImageCodec(4, 4, 1)})
+    computes = jax.tree_util.Partial(lambda model, images: pytest.fail("it computed"))
+    strict = dataclasses.replace(strict, functions={"classify": computes})
+    with pytest.raises(InputError, match="task digits: digits/.*: an image is 8x8 pixels, and images here are 4x4"):
+        run_tasks(strict, ["digits"])
 
 
 def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path):

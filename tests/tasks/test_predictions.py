@@ -79,6 +79,11 @@ def test_images_without_labels(tmp_path):
     confidences = [max(float(row[str(n)]) for n in range(10)) for row in found]
     metrics = report["results"]["images_unlabelled:test"]
     assert metrics["confidence"] == pytest.approx(np.mean(confidences), abs=1e-5)
+    (folder / "torn.png").write_bytes(b"PNG")
+    with pytest.raises(InputError, match="1 of 7 images cannot be read; .*torn.png.*leave them out: .*:test:skip"):
+        fmjax.evaluate(MODEL, ["images_unlabelled:test"], data_dir=tmp_path)
+    again = fmjax.evaluate(MODEL, ["images_unlabelled:test:skip"], data_dir=tmp_path, predictions=path)
+    assert again["results"]["images_unlabelled:test:skip"] == metrics and len(rows(path)) == 6
     with pytest.raises(InputError, match="has no image"):
         (tmp_path / "empty").mkdir()
         fmjax.evaluate(MODEL, ["images_unlabelled:empty"], data_dir=tmp_path)
