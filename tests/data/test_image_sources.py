@@ -2,13 +2,16 @@
 captions; and what is wrong with a source is said."""
 
 import csv
+import dataclasses
 import errno
 import gzip
 import io
 import json
 import os
+import shutil
 import struct
 import tarfile
+import zipfile
 
 import numpy as np
 import pyarrow
@@ -92,6 +95,16 @@ def write_captions(at, suffix="csv", missing=()):
     return at
 
 
+def zipped(at):
+    """The images of `write_captions` in a zip with a folder, every other one compressed."""
+    with zipfile.ZipFile(at / "all.zip", "w") as archive:
+        for number, path in enumerate(sorted((at / "images").iterdir())):
+            kind = zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED
+            archive.write(path, f"photos/{path.name}", compress_type=kind)
+    shutil.rmtree(at / "images")
+    return at
+
+
 class TinyPhotos(tfds.core.GeneratorBasedBuilder):
     """The features of CIFAR-10 and of coco_captions in one."""
 
@@ -146,6 +159,7 @@ SOURCES = {
     "csv": lambda at, where: str(write_captions(at / "pets")),
     "tsv file": lambda at, where: str(write_captions(at / "pets", "tsv") / "captions.tsv"),
     "jsonl": lambda at, where: str(write_captions(at / "pets", "jsonl")),
+    "zip": lambda at, where: str(zipped(write_captions(at / "pets"))),
     "tfds": lambda at, where: "tfds:tiny_photos:train",
 }
 
@@ -317,6 +331,13 @@ def test_images_that_are_not_there_are_bad_ones(tmp_path, caplog):
     data = opening.open(seed=0, cache_dir=tmp_path / "cache")
     assert len(seen(data, [data.train[i] for i in range(10)])) == 10
     assert "2 of 12 images cannot be read and are left out" in caplog.text and "7.png" in caplog.text
+    zipped(source)
+    content = bytearray((source / "all.zip").read_bytes())
+    content[content.index(b"photos/0.png") + 40] ^= 1  # a bit of the image
+    (source / "all.zip").write_bytes(content)
+    with pytest.raises(DataError, match="3 of 12 images cannot be read; .*'0.png' is damaged: its checksum is another"):
+        dataclasses.replace(opening, bad_images="refuse").open(seed=0, cache_dir=tmp_path / "cache")
+    assert len(opening.open(seed=0, cache_dir=tmp_path / "cache").train._examples) == 9
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])

@@ -53,7 +53,7 @@ def caption_sets(table: pathlib.Path, fields: Fields, cache_dir: pathlib.Path) -
             sets[role] = ImageSet(
                 where=str(place.path),
                 names=names,
-                keys=[place.key(name, cache_dir) for name in names],
+                keys=place.keys(names, cache_dir),
                 content=lambda index, names=names: place.content(names[index]),
                 captions=[tuple(captions[name]) for name in names],
             )

@@ -1,6 +1,7 @@
 """Where the images lie that captions name: beside the file of captions, in a folder there, or in its one zip."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import zipfile
@@ -8,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 
 from fmjax.data.image_sources.spans import key_of
-from fmjax.data.prepared import content_hash
+from fmjax.data.prepared import build_once, content_hash, fingerprint
 from fmjax.errors import DataError, RunError, is_unreachable
 
 FOLDERS = ("", "images", "Images")
@@ -24,10 +25,10 @@ class Folder:
         """The file of this name, perhaps one that is not there."""
         return self.path / name
 
-    def key(self, name: str, cache_dir: pathlib.Path) -> str:
-        """Hash of the file's bytes."""
-        path = self.path / name
-        return content_hash(path, cache_dir) if path.is_file() else f"missing:{path.name}"
+    def keys(self, names: Sequence[str], cache_dir: pathlib.Path) -> list[str]:
+        """Hashes of the files' bytes."""
+        paths = [self.path / name for name in names]
+        return [content_hash(path, cache_dir) if path.is_file() else f"missing:{path.name}" for path in paths]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +66,20 @@ class Zip:
             raise DataError(f"{self.path}: {name!r} is damaged: its checksum is another; copy the zip again")
         return content
 
-    def key(self, name: str, cache_dir: pathlib.Path) -> str:
-        """Hash of the image's bytes."""
-        return key_of(self.content(name)) if name in self.members else f"missing:{name}"
+    def keys(self, names: Sequence[str], cache_dir: pathlib.Path) -> list[str]:
+        """Hashes of the images' bytes, which are read once for a zip of the same content."""
+
+        def build(folder: pathlib.Path) -> None:
+            (folder / "keys.json").write_text(json.dumps([self._key(name) for name in names]))
+
+        key = fingerprint("zip", content_hash(self.path, cache_dir), list(names))
+        return json.loads((build_once(cache_dir / "image_lists" / key, build) / "keys.json").read_text())
+
+    def _key(self, name: str) -> str:
+        try:
+            return key_of(self.content(name))
+        except DataError:  # told when images are read
+            return f"missing:{name}"
 
 
 def image_place(folder: pathlib.Path, names: Sequence[str]) -> Folder | Zip:
