@@ -45,7 +45,7 @@ def read_captioned(context: TaskContext, folder: str) -> Captioned:
     if not pairs:
         raise DataError(f"{path} has no caption")
     names = list(dict.fromkeys(name for name, _ in pairs))
-    images = without_trained_on(context, path.parent, _images(path.parent, names), folder)
+    images = without_trained_on(context, path.parent, _images(path.parent, names), lambda image: image, folder)
     numbers = {image.name: number for number, image in enumerate(images)}
     return Captioned(images, [(text, numbers[name]) for name, text in pairs if name in numbers])
 

@@ -209,9 +209,7 @@ class FolderData(LabelledImages):
 
     def _new(self, context, documents: list[dict]) -> list[dict]:
         """The documents whose images the model's run did not train on."""
-        images = without_trained_on(context, self.folder(context), [one["image"] for one in documents], self.path)
-        kept = set(map(id, images))
-        return [one for one in documents if id(one["image"]) in kept]
+        return without_trained_on(context, self.folder(context), documents, lambda one: one["image"], self.path)
 
     def _read(self, context) -> tuple[list[dict], list[dict]]:
         """Documents to evaluate, and to train on."""

@@ -23,11 +23,12 @@ NOT_COMPUTING = {
     "interop/exporter.py checkpoint_files.py": "a model written to a folder",
     "data/codecs/base.py data/codecs/media.py": "values to arrays, which are what answers are computed from",
     "data/codecs/pixels.py": "values to arrays as well",
-    "data/prepared.py data/text.py": "names of content, and what is checked of a vocabulary",
+    "data/prepared.py data/run_tokenizer.py": "names of content, and what is checked of a vocabulary",
     "data/image_files.py file_lock.py": "which files an index is of, and who writes to it",
     "objectives/base.py": "what a run carried",
     "data/shuffle.py objectives/classification.py training/program.py": "the training of what is in the fingerprint",
     "tasks/protocol.py tasks/reading.py": "documents and requests, which answers are kept under",
+    "tasks/capabilities.py": "which requests are refused, and with what words",
     "tasks/cost.py tasks/store.py": "what becomes of answers",
 }
 """Files of fmjax that computing ones take names from, and why answers are not computed by them."""
