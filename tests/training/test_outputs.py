@@ -115,7 +115,7 @@ def test_final_tasks_that_cannot_be_run_are_refused_at_the_start(tmp_path):
 
 def test_final_tasks_are_of_any_modality(tmp_path):
     digits = Digits().open(seed=0, cache_dir=tmp_path)
-    module = ViT(num_layers=1, hidden_size=8, num_heads=2, **digits.model_fields)
+    module = ViT(num_layers=1, hidden_size=8, num_heads=2, patch_size=4, **digits.model_fields)
     config = {"objective": {"name": "classification"}}
     final_tasks.check(["digits_test"], digits, module, config)
     with pytest.raises(InputError, match="train.final_tasks: .*ViT.* cannot answer: lambada_like needs rolling"):
