@@ -17,7 +17,7 @@ FLOORS = (
     "assemble checkpoint_files",
     "config",
     "models objectives data adapt training.settings training.__init__",
-    "layers",
+    "layers diffusion",
     "parallel",
     "config_fields config_values registry cache_folder code_digest cpu errors file_lock gguf_file hub small_files "
     "__init__",
