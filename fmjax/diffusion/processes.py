@@ -126,7 +126,8 @@ class VariancePreserving(Process):
         _check_fraction("min_time", self.min_time)
         if not 0 <= self.beta_min < self.beta_max:
             raise ConfigError(
-                f"process vp: beta_min = {self.beta_min} and beta_max = {self.beta_max} must be 0 <= beta_min < beta_max"
+                f"process vp: beta_min = {self.beta_min} and beta_max = {self.beta_max} must be 0 <= beta_min < "
+                "beta_max"
             )
 
     def _log_alpha(self, t):
@@ -196,8 +197,8 @@ class EDM(Process):
     def __post_init__(self):
         if not 0 < self.sigma_min < self.sigma_max or not self.rho > 0 or not self.data_std > 0:
             raise ConfigError(
-                f"process edm: sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}, rho = {self.rho}, data_std = "
-                f"{self.data_std}: all must be above 0, and sigma_min below sigma_max"
+                f"process edm: sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}, rho = {self.rho}, "
+                f"data_std = {self.data_std}: all must be above 0, and sigma_min below sigma_max"
             )
 
     def alpha(self, t):

@@ -4,8 +4,8 @@ Ancestral sampling, DDIM, Euler's method, its ancestral form and multistep consi
 
     x' = alpha' x0 + sqrt(sigma'^2 - tau^2) eps + tau z,    z normal,
 
-that differ in tau: 0 for Euler's method, in whichever of the processes (it is DDIM with eta = 0), the standard deviation
-of the posterior q(x' | x, x0) for ancestral sampling (which is DDIM with eta = 1), and sigma' for consistency.
+that differ in tau: 0 for Euler's method, in whichever of the processes (it is DDIM with eta = 0), the standard
+deviation of the posterior q(x' | x, x0) for ancestral sampling (which is DDIM with eta = 1), and sigma' for consistency.
 What a step needs of the grid is computed on the host in float64.
 """
 
@@ -152,11 +152,10 @@ class Ancestral(Sampler):
         noise = {"small": small, "large": large, "learned": np.ones(len(grid))}[self.variance] * (grid.sigmas[1:] > 0)
         with np.errstate(divide="ignore"):
             logs = [np.maximum(np.log(one), -100.0) for one in (small, large)]
-        return _straight(grid, np.sqrt(small)) | {
-            "to_noise": np.sqrt(noise),
-            "log_small": logs[0],
-            "log_large": logs[1],
-        }
+        # By x and x0, not by eps: a clipped x0 counts in both of its terms.
+        keep = np.sqrt(np.maximum(grid.sigmas[1:] ** 2 - small, 0)) / grid.sigmas[:-1]
+        gain = grid.alphas[1:] - keep * grid.alphas[:-1]
+        return {"keep": keep, "gain": gain, "to_noise": np.sqrt(noise), "log_small": logs[0], "log_large": logs[1]}
 
     def step(self, predict, x, memory, c, noise):
         prediction = predict(x, c["time"], c["alpha"], c["sigma"])
@@ -164,7 +163,7 @@ class Ancestral(Sampler):
         if self.variance == "learned":
             log = c["log_small"] + prediction.fraction * (c["log_large"] - c["log_small"])
             size = size * jnp.exp(0.5 * log)
-        return _moved(prediction, c) + size * noise, memory
+        return c["keep"] * x + c["gain"] * prediction.x0 + size * noise, memory
 
 
 @dataclasses.dataclass(frozen=True)
