@@ -4,9 +4,12 @@
 """
 
 import argparse
+import dataclasses
+import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fmjax import hub
 from fmjax.commands import cli, launch, media
@@ -114,8 +117,25 @@ def _write(flags, options: dict, output: pathlib.Path, generator: type) -> None:
                 codec.write(values[0], partial)
             else:
                 codec.write_all(values, partial)
+            if output.suffix == ".png":
+                described = {"model": model.source, "step": model.step, "prompt": flags.prompt or []}
+                write_metadata(partial, described | dataclasses.asdict(generator.Options(**options)))
         what = f"{model.objective.makes} of {' x '.join(map(str, codec.shape))}" if model.codec else "text"
         print(f"wrote {output} ({output.stat().st_size:,} bytes): {len(values)} x {what}")
+
+
+def write_metadata(path: pathlib.Path, facts: Mapping[str, Any]) -> None:
+    """Puts facts into a PNG file as text under their names (`PIL.Image.open(path).text`); lists and numbers as JSON has
+    them, and what is None left out."""
+    from PIL import Image, PngImagePlugin
+
+    told = PngImagePlugin.PngInfo()
+    for name, value in facts.items():
+        if value is not None:
+            told.add_itxt(name, value if isinstance(value, str) else json.dumps(value))
+    with Image.open(path) as picture:
+        picture.load()
+        picture.save(path, format="PNG", pnginfo=told)
 
 
 class TextFile:

@@ -13,6 +13,7 @@ PROCESSES = Registry(
         "ddpm": "fmjax.diffusion.processes:DDPM",
         "edm": "fmjax.diffusion.processes:EDM",
         "flow": "fmjax.diffusion.processes:Flow",
+        "masked": "fmjax.diffusion.masked:Masking",
         "vp": "fmjax.diffusion.processes:VariancePreserving",
     },
     contract="fmjax.diffusion.processes:Process",

@@ -23,12 +23,14 @@ class Process:
       data_std: standard deviation of the data, by which inputs and outputs of a model may be scaled.
       spacing: which grid of times (`fmjax.diffusion.grids`) samplers take where none is asked for.
       data_slope: where x0 and eps stay, x / divisor goes straight, by data_slope x0 + eps for each sigma / divisor.
+      is_of_tokens: whether it hides tokens (`fmjax.diffusion.masked`), and is none of noise.
       num_steps: of a process of discrete steps, whose times are k / num_steps; None for a continuous one.
     """
 
     data_std: ClassVar[float] = 1.0
     spacing: ClassVar[str] = "trailing"
     data_slope: ClassVar[float] = 0.0
+    is_of_tokens: ClassVar[bool] = False
     num_steps: int | None = None
 
     def alpha(self, t):

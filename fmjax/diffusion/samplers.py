@@ -5,8 +5,8 @@ Ancestral sampling, DDIM, Euler's method, its ancestral form and multistep consi
     x' = alpha' x0 + sqrt(sigma'^2 - tau^2) eps + tau z,    z normal,
 
 that differ in tau: 0 for Euler's method, in whichever of the processes (it is DDIM with eta = 0), the standard
-deviation of the posterior q(x' | x, x0) for ancestral sampling (which is DDIM with eta = 1), and sigma' for consistency.
-What a step needs of the grid is computed on the host in float64.
+deviation of the posterior q(x' | x, x0) for ancestral sampling (which is DDIM with eta = 1), and sigma' for
+consistency. What a step needs of the grid is computed on the host in float64.
 """
 
 import dataclasses

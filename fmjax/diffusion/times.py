@@ -62,12 +62,6 @@ class LogNormal(Times):
         return process.snap(process.time_at(jnp.exp(self.mean + self.std * _normal(u))))
 
 
-def stratified(shared, rows):
-    """u [B] in [0, 1) spread over a batch: the golden-ratio sequence from a number that the batch shares, which needs
-    no number of rows; row i of any batch has the same place."""
-    return jnp.mod(shared + rows * jnp.float32(0.6180339887498949), 1.0)
-
-
 def _normal(u):
     """The standard normal's quantile; the ends are cut off, which are infinite."""
     return jax.scipy.special.ndtri(jnp.clip(u, 1e-6, 1 - 1e-6))

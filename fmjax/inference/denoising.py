@@ -1,22 +1,26 @@
-"""Values out of noise: the ordinary differential equation of a flow, solved in one program."""
+"""Values out of noise: what a diffusion model says of x0, followed by a sampler in one program."""
 
 import collections
 import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.errors import InputError
-from fmjax.inference.checks import check_list
+from fmjax.diffusion import SAMPLERS
+from fmjax.diffusion.grids import SPACINGS, Grid, inverted, make_grid
+from fmjax.diffusion.guidance import Guidance, predictor
+from fmjax.diffusion.samplers import Euler, columns, sample
+from fmjax.errors import ConfigError, InputError, RunError
+from fmjax.inference.checks import check_list, check_whole, is_number
+from fmjax.inference.images import mask_of, values_of
+from fmjax.layers.checks import check_choice
 from fmjax.layers.modulation import NO_LABEL
 from fmjax.parallel.placement import whole
-
-SOLVERS = ("euler", "heun")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,35 +28,90 @@ class Options:
     """How values are made.
 
     Attributes:
-      num_steps: of the solver from noise to data.
-      solver: "euler" takes one velocity a step, "heun" the mean of those at its both ends (but for the last step).
-      guidance: how far away from the velocity without a label: v + (guidance - 1) (v - v without); 1 is without.
+      steps: of the sampler from noise to data.
+      sampler: "heun" (two evaluations of the model a step), "euler", "dpmpp_2m", "ddim", "ancestral",
+        "euler_ancestral" or "consistency": see fmjax/diffusion/README.md.
+      eta: of sampler "ddim": from 0, none, to 1, as much noise in each step as ancestral sampling draws.
+      variance: of sampler "ancestral": "small", "large" or "learned".
+      spacing: of the times: "trailing", "leading", "linspace" or "karras"; none: the process's own.
+      shift: above 1 puts more of the times near noise.
+      guidance: how far away from what the model says without a label: p + (guidance - 1) (p - p without); 1 is without.
+      guidance_interval: times between which it guides.
+      guidance_rescale: share of the guided output that is given back its standard deviation, against overexposure.
+      negative: a label to be guided away from, in the place of none.
+      clip: x0 is cut off at plus and minus this in each step; none: nowhere.
+      init_image: an image, or a file of one, that is changed; with `strength` or a mask.
+      strength: share of the steps that an initial image goes through: 1 leaves nothing of it.
+      mask: an image, or a file of one, white where the initial image is made anew; the rest is kept.
+      invert: begin with the noise that the initial image comes from by Euler's method, not with one that is drawn.
       seed: of the noise.
       num_samples: values for each prompt.
       batch_size: values made at once.
     """
 
-    num_steps: int = 50
-    solver: Literal["euler", "heun"] = "heun"
+    steps: int = 50
+    sampler: str = "heun"
+    eta: float | None = None
+    variance: str | None = None
+    spacing: str | None = None
+    shift: float = 1.0
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+    negative: int | str | None = None
+    clip: float | None = None
+    init_image: Any = None
+    strength: float = 1.0
+    mask: Any = None
+    invert: bool = False
     seed: int = 0
     num_samples: int = 1
     batch_size: int = 64
 
     def __post_init__(self):
-        for name in ("num_steps", "num_samples", "batch_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)!r} must be a whole number of at least 1")
-        if self.solver not in SOLVERS:
-            raise InputError(f"solver = {self.solver!r}; known: {', '.join(SOLVERS)}")
-        if not self.guidance >= 0:
-            raise InputError(f"guidance = {self.guidance!r} must be at least 0")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed = {self.seed!r} must be at least 0 and less than 2**32")
+        check_whole(1, steps=self.steps, num_samples=self.num_samples, batch_size=self.batch_size)
+        check_whole(0, 2**32 - 1, seed=self.seed)
+        if self.spacing is not None:
+            check_choice("spacing", self.spacing, SPACINGS)
+        for name in ("guidance", "guidance_rescale", "shift", "strength"):
+            if not is_number(getattr(self, name)):
+                raise InputError(f"{name} = {getattr(self, name)!r} must be a number")
+        if not self.shift > 0 or (self.clip is not None and not self.clip > 0):
+            raise InputError(f"shift = {self.shift} and clip = {self.clip} must be above 0")
+        if not 0 < self.strength <= 1:
+            raise InputError(f"strength = {self.strength} must be above 0 and at most 1")
+        self.made_sampler, self.made_guidance  # which have their own checks
+        if self.negative is not None and self.guidance == 1.0:
+            raise InputError(f"negative = {self.negative!r} has no meaning with guidance = 1; give guidance, 3 say")
+        needing = {"strength": self.strength != 1.0, "mask": self.mask is not None, "invert": self.invert}
+        if self.init_image is None and any(needing.values()):
+            name = next(name for name, given in needing.items() if given)
+            raise InputError(f"{name} = {getattr(self, name)!r} is about an initial image: give init_image")
+        if self.init_image is not None and not any(needing.values()):
+            raise InputError("of init_image nothing is left at strength = 1; give less, 0.6 say, a mask, or invert")
+
+    @property
+    def made_sampler(self):
+        """The sampler with its options. Raises InputError for one that is not known, or has none of these."""
+        try:
+            kind = SAMPLERS.get(self.sampler)
+        except ConfigError as error:
+            raise InputError(f"sampler = {self.sampler!r}: {error}") from None
+        given = {name: getattr(self, name) for name in ("eta", "variance") if getattr(self, name) is not None}
+        for name in given:
+            if name not in (field.name for field in dataclasses.fields(kind)):
+                raise InputError(
+                    f"{name} = {given[name]!r} has no meaning with sampler = {self.sampler!r}; leave it out"
+                )
+        return kind(**given)
+
+    @property
+    def made_guidance(self) -> Guidance:
+        return Guidance(float(self.guidance), tuple(self.guidance_interval), float(self.guidance_rescale))
 
 
 class Denoising:
-    """Solves d x / d t = v(x, t, label) from noise at t = 1 to data at t = 0, with v the module's output.
+    """From noise to data by what the module says of x0 and noise (`fmjax.objectives.diffusion.Diffusion`).
 
     Prompts are values of the codec "label" (numbers, or names where the classes have them), or None for no label.
     """
@@ -75,10 +134,13 @@ class Denoising:
         return range(self.labels.num_classes) if self.labels is not None else [None]
 
     def run(self, prompts: Sequence[Any], options: Options) -> Iterator[tuple[int, Any]]:
-        """(index, value): see `fmjax.inference.generators.Generator`."""
+        """(index, value): see `fmjax.inference.generators.Generator`.
+
+        Raises InputError for what the model cannot do, RunError for a value that is not finite.
+        """
         check_list("prompts", prompts)
-        module, codec = self.model.module, self.model.codec
-        self._check_guidance(options.guidance)
+        model, codec = self.model, self.model.codec
+        program = self._program(options)
         labels = [self._label(prompt) for prompt in prompts]
         # What a value is drawn with: its label and the number of the copy.
         copies, jobs = collections.Counter(), []
@@ -86,31 +148,73 @@ class Denoising:
             for _ in range(options.num_samples):
                 jobs.append((label, copies[label]))
                 copies[label] += 1
-        placement = self.model.placement
+        placement = model.placement
         size = max(min(options.batch_size, len(jobs)), 1)
         size += -size % (1 if placement is None else placement.num_row_shards)
-        inside = self.model.inference if placement is None else placement.scoring
+        inside = model.inference if placement is None else placement.scoring
         for first in range(0, len(jobs), size):
             part = jobs[first : first + size]
             filled = np.array(part + part[-1:] * (size - len(part)), np.int32)
             with inside():
-                arrays = _solve(
-                    module, self.model.params, jax.random.key(options.seed), filled, codec.shape,
-                    options.num_steps, options.solver, options.guidance,
-                )  # fmt: skip
+                arrays = program(jax.random.key(options.seed), filled)
             for index, array in enumerate(np.asarray(arrays)[: len(part)]):
+                if not np.isfinite(array).all():
+                    raise RunError(
+                        f"value {first + index} of {model} is not finite. Diverged weights do that, numbers too large "
+                        "for float16, or guidance that is too strong; nothing is written"
+                    )
                 yield first + index, codec.decode({codec.array: array})
 
-    def _check_guidance(self, guidance: float) -> None:
-        if guidance == 1.0:
+    def _program(self, options: Options):
+        """(key, jobs) -> values, with all else that the options say; checked before anything is computed."""
+        model, objective, codec = self.model, self.model.objective, self.model.codec
+        sampler, guidance = options.made_sampler, options.made_guidance
+        self._check_guidance(options)
+        self._check_sampler(options, sampler)
+        process = objective.process
+        grid = make_grid(process, int(options.steps), options.spacing, float(options.shift)).last(options.strength)
+        image = mask = back = None
+        if options.init_image is not None:
+            image = values_of(codec, options.init_image, "init_image")
+        if options.mask is not None:
+            mask = mask_of(codec, options.mask)
+        if options.invert:
+            back = columns(Euler(), inverted(grid, process), process)
+        static = _Static(
+            model.module, codec.shape, process, objective.target, sampler, guidance, objective.learned_variance,
+            options.clip,
+        )  # fmt: skip
+        arrays = {
+            "along": columns(sampler, grid, process), "back": back, "image": image, "mask": mask,
+            "start": _start(grid, process, image is not None),
+            "negative": np.int32(NO_LABEL if options.negative is None else self._label(options.negative)),
+        }  # fmt: skip
+        return lambda key, jobs: _sample(static, model.variables, key, jobs, arrays)
+
+    def _check_guidance(self, options: Options) -> None:
+        told = f"guidance = {options.guidance}: {self.model}"
+        if options.guidance == 1.0:
             return
         if self.labels is None:
-            raise InputError(f"guidance = {guidance}: {self.model} takes no labels to be guided by; leave guidance out")
-        if getattr(self.model.objective, "label_dropout", None) == 0:
+            raise InputError(f"{told} takes no labels to be guided by; leave guidance out")
+        if options.negative is None and self.model.objective.label_dropout == 0:
             raise InputError(
-                f"guidance = {guidance}: {self.model} was trained with objective.label_dropout = 0, so it does not "
-                "know the velocity without a label; leave guidance out"
+                f"{told} was trained with objective.label_dropout = 0, so it does not know what to say without a "
+                "label; leave guidance out, or give a negative label"
             )
+
+    def _check_sampler(self, options: Options, sampler) -> None:
+        has = {"variance": self.model.objective.learned_variance, "consistency": _is_consistent(self.model.objective)}
+        if sampler.needs is None or has[sampler.needs]:
+            return
+        trained, other = {
+            "variance": ("without objective.learned_variance", "give --variance=small or large"),
+            "consistency": ("to say the mean of x0, not to be consistent along a path", "take dpmpp_2m or heun"),
+        }[sampler.needs]
+        raise InputError(
+            f"sampler = {options.sampler!r} needs a {sampler.needs} that {self.model} does not predict: it was trained "
+            f"{trained}; {other}"
+        )
 
     def _label(self, prompt) -> int:
         if prompt is None:
@@ -120,36 +224,65 @@ class Denoising:
         return int(self.labels.encode(prompt)["labels"])
 
 
-@functools.partial(jax.jit, static_argnames=("module", "shape", "num_steps", "solver", "guidance"))
-def _solve(module, params, key, jobs, shape, num_steps, solver, guidance):
+def _is_consistent(objective) -> bool:
+    return getattr(objective, "is_consistent", False)
+
+
+def _start(grid: Grid, process, has_image: bool) -> np.ndarray:
+    """float32 [2]: what the initial image and the noise are multiplied by at the beginning. Without an image the noise
+    has the variance that data would add."""
+    alpha, sigma = grid.alphas[0], grid.sigmas[0]
+    if has_image:
+        return np.array([alpha, sigma], np.float32)
+    return np.array([0.0, np.hypot(alpha * process.data_std, sigma)], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What a program is compiled for, besides the shapes of arrays."""
+
+    module: Any
+    shape: tuple[int, ...]
+    process: Any
+    target: Any
+    sampler: Any
+    guidance: Guidance
+    splits_variance: bool
+    clip: float | None
+
+
+@functools.partial(jax.jit, static_argnames=("static",))
+def _sample(static: _Static, variables, key, jobs, arrays):
     """float32 [B, *shape] for jobs int32 [B, 2]: a label and a number that noise is drawn with."""
-    labels = jobs[:, 0]
-    takes_labels = "labels" in inspect.signature(type(module).__call__).parameters
+    labels, takes_labels = jobs[:, 0], "labels" in inspect.signature(type(static.module).__call__).parameters
+    keys = jax.vmap(lambda job: jax.random.fold_in(jax.random.fold_in(key, job[0] + 1), job[1]))(jobs)
+    noise = jax.vmap(lambda one: jax.random.normal(one, static.shape))(keys)
+    image, mask = arrays["image"], arrays["mask"]
 
-    def noise(job):
-        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, job[0] + 1), job[1]), shape)
+    def apply(x, times, given):
+        told = {"labels": labels if given else jnp.full_like(labels, arrays["negative"])} if takes_labels else {}
+        return static.module.apply(variables, inputs=x, times=times, **told).astype(jnp.float32)
 
-    def velocity(x, time):
-        times = jnp.full(len(x), time)
+    def predict(guidance, clip):
+        return predictor(
+            apply, static.process, static.target, guidance, splits_variance=static.splits_variance, clip=clip
+        )
 
-        def apply(labels):
-            given = {"labels": labels} if takes_labels else {}
-            return module.apply({"params": params}, inputs=x, times=times, **given).astype(jnp.float32)
+    def draw(index):
+        return jax.vmap(lambda one: jax.random.normal(jax.random.fold_in(one, index + 1), static.shape))(keys)
 
-        v = apply(labels)
-        if guidance == 1.0:
-            return v
-        without = apply(jnp.full_like(labels, NO_LABEL))
-        return without + guidance * (v - without)
+    def keep(x, c):
+        """Outside of the mask the image, as noisy as x is."""
+        return jnp.where(mask, x, c["end_alpha"] * image + c["end_sigma"] * noise)
 
-    def step(index, x):
-        time, after = 1 - index / num_steps, 1 - (index + 1) / num_steps
-        v = velocity(x, time)
-        ahead = x + (after - time) * v
-        if solver == "euler":
-            return ahead
-        # The velocity at the data's end itself was never trained on.
-        mean = lambda: x + (after - time) * 0.5 * (v + velocity(ahead, after))
-        return jax.lax.cond(index + 1 < num_steps, mean, lambda: ahead)
-
-    return whole(jax.lax.fori_loop(0, num_steps, step, jax.vmap(noise)(jobs)))
+    x = arrays["start"][1] * noise + (0.0 if image is None else arrays["start"][0] * image)
+    if arrays["back"] is not None:
+        beginning = jnp.broadcast_to(image, noise.shape)
+        x = sample(Euler(), predict(Guidance(), None), beginning, arrays["back"])
+        noise = (x - arrays["start"][0] * image) / arrays["start"][1]
+    return whole(
+        sample(
+            static.sampler, predict(static.guidance, static.clip), x, arrays["along"], draw,
+            None if mask is None else keep,
+        )
+    )  # fmt: skip

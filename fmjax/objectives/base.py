@@ -13,9 +13,10 @@ An objective is a frozen dataclass whose fields are the keys of the config's `ob
 
 `apply_fn` is `module.apply`, `train` a Python bool. `batch` has the arrays of the data, each with a leading batch axis,
 and `batch["keys"]` [B], a random key a row: what is drawn with it does not depend on how the batch is cut into parts or
-over devices (`per_row` draws so). `key` is one key for the part at hand, for dropout. An evaluation's last batch is
-filled up with rows of zeros, whose `loss_weights` are 0: an objective whose rows meet each other (negatives within the
-batch) must leave rows of weight 0 out.
+over devices (`per_row` draws so); `batch["strata"]` float32 [B] are numbers in [0, 1), spread evenly over the rows.
+`key` is one key for the part at hand, for dropout. An evaluation's last batch is filled up with rows of zeros, whose
+`loss_weights` are 0: an objective whose rows meet each other (negatives within the batch) must leave rows of weight 0
+out.
 
 Where what a row adds to the sums depends on that row alone, the class says so with `ROWS_APART: ClassVar[bool] = True`:
 a run may then resume with another `train.accumulate_steps`.
@@ -151,7 +152,7 @@ def _told(objective, batch, call: Callable):
             raise
         raise ConfigError(
             f"objective {type(objective).__name__} reads batch[{name!r}], which the rows of these data do not have; "
-            f"they have {', '.join(sorted(batch.keys() - {'keys'}))}"
+            f"they have {', '.join(sorted(batch.keys() - {'keys', 'strata'}))}"
         ) from error
 
 

@@ -138,12 +138,17 @@ def make_score_step(
 
 
 def with_keys(batch: dict, key) -> dict:
-    """The batch with `keys` [B], one a row, drawn from `key`; without a key as it is."""
+    """The batch with `keys` [B], one a row, drawn from `key`, and `strata` float32 [B], numbers in [0, 1) that are
+    spread evenly over the rows; without a key as it is."""
     if key is None:
         return batch
     rows = len(next(iter(batch.values())))
     # The parts of the batch have keys 0, 1, ...
-    return batch | {"keys": jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, ROWS), jnp.arange(rows))}
+    key = jax.random.fold_in(key, ROWS)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    # The golden ratio's multiples: evenly spread whatever the number of rows.
+    strata = jnp.mod(jax.random.uniform(key) + jnp.arange(rows) * 0.6180339887498949, 1.0)
+    return batch | {"keys": keys, "strata": strata}
 
 
 def _ramp(decay: float, updates):

@@ -10,11 +10,11 @@ import pytest
 from fmjax.diffusion import PROCESSES, TARGETS
 from fmjax.diffusion.processes import DDPM, EDM, Cosine, Flow, VariancePreserving
 from fmjax.diffusion.targets import X0, EDMOutput, Eps, Score, V, Velocity, check_target, convert
-from fmjax.diffusion.times import LogitNormal, LogNormal, Uniform, stratified
+from fmjax.diffusion.times import LogitNormal, LogNormal, Uniform
 from fmjax.diffusion.weightings import ELBO, EDMWeighting, MinSNR, Simple
 from fmjax.errors import ConfigError
 
-PROCESS = {name: PROCESSES.get(name)() for name in PROCESSES.table}
+PROCESS = {name: PROCESSES.get(name)() for name in PROCESSES.table if name != "masked"}
 T = np.array([0.02, 0.3, 0.5, 0.77, 0.95])
 
 
@@ -155,9 +155,6 @@ def test_times_have_their_distributions():
     log = np.log(np.asarray(edm.sigma(LogNormal().quantile(edm, u))))
     assert (log.mean(), log.std()) == (pytest.approx(-1.2, abs=2e-3), pytest.approx(1.2, rel=3e-3))
     assert np.isfinite(LogitNormal().quantile(Flow(), jnp.array([0.0, 1 - 6e-8]))).all()
-    # Spread over a batch: no gap between neighbours is far from the mean one, which independent draws have.
-    gaps = np.diff(np.sort(np.asarray(stratified(0.37, jnp.arange(64)))))
-    assert gaps.max() < 2.0 / 64 and gaps.min() > 0.3 / 64
 
 
 def test_what_no_member_can_be_is_refused():

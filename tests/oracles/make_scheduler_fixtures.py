@@ -1,8 +1,9 @@
 """Writes the fixture of tests/diffusion/test_scheduler_parity.py: what diffusers' schedulers make of a formula in the
 place of a model, from recorded noise, step by step.
 
-Needs torch and diffusers. Steps divide 1000: with others DDPM and DDIM there step to other times than they ask at. Samples are stored as the process has them, alpha x0 + sigma eps: schedulers that keep x /
-alpha are asked by `scale_model_input`. Run from anywhere.
+Needs torch and diffusers. Steps divide 1000: with others DDPM and DDIM there step to other times than they ask at.
+Samples are stored as the process has them, alpha x0 + sigma eps: schedulers that keep x / alpha are asked by
+`scale_model_input`. Run from anywhere.
 """
 
 import pathlib

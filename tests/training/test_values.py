@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import fmjax
 from fmjax import config as configs
@@ -92,17 +93,21 @@ def test_in_parts_and_on_eight_devices_it_learns_the_same(straight, tmp_path, on
 
 def test_the_model_makes_images_of_labels(straight, tmp_path, capsys):
     model = fmjax.load(straight)
-    images = model.generate([3, 7], seed=0, num_steps=4)
+    images = model.generate([3, 7], seed=0, steps=4)
     assert [(image.shape, image.dtype) for image in images] == [((8, 8, 1), np.uint8)] * 2
     assert model.codec.height == 8 and model.step == 12
     model.save(tmp_path / "copy")
-    np.testing.assert_array_equal(fmjax.load(tmp_path / "copy").generate([3, 7], seed=0, num_steps=4), images)
-    argv = [f"--model={straight}", "--prompt=3", "--prompt=7", "--num_steps=4"]
+    np.testing.assert_array_equal(fmjax.load(tmp_path / "copy").generate([3, 7], seed=0, steps=4), images)
+    argv = [f"--model={straight}", "--prompt=3", "--prompt=7", "--steps=4"]
     assert generator_named_by(argv) is Denoising and generator_named_by(["--prompt=x"]) is None
     assert cli.run(main, [*argv, f"--output={tmp_path / 'two.png'}"]) == 0
     model.codec.write_all(images, tmp_path / "expected.png")
     written = (tmp_path / "two.png").read_bytes()
-    assert written == (tmp_path / "expected.png").read_bytes()
+    with Image.open(tmp_path / "two.png") as picture, Image.open(tmp_path / "expected.png") as expected:
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
+        told = picture.text
+    assert told["model"] == str(straight) and told["prompt"] == '["3", "7"]' and told["sampler"] == "heun"
+    assert (told["steps"], told["seed"], told["guidance"]) == ("4", "0", "1.0") and "negative" not in told
     assert f"two.png ({len(written)} bytes): 2 x image of 8 x 8 x 1\n" in capsys.readouterr().out
     # A file is there whole, or as it was.
     with pytest.MonkeyPatch.context() as patch:
@@ -121,9 +126,9 @@ def test_the_model_makes_images_of_labels(straight, tmp_path, capsys):
             assert message in capsys.readouterr().err
     for wrong, message in [
         ([*argv, "--output=two.png", "--prompt=ten"], "no class 'ten'"),
-        ([*argv, "--output=two.png", "--num_stepz=3"], "did you mean '--num_steps'"),
-        ([*argv, "--output=two.png", "--num_steps=many"], "--num_steps"),
-        ([*argv, "--output=two.png", "--solver=rk4"], "--solver = 'rk4'"),
+        ([*argv, "--output=two.png", "--stepz=3"], "did you mean '--steps'"),
+        ([*argv, "--output=two.png", "--steps=many"], "--steps"),
+        ([*argv, "--output=two.png", "--sampler=rk4"], "sampler = 'rk4'"),
         (argv, "--output"),
     ]:
         capsys.readouterr()

@@ -1,0 +1,108 @@
+"""Masked diffusion of tokens: the bound on their likelihood, or MaskGIT's loss (`fmjax.diffusion.masked`)."""
+
+import dataclasses
+from typing import Annotated, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from fmjax.diffusion import PROCESSES, member
+from fmjax.diffusion.masked import hide
+from fmjax.errors import ConfigError
+from fmjax.objectives.base import need_features, per_row
+from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
+
+INPUTS = ("segment_ids", "positions")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedDiffusion:
+    """Cross-entropy of the tokens that are hidden at a time t, of rows of text: their `targets`.
+
+    The module reads whole rows (an encoder, such as `bert`) and is not told t, which the hidden tokens tell (Sahoo et
+    al. 2024, section 3.5).
+
+    Attributes:
+      mask_id: the token that hides others: one of the module's vocabulary, model.vocab_size = mask_id + 1 say, that the
+        data do not have.
+      process: how many are hidden at t.
+      weighting: "elbo": the bound on the negative log-likelihood, nats a token, which compares with that of a causal
+        model (Sahoo et al. 2024, eq. 10); "simple": the mean over the hidden ones (MaskGIT, Chang et al. 2022, eq. 2).
+      stratified: times are spread over the rows of a batch, not drawn independently.
+      chunk_size: positions of each row whose logits exist at the same time; none: by the platform.
+    """
+
+    RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size",)
+    ROWS_APART: ClassVar[bool] = True
+
+    mask_id: int
+    process: Annotated[dict, PROCESSES] = "masked"
+    weighting: Literal["elbo", "simple"] = "elbo"
+    stratified: bool = True
+    chunk_size: int | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "process", member(PROCESSES, self.process))
+        check_chunk_size(self.chunk_size)
+        if not self.process.is_of_tokens:
+            raise ConfigError(
+                f"objective.process = {self.process} is of numbers, and objective masked_diffusion of tokens; take "
+                "'masked', or objective.name = 'diffusion'"
+            )
+        if self.mask_id < 0:
+            raise ConfigError(f"objective.mask_id = {self.mask_id} must be at least 0")
+
+    def inputs(self, batch) -> dict:
+        """What the module is initialised with."""
+        return {"tokens": batch["targets"]} | {name: batch[name] for name in INPUTS if name in batch}
+
+    def __call__(self, apply_fn, params, batch, key, train: bool) -> dict:
+        """Sums over the batch: "loss", and when not training "accuracy" of the likeliest token where one is hidden.
+
+        batch: targets int32 [B, T], loss_weights float32 [B, T] (0: neither hidden nor counted); perhaps segment_ids,
+        positions.
+        """
+        targets, counted = batch["targets"], batch["loss_weights"]
+        u, hidden_tokens, is_hidden = per_row(self._draw, batch["keys"], targets, batch["strata"])
+        is_hidden &= counted > 0
+        tokens = jnp.where(is_hidden, hidden_tokens, targets)
+        rngs = {"dropout": key} if train and key is not None else None
+        inputs = self.inputs(batch) | {"tokens": tokens}
+        features, head = apply_fn({"params": params}, **inputs, train=train, rngs=rngs, method="features")
+        asked = counted * is_hidden
+        weights = asked
+        if self.weighting == "elbo":
+            weights = asked * self.process.bound_weight(self.process.spread(u))[:, None]
+        sums = cross_entropy(features, head, targets, weights, chunk_size=self.chunk_size)
+        named = {"loss": (sums["loss"], counted.sum() if self.weighting == "elbo" else asked.sum())}
+        if not train:
+            correct = cross_entropy(features, head, targets, asked, chunk_size=self.chunk_size, count_correct=True)
+            named["accuracy"] = (correct["correct"], asked.sum())
+        return named
+
+    def _draw(self, key, targets, stratum):
+        """(u that the time is made of, x_t, where it is hidden) of one row."""
+        time_key, hide_key = jax.random.split(key)
+        u = stratum if self.stratified else jax.random.uniform(time_key)
+        return (u, *hide(hide_key, targets, self.process.spread(u), self.process, self.mask_id))
+
+    def check(self, module, data) -> None:
+        """Raises ConfigError for a module that reads no whole rows, or a mask that is no token of its own."""
+        need_features(self, module)
+        if getattr(module, "CAUSAL", True):
+            raise ConfigError(
+                f"objective masked_diffusion needs a model that reads whole rows, and {type(module).__name__} sees "
+                "nothing of what comes after a token; take model.name = 'bert'"
+            )
+        size, known = module.vocab_size, getattr(data.tokenizer, "vocab_size", None)
+        if self.mask_id >= size:
+            raise ConfigError(
+                f"objective.mask_id = {self.mask_id} is no token of the model, which has 0 to {size - 1}; set "
+                f"model.vocab_size = {self.mask_id + 1}"
+            )
+        own = getattr(data.tokenizer, "mask_id", None)
+        if known is not None and self.mask_id < known and self.mask_id != own:
+            raise ConfigError(
+                f"objective.mask_id = {self.mask_id} is a token of the data, which have 0 to {known - 1}; set it to "
+                f"{known} and model.vocab_size to {known + 1}"
+            )
