@@ -30,6 +30,7 @@ class Conv(nn.Module):
       groups: of channels, each made of its own inputs alone; as many as channels is a depthwise convolution.
       padding: "SAME" or "VALID" as `jax.lax` has them, or pixels on each side, as PyTorch counts. The two differ where
         a stride leaves pixels over: "SAME" then pads the end more than the beginning.
+      zero: the kernel is 0 at the start.
     """
 
     features: int
@@ -41,6 +42,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     groups: int = 1
     padding: Padding = "SAME"
+    zero: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,7 +52,8 @@ class Conv(nn.Module):
         """
         self._check(x.shape[-1])
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-        init = nn.with_logical_partitioning(nn.initializers.he_normal(), (None, None, *self.names))
+        init = nn.initializers.zeros if self.zero else nn.initializers.he_normal()
+        init = nn.with_logical_partitioning(init, (None, None, *self.names))
         kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
         padding = spatial_padding(self.padding)
         layout = dict(padding=padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -34,30 +34,38 @@ def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array, epsilon: fl
 class TimeEmbedding(nn.Module):
     """[B, features] from times [B]: `frequencies` cosines and sines, half of each, and an MLP of two layers.
 
-    `period` is what a time of 1 counts as: diffusion counts 1,000 steps.
+    `period` is what a time of 1 counts as: diffusion counts 1,000 steps. `shift` is that of `sinusoids`, and
+    `cosines_first` says which half comes first.
     """
 
     features: int
     frequencies: int = 256
     period: float = 1000.0
+    shift: float = 0.0
+    cosines_first: bool = True
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, times: jax.Array) -> jax.Array:
-        sines, cosines = jnp.split(sinusoids(self.period * times, self.frequencies, interleaved=False), 2, axis=-1)
+        waves = sinusoids(self.period * times, self.frequencies, interleaved=False, shift=self.shift)
+        if self.cosines_first:
+            waves = jnp.concatenate(jnp.split(waves, 2, axis=-1)[::-1], axis=-1)
         inner = Linear(self.features, (None, "embed"), True, Init(scale=0.02), self.dtype, name="inner")
         outer = Linear(self.features, ("embed", None), True, Init(scale=0.02), self.dtype, name="outer")
-        return outer(nn.silu(inner(jnp.concatenate([cosines, sines], axis=-1))))
+        return outer(nn.silu(inner(waves)))
 
 
 class LabelEmbedding(nn.Module):
-    """float32 [B, features] from labels int32 [B], one row of the table more than classes: `NO_LABEL`'s, the last."""
+    """float32 [B, features] from labels int32 [B]. With `null` the table has one row more than classes, the last, for
+    `NO_LABEL`; without, that gives NaN."""
 
     num_classes: int
     features: int
+    null: bool = True
 
     @nn.compact
     def __call__(self, labels: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
-        table = self.param("embedding", init, (self.num_classes + 1, self.features), jnp.float32)
-        return jnp.take(table, jnp.where(labels == NO_LABEL, self.num_classes, labels), axis=0, mode="fill")
+        table = self.param("embedding", init, (self.num_classes + self.null, self.features), jnp.float32)
+        rows = jnp.where(labels == NO_LABEL, self.num_classes, labels)
+        return jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)

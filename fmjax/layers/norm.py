@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_choice
 
 NORMS = ("layernorm", "rmsnorm", "rmsnorm_offset")
@@ -55,3 +56,31 @@ class Norm(nn.Module):
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
             bias = self.param("bias", init, shape, jnp.float32)
         return layer_norm(x, scale, bias, self.epsilon)
+
+
+@functools.partial(jax.checkpoint, static_argnums=(3, 4))
+def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float) -> jax.Array:
+    """GroupNorm (Wu & He 2018, https://arxiv.org/abs/1803.08494) of [B, ..., C] over all places and the channels of a
+    group, which lie side by side; scale and bias [C]. Returns x's dtype."""
+    y = x.astype(jnp.float32).reshape(len(x), -1, groups, x.shape[-1] // groups)
+    y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
+    y = y * lax.rsqrt(jnp.mean(y * y, axis=(1, 3), keepdims=True) + epsilon)
+    return (y.reshape(x.shape) * scale + bias).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm of [B, ..., C]: parameters `scale` and `bias` [C]. Raises ConfigError where `groups` do not divide C."""
+
+    groups: int = 32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = x.shape[-1]
+        if features % self.groups:
+            raise ConfigError(f"norm_groups = {self.groups} do not divide {features} channels; take a divisor of them")
+        parameter = lambda name, init: self.param(
+            name, nn.with_logical_partitioning(init, ("norm",)), (features,), jnp.float32
+        )
+        scale, bias = parameter("scale", nn.initializers.ones), parameter("bias", nn.initializers.zeros)
+        return group_norm(x, scale, bias, self.groups, self.epsilon)

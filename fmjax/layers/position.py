@@ -35,13 +35,15 @@ def default_positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.A
     return jnp.arange(tokens.shape[1])[None] if segment_ids is None else positions_from_segments(segment_ids)
 
 
-def sinusoids(positions: jax.Array, features: int, interleaved: bool = True) -> jax.Array:
+def sinusoids(positions: jax.Array, features: int, interleaved: bool = True, shift: float = 0.0) -> jax.Array:
     """Sinusoidal position encoding (Vaswani et al. 2017, section 3.5): float32 [..., features] from int32 [...].
 
     Pair i has sin and cos of positions / 10000**(2i / features), at the places 2i and 2i + 1, or, not `interleaved`, i
-    and i + features / 2 as in tensor2tensor and Marian.
+    and i + features / 2 as in tensor2tensor and Marian. `shift` is taken off the number of pairs in the exponent: with
+    1 the last frequency is 1 / 10000, as in tensor2tensor and DDPM.
     """
-    frequency = 10000.0 ** (-np.arange(0, features, 2) / features)
+    pairs = features // 2
+    frequency = 10000.0 ** (-np.arange(pairs) / (pairs - shift))
     angle = positions[..., None].astype(jnp.float32) * frequency.astype(np.float32)
     parts = [jnp.sin(angle), jnp.cos(angle)]
     if interleaved:

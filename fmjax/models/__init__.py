@@ -28,6 +28,7 @@ MODELS = Registry(
         "swin": "fmjax.models.swin:Swin",
         "text_tower": "fmjax.models.text_tower:TextTower",
         "transformer": "fmjax.models.transformer:EncoderDecoder",
+        "unet": "fmjax.models.unet:UNet",
         "vit": "fmjax.models.vit:ViT",
     },
     contract="flax.linen:Module",
