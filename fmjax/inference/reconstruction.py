@@ -38,7 +38,7 @@ class Reconstruction:
     @staticmethod
     def lacks(model) -> str | None:
         if has_carry(model.objective) and model.carry is None:
-            return "it has no codebook; was it saved without what its objective carries?"
+            return "it lacks what its objective carries, such as a codebook; was it saved without?"
         if missing := [modality for modality in Reconstruction.takes if modality not in model.reads]:
             return f"it has no codec {missing[0]!r} of what it reads; was it saved without codecs.json?"
         return None

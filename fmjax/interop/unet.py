@@ -253,7 +253,7 @@ UNET_2D = Family(
 
 def _write_cross(module):
     if module.mid != "cross" or "self" in module.attention:
-        raise ConfigError(f"its mid is 'cross' and its attention 'cross' or 'none', not {module.mid!r}")
+        raise ConfigError("its mid has attention 'cross', and no level 'self'")
     return {"mid_block_type": "UNetMidBlock2DCrossAttn"}
 
 

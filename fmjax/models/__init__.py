@@ -5,12 +5,14 @@ from fmjax.registry import Registry
 MODELS = Registry(
     "model",
     {
+        "autoencoder_kl": "fmjax.models.autoencoder_kl:AutoencoderKL",
         "bert": "fmjax.models.bert:Bert",
         "brivl": "fmjax.models.brivl:BriVL",
         "clip": "fmjax.models.clip:CLIP",
         "conv_autoencoder": "fmjax.models.conv_autoencoder:ConvAutoencoder",
         "conv_encoder": "fmjax.models.conv_encoder:ConvEncoder",
         "coswin": "fmjax.models.swin:CoSwin",
+        "criticised": "fmjax.models.vqgan:Criticised",
         "dit": "fmjax.models.dit:DiT",
         "florence": "fmjax.models.florence:Florence",
         "gemma3": "fmjax.models.gemma:Gemma3",
@@ -30,6 +32,7 @@ MODELS = Registry(
         "transformer": "fmjax.models.transformer:EncoderDecoder",
         "unet": "fmjax.models.unet:UNet",
         "vit": "fmjax.models.vit:ViT",
+        "vqgan": "fmjax.models.vqgan:VQGAN",
     },
     contract="flax.linen:Module",
 )

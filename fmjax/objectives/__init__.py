@@ -19,6 +19,7 @@ OBJECTIVES = Registry(
         "moco": "fmjax.objectives.moco:MoCo",
         "reinforce": "fmjax.objectives.reinforce:Reinforce",
         "seq2seq": "fmjax.objectives.seq2seq:Seq2Seq",
+        "vae": "fmjax.objectives.vae:VAE",
         "vq_autoencoder": "fmjax.objectives.vq_autoencoder:VQAutoencoder",
     },
     contract="fmjax.objectives.base:Objective",

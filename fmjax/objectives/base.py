@@ -36,6 +36,9 @@ Optional parts, each there if the method is:
     bounded(self, params) -> params
         Once per update, before `after` and the moving average see them: the new parameters, each within the bounds that
         it may have; shapes and dtypes stay. Those that do not train stay as they are, whatever it says.
+    moves(self, carry) -> {name: bool []}
+        Parameters that take turns, by the first name of their paths: whether they move in this update. Of those that do
+        not, the parameters and what the optimizer keeps of them stay as they are; those not named always move.
     models(self) -> {name: path}
         Other models in the step, loaded as `fmjax.load` does on the run's mesh; `__call__` takes
         `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at

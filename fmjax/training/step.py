@@ -56,6 +56,10 @@ def make_train_step(
         """(parameters, optimizer state, average, carry) after the step, its norm, and whether all of it is finite."""
         trained, rest = trainable.split(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        if hasattr(objective, "moves"):
+            moves = objective.moves(state.carry)
+            updates = _where_moved(moves, updates, jax.tree.map(jnp.zeros_like, updates))
+            opt_state = _where_moved(moves, opt_state, state.opt_state)
         # A finite gradient may still make an update that overflows, and with it every checkpoint from here on.
         norm = optax.tree.norm(updates)
         trained = optax.apply_updates(trained, updates)
@@ -149,6 +153,17 @@ def with_keys(batch: dict, key) -> dict:
     # The golden ratio's multiples: evenly spread whatever the number of rows.
     strata = jnp.mod(jax.random.uniform(key) + jnp.arange(rows) * 0.6180339887498949, 1.0)
     return batch | {"keys": keys, "strata": strata}
+
+
+def _where_moved(moves: dict, new, old):
+    """Trees that hold the parameters' at any depth: the new leaves, but the old ones below a name that does not
+    move."""
+
+    def choose(path, new, old):
+        moved = [moves[key.key] for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in moves]
+        return jnp.where(moved[0], new, old) if moved else new
+
+    return jax.tree_util.tree_map_with_path(choose, new, old)
 
 
 def _ramp(decay: float, updates):

@@ -218,7 +218,7 @@ def test_the_published_class_of_a_module(module, architecture):
         (Roberta(**SIZES, activation="relu"), "RobertaForMaskedLM: .*hidden_act = 'relu'"),
         (Bert(**SIZES, position_offset=2), "position_offset=0, not 2"),
         (EncoderDecoder(**SIZES, use_head_bias=True, start_id=0), "interleaved_positions=False, not True"),
-        (Magneto(**PLAIN), "this Magneto does .supported: bert, .*dit, gemma3"),
+        (Magneto(**PLAIN), "this Magneto does .supported: autoencoder_kl, bert, .*dit, gemma3"),
     ],
 )  # fmt: skip
 def test_a_model_that_no_published_class_computes_is_refused_by_field(module, match):

@@ -7,19 +7,21 @@ import json
 
 import folders
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from test_parity import published_names
 
 import fmjax
+from fmjax.config import build
 from fmjax.errors import ConfigError, InputError
-from fmjax.interop.family import publish
+from fmjax.interop.family import family_of, publish, read_section
+from fmjax.models import MODELS
+from fmjax.models.autoencoder_kl import normal_kl
 from fmjax.models.unet import UNet
 
 CASES = ("unet_ddpm", "unet_adm", "unet_text")
-# Keys that are another spelling of the same, or say nothing.
-NOT_WRITTEN = ("attention_head_dim", "transformer_layers_per_block")
 
 
 def channels_last(x):
@@ -33,11 +35,10 @@ def case(request, tmp_path_factory):
 
 
 def write(within, name):
-    """(fixture, folder, model) of a fixture, written under the file name of diffusers."""
+    """(fixture, folder, model) of a fixture."""
     fixture = folders.read_vision(name)
-    inside = {f"weight/unet/{key}": value for key, value in folders.part(fixture, "weight/").items()}
-    folders.write_vision(within, inside | {"file/unet/config.json": fixture["file/config.json"]})
-    return fixture, within / "unet", fmjax.load(within / "unet")
+    folder = folders.write_vision(within, fixture) / "part"
+    return fixture, folder, fmjax.load(folder)
 
 
 def inputs_of(fixture):
@@ -67,14 +68,114 @@ def test_output_and_gradients_are_those_of_diffusers(case):
         np.testing.assert_allclose(named[name], value, atol=1e-4 * max(np.abs(value).max(), 1), err_msg=name)
 
 
-def test_saving_gives_the_published_folder_back(case, tmp_path):
-    fixture, folder, model = case
-    model.save(tmp_path / "saved", format="hf")
-    written, weights = load_file(tmp_path / "saved" / "diffusion_pytorch_model.safetensors"), {}
-    weights = folders.part(fixture, "weight/")
+def check_written(fixture, folder, model, saved):
+    """That a model is saved as the folder it came from."""
+    model.save(saved, format="hf")
+    written = load_file(saved / "diffusion_pytorch_model.safetensors")
+    weights = folders.part(fixture, "weight/part/")
     assert set(written) == set(weights)
     for name, value in weights.items():
         np.testing.assert_array_equal(written[name], value, err_msg=name)
-    ours, theirs = (json.loads((at / "config.json").read_text()) for at in (tmp_path / "saved", folder))
-    differ = {key for key, value in ours.items() if theirs.get(key, value) != value}
-    assert differ == set() and fmjax.load(tmp_path / "saved").module == model.module
+    ours, theirs = (json.loads((at / "config.json").read_text()) for at in (saved, folder))
+    assert {key: value for key, value in ours.items() if theirs.get(key, value) != value} == {}
+    assert fmjax.load(saved).module == model.module
+
+
+def test_saving_gives_the_published_folder_back(case, tmp_path):
+    check_written(*case, tmp_path / "saved")
+
+
+def test_the_size_of_ddpm_is_the_published_one():
+    """google/ddpm-cifar10-32 has 35,746,307 parameters."""
+    module = UNet(image_size=32, num_channels=3, num_classes=0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), **module.example())
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 35_746_307
+
+
+SMALL = dict(image_size=8, num_channels=3, widths=(8, 16), attention=("none", "self"), norm_groups=4)
+
+
+def test_a_run_of_ours_has_a_published_class():
+    """A row for no class is told by a key that diffusers passes over."""
+    for fields in (dict(num_classes=0), dict(num_classes=5, null_class=False), dict(num_classes=5)):
+        family, values = publish(UNet(**SMALL, **fields))
+        assert family.architectures == ("UNet2DModel",)
+        assert values["num_class_embeds"] == {0: None, 5: 5 + fields.get("null_class", True)}[fields["num_classes"]]
+    cross = SMALL | dict(attention=("cross", "none"), mid="cross", memory_size=6, num_heads=(2, 4), num_layers=(2, 1))
+    family, values = publish(UNet(**cross, num_classes=0))
+    assert family.architectures == ("UNet2DConditionModel",)
+    assert values["attention_head_dim"] == [2, 4] and values["transformer_layers_per_block"] == [2, 1]
+    for fields, match in (
+        (dict(attention=("cross", "self")), "UNet2DModel: it has no attention 'cross'; UNet2DConditionModel: .*no level 'self'"),
+        (dict(resize="block"), r"it has no attention \('cross', 'none'\) with resize 'block'"),
+    ):
+        with pytest.raises(InputError, match=match):
+            publish(UNet(**cross | fields, num_classes=0))
+
+
+@pytest.mark.parametrize(
+    "name, changes, match",
+    [
+        ("unet_ddpm", dict(center_input_sample=True), "center_input_sample = True"),
+        ("unet_ddpm", dict(time_embedding_type="fourier"), "time_embedding_type = 'fourier'"),
+        ("unet_ddpm", dict(down_block_types=["SkipDownBlock2D", "DownBlock2D"]), "'SkipDownBlock2D'.*AttnDownBlock2D"),
+        ("unet_ddpm", dict(up_block_types=["UpBlock2D", "AttnUpBlock2D"]), "up_block_types = .*mirror image of"),
+        ("unet_adm", dict(upsample_type="conv", up_block_types=["UpBlock2D"] * 2), "up_block_types = "),
+        ("unet_ddpm", dict(mid_block_type="UNetMidBlock2DCrossAttn"), "mid_block_type = "),
+        ("unet_text", dict(mid_block_type="UNetMidBlock2D"), "mid_block_type = 'UNetMidBlock2D'"),
+        ("unet_text", dict(addition_embed_type="text_time"), "addition_embed_type = 'text_time'"),
+        ("unet_text", dict(attention_head_dim="8"), "attention_head_dim = '8'.*one a level"),
+        ("unet_text", dict(attention_head_dim=3), "4 channels of level 0 do not divide into 3 heads"),
+        ("autoencoder_kl", dict(latents_mean=[0.1, 0.2]), "latents_mean = "),
+        ("autoencoder_kl", dict(down_block_types=["DownBlock2D"] * 2), "down_block_types = "),
+    ],
+)
+def test_options_of_the_classes_that_are_another_function_are_refused(name, changes, match):
+    values = json.loads(str(folders.read_vision(name)["file/part/config.json"])) | changes
+    with pytest.raises(ConfigError, match=match):
+        build(read_section(family_of(values, "config.json"), values, (), "config.json"), MODELS)
+
+
+def test_what_a_net_lacks_is_said():
+    module = UNet(**SMALL, num_classes=5)
+    with pytest.raises(ConfigError, match="model.num_classes = 5, but there are no labels"):
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))
+    for fields, match in (
+        (dict(attention=("self",)), "model.attention = .*one a level"),
+        (dict(attention=("none", "cross"), num_heads=(1, 1), num_layers=(1, 1)), "model.memory_size = 0, with attention"),
+        (dict(image_size=9), "9x9 pixels cannot be halved 1 times"),
+        (dict(head_dim=3), "model.head_dim = 3 does not divide 16"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            UNet(**SMALL | fields)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """(fixture, folder, model) of an autoencoder."""
+    return write(tmp_path_factory.mktemp("published"), "autoencoder_kl")
+
+
+def test_an_autoencoder_encodes_and_decodes_as_diffusers_does(autoencoder):
+    fixture, _, model = autoencoder
+    images = channels_last(fixture["images"])
+
+    @jax.jit
+    def run(params):
+        call = lambda method, x: model.module.apply({"params": params}, x, method=method)
+        mean, log_variance = call("moments", images)
+        return mean, log_variance, call("decode", mean), normal_kl(mean, log_variance)
+
+    mean, log_variance, decoded, kl = run(model.params)
+    moments = channels_last(fixture["moments"])
+    np.testing.assert_allclose(mean, moments[..., :2], atol=1e-4)
+    np.testing.assert_allclose(log_variance, moments[..., 2:], atol=1e-4)
+    np.testing.assert_allclose(decoded, channels_last(fixture["decoded"]), atol=1e-4)
+    np.testing.assert_allclose(kl, fixture["kl"], rtol=1e-5)
+    module = model.module
+    np.testing.assert_allclose(module.unscaled(module.scaled(mean)), mean, rtol=1e-5, atol=1e-6)
+    assert module.scaled(0.75) == 0.25 and module.latent_shape == (4, 4, 2)
+
+
+def test_an_autoencoder_is_written_back(autoencoder, tmp_path):
+    check_written(*autoencoder, tmp_path / "saved")

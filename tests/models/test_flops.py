@@ -8,9 +8,11 @@ import pytest
 from fmjax.layers.conv import Conv, conv_flops
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import allowed_pairs
+from fmjax.models.autoencoder_kl import AutoencoderKL
 from fmjax.models.bert import Bert
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
+from fmjax.models.unet import UNet
 from fmjax.planning import counts, hlo
 
 
@@ -88,3 +90,24 @@ def test_allowed_pairs_are_counted(causal, window):
         (not causal or s <= t) and (window is None or abs(t - s) < window) for t in range(20) for s in range(20)
     )
     assert allowed_pairs(20, causal=causal, window=window) == counted
+
+
+@pytest.mark.parametrize("name", ["unet", "autoencoder"])
+def test_formulas_of_nets_of_blocks_are_the_compilers_count(name):
+    """Of all products. Each level of the U-Net has another attention, and the first convolution has no input gradient."""
+    if name == "unet":
+        module = UNet(
+            image_size=8, num_channels=16, num_classes=0, widths=(32, 48), num_blocks=1, attention=("cross", "self"),
+            mid="none", num_heads=(2, 2), num_layers=(1, 1), memory_size=24, norm_groups=4, time_shift="scale_shift",
+        )  # fmt: skip
+        inputs = module.example() | {"memory": jax.ShapeDtypeStruct((1, 6, 24), jnp.float32)}
+        shapes = {"memory": (6, 24)}
+    else:
+        sizes = dict(widths=(32, 48), num_blocks=1, norm_groups=4)
+        module, shapes = AutoencoderKL(image_size=8, num_channels=16, latent_channels=8, **sizes), {}
+        inputs = {"images": jax.ShapeDtypeStruct((1, 8, 8, 16), jnp.float32)}
+    params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), **inputs))["params"]
+    loss = lambda params, inputs: jnp.mean(module.apply({"params": params}, **inputs) ** 2)
+    compiled = jax.jit(jax.grad(loss)).lower(params, inputs).compile()
+    found = counts.count(hlo.parse(compiled.as_text()), {}).flops
+    assert found == pytest.approx(module.flops_per_example(shapes), rel=0.02)

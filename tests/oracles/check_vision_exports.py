@@ -1,6 +1,6 @@
 """`transformers` and `diffusers` load what fmjax saves, with equal outputs. Needs them and the fixtures of
-make_vision_fixtures.py, make_resnet_fixtures.py, make_swin_fixtures.py and make_pair_fixtures.py; ends with exit code 1
-where one differs:
+make_vision_fixtures.py, make_resnet_fixtures.py, make_swin_fixtures.py, make_unet_fixtures.py and
+make_pair_fixtures.py; ends with exit code 1 where one differs:
 
     python tests/oracles/check_vision_exports.py
 
@@ -21,6 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "interop"), str(HERE.parent.parent)
 
 import folders  # noqa: E402
 from make_resnet_fixtures import CASES as RESNETS  # noqa: E402
+from make_unet_fixtures import UNETS  # noqa: E402
 from make_vision_fixtures import as_trained  # noqa: E402
 
 import fmjax  # noqa: E402
@@ -62,6 +63,17 @@ def dit_output(model_class, folder, fixture):
     return model(images, timestep=times, class_labels=labels).sample
 
 
+def unet_output(model_class, folder, fixture):
+    names = dict(labels="class_labels", memory="encoder_hidden_states", mask="encoder_attention_mask")
+    given = {theirs: torch.tensor(fixture[name]) for name, theirs in names.items() if name in fixture}
+    return pytorch(model_class, folder)(torch.tensor(fixture["inputs"]), torch.tensor(fixture["times"]), **given).sample
+
+
+def autoencoder_output(model_class, folder, fixture):
+    model = pytorch(model_class, folder)
+    return model.decode(model.encode(torch.tensor(fixture["images"])).latent_dist.mode()).sample
+
+
 def main() -> int:
     failed = False
     for name, model_class, output in (
@@ -73,12 +85,16 @@ def main() -> int:
         ("clip_first_eos", transformers.CLIPModel, pair_output),
         ("siglip", transformers.SiglipModel, pair_output),
         ("dit", diffusers.DiTTransformer2DModel, dit_output),
+        *((name, model_class, unet_output) for name, (model_class, _) in UNETS.items()),
+        ("autoencoder_kl", diffusers.AutoencoderKL, autoencoder_output),
     ):
         fixture = folders.read_vision(name)
         with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
             folder = pathlib.Path(temporary)
-            fmjax.load(folders.write_vision(folder / "published", fixture)).save(folder / "saved", format="hf")
-            expected = fixture["logits" if "logits" in fixture else "out"]
+            published = folders.write_vision(folder / "published", fixture)
+            part = published / "part"
+            fmjax.load(part if part.is_dir() else published).save(folder / "saved", format="hf")
+            expected = fixture[next(name for name in ("logits", "out", "decoded") if name in fixture)]
             gap = abs(output(model_class, folder / "saved", fixture).numpy() - expected).max()
         failed |= gap > 1e-4
         print(f"{name}: largest difference {gap:.1e}")

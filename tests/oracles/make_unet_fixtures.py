@@ -4,7 +4,7 @@ what PyTorch computes.
 Needs torch and diffusers. Run from anywhere: python make_unet_fixtures.py
 
     unet_ddpm.npz, unet_adm.npz, unet_text.npz
-        file/NAME, weight/NAME: the folder as `save_pretrained` writes it
+        file/part/NAME, weight/part/NAME: the folder as `save_pretrained` writes it
         inputs [2, C, 8, 8], times [2], out [2, C', 8, 8]; labels [2], memory [2, 3, M], mask [2, 3] where there are
         target as out, gradient/NAME: of the sum of out * target (unet_text alone)
     autoencoder_kl.npz
@@ -52,9 +52,9 @@ def spread(model):
 def files_of(model) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        found = {"file/config.json": (pathlib.Path(folder) / "config.json").read_text()}
+        found = {"file/part/config.json": (pathlib.Path(folder) / "config.json").read_text()}
         tensors = load_file(pathlib.Path(folder) / "diffusion_pytorch_model.safetensors")
-    return found | {f"weight/{name}": value.numpy() for name, value in tensors.items()}
+    return found | {f"weight/part/{name}": value.numpy() for name, value in tensors.items()}
 
 
 def unet(model_class, options) -> dict:

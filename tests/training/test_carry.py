@@ -172,7 +172,7 @@ def test_samples_are_held_out_images_beside_their_reconstructions(runs, tmp_path
         assert re.search(message, capsys.readouterr().err)
     with pytest.raises(InputError, match="prompt 1: an image is in colour, and images here are grey"):
         model.generate([image, np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)])
-    with pytest.raises(InputError, match="it has no codebook"):
+    with pytest.raises(InputError, match="it lacks what its objective carries"):
         dataclasses.replace(model, carry=None).generate([image])
 
 

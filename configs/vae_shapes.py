@@ -1,0 +1,31 @@
+"""A variational autoencoder on the generated world of shapes: 8x8 places of 4 numbers a picture of 32x32.
+
+    python -m fmjax.train --config=configs/vae_shapes.py --workdir=runs/vae_shapes
+
+FIGURES
+`samples/STEP/` has held-out pictures, each followed by what the means of its latents are decoded to. Diffusion on these
+latents wants them at a deviation of 1: `--config.model.scaling_factor=` 1 / `eval/heldout/latent_deviation`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({
+        "seed": 0,
+        "train": {
+            "steps": 1200, "batch_size": 32, "log_every": 50, "eval_every": 400, "sample_every": 400,
+            "checkpoint_every": 400,
+        },
+        "mesh": {"data": -1},
+        "model": {
+            "name": "autoencoder_kl", "widths": [16, 32, 64], "num_blocks": 1, "latent_channels": 4, "norm_groups": 8,
+            "mid_attention": True, "scaling_factor": 1.0,
+        },
+        "objective": {"name": "vae", "beta": 1.0},
+        "data": {"name": "shapes", "image_size": 32, "rows": "count"},
+        "optimizer": {
+            "name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.0, "clip_norm": 1.0,
+            "schedule": {"name": "cosine", "warmup_steps": 50, "final_fraction": 0.0},
+        },
+    })  # fmt: skip
