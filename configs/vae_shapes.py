@@ -14,12 +14,12 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 1200, "batch_size": 32, "log_every": 50, "eval_every": 400, "sample_every": 400,
-            "checkpoint_every": 400,
+            "steps": 900, "batch_size": 32, "log_every": 50, "eval_every": 300, "sample_every": 300,
+            "checkpoint_every": 300,
         },
         "mesh": {"data": -1},
         "model": {
-            "name": "autoencoder_kl", "widths": [16, 32, 64], "num_blocks": 1, "latent_channels": 4, "norm_groups": 8,
+            "name": "autoencoder_kl", "widths": [8, 16, 32], "num_blocks": 1, "latent_channels": 4, "norm_groups": 4,
             "mid_attention": True, "scaling_factor": 1.0,
         },
         "objective": {"name": "vae", "beta": 1.0},

@@ -3,7 +3,7 @@
     python -m fmjax.train --config=configs/vqgan_shapes.py --workdir=runs/vqgan_shapes
 
 FIGURES
-`samples/STEP/` has held-out pictures, each followed by its reconstruction. The critic begins at step 400. With the run of
+`samples/STEP/` has held-out pictures, each followed by its reconstruction. The critic begins at step 300. With the run of
 a model of images, --config.objective.perceptual=RUN --config.objective.perceptual_method=feature_map adds the distance
 of its features (a `conv_encoder` has that method).
 """
@@ -15,19 +15,19 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 1200, "batch_size": 32, "log_every": 50, "eval_every": 400, "sample_every": 400,
-            "checkpoint_every": 400,
+            "steps": 900, "batch_size": 32, "log_every": 50, "eval_every": 300, "sample_every": 300,
+            "checkpoint_every": 300,
         },
         "mesh": {"data": -1},
         "model": {
             "name": "criticised", "critic_width": 16, "critic_halvings": 2,
             "autoencoder": {
-                "name": "vqgan", "widths": [16, 32, 64], "num_blocks": 1, "code_size": 16, "norm_groups": 8,
+                "name": "vqgan", "widths": [8, 16, 32], "num_blocks": 1, "code_size": 16, "norm_groups": 4,
             },
         },
         "objective": {
             "name": "vq_autoencoder", "num_codes": 256, "error": "absolute", "adversarial_weight": 0.1,
-            "adversarial_start": 400,
+            "adversarial_start": 300,
         },
         "data": {"name": "shapes", "image_size": 32, "rows": "count"},
         "optimizer": {

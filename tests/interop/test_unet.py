@@ -85,6 +85,25 @@ def test_saving_gives_the_published_folder_back(case, tmp_path):
     check_written(*case, tmp_path / "saved")
 
 
+def test_a_pipeline_of_one_net_loads_whole_and_its_old_names_of_attention_are_known(tmp_path):
+    fixture = folders.read_vision("unet_ddpm")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    inside = {}
+    for name, value in folders.part(fixture, "weight/part/").items():
+        for new, before in old.items():
+            name = name.replace(f".{new}.", f".{before}.")
+        inside[f"weight/unet/{name}"] = value
+    assert any("proj_attn" in name for name in inside)
+    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+    inside |= {"file/unet/config.json": fixture["file/part/config.json"], "file/model_index.json": json.dumps(index)}
+    model = fmjax.load(folders.write_vision(tmp_path / "published", inside))
+    model.save(tmp_path / "saved", format="hf")
+    written = load_file(tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, value in folders.part(fixture, "weight/part/").items():
+        np.testing.assert_array_equal(written[name], value, err_msg=name)
+    assert json.loads((tmp_path / "saved" / "model_index.json").read_text()) == index
+
+
 def test_the_size_of_ddpm_is_the_published_one():
     """google/ddpm-cifar10-32 has 35,746,307 parameters."""
     module = UNet(image_size=32, num_channels=3, num_classes=0)

@@ -1,5 +1,7 @@
 """The variational autoencoder's bound in numpy, and a critic that trains beside it, each side by its own loss alone."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from fmjax.errors import ConfigError
 from fmjax.models.autoencoder_kl import AutoencoderKL
 from fmjax.models.vqgan import VQGAN, Criticised
+from fmjax.objectives.base import OtherModel
 from fmjax.objectives.vae import VAE
 from fmjax.objectives.vq_autoencoder import VQAutoencoder
 from fmjax.training.gradients import make_gradient
@@ -78,13 +81,32 @@ def test_the_bound_is_the_papers(likelihood):
     assert fixed.after(fixed.initial(MODULE, PARAMS, None), proposal, PARAMS)["scale"] == np.float32(0.7)
 
 
+def test_features_of_another_network_are_compared_in_each_place():
+    objective, data = VAE(perceptual="runs/other", perceptual_weight=0.5, scale=1.0), batch()
+    weights = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    network = OtherModel(types.SimpleNamespace(apply=lambda variables, x, method: x @ variables["params"]), weights)
+    carry, given = {"scale": jnp.float32(1.0)}, dict(models={"perceptual": network})
+    found, plain = (
+        one.reduce(one(apply, PARAMS, data, None, True, carry=carry, **more)[0])
+        for one, more in ((objective, given), (VAE(scale=1.0), {}))
+    )
+    features = [x @ weights for x in (data["images"], 1.7 * latents(data))]
+    first, second = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in features)
+    expected = ((first - second) ** 2).sum(-1).mean((1, 2))[data["loss_weights"] > 0].mean()
+    np.testing.assert_allclose(found["perceptual"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["loss"], plain["loss"] + 0.5 * expected, rtol=1e-5)
+    assert objective.models() == {"perceptual": "runs/other"} and VAE().models() == {}
+    with pytest.raises(ConfigError, match="'feature_map': VQGAN at 'runs/other' has no such method"):
+        objective.check_models(None, {"perceptual": OtherModel(VQGAN())})
+
+
 CRITIC = dict(adversarial_weight=0.5, last_kernel="autoencoder/last", scale=1.0)
 
 
 def test_one_gradient_holds_both_sides_of_the_game():
     objective, data = VAE(**CRITIC), batch()
     carry = {"scale": jnp.float32(1.0), "critic": {"step": jnp.int32(0), "ratio": jnp.float32(3.0)}}
-    gradients, sums, proposal = make_gradient(apply, objective, ALL, 1)(PARAMS, data, None, carry=carry)
+    gradients, sums, proposal = make_gradient(apply, objective, ALL, 1)(PARAMS, data, jax.random.key(0), carry=carry)
     keep = jnp.asarray(data["loss_weights"]) / 5
     judge = lambda factor, x: jnp.tanh(factor * x.sum(-1))
     make = lambda last: last * latents(data)
@@ -107,7 +129,7 @@ def test_one_gradient_holds_both_sides_of_the_game():
     ratio = abs(jax.grad(error)(1.7)) / (abs(jax.grad(fooled)(1.7)) + 1e-4)
     np.testing.assert_allclose(after["ratio"], ratio, rtol=1e-4)
     assert int(after["step"]) == 1
-    parts, _, same = make_gradient(apply, objective, ALL, 2)(PARAMS, data, None, carry=carry)
+    parts, _, same = make_gradient(apply, objective, ALL, 2)(PARAMS, data, jax.random.key(0), carry=carry)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), (parts, same), (gradients, proposal))
 
 
@@ -143,7 +165,7 @@ def test_a_module_with_a_critic_trains_whole():
         data = {"images": jnp.zeros((2, 8, 8, 1)), "loss_weights": jnp.ones(2)}
 
         def run(key):
-            params = module.init(key, **module.example())["params"]
+            params = module.init(key, data["images"])["params"]
             carry = jax.tree.map(jnp.asarray, objective.initial(module, params, key))
             gradient = make_gradient(module.apply, objective, ALL, 1)
             gradients, sums, proposal = gradient(params, with_keys(data, key), key, carry=carry)
@@ -152,7 +174,7 @@ def test_a_module_with_a_critic_trains_whole():
         gradients, params, metrics, after, carry = jax.eval_shape(run, jax.random.key(0))
         assert jax.tree.structure(gradients) == jax.tree.structure(params)
         assert set(params) == {"autoencoder", "critic"} and {"adversarial", "critic", "loss"} <= set(metrics)
-        assert jax.tree.map(lambda a, b: a.shape == b.shape, after, carry)
+        assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, after, carry))
 
 
 @pytest.mark.parametrize(
