@@ -97,6 +97,10 @@ def _write(
         _write(folder / part.name, part.family, values.pop(part.key), inside, max_shard_size, progress)
         library = "transformers" if part.family.model_type else "diffusers"
         values[part.name] = [library, part.family.architectures[0]]
+    if (name := family.objective_part) in values:
+        (folder / name).mkdir()
+        _write_json(folder / name / f"{name}_config.json", values[name])
+        values[name] = ["diffusers", family.objective_class]
     _write_json(folder / PARTS, values)
 
 

@@ -45,6 +45,9 @@ class Family:
       respelt: (other part, part) of names as some writers have them.
       fixed: tensors that no parameter holds, since the module says what they are: compared when read, and written.
       objective_keys: as `keys`, between config.json and the section `objective`; `objective` has its name.
+      objective_class: in_folders, where the objective's keys lie in a folder of their own beside the parts': the class
+        that `model_index.json` names there; empty for none.
+      objective_part: the name of that folder; its file is called NAME_config.json.
       parts: families that it is made of.
       in_folders: whether each part lies in a folder of its own, called as the part, beside `model_index.json`.
       objective: the section `objective` of what it was trained for, from which abilities follow; None for none.
@@ -67,6 +70,8 @@ class Family:
     respelt: tuple[tuple[str, str], ...] = ()
     fixed: tuple[Fixed, ...] = ()
     objective_keys: Sequence[Any] = ()
+    objective_class: str = ""
+    objective_part: str = ""
     parts: tuple["Part", ...] = ()
     in_folders: bool = False
     objective: Mapping[str, Any] | None = None
@@ -239,7 +244,10 @@ def read_section(family: Family, values: Mapping[str, Any], names: Collection[st
     """
     config = PublishedConfig(values, source)
     fields = read_keys(family.keys, config, names)
-    read_keys(family.objective_keys, config, names)  # ticked off: `read_objective` gives them
+    if family.objective_part:
+        config.raw(family.objective_part)
+    else:
+        read_keys(family.objective_keys, config, names)  # ticked off: `read_objective` gives them
     for part in family.parts:
         inside = part.inside(dict.fromkeys(names))
         section = read_section(part.family, config.get(part.key, dict), inside, f"{source}: {part.key}")

@@ -10,14 +10,26 @@ from fmjax.interop.published_config import PublishedConfig
 
 
 def read_objective(family: Family, values: Mapping[str, Any], source: str) -> dict[str, Any] | None:
-    """The section `objective` of what a published model was trained for; None where the family knows of none."""
-    if family.objective is None:
+    """The section `objective` of what a published model was trained for; None where the family knows of none, or the
+    folder lacks the part that says it.
+
+    Raises ConfigError naming an option of that part that fmjax does not honour.
+    """
+    part = family.objective_part
+    if family.objective is None or (part and part not in values):
         return None
-    return {**family.objective, **read_keys(family.objective_keys, PublishedConfig(values, source), ())}
+    config = PublishedConfig(values[part] if part else values, f"{source}: {part}" if part else source)
+    section = {**family.objective, **read_keys(family.objective_keys, config, ())}
+    if part:
+        config.finish()
+    return section
 
 
 def write_objective(family: Family, section: Mapping[str, Any] | None) -> dict[str, Any]:
     """The keys of the config.json for a section `objective`; none where it is not the family's."""
     if not section or not family.objective_keys or section.get("name") != family.objective["name"]:
         return {}
-    return write_keys(family.objective_keys, types.SimpleNamespace(**section))
+    values = write_keys(family.objective_keys, types.SimpleNamespace(**section))
+    if not family.objective_part:
+        return values
+    return {family.objective_part: {"_class_name": family.objective_class} | values}

@@ -1,11 +1,13 @@
 """U-Nets as diffusers publishes them: `UNet2DModel` and `UNet2DConditionModel`.
 
-`attention_head_dim` of the conditional class is the number of heads (diffusers' issue 2011), that of the other one their
-width. A `_null_class` of true, which diffusers passes over, says that the last of `num_class_embeds` stands for no
-class.
+`attention_head_dim` of the conditional class is the number of heads (diffusers' issue 2011), that of the other one
+their width. A `_null_class` of true, which diffusers passes over, says that the last of `num_class_embeds` stands for
+no class.
 """
 
+from fmjax.data.codecs.image import ImageCodec
 from fmjax.errors import ConfigError
+from fmjax.interop import scheduler
 from fmjax.interop.config_keys import Constant, Expected, Key, Rule, always, ignored
 from fmjax.interop.family import Family, part_in_folder
 from fmjax.interop.weights import LINEAR, Weight, conv, linear, norm, packed_linear, part, patches
@@ -70,9 +72,10 @@ def way(ours: str, theirs: str, resizer: str, *attentions) -> tuple[Weight, ...]
     """The levels of one way: the lines of `attentions`, and how a level changes size."""
     path, name = f"{ours}_{{level}}", f"{theirs}.{{level}}"
     resize = f"{path}_resize", f"{name}.{resizer}.0"
+    places = f"{path}_attention_{{place}}", f"{name}.attentions.{{place}}"
     return (
         *block(f"{path}_block_{{place}}", f"{name}.resnets.{{place}}"),
-        *(line for lines in attentions for line in lines(f"{path}_attention_{{place}}", f"{name}.attentions.{{place}}")),
+        *(line for lines in attentions for line in lines(*places)),
         *conv(f"{resize[0]}/conv", f"{resize[1]}.conv"),
         *block(*resize),
     )
@@ -291,12 +294,24 @@ UNET_2D_CONDITION = Family(
     renamed=OLD_ATTENTION,
 )  # fmt: skip
 
+
+def _pixels(values, module, source) -> ImageCodec | None:
+    """Of the images that a pipeline makes."""
+    side, channels = module.image_size, module.num_channels
+    return None if side is None or channels not in (1, 3) else ImageCodec(side, side, channels)
+
+
 DDPM_PIPELINE = Family(
     architectures=("DDPMPipeline", "DDIMPipeline"),
     model_type="",
     model="unet",
     parts=(part_in_folder("unet", UNET_2D, field=""),),
     in_folders=True,
+    objective={"name": "diffusion"},
+    objective_keys=scheduler.KEYS,
+    objective_class="DDPMScheduler",
+    objective_part="scheduler",
+    read_codec=_pixels,
 )
 
 FAMILIES = (UNET_2D, UNET_2D_CONDITION, DDPM_PIPELINE)

@@ -85,7 +85,9 @@ def check_coder(module) -> None:
     check_positive(**{f"widths[{i}]": width for i, width in enumerate(module.widths)})
     for width in module.widths:
         if width % module.norm_groups:
-            raise ConfigError(f"model.norm_groups = {module.norm_groups} does not divide model.widths = {module.widths}")
+            raise ConfigError(
+                f"model.norm_groups = {module.norm_groups} does not divide model.widths = {module.widths}"
+            )
     size, halvings = module.image_size, len(module.widths) - 1
     if size is not None and size % 2**halvings:
         raise ConfigError(

@@ -69,7 +69,7 @@ def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm of [B, ..., C]: parameters `scale` and `bias` [C]. Raises ConfigError where `groups` do not divide C."""
+    """GroupNorm of [B, ..., C]: parameters `scale` and `bias` [C]. ConfigError where `groups` does not divide C."""
 
     groups: int = 32
     epsilon: float = 1e-5

@@ -148,7 +148,7 @@ class PlaceTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, memory: jax.Array, memory_mask: jax.Array | None = None) -> jax.Array:
-        """[B, H, W, C] and a text [B, S, M], of which places attend to those whose mask int32 [B, S] is 1 (None: all)."""
+        """[B, H, W, C] and a text [B, S, M], of which places attend to tokens with a 1 in int32 [B, S] (None: all)."""
         batch, height, width, channels = x.shape
         y = GroupNorm(self.groups, 1e-6, name="norm")(x).reshape(batch, height * width, channels)
         init = Init("glorot_uniform", 1.0)

@@ -1,5 +1,5 @@
-"""The U-Net of diffusion: DDPM's (Ho et al. 2020), ADM's (Dhariwal & Nichol 2021), and the text-conditional one of latent
-diffusion (Rombach et al. 2022)."""
+"""The U-Net of diffusion: DDPM's (Ho et al. 2020), ADM's (Dhariwal & Nichol 2021), and the text-conditional one of
+latent diffusion (Rombach et al. 2022)."""
 
 import dataclasses
 

@@ -19,8 +19,8 @@ from fmjax.parallel.placement import whole
 
 @dataclasses.dataclass(frozen=True)
 class VQAutoencoder(Autoencoding):
-    """Error of the reconstruction, and `commitment` times the squared one of the vectors to their codes; further terms are
-    those of `Autoencoding`.
+    """Error of the reconstruction, and `commitment` times the squared one of the vectors to their codes; further terms
+    are those of `Autoencoding`.
 
     No gradient trains the codebook: it is carried, as the paper's appendix A.1 has it. Codes that are hardly used are
     put on vectors of the batch, drawn with the rows' keys (Dhariwal et al. 2020). The module has `encode(images)` to

@@ -17,6 +17,8 @@ import fmjax
 from fmjax.config import build
 from fmjax.errors import ConfigError, InputError
 from fmjax.interop.family import family_of, publish, read_section
+from fmjax.interop.published_objective import read_objective, write_objective
+from fmjax.interop.unet import DDPM_PIPELINE
 from fmjax.models import MODELS
 from fmjax.models.autoencoder_kl import normal_kl
 from fmjax.models.unet import UNet
@@ -104,6 +106,38 @@ def test_a_pipeline_of_one_net_loads_whole_and_its_old_names_of_attention_are_kn
     assert json.loads((tmp_path / "saved" / "model_index.json").read_text()) == index
 
 
+def test_a_scheduler_says_the_objective_and_comes_back():
+    values = {
+        "_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+        "num_train_timesteps": 1000, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+        "variance_type": "learned_range",
+    }  # fmt: skip
+    read = lambda values: read_objective(DDPM_PIPELINE, {"scheduler": values}, "model_index.json")
+    section = read(values)
+    assert section == {
+        "name": "diffusion", "target": {"name": "v"}, "learned_variance": True,
+        "process": {
+            "name": "ddpm", "betas": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+            "zero_terminal_snr": True,
+        },
+    }  # fmt: skip
+    assert write_objective(DDPM_PIPELINE, section) == {"scheduler": values}
+    plain = write_objective(DDPM_PIPELINE, {"name": "diffusion"})["scheduler"]
+    assert plain["prediction_type"] == "epsilon" and read(plain) == read({"clip_sample": False})
+    for changes, match in (
+        (dict(num_train_timesteps=100), "scheduler: num_train_timesteps = 100"),
+        (dict(beta_schedule="exp"), "beta_schedule = 'exp'.*known: linear"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            read(values | changes)
+    for section, match in (
+        ({"process": {"name": "flow"}}, "a DDPMScheduler is of 'ddpm'"),
+        ({"target": {"name": "velocity"}}, "no target 'velocity'"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            write_objective(DDPM_PIPELINE, {"name": "diffusion", **section})
+
+
 def test_the_size_of_ddpm_is_the_published_one():
     """google/ddpm-cifar10-32 has 35,746,307 parameters."""
     module = UNet(image_size=32, num_channels=3, num_classes=0)
@@ -125,7 +159,7 @@ def test_a_run_of_ours_has_a_published_class():
     assert family.architectures == ("UNet2DConditionModel",)
     assert values["attention_head_dim"] == [2, 4] and values["transformer_layers_per_block"] == [2, 1]
     for fields, match in (
-        (dict(attention=("cross", "self")), "UNet2DModel: it has no attention 'cross'; UNet2DConditionModel: .*no level 'self'"),
+        (dict(attention=("cross", "self")), "2DModel: it has no attention 'cross'; UNet2DCond.*no level 'self'"),
         (dict(resize="block"), r"it has no attention \('cross', 'none'\) with resize 'block'"),
     ):
         with pytest.raises(InputError, match=match):
@@ -161,7 +195,7 @@ def test_what_a_net_lacks_is_said():
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))
     for fields, match in (
         (dict(attention=("self",)), "model.attention = .*one a level"),
-        (dict(attention=("none", "cross"), num_heads=(1, 1), num_layers=(1, 1)), "model.memory_size = 0, with attention"),
+        (dict(attention=("none", "cross"), num_heads=(1, 1), num_layers=(1, 1)), "model.memory_size = 0, with attent"),
         (dict(image_size=9), "9x9 pixels cannot be halved 1 times"),
         (dict(head_dim=3), "model.head_dim = 3 does not divide 16"),
     ):

@@ -94,7 +94,7 @@ def test_allowed_pairs_are_counted(causal, window):
 
 @pytest.mark.parametrize("name", ["unet", "autoencoder"])
 def test_formulas_of_nets_of_blocks_are_the_compilers_count(name):
-    """Of all products. Each level of the U-Net has another attention, and the first convolution has no input gradient."""
+    """Each level of the U-Net has another attention; the gradient by the images themselves is not computed."""
     if name == "unet":
         module = UNet(
             image_size=8, num_channels=16, num_classes=0, widths=(32, 48), num_blocks=1, attention=("cross", "self"),
