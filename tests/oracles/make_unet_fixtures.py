@@ -7,6 +7,7 @@ Needs torch and diffusers. Run from anywhere: python make_unet_fixtures.py
         file/part/NAME, weight/part/NAME: the folder as `save_pretrained` writes it
         inputs [2, C, 8, 8], times [2], out [2, C', 8, 8]; labels [2], memory [2, 3, M], mask [2, 3] where there are
         target as out, gradient/NAME: of the sum of out * target (unet_text alone)
+        sampled as inputs: what DDIM makes of them as noise in five steps (unet_ddpm alone)
     autoencoder_kl.npz
         images [2, 3, 8, 8], moments [2, 2 L, 4, 4], latents [2, L, 4, 4], decoded [2, 3, 8, 8]
         kl [2]: nats of each image's posterior to the standard normal
@@ -71,11 +72,23 @@ def unet(model_class, options) -> dict:
         given = dict(class_labels=found["labels"])
     out = model(found["inputs"], found["times"], **given).sample
     found["out"] = out
+    if not given:
+        found["sampled"] = ddim(model, found["inputs"])
     if "memory" in found:
         found["target"] = torch.randn(out.shape)
         (out * found["target"]).sum().backward()
         found |= {f"gradient/{name}": value.grad for name, value in model.named_parameters()}
     return files_of(model) | {name: value.detach().numpy() for name, value in found.items()}
+
+
+@torch.no_grad()
+def ddim(model, x):
+    """The images that DDIMPipeline makes of noise, without cutting them off."""
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(5)
+    for time in scheduler.timesteps:
+        x = scheduler.step(model(x, time).sample, time, x).prev_sample
+    return x
 
 
 def autoencoder() -> dict:
