@@ -128,13 +128,13 @@ class UNet(ImageModule):
                 "the width of what 'cross' attends to, and 0 without it"
             )
         for piece in self.pieces():
-            if piece.kind in ("self", "cross") and piece.outputs % self._heads(piece):
+            if piece.kind == "self" and piece.outputs % (self.head_dim or 1):
+                raise ConfigError(f"model.head_dim = {self.head_dim} does not divide {piece.outputs} channels")
+            if piece.kind == "cross" and piece.outputs % self._heads(piece):
                 raise ConfigError(
                     f"{piece.outputs} channels of level {piece.level} do not divide into {self._heads(piece)} heads; "
                     "change model.num_heads or model.widths"
                 )
-            if piece.kind == "self" and piece.outputs % (self.head_dim or 1):
-                raise ConfigError(f"model.head_dim = {self.head_dim} does not divide {piece.outputs} channels")
         size = self.image_size
         if size is not None and size % 2 ** (len(self.widths) - 1):
             raise ConfigError(
