@@ -2,7 +2,6 @@
 
     python -m fmjax.train --config=configs/vae_shapes.py --workdir=runs/vae_shapes
 
-FIGURES
 `samples/STEP/` has held-out pictures, each followed by what the means of its latents are decoded to. Diffusion on these
 latents wants them at a deviation of 1: `--config.model.scaling_factor=` 1 / `eval/heldout/latent_deviation`.
 """
