@@ -2,6 +2,7 @@
 
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,8 +166,8 @@ def test_a_module_with_a_critic_trains_whole():
         data = {"images": jnp.zeros((2, 8, 8, 1)), "loss_weights": jnp.ones(2)}
 
         def run(key):
-            params = module.init(key, data["images"])["params"]
-            carry = jax.tree.map(jnp.asarray, objective.initial(module, params, key))
+            params = nn.unbox(module.init(key, data["images"])["params"])
+            carry = nn.unbox(objective.initial(module, params, key))
             gradient = make_gradient(module.apply, objective, ALL, 1)
             gradients, sums, proposal = gradient(params, with_keys(data, key), key, carry=carry)
             return gradients, params, objective.reduce(sums), objective.after(carry, proposal, params), carry
