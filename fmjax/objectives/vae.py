@@ -118,10 +118,10 @@ class VAE(Autoencoding):
 
     def reconstruct(self, model, arrays) -> jax.Array:
         """float32 [B, H, W, C]: what the means of the latents of `arrays["images"]` are decoded to."""
-        return _reconstructed(model.module, model.params, arrays["images"])
+        return _reconstructed(model.module, model.variables, arrays["images"])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _reconstructed(module, params, images) -> jax.Array:
-    latents = module.apply({"params": params}, images, method="encode")
-    return whole(module.apply({"params": params}, latents, method="decode"))
+def _reconstructed(module, variables, images) -> jax.Array:
+    latents = module.apply(variables, images, method="encode")
+    return whole(module.apply(variables, latents, method="decode"))

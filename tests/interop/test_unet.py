@@ -15,6 +15,9 @@ from test_parity import published_names
 
 import fmjax
 from fmjax.config import build
+from fmjax.diffusion.grids import make_grid
+from fmjax.diffusion.guidance import Guidance, predictor
+from fmjax.diffusion.samplers import DDIM, columns, sample
 from fmjax.errors import ConfigError, InputError
 from fmjax.interop.family import family_of, publish, read_section
 from fmjax.interop.published_objective import read_objective, write_objective
@@ -136,6 +139,33 @@ def test_a_scheduler_says_the_objective_and_comes_back():
     ):
         with pytest.raises(ConfigError, match=match):
             write_objective(DDPM_PIPELINE, {"name": "diffusion", **section})
+
+
+def test_the_same_noise_becomes_the_same_images(tmp_path):
+    """Five steps of DDIM with a folder's own process and target."""
+    fixture = folders.read_vision("unet_ddpm")
+    inside = {f"weight/unet/{name}": value for name, value in folders.part(fixture, "weight/part/").items()}
+    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+    index |= {"scheduler": ["diffusers", "DDPMScheduler"]}
+    inside |= {"file/unet/config.json": fixture["file/part/config.json"], "file/model_index.json": json.dumps(index)}
+    inside |= {"file/scheduler/scheduler_config.json": json.dumps({"_class_name": "DDPMScheduler"})}
+    model = fmjax.load(folders.write_vision(tmp_path / "published", inside))
+    objective = model.objective
+
+    @jax.jit
+    def run(params, x):
+        apply = lambda x, times, given: model.module.apply({"params": params}, x, times)
+        predict = predictor(apply, objective.process, objective.target, Guidance())
+        along = columns(DDIM(), make_grid(objective.process, 5), objective.process)
+        return sample(DDIM(), predict, x, along)
+
+    found = run(model.params, channels_last(fixture["inputs"]))
+    want = channels_last(fixture["sampled"])
+    np.testing.assert_allclose(found, want, atol=1e-4 * np.abs(want).max())
+    model.save(tmp_path / "saved", format="hf")
+    again = fmjax.load(tmp_path / "saved")
+    assert again.objective == objective and again.codecs == model.codecs
+    assert json.loads((tmp_path / "saved" / "model_index.json").read_text()) == index
 
 
 def test_the_size_of_ddpm_is_the_published_one():
