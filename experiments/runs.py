@@ -16,11 +16,11 @@ def train(config: str, workdir: pathlib.Path, **overrides) -> list[dict]:
     """Runs `python -m fmjax.train` (a finished run is not run again) and returns the lines of its metrics.
 
     Args:
-      config: a file of `configs/`, with `:SIZE` where it has sizes.
+      config: a file of `configs/`, or one's whole path, with `:SIZE` where it has sizes.
       overrides: config keys with a double underscore for each dot, `train__steps=100`.
     """
     flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in overrides.items()]
-    command = ["fmjax.train", f"--config=configs/{config}", f"--workdir={workdir.absolute()}", *flags]
+    command = ["fmjax.train", f"--config={ROOT / 'configs' / config}", f"--workdir={workdir.absolute()}", *flags]
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 

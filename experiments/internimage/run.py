@@ -3,7 +3,6 @@
 import argparse
 import json
 import pathlib
-import subprocess
 import sys
 import zipfile
 
@@ -25,16 +24,14 @@ def unpacked(archives: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def trained(name: str, workdir: pathlib.Path, source: pathlib.Path, **settings) -> dict:
-    """What a run logged last, with its steps and its curve."""
-    flags = [f"--config.train.{key}={value}" for key, value in settings.items()]
-    flags += [f"--config={HERE / 'cifar.py'}:{name}", f"--workdir={workdir}", f"--config.data.source={source}"]
-    subprocess.run([sys.executable, "-m", "fmjax.train", *flags], cwd=HERE.parents[1], check=True)
-    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def trained(name: str, workdir: pathlib.Path, source: pathlib.Path, images: int, steps: int) -> dict:
+    """What a run on so many images says of the test images along its way and at its end."""
+    options = {"data__source": source, "data__train_images": images, "train__steps": steps}
+    metrics = runs.train(f"{HERE / 'cifar.py'}:{name}", workdir, **options)
     return {
-        "steps": json.loads((workdir / "config.json").read_text())["train"]["steps"],
         "accuracy": runs.last(metrics, "eval/accuracy"),
         "loss": runs.last(metrics, "eval/loss"),
+        "train_loss": runs.last(metrics, "train/loss"),
         "curve": runs.curve(metrics, "eval/accuracy"),
     }
 
@@ -42,18 +39,24 @@ def trained(name: str, workdir: pathlib.Path, source: pathlib.Path, **settings) 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=pathlib.Path, required=True, help="folder of zips: SPLIT/CLASS/NUMBER.jpg")
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10, help="of InternImage's run; the others take as many steps")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="finished runs in it are not run again")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5000, 500], help="numbers of training images")
+    parser.add_argument("--steps", type=int, default=400)
     flags = parser.parse_args()
     workdir = flags.workdir.absolute()
-    source, found = unpacked(flags.images, workdir / "images"), {}
-    for name, fields in cifar.MODELS.items():
-        most = {"steps": found["internimage"]["steps"]} if found else {"steps": 100_000, "max_minutes": flags.minutes}
-        found[name] = trained(name, workdir / name, source, **most)
-        module = build(fields | {"image_size": 32, "num_channels": 3, "num_classes": 10}, MODELS)
-        found[name]["gigaflops_per_image"] = module.flops_per_example({}) / 1e9
-    runs.plot(HERE / "accuracy.png", {name: one.pop("curve") for name, one in found.items()}, "test accuracy")
-    runs.save(HERE, {"minutes": flags.minutes, "models": found})
+    source = unpacked(flags.images, workdir / "images")
+    found = {
+        f"{name}, {size} images": trained(name, workdir / f"{name}_{size}", source, size, flags.steps)
+        for size in flags.sizes
+        for name in cifar.MODELS
+    }
+    modules = {
+        name: build(fields | {"image_size": 32, "num_channels": 3, "num_classes": 10}, MODELS)
+        for name, fields in cifar.MODELS.items()
+    }
+    costs = {name: module.flops_per_example({}) / 1e9 for name, module in modules.items()}
+    runs.plot(HERE / "accuracy.png", {name: one["curve"] for name, one in found.items()}, "test accuracy")
+    runs.save(HERE, {"steps": flags.steps, "gigaflops_per_image": costs, "runs": found})
     print(json.dumps(found, indent=2))
 
 

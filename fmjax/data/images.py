@@ -1,5 +1,6 @@
 """Images with classes, read when a step needs them: rows are a pure function of (config, seed, index)."""
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Collection
@@ -7,8 +8,10 @@ from collections.abc import Collection
 from fmjax.data.base import OpenData
 from fmjax.data.codecs.label import LabelCodec
 from fmjax.data.image_rows import EvaluationImages, TrainingImages, View, check_module
+from fmjax.data.image_set import ImageSet
 from fmjax.data.image_settings import ImageSettings
 from fmjax.data.image_sources.records import Fields
+from fmjax.data.prepared import fingerprint
 from fmjax.errors import ConfigError, DataError
 
 
@@ -25,15 +28,21 @@ class ImageData(ImageSettings):
         or another usual name.
       max_shift: training images are moved by up to this many pixels along each axis, at random for each row; the gap is
         black.
+      train_images: how many images to train on, to see what few labels do: as many of each class as of any other, as
+        far as there are, drawn by the run's seed. Those of a smaller number are among those of a larger one. None is
+        all.
     """
 
     label_field: str | None = None
     max_shift: int = 0
+    train_images: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.max_shift < self.image_size:
             raise ConfigError(f"data.max_shift = {self.max_shift} must be from 0 to {self.image_size - 1} pixels")
+        if self.train_images is not None and self.train_images < 1:
+            raise ConfigError(f"data.train_images = {self.train_images} must be at least 1, or None for all")
 
     @property
     def view(self) -> View:
@@ -48,7 +57,8 @@ class ImageData(ImageSettings):
     ) -> OpenData:
         """The images, shuffled anew each epoch by `seed`. Each is read once before, so that a bad one is found now.
 
-        Raises as `ImageSettings.read_sets`, and DataError for images without classes, or a class only held out.
+        Raises as `ImageSettings.read_sets`, and DataError for images without classes, a class only held out, or fewer
+        images to train on than `train_images`.
         """
         found = self.read_sets(cache_dir, progress)
         train, heldout = found.train, found.heldout
@@ -60,6 +70,8 @@ class ImageData(ImageSettings):
                 raise DataError(
                     f"{heldout.place(index)!r}: no image to train on has its class {label!r}; {found.remedy}"
                 )
+        if self.train_images is not None:
+            train = few_of_each(train, self.train_images, seed)
         codec, labels, view = self.codec, LabelCodec(len(names), names), self.view
         return OpenData(
             train=TrainingImages(train, labels, view, seed),
@@ -70,6 +82,22 @@ class ImageData(ImageSettings):
             identity={"dataset": f"images:{found.content}"},
             trained_on=train.keys,
         )  # fmt: skip
+
+
+def few_of_each(images: ImageSet, count: int, seed: object) -> ImageSet:
+    """`count` images that `seed` draws class by class in turn; which of a class come first depends on their content.
+
+    Raises DataError where there are fewer.
+    """
+    if count > len(images):
+        raise DataError(f"data.train_images = {count}, but {images.where!r} has {len(images)} images to train on")
+    places = [fingerprint("few of each", seed, key) for key in images.keys]
+    drawn = sorted(range(len(images)), key=places.__getitem__)
+    ranks, seen = [0] * len(images), collections.Counter()
+    for index in drawn:
+        ranks[index] = seen[images.labels[index]]
+        seen[images.labels[index]] += 1
+    return images.subset(sorted(drawn, key=ranks.__getitem__)[:count])
 
 
 def class_names(labels: Collection[str]) -> tuple[str, ...]:

@@ -128,6 +128,28 @@ def test_what_is_wrong_with_a_folder_is_said_when_it_is_opened(folder, tmp_path)
         opened(folder, tmp_path)
 
 
+def test_few_images_of_each_class_are_among_those_of_more(folder, tmp_path):
+    for number in range(2, 6):
+        (folder / "dog" / f"{number}.png").unlink()
+    few = lambda count, seed=0: [
+        (int(row["labels"]), row["images"].tobytes())
+        for row in map(
+            opened(folder, tmp_path, seed, heldout_fraction=0.0, train_images=count).train.__getitem__, range(count)
+        )
+    ]
+    counts = lambda rows: [sum(label == kind for label, _ in rows) for kind in (0, 1)]
+    assert [counts(few(count)) for count in (2, 4, 6, 8)] == [[1, 1], [2, 2], [4, 2], [6, 2]]
+    assert sorted(counts(few(3))) == [1, 2]
+    assert set(few(2)) <= set(few(4)) <= set(few(6))
+    assert len({frozenset(few(2, seed)) for seed in range(8)}) > 1
+    data = opened(folder, tmp_path, heldout_fraction=0.0, train_images=1)  # a class without an image keeps its number
+    assert data.model_fields["num_classes"] == 2
+    with pytest.raises(DataError, match="data.train_images = 9, but .*pets' has 8 images to train on"):
+        opened(folder, tmp_path, heldout_fraction=0.0, train_images=9)
+    with pytest.raises(ConfigError, match="data.train_images = 0 must be at least 1"):
+        opened(folder, tmp_path, train_images=0)
+
+
 def folder_of(at, *names):
     for name in names:
         (at / name).mkdir(parents=True)
