@@ -81,7 +81,7 @@ def save(folder: pathlib.Path, results: Mapping) -> None:
 def plot(
     file: pathlib.Path, curves: Mapping[str, tuple], ylabel: str, lines: Mapping[str, float] | None = None, **axis
 ):
-    """Curves by name over steps, with horizontal lines for what they are compared with."""
+    """Curves by name over steps, with horizontal lines for what they are compared with; `axis` sets what is else."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -94,7 +94,7 @@ def plot(
         axes.axhline(value, color="gray", linestyle="--", linewidth=1)
         side = "bottom" if number % 2 == 0 else "top"  # of two close lines one is named above, one below
         axes.annotate(name, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va=side, color="gray")
-    axes.set(xlabel="step", ylabel=ylabel, **axis)
+    axes.set(**{"xlabel": "step", "ylabel": ylabel, **axis})
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
