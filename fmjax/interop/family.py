@@ -151,7 +151,7 @@ def table_of(family: Family, module, path: str = "", prefix: str = "") -> list[W
 
 MODULES = (
     "gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit", "resnet", "clip", "siglip", "mae", "image_gpt",
-    "swin", "timm_vit", "unet", "autoencoder_kl",
+    "swin", "timm_vit", "internimage", "unet", "autoencoder_kl",
 )  # fmt: skip
 """Files of this folder with families; other packages name theirs as entry points of the group `fmjax.families`."""
 
@@ -264,7 +264,7 @@ def write_values(family: Family, module) -> dict[str, Any]:
 
 # Fields that do not change what a trained model computes.
 _FREE = (
-    "parent", "name", "dtype", "remat", "attention", "unroll", "scan_layers", "dropout", "attention_dropout",
+    "parent", "name", "dtype", "remat", "attention", "unroll", "scan_layers", "reach", "dropout", "attention_dropout",
     "init_std", "position_init_std", "scale_residual_init", "zero_init", "norm_decay",
     "initial_scale", "initial_bias",
 )  # fmt: skip

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
 from fmjax.layers.conv import WHOLE, Conv
-from fmjax.layers.deformed_sum import deformed_sum
+from fmjax.layers.deformed_sum import deformed_sum, taps
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.norm import Norm
 from fmjax.layers.tap import tap
@@ -17,16 +17,16 @@ SIZE = 3
 
 
 class DeformableConv(nn.Module):
-    """y(p) = out(sum_k m_k(p) v(p + p_k + offset_k(p))), v = value(x), in groups of channels, each with offsets and
-    an m of its own: a softmax over the taps k.
+    """y(p) = out(sum_k m_k(p) v(p + s (p_k + offset_k(p)))), v = value(x), in groups of channels, each with offsets and
+    an m of its own: a softmax over the taps k. The scale s is of the taps' square and of the offsets.
 
     Offsets and m are products of GELU(LayerNorm(a depthwise convolution 3x3 of x)), of x itself and not of v, and start
-    at zero: so at the start the sum is an average over 3x3 pixels. Taps go through x first, offsets are (x, y), as the
-    authors' code lays them out.
+    at zero: so at the start, for s = 1, the sum is an average over 3x3 pixels. Taps go through x first, offsets are
+    (x, y), as the authors' code lays them out.
 
     Attributes:
       groups: of channels.
-      offset_scale: offsets are multiplied by it.
+      offset_scale: s.
       reach: offsets of so many pixels are computed fast (`fmjax.layers.deformed_sum`), with equal results.
       norm_eps: of the LayerNorm.
       dtype: dtype of the products; the sum is float32.
@@ -47,11 +47,12 @@ class DeformableConv(nn.Module):
         around = dict(names=(None, "embed"), groups=channels, dtype=self.dtype, name="depthwise")
         local = Norm("layernorm", self.norm_eps, name="norm")(Conv(channels, SIZE, **around)(x))
         local = jax.nn.gelu(local, approximate=False)
-        zero, taps = Init(scale=0.0), self.groups * SIZE**2
-        offsets = Linear(2 * taps, ("embed", None), True, zero, self.dtype, name="offset")(local)
-        weights = Linear(taps, ("embed", None), True, zero, self.dtype, name="weight")(local)
+        zero, places = Init(scale=0.0), self.groups * SIZE**2
+        offsets = Linear(2 * places, ("embed", None), True, zero, self.dtype, name="offset")(local)
+        weights = Linear(places, ("embed", None), True, zero, self.dtype, name="weight")(local)
         grouped = (batch, height, width, self.groups)
-        offsets = tap(self, "offsets", self.offset_scale * offsets.reshape(*grouped, SIZE**2, 2).astype(jnp.float32))
+        offsets = self.offset_scale * offsets.reshape(*grouped, SIZE**2, 2).astype(jnp.float32)
+        offsets = tap(self, "offsets", offsets + (self.offset_scale - 1.0) * taps(SIZE))
         weights = jax.nn.softmax(weights.reshape(*grouped, SIZE**2).astype(jnp.float32), axis=-1)
         ends = dict(use_bias=True, kernel_init=Init("glorot_uniform", 1.0), dtype=self.dtype)
         value = Linear(channels, ("embed", "mlp"), **ends, name="value")(x)

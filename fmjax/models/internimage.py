@@ -38,7 +38,7 @@ class InternImage(ImageModule):
       layer_scale: what the outputs of a block's halves are multiplied by at the start, a parameter a channel (Touvron
         et al. 2021); None for none.
       post_norm: the halves of a block are normalised after, not before (published from size S on).
-      offset_scale: of the offsets.
+      offset_scale: of the offsets and of the 3x3 taps that they move (2 in published sizes from L on).
       reach: offsets of so many pixels are computed fast; None computes all the same way.
       path_dropout: rate at which a half of the last block is left out of a row (Huang et al. 2016); it grows from 0 at
         the first block.

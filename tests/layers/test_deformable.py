@@ -103,7 +103,7 @@ def test_a_depthwise_convolution_is_xlas(size):
 
 def test_the_layer_by_its_definition():
     """Offsets and weights of the unprojected input, a group each; at the start an average over 3x3 pixels."""
-    x, layer = jax.random.normal(jax.random.key(0), (1, 4, 4, 6)), DeformableConv(groups=2, offset_scale=1.5)
+    x, layer = jax.random.normal(jax.random.key(0), (1, 4, 4, 6)), DeformableConv(groups=2)
     params = nn.unbox(layer.init(jax.random.key(1), x))["params"]
     value = x @ params["value"]["kernel"]
     padded = np.pad(value, [(0, 0), (1, 1), (1, 1), (0, 0)])
@@ -115,9 +115,11 @@ def test_the_layer_by_its_definition():
     local = (local - local.mean(-1, keepdims=True)) / jnp.sqrt(local.var(-1, keepdims=True) + 1e-6)
     local = jax.nn.gelu(local * params["norm"]["scale"] + params["norm"]["bias"], approximate=False)
     of = lambda name, x: x @ params[name]["kernel"] + params[name]["bias"]
-    offsets = 1.5 * of("offset", local).reshape(1, 4, 4, 2, 9, 2)
+    taps = np.array([(column, row) for column in (-1, 0, 1) for row in (-1, 0, 1)])
+    offsets = 1.5 * (taps + of("offset", local).reshape(1, 4, 4, 2, 9, 2)) - taps  # the square of taps is scaled too
     weights = jax.nn.softmax(of("weight", local).reshape(1, 4, 4, 2, 9))
     y = by_loop(of("value", x).reshape(1, 4, 4, 2, 3), offsets, weights, 3)
-    np.testing.assert_allclose(layer.apply({"params": params}, x), of("out", y.reshape(x.shape)), atol=1e-4)
+    scaled = DeformableConv(groups=2, offset_scale=1.5)
+    np.testing.assert_allclose(scaled.apply({"params": params}, x), of("out", y.reshape(x.shape)), atol=1e-4)
     with pytest.raises(ConfigError, match="groups=4: 6 channels do not divide into that many groups"):
         DeformableConv(groups=4).init(jax.random.key(0), x)
