@@ -24,7 +24,7 @@ MODELS = {
 def get_config(model="internimage"):
     return ConfigDict({
         "seed": 0,
-        "train": {"steps": 400, "batch_size": 64, "log_every": 50, "eval_every": 100, "checkpoint_every": 100},
+        "train": {"steps": 250, "batch_size": 64, "log_every": 50, "eval_every": 50, "checkpoint_every": 50},
         "mesh": {"data": -1},
         "model": MODELS[model],
         "objective": {"name": "classification", "label_smoothing": 0.1},

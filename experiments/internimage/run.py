@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--images", type=pathlib.Path, required=True, help="folder of zips: SPLIT/CLASS/NUMBER.jpg")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="finished runs in it are not run again")
     parser.add_argument("--sizes", type=int, nargs="+", default=[5000, 500], help="numbers of training images")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     flags = parser.parse_args()
     workdir = flags.workdir.absolute()
     source = unpacked(flags.images, workdir / "images")
