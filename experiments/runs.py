@@ -22,6 +22,25 @@ def train(config: str, workdir: pathlib.Path, **overrides) -> list[dict]:
     flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in overrides.items()]
     command = ["fmjax.train", f"--config={ROOT / 'configs' / config}", f"--workdir={workdir.absolute()}", *flags]
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+    return _metrics(workdir)
+
+
+def train_here(config: str, workdir: pathlib.Path, **overrides) -> list[dict]:
+    """As `train`, in this process, for many short runs."""
+    from fmjax import config as configs
+    from fmjax.cache_folder import cache_dir, use_compilation_cache
+    from fmjax.training import loop
+
+    use_compilation_cache()
+    flags = {key.replace("__", "."): str(value) for key, value in overrides.items()}
+    raw = configs.load_config_file(str(ROOT / "configs" / config))
+    found = loop.train(configs.resolve(configs.apply_overrides(raw, flags)), workdir, cache_dir=cache_dir())
+    if found.get("stopped"):
+        raise SystemExit(f"{workdir} was stopped; the same command goes on")
+    return _metrics(workdir)
+
+
+def _metrics(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""InternImage, a ViT or a ResNet-8 of 10.6 to 11.2 million multiplications an image, on files of CIFAR-10: see README.md.
+"""InternImage, a ViT or a ResNet-8 of about 11 million multiplications an image, on files of CIFAR-10: see README.md.
 
 `--config=experiments/internimage/cifar.py:vit --config.data.source=FOLDER`
 """

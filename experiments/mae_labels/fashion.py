@@ -22,7 +22,7 @@ OBJECTIVES = {"mae": {"name": "mae"}, "vit": {"name": "classification", "label_s
 def get_config(model="mae"):
     return ConfigDict({
         "seed": 0,
-        "train": {"steps": 1500, "batch_size": 64, "log_every": 100, "eval_every": 1500, "checkpoint_every": 300},
+        "train": {"steps": 1000, "batch_size": 64, "log_every": 50, "eval_every": 1000, "checkpoint_every": 200},
         "mesh": {"data": -1},
         "model": MODELS[model],
         "objective": OBJECTIVES[model],

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 import fmjax
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.interop.family import publish, table_of
+from fmjax.interop.importer import open_folder
 from fmjax.interop.weights import flatten, slots
 
 PROCESSOR = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "do_center_crop": True,
@@ -67,8 +68,8 @@ def test_it_is_written_back(case, tmp_path):
     for name, value in expected.items():
         np.testing.assert_array_equal(written[name], value, err_msg=name)
     ours, theirs = (json.loads((at / "config.json").read_text()) for at in (tmp_path / "hf", folder))
-    told = set(theirs) & set(ours) - {"architectures", "_name_or_path"}
-    assert {key: ours[key] for key in told} == {key: theirs[key] for key in told}
+    told = {"layer_scale", *theirs} & {*ours} - {"architectures"}
+    assert {key: ours[key] for key in told} == {key: theirs.get(key) for key in told}
     assert {"channels", "depths", "groups", "offset_scale", "layer_scale", "post_norm", "use_clip_projector"} <= told
     again = fmjax.load(tmp_path / "hf")
     assert again.module == model.module and again.codecs["image"] == model.codecs["image"]
@@ -80,9 +81,7 @@ def test_the_authors_own_files_name_the_same_weights_otherwise(tmp_path):
     spelt = lambda name: name.removeprefix("model.").replace("layer_scale", "gamma")
     values = json.loads(str(fixture["file/config.json"]))
     folder = folders.write(tmp_path / "theirs", {spelt(k): v for k, v in weights.items()}, values)
-    params = fmjax.load(folder).params
-    scale = weights["model.levels.1.blocks.1.layer_scale2"]
-    np.testing.assert_array_equal(params["stage_1"]["blocks"]["mlp_scale"][1], scale)
+    assert set(open_folder(folder).tensors) == set(weights)
 
 
 @pytest.mark.parametrize(
@@ -110,5 +109,5 @@ def test_what_has_no_published_form_is_refused(case, tmp_path):
     publish(model.module.clone(reach=None))
     weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if "head" not in k}
     values = json.loads((folder / "config.json").read_text())
-    with pytest.raises(CheckpointError, match="conv_head.0.weight' is missing"):
+    with pytest.raises(CheckpointError, match="conv_head.0.weight' of shape .* is missing"):
         fmjax.load(folders.write(tmp_path / "bare", weights, values))
