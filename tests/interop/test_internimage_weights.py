@@ -39,17 +39,17 @@ def test_logits_stages_and_every_gradient(case):
 
     def loss(params):
         variables = {"params": params, **model.state}
-        logits = module.apply(variables, images)
-        found = module.apply(variables, images, method="pooled"), module.apply(variables, images, method="maps")
-        return optax.softmax_cross_entropy_with_integer_labels(logits, fixture["labels"]).mean(), (logits, *found)
+        logits, maps = module.apply(variables, images), module.apply(variables, images, method="maps")
+        return optax.softmax_cross_entropy_with_integer_labels(logits, fixture["labels"]).mean(), (logits, maps)
 
-    (found, (logits, pooled, maps)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(model.params)
+    expected = folders.part(fixture, "gradient/")  # of one case: the other differs in what is left out
+    results = jax.jit(jax.value_and_grad(loss, has_aux=True) if expected else loss)(model.params)
+    (found, (logits, maps)), gradients = results if expected else (results, None)
     np.testing.assert_allclose(logits, fixture["out"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(pooled, fixture["pooled"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found, fixture["loss"], rtol=1e-4)
     for i, ours in enumerate(maps):
         np.testing.assert_allclose(ours, fixture[f"stage/{i}"].transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
-    if not (expected := folders.part(fixture, "gradient/")):
+    if not expected:
         return
     leaves = flatten(gradients)
     table = slots(table_of(publish(model.module)[0], model.module), {k: tuple(v.shape) for k, v in leaves.items()})

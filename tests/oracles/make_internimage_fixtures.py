@@ -10,7 +10,7 @@ OpenGVLab/internimage_t_1k_224, or of github.com/OpenGVLab/InternImage, `classif
     internimage.npz          as T: normalised before
     internimage_large.npz    as L: normalised after, scales of layers, taps twice as far apart
         file/config.json, weight/NAME: the folder
-        pixels [2, 3, 32, 32], out [2, classes]: logits in evaluation, pooled [2, D], stage/N [2, C, H, W]
+        pixels [2, 3, 32, 32], out [2, classes]: logits in evaluation, stage/N [2, C, H, W]
         labels [2], loss, gradient/NAME (of the second): of the mean cross-entropy in evaluation
 """
 
@@ -52,7 +52,8 @@ def build(module, values: dict):
 
 
 def make(module, options: dict) -> dict:
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
     model = build(module, SIZES | options)
     with torch.no_grad():
         for name, value in model.state_dict().items():
@@ -68,7 +69,7 @@ def make(module, options: dict) -> dict:
     output = model(pixels)
     loss = torch.nn.functional.cross_entropy(output.logits, labels)
     loss.backward()
-    found |= {"out": output.logits.detach().numpy(), "pooled": output.pooler_output.detach().numpy()}
+    found |= {"out": output.logits.detach().numpy()}
     found |= {f"stage/{i}": one.detach().numpy() for i, one in enumerate(output.hidden_states)}
     if options:
         found |= {f"gradient/{name}": value.grad.numpy() for name, value in model.named_parameters()}
