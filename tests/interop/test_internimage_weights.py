@@ -18,8 +18,10 @@ from fmjax.interop.family import publish, table_of
 from fmjax.interop.importer import open_folder
 from fmjax.interop.weights import flatten, slots
 
-PROCESSOR = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "do_center_crop": True,
-             "do_resize": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3}  # fmt: skip
+PROCESSOR = {
+    "feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "do_center_crop": True,
+    "do_resize": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["internimage", "internimage_large"])

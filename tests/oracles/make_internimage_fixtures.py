@@ -36,7 +36,7 @@ CASES = {
 
 def published(code: pathlib.Path):
     """The module `modeling_internimage` of a folder that is no package."""
-    # What it imports and does not need here: the CUDA kernel's version, how weights begin, and blocks that are left out.
+    # What it imports and does not need here: a CUDA kernel's version, how weights begin, blocks left out.
     stand_ins = {
         name: types.ModuleType(name) for name in ("pkg_resources", "timm", "timm.models", "timm.models.layers")
     }
