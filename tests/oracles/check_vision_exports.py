@@ -5,7 +5,7 @@ make_pair_fixtures.py; ends with exit code 1 where one differs:
     python tests/oracles/check_vision_exports.py
 
 On 2026-11-29, torch 2.14.1, transformers 5.24.0 and diffusers 0.42.1: ViT to 4.8e-7, without a head to 2.7e-7, DiT to
-the last bit, as are CLIP and SigLIP.
+the last bit, as are CLIP and SigLIP, and, with torch 2.13.0, the U-Nets and AutoencoderKL.
 """
 
 import pathlib
