@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fmjax.errors import ConfigError
 from fmjax.layers.attention import attention
 from fmjax.layers.attention.decode import decode_attention
+from fmjax.layers.attention.reference import Ordered
 from fmjax.layers.dense import Linear
 from fmjax.layers.mlp import MLP
 from fmjax.layers.modulation import Modulation, modulated_norm
@@ -137,7 +138,7 @@ class Block(nn.Module):
             if cache is not None:
                 own, held = (None, cache[1]["memory"]), None
             y, _ = Attention(c, name="cross_attention")(
-                y, memory=held, segment_ids=None if ids is None else (segment_ids, ids), cache=own, train=train
+                y, memory=held, segment_ids=_sides(segment_ids, ids), cache=own, train=train
             )
             return y
 
@@ -187,7 +188,8 @@ class Transformer(nn.Module):
 
         Args:
           x: [B, T, D] embedded inputs.
-          segment_ids: int32 [B, T], 0 = padding, or None for one segment without padding.
+          segment_ids: int32 [B, T], 0 = padding, or None for one segment without padding; or
+            `fmjax.layers.attention.reference.Ordered`, whose order a causal mask goes by.
           positions: int32 [B, T] for rotary embedding; None is 0..T-1.
           memory: None, or for cross attention ([B, S, D], its segment ids int32 [B, S] or None).
           cache: None, or the pair (`fmjax.layers.kv_cache.CacheStep`, the cache's layers).
@@ -304,6 +306,13 @@ class Transformer(nn.Module):
             x, entry = block(x, kind, memory, segment_ids, ropes, train, held, condition)
             entries.append(entry)
         return x, tuple(entries) if cache is not None else None
+
+
+def _sides(segment_ids, memory_ids):
+    """Segment ids of a text and of what it attends, or None; their order (`Ordered`) is the text's own affair."""
+    if memory_ids is None:
+        return None
+    return (segment_ids.segment_ids if isinstance(segment_ids, Ordered) else segment_ids, memory_ids)
 
 
 def decode_part(config: TransformerConfig, blocks, x, segment_ids, positions, cache):

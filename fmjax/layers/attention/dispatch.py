@@ -13,7 +13,7 @@ import jax
 from fmjax.errors import ConfigError
 from fmjax.layers.attention import mesh
 from fmjax.layers.attention.forked import forked_attention
-from fmjax.layers.attention.reference import Forked, reference
+from fmjax.layers.attention.reference import Forked, Ordered, reference
 from fmjax.layers.checks import check_choice
 from fmjax.parallel.platform import target_platform
 
@@ -55,7 +55,7 @@ def attention(
       q: [B, T, H, D].
       k, v: [B, S, K, D], where K divides H: query head h reads key-value head h // (H // K).
       segment_ids: int32 [B, T] for both sides when S == T, or a pair ([B, T], [B, S]); None is one segment. Rows are in
-        order of time within a segment.
+        order of time within a segment; or `Ordered`, which says their order, or `Forked`.
       positions: None to use the index in the row (right for packed rows too, since only differences within a segment
         count), int32 [B, T], or a pair ([B, T], [B, S]) as in cached decoding.
       causal, window: see above.
@@ -79,6 +79,10 @@ def attention(
         _check_forked(backend, positions=positions, causal=causal, dropout_rate=dropout_rate)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         return _attend_forked(q, k, v, segment_ids, window=window, scale=scale, backend=backend)
+    if isinstance(segment_ids, Ordered):
+        if positions is not None:
+            raise ConfigError("attention takes the order of tokens from `Ordered` or from positions, not from both.")
+        segment_ids, positions = segment_ids
     t, s = q.shape[1], k.shape[1]
     segment_ids = _pair("segment_ids", segment_ids, t, s)
     positions = _pair("positions", positions, t, s)

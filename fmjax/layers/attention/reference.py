@@ -25,6 +25,19 @@ class Forked(NamedTuple):
     positions: jax.Array
 
 
+class Ordered(NamedTuple):
+    """Segments whose tokens stand in an order of their own: a causal mask allows what is not later by it.
+
+    Attributes:
+      segment_ids: as for `attention`, or None.
+      order: int32 [B, T]. Tokens of one number see each other, whichever comes first: a row of zeros is attended whole,
+        one that begins with zeros has a prefix that is, and 0, 1, 2, ... is the mask by index.
+    """
+
+    segment_ids: jax.Array | None
+    order: jax.Array
+
+
 def attention_mask(
     t: int, s: int, *, segment_ids, positions, causal: bool, window: int | None, branches=None
 ) -> jax.Array | None:

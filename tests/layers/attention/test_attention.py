@@ -1,6 +1,7 @@
 """Every attention backend against the definition, written out in numpy; gradients against the reference backend."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from fmjax.layers.attention import attention
 from fmjax.layers.attention import cpu as attention_cpu
 from fmjax.layers.attention import cudnn as attention_cudnn
 from fmjax.layers.attention import splash as attention_splash
+from fmjax.layers.attention.reference import Ordered
 
 
 def by_hand(case, q, k, v, ids):
@@ -253,3 +255,20 @@ def test_tiles_that_splash_attention_computes(causal, window, shards):
         allowed &= (ahead if causal else abs(ahead)) < window
     tiles = allowed.reshape(length // 128, 128, length // 256, 256).any(axis=(1, 3)).sum() * 128 * 256
     assert attention_splash.tile_pairs(order, length, causal, window, 128, 256) == tiles // shards
+
+
+def test_rows_in_an_order_of_their_own_are_masked_by_it():
+    """A row by index, one attended whole, one with a prefix that is; of two segments and padding."""
+    q, k, v = np.random.default_rng(0).normal(size=(3, 3, 6, 2, 4)).astype(np.float32)
+    order, ids = jnp.array([[0, 1, 2, 3, 4, 5], [0] * 6, [0, 0, 0, 1, 2, 3]]), jnp.array([[1, 1, 1, 1, 2, 2]] * 3)
+    found = attention(q, k, v, segment_ids=Ordered(ids, order))
+    last = [[0, 1, 2, 3, 4, 5], [5] * 6, [2, 2, 2, 3, 4, 5]]
+    for row, head, t in itertools.product(range(3), range(2), range(6)):
+        allowed = [s for s in range(6) if s <= last[row][t] and ids[row, s] == ids[row, t]]
+        weights = np.exp(k[row, allowed, head] @ q[row, t, head] / 2)
+        np.testing.assert_allclose(found[row, t, head], weights @ v[row, allowed, head] / weights.sum(), atol=1e-5)
+    np.testing.assert_allclose(
+        attention(q, k, v, segment_ids=Ordered(None, order))[0], attention(q, k, v)[0], atol=1e-5
+    )
+    with pytest.raises(ConfigError, match="not from both"):
+        attention(q, k, v, segment_ids=Ordered(None, order), positions=order)
