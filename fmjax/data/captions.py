@@ -28,11 +28,13 @@ class CaptionRows:
       length: T, special tokens included. The rest of a row is 0 in both arrays; text has segment 1.
       overlong: "cut" leaves out the last tokens of a text that do not fit, never special ones, as `transformers` does
         with truncation; "error" refuses.
+      setting: the config's key of the length, for messages.
     """
 
     tokenizer: Tokenizer
     length: int
     overlong: str = "cut"
+    setting: str = "data.sequence_length"
 
     def __call__(self, caption: str) -> dict[str, np.ndarray]:
         """The arrays of a caption. Raises DataError for an empty one, and for one too long that is not to be cut."""
@@ -40,7 +42,7 @@ class CaptionRows:
         if len(ids) > self.length:
             if self.overlong == "error":
                 raise DataError(
-                    f"caption {caption[:60]!r} has {len(ids)} tokens, more than data.sequence_length = {self.length}; "
+                    f"caption {caption[:60]!r} has {len(ids)} tokens, more than {self.setting} = {self.length}; "
                     "raise it, or set data.overlong = 'cut'"
                 )
             ids = self.cut(caption, ids)
@@ -58,7 +60,7 @@ class CaptionRows:
         if not overlong:
             return
         count = f"{len(overlong)} of {len(lengths)} captions"
-        found = f"{name}: {count} are longer than data.sequence_length = {self.length} tokens"
+        found = f"{name}: {count} are longer than {self.setting} = {self.length} tokens"
         longest = f"the longest, {max(overlong)[1][:60]!r}, has {max(overlong)[0]}"
         if self.overlong == "error":
             raise DataError(f"{found}; {longest}. Raise it, or set data.overlong = 'cut'")
@@ -77,13 +79,13 @@ class CaptionRows:
         if before is None:
             raise ConfigError(
                 f"the caption {caption[:60]!r} is too long, and cannot be cut: data.tokenizer frames a text with other "
-                "tokens than it encodes it with; raise data.sequence_length, or take another tokenizer"
+                f"tokens than it encodes it with; raise {self.setting}, or take another tokenizer"
             )
         behind = ids[before + len(text) :]
         kept = self.length - before - len(behind)
         if kept < 1:
             raise ConfigError(
-                f"data.sequence_length = {self.length} leaves no token for text: the tokenizer puts "
+                f"{self.setting} = {self.length} leaves no token for text: the tokenizer puts "
                 f"{before + len(behind)} around it"
             )
         return ids[: before + kept] + behind

@@ -29,19 +29,31 @@ class Captioned(Protocol):
         """At least one; all of them describe the image."""
 
     def label(self, index: int) -> int:
-        """Equal for images that the same captions describe; -1 where that is not known."""
+        """Equal for images that the same captions describe; -1 where that is not known.
+
+        Those that a decoder is to write another text of than the caption have `written(index, caption, draws)` too."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTextRows:
-    """What makes a row of an image, a caption and a label."""
+    """What makes a row of an image, a caption and a label.
+
+    Attributes:
+      written: of what a decoder is to write (`Captioned.written`); None where that is the caption.
+    """
 
     view: View
     captions: CaptionRows
+    written: CaptionRows | None = None
 
-    def __call__(self, image: np.ndarray, caption: str, label: int, draws: Draws | None = None) -> Row:
-        """A row; the image is changed as `draws` say, and not without them."""
+    def __call__(self, examples: Captioned, index: int, caption: str, draws: Draws | None = None) -> Row:
+        """A row of an example and one of its captions; the image is changed as `draws` say, and not without them."""
+        image, label = examples.image(index), examples.label(index)
         arrays = self.view.unchanged(image) if draws is None else self.view(image, draws)
+        if self.written is not None:
+            text = examples.written(index, caption, Draws("written", index) if draws is None else draws)
+            made = self.written(text)
+            arrays |= {"written": made["tokens"], "written_ids": made["segment_ids"]}
         numbers = {"labels": np.asarray(label, np.int32), "loss_weights": np.ones((), np.float32)}
         return arrays | self.captions(caption) | numbers
 
@@ -62,7 +74,7 @@ class TrainingPairs:
         captions = self._examples.captions(chosen)
         draws = Draws("image_text", self._seed, int(index))
         caption = draws.one_of(captions)
-        return self._row(self._examples.image(chosen), caption, self._examples.label(chosen), draws)
+        return self._row(self._examples, chosen, caption, draws)
 
 
 class EvaluationPairs(Sequence):
@@ -77,7 +89,7 @@ class EvaluationPairs(Sequence):
 
     def __getitem__(self, index: int) -> Row:
         number, caption = self._pairs[index]
-        return self._row(self._examples.image(number), caption, self._examples.label(number))
+        return self._row(self._examples, number, caption)
 
     @property
     def texts(self) -> list[str]:
@@ -87,11 +99,13 @@ class EvaluationPairs(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class CaptionSettings:
-    """What a config says of captions: tokens a row (T), the tokenizer's name, "cut" or "error" for those too long."""
+    """What a config says of captions: tokens a row (T), the tokenizer's name, "cut" or "error" for those too long; and
+    tokens a row of what a decoder is to write, None where that is the caption."""
 
     sequence_length: int
     tokenizer: str
     overlong: str
+    written_length: int | None = None
 
 
 def open_image_text(
@@ -107,6 +121,7 @@ def open_image_text(
     seed: int,
     cache_dir: pathlib.Path,
     progress: bool,
+    written: Sequence[str] = (),
 ) -> OpenData:
     """The data of examples to train on and others to evaluate on.
 
@@ -114,15 +129,22 @@ def open_image_text(
       view: what a model is shown of an image; it mixes none.
       tokenizer_texts: captions that a tokenizer is trained on, where the settings ask for one.
       captions_of: all captions that training rows may have, each once; None: those that the tokenizer is trained on.
+      written: texts that a decoder is to write, which it is trained on, too.
       name: of the data, for messages.
       identity: what a run remembers them by.
 
     Raises TokenizerError for a tokenizer that cannot be read or trained, DataError for captions that are refused.
     """
     codec = view.codec
-    tokenizer = open_tokenizer(settings.tokenizer, [CaptionTexts(tokenizer_texts)], pathlib.Path(cache_dir), progress)
+    tokenizer = open_tokenizer(
+        settings.tokenizer, [CaptionTexts([*tokenizer_texts, *written])], pathlib.Path(cache_dir), progress
+    )
     captions = CaptionRows(tokenizer, settings.sequence_length, settings.overlong)
-    row = ImageTextRows(view, captions)
+    to_write = None
+    if settings.written_length is not None:
+        to_write = CaptionRows(tokenizer, settings.written_length, settings.overlong, "data.written_length")
+        to_write.check_lengths(written, name)
+    row = ImageTextRows(view, captions, to_write)
     rows = {split: EvaluationPairs(examples, row) for split, examples in evaluation.items()}
     trained = tokenizer_texts if captions_of is None else captions_of
     captions.check_lengths(itertools.chain(trained, *(part.texts for part in rows.values())), name)

@@ -1,5 +1,6 @@
 """The world of shapes: what captions claim is seen in the pixels, and what is held out is never trained on."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from scipy import ndimage
 
 from fmjax.data.codecs.image import ImageCodec
+from fmjax.data.shapes.boxes import CAPTION, PLACES, TASKS, box, overlap, read_box
 from fmjax.data.shapes.builder import ShapesConfig, ShapesWorld
-from fmjax.data.shapes.captions import NUM_TEMPLATES, claim_of, is_true_of, wordings
+from fmjax.data.shapes.captions import NUM_TEMPLATES, claim_of, is_true_of, singular, wordings
 from fmjax.data.shapes.data import Shapes
 from fmjax.data.shapes.drawing import RADII, draw
 from fmjax.data.shapes.examples import Scenes
@@ -25,6 +27,7 @@ from fmjax.data.shapes.scenes import (
     light,
 )
 from fmjax.data.tokenizers.loading import ByteTokenizer
+from fmjax.data.shuffle import Draws
 from fmjax.errors import ConfigError, DataError
 
 SIZE = 96
@@ -231,3 +234,36 @@ def test_the_longest_wording_of_any_scene_decides_whether_captions_are_too_long(
     with pytest.raises(DataError, match=f"{lengths.count(most)} of {len(lengths) + 2} captions are longer"):
         Shapes(**fields, sequence_length=most - 1).open(seed=0, cache_dir=tmp_path)
     Shapes(**fields, sequence_length=most).open(seed=0, cache_dir=tmp_path)
+
+
+def test_what_is_written_tells_boxes_that_hold_what_they_tell(tmp_path):
+    """The box of a told thing has its colour inside and holds all of its shape; texts come back from rows."""
+    scenes, tasks = Scenes(World(), SIZE, "train", 300, range(3)), []
+    for index in range(len(scenes)):
+        text = scenes.written(index, scenes.captions(index)[0], Draws("test", index))
+        task, _, rest = text.partition(": ")
+        tasks.append(task)
+        scene, _ = scenes.scene(index)
+        if task == CAPTION:
+            assert is_true_of(rest, scene)
+            continue
+        found, words = read_box(rest), rest.strip("0123456789: ")
+        (thing,) = [thing for thing in scene if singular(thing.look) == words]
+        assert found == box(thing) and overlap(found, box(thing)) == 1
+        top, left, bottom, right = (round(edge * SIZE / PLACES) for edge in found)
+        alone = draw((thing,), SIZE).max(-1) > 0
+        seen = np.argwhere(alone)
+        assert np.abs([*seen.min(0), *(seen.max(0) + 1)] - np.array([top, left, bottom, right])).max() < 0.1 * SIZE
+        assert alone[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2].sum() == alone.sum()
+    assert set(tasks) == set(TASKS) and tasks.count(CAPTION) < 0.7 * len(tasks)
+    assert overlap((0, 0, 10, 10), (0, 5, 10, 15)) == pytest.approx(1 / 3) and read_box("no 1 2 3") is None
+    data = Shapes(
+        image_size=16, num_examples=50, eval_examples=5, written_length=48, tokenizer="bytes", sequence_length=99
+    )
+    with pytest.raises(DataError, match="longer than data.written_length = 48"):
+        data.open(seed=0, cache_dir=tmp_path)
+    opened = dataclasses.replace(data, written_length=90).open(seed=0, cache_dir=tmp_path)
+    rows = [opened.train[i] for i in range(20)]
+    texts = [opened.tokenizer.decode(row["written"][row["written_ids"] == 1].tolist()) for row in rows]
+    assert {text.partition(":")[0] for text in texts} == set(TASKS)
+    np.testing.assert_array_equal(opened.train[7]["written"], rows[7]["written"])

@@ -47,11 +47,11 @@ def wordings(claim: Claim, templates: Sequence[int] = range(NUM_TEMPLATES)) -> l
     """All captions of a claim by the templates of these numbers: one of each, two of each of a relation."""
     if claim.kind != "relation":
         look = claim.looks[0]
-        slots = {"thing": _singular(look), "things": _plural(look, claim.count)}
+        slots = {"thing": singular(look), "things": _plural(look, claim.count)}
         slots["place"] = "" if claim.cell is None else PLACES[claim.cell[0]][claim.cell[1]]
         sides = [slots]
     else:
-        first, second = map(_singular, claim.looks)
+        first, second = map(singular, claim.looks)
         here, there = _WORDS[claim.relation]
         sides = [
             {"first": first, "relation": here, "second": second},
@@ -64,7 +64,8 @@ def _name(look: Look) -> str:
     return " ".join(word for word in (look.size, look.colour, look.shape) if word)
 
 
-def _singular(look: Look) -> str:
+def singular(look: Look) -> str:
+    """A thing in words, such as "a small red circle"."""
     name = _name(look)
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
@@ -107,7 +108,7 @@ def _looks() -> list[Look]:
 
 @functools.cache
 def _singulars() -> dict[str, Look]:
-    return {_singular(look): look for look in _looks()}
+    return {singular(look): look for look in _looks()}
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from fmjax.data.prepared import fingerprint
 from fmjax.data.shapes.captions import NUM_TEMPLATES
 from fmjax.data.shapes.examples import Scenes
 from fmjax.data.shapes.scenes import COLOURS, COUNTS, KINDS, SHAPES, Scene, World, diagonal
-from fmjax.data.shuffle import shuffled_indices
+from fmjax.data.shuffle import Draws, shuffled_indices
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_choice, check_positive
 from fmjax.registry import nearest
@@ -55,6 +55,9 @@ class Shapes:
         yellow diamond, purple cross, orange ring. () holds none out.
       heldout_templates: how many of the ways to word a caption, the last ones, are never trained on.
       sequence_length: tokens a caption, T, special ones included.
+      written_length: None, or rows also have `written` and `written_ids` int32 [written_length], as `tokens` and
+        `segment_ids`: what a decoder is to write, of which two thirds tell of boxes (`fmjax.data.shapes.boxes`). A
+        tokenizer that is trained is trained on these texts, too.
       tokenizer: "bytes", "train:VOCAB_SIZE" (on the captions) or another of `TextData`'s, or a path.
       overlong: what becomes of a caption longer than that: "cut", or "error".
       world_seed: of the scenes. The seed of the run orders and words them.
@@ -70,6 +73,7 @@ class Shapes:
     heldout_combinations: tuple[str, ...] | None = None
     heldout_templates: int = 1
     sequence_length: int = 32
+    written_length: int | None = None
     tokenizer: str = "train:360"
     overlong: str = "error"
     world_seed: int = 0
@@ -81,6 +85,8 @@ class Shapes:
             check_choice("data.kinds", kind, KINDS)
         check_choice("data.rows", self.rows, ("caption", *CLASSES))
         check_choice("data.overlong", self.overlong, OVERLONG)
+        if self.written_length is not None:
+            check_positive(**{"data.written_length": self.written_length})
         if not 0 <= self.heldout_templates < NUM_TEMPLATES:
             raise ConfigError(
                 f"data.heldout_templates = {self.heldout_templates} must be from 0 to {NUM_TEMPLATES - 1}"
@@ -136,11 +142,15 @@ class Shapes:
         identity = f"shapes:{fingerprint(VERSION, content)}"
         if self.rows != "caption":
             return self._classes(train, scenes, codec, identity, seed)
+        texts = [train.captions(i)[0] for i in range(_TOKENIZER_SCENES)]
+        written = ()
+        if self.written_length is not None:
+            written = [train.written(i, text, Draws("written", i)) for i, text in enumerate(texts)]
         return open_image_text(
             dataclasses.replace(train, all_wordings=True), scenes, View(codec),
-            CaptionSettings(self.sequence_length, self.tokenizer, self.overlong),
-            [train.captions(i)[0] for i in range(_TOKENIZER_SCENES)], captions_of=train.all_captions(),
-            name="the world of shapes", identity=identity, seed=seed, cache_dir=cache_dir, progress=progress,
+            CaptionSettings(self.sequence_length, self.tokenizer, self.overlong, self.written_length), texts,
+            captions_of=train.all_captions(), written=written, name="the world of shapes", identity=identity, seed=seed,
+            cache_dir=cache_dir, progress=progress,
         )  # fmt: skip
 
     def _classes(self, train: Scenes, scenes: Mapping[str, Scenes], codec, identity: str, seed: int) -> OpenData:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fmjax.data.shapes.boxes import written
 from fmjax.data.shapes.captions import wordings
 from fmjax.data.shapes.drawing import draw
 from fmjax.data.shapes.scenes import NUM_CLAIMS, Claim, Scene, World
@@ -53,6 +54,10 @@ class Scenes:
         if len(self) < NUM_CLAIMS:
             claims = {claim.number: claim for claim in (self.scene(i)[1] for i in range(len(self)))}.values()
         return itertools.chain.from_iterable(wordings(claim, self.templates) for claim in claims)
+
+    def written(self, index: int, caption: str, draws: Draws) -> str:
+        """What a decoder is to write of a scene that this caption tells of (`fmjax.data.shapes.boxes`)."""
+        return written(self.scene(index)[0], caption, draws)
 
     def label(self, index: int) -> int:
         """The number of the claim."""
