@@ -195,6 +195,8 @@ def read_tokenizer_json(path: pathlib.Path, config: TokenizerConfig) -> HuggingF
         raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from None
     if config.family == "clip":
         definition = _with_clips_decoder(definition)
+    if str(config.options.get("tokenizer_class")).startswith("Siglip2"):
+        definition = _in_small_letters(definition)
     tokenizer = from_definition(definition, config, path)
     for name in ("add_bos", "add_eos"):
         if config.flag(f"{name}_token") is (not getattr(tokenizer, name)):
@@ -215,6 +217,22 @@ def _with_clips_decoder(definition: str) -> str:
     except Exception:  # as the library raises; whoever reads the text says so
         return definition
     built.decoder = clip_decoder()
+    return built.to_str()
+
+
+def _in_small_letters(definition: str) -> str:
+    """The text of SigLIP 2's `tokenizer.json`, Gemma's, which leaves to `transformers` that texts are read in small
+    letters, as it was trained."""
+    import tokenizers
+    from tokenizers import normalizers
+
+    try:
+        built = tokenizers.Tokenizer.from_str(definition)
+    except Exception:  # as the library raises; whoever reads the text says so
+        return definition
+    if "Lowercase" not in str(built.normalizer):
+        rest = [] if built.normalizer is None else [built.normalizer]
+        built.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
     return built.to_str()
 
 

@@ -84,6 +84,15 @@ def test_text_is_text(case):
         assert len(inside) == len(ids) + len(tokenizer.encode_pair("")[0])
 
 
+def test_siglip2_reads_gemmas_in_small_letters(tmp_path):
+    stated = json.loads(CASES["gemma"]["files"]["tokenizer_config.json"]) | {"tokenizer_class": "Siglip2Tokenizer"}
+    plain = load_tokenizer(write("gemma", tmp_path))
+    small = load_tokenizer(write("gemma", tmp_path, tokenizer_config__json=json.dumps(stated)))
+    assert small.encode("A Photo of a CAT") == plain.encode("a photo of a cat") != plain.encode("A Photo of a CAT")
+    small.save(tmp_path)
+    assert load_tokenizer(tmp_path).encode("A Photo") == plain.encode("a photo")
+
+
 def test_special_tokens_are_put_around(case):
     name, expected, tokenizer, _ = case
     for text, ids in zip(texts_of(name), expected["with_special"], strict=True):
