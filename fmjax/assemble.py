@@ -70,7 +70,8 @@ def _completed(section: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
 
 def check_codecs(codecs, module: nn.Module, objective) -> None:
     """Raises ConfigError where a codec's array, as the objective (or nobody: None) calls the module with it, has
-    another shape than the module says it takes (`example()`)."""
+    another shape than the module says it takes (`example()`); but for its first `FREE_AXES`, {name: how many}, in a
+    row, where the module has such."""
     known = {modality: codec for modality, codec in codecs.items() if hasattr(codec, "array")}
     if not known or not hasattr(module, "example"):
         return
@@ -82,7 +83,8 @@ def check_codecs(codecs, module: nn.Module, objective) -> None:
     for name, wanted in module.example().items():
         found = given.get(name)
         modality = next((m for m, codec in known.items() if batch[codec.array] is found), None)
-        if modality is None or found.shape[1:] == wanted.shape[1:]:
+        free = 1 + getattr(module, "FREE_AXES", {}).get(name, 0)
+        if modality is None or (found.ndim == wanted.ndim and found.shape[free:] == wanted.shape[free:]):
             continue
         told = [f.name for f in dataclasses.fields(module) if f.default is None and f.name not in ("parent", "name")]
         fields = ", ".join(f"model.{one} = {getattr(module, one)}" for one in told)

@@ -33,7 +33,8 @@ def attention_maps(model, images: Sequence[Any], *, batch_size: int = 64) -> np.
     """
     tower = image_tower(model.module)
     if not attends_to_patches(model.module):
-        raise InputError(f"{model} attends to no patches of images: {type(tower).__name__} is no stack over patches")
+        name = type(tower).__name__
+        raise InputError(f"{model} attends to no patches of images: {name} is no stack over one grid of patches")
     arrays = values.encode(model, images, "image")
     side = tower.image_size // tower.patch_size
     forward = lambda part: _maps(model.module, model.variables, part, side)
@@ -42,10 +43,11 @@ def attention_maps(model, images: Sequence[Any], *, batch_size: int = 64) -> np.
 
 
 def attends_to_patches(module: nn.Module) -> bool:
-    """Whether images go through a stack of attention over patches, of which there are `attention_maps`."""
+    """Whether images of one size go through a stack of attention over patches, of which there are `attention_maps`."""
     tower = image_tower(module)
     reads_images = hasattr(module, "encode_images") or hasattr(tower, "hidden")
-    return reads_images and hasattr(tower, "patch_size") and hasattr(tower, "transformer")
+    one_grid = hasattr(tower, "patch_size") and getattr(tower, "image_size", None) is not None
+    return reads_images and one_grid and hasattr(tower, "transformer")
 
 
 def image_tower(module: nn.Module) -> nn.Module:
@@ -105,10 +107,10 @@ def patch_attribution(
     """
     classify = classify or model.can("classify")
     codec = values.reads(model)["image"]
-    check_whole(1, min(codec.height, codec.width), patches=patches)
     found = np.zeros((len(images), patches, patches), np.float32)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         pixels = read_pixels(image, codec)
+        check_whole(1, min(pixels.shape[:2]), patches=patches)
         edges = [np.linspace(0, side, patches + 1).round().astype(int) for side in pixels.shape[:2]]
         covered = [Media("image", pixels)]
         for row in range(patches):

@@ -9,6 +9,7 @@ from typing import Any
 from fmjax.data.codecs.base import Codec
 from fmjax.data.codecs.image import FILTERS, CroppedImageCodec, ImageCodec, ResizedImageCodec, UnscaledImageCodec
 from fmjax.data.codecs.label import LabelCodec
+from fmjax.data.codecs.patches import PatchCodec
 from fmjax.data.codecs.pixels import PixelCodec
 from fmjax.errors import ConfigError
 from fmjax.interop.published_config import PublishedConfig
@@ -32,7 +33,8 @@ def read_codecs(folder: pathlib.Path, values: Mapping[str, Any], module, source:
     found: dict[str, Codec] = {}
     path = folder / PREPROCESSOR
     if path.is_file() and (channels := getattr(module, "num_channels", None)):
-        found["image"] = _read_image_codec(path, channels)
+        is_naflex = str(read_json(path).get("image_processor_type")).startswith(_NAFLEX)
+        found["image"] = (_read_patch_codec if is_naflex else _read_image_codec)(path, channels)
     elif path.is_file() and CLUSTERS in read_json(path):
         found["image"] = _read_pixel_codec(path)
     if classes := getattr(module, "num_classes", None):
@@ -67,6 +69,7 @@ _CLASSES = {
 }
 """By what the class's name begins with; a file without a class is read as of a ViT."""
 _CONVNEXT = "ConvNext"
+_NAFLEX = "Siglip2"
 _WHOLE = 384
 """Pixels of a side from which on a ConvNext's images are scaled without their proportions, and nothing is cut off."""
 _CROPPED = 224  # pixels, where the file of a class that crops does not say
@@ -87,15 +90,9 @@ def _read_image_codec(path: pathlib.Path, channels: int) -> ImageCodec:
     ):  # fmt: skip
         config.raw(key)
     config.fixed(do_pad=(False, None), pad_size=None)
+    mean, std = _read_numbers(config, channels, kind)
     shape = _read_convnext_shape(config) if family == _CONVNEXT else _read_shape(config, kind)
-    # (value * factor - mean) / std, as the codec has it: of the values between 0 and 1.
-    factor = config.get("rescale_factor", float, 1 / 255) if config.get("do_rescale", bool, True) else 1.0
-    mean, std = ((0.0,), (1.0,))
-    if config.get("do_normalize", bool, True):
-        defaults = {"image_mean": kind.mean, "image_std": kind.std}
-        mean, std = (tuple(config.get(key, list, list(row) * (channels // len(row)))) for key, row in defaults.items())
-    span = factor * 255
-    options = dict(channels=channels, mean=tuple(m / span for m in mean), std=tuple(s / span for s in std), **shape)
+    options = dict(channels=channels, mean=mean, std=std, **shape)
     resample, resized = config.get("resample", int, kind.resample), config.get("do_resize", bool, True)
     if resample not in range(len(FILTERS)):
         config.refuse("resample", resample, f"Pillow's filters are 0 to {len(FILTERS) - 1}")
@@ -106,6 +103,34 @@ def _read_image_codec(path: pathlib.Path, channels: int) -> ImageCodec:
         return UnscaledImageCodec(**options)
     codec = CroppedImageCodec if "shortest_edge" in shape else ResizedImageCodec
     return codec(**options, resample=FILTERS[resample])
+
+
+def _read_numbers(config: PublishedConfig, channels: int, kind: _Class) -> tuple[tuple[float, ...], ...]:
+    """(mean, std) of the values between 0 and 1, where a class has (value * factor - mean) / std of those up to 255."""
+    factor = config.get("rescale_factor", float, 1 / 255) if config.get("do_rescale", bool, True) else 1.0
+    mean, std = ((0.0,), (1.0,))
+    if config.get("do_normalize", bool, True):
+        defaults = {"image_mean": kind.mean, "image_std": kind.std}
+        mean, std = (tuple(config.get(key, list, list(row) * (channels // len(row)))) for key, row in defaults.items())
+    return tuple(m / (factor * 255) for m in mean), tuple(s / (factor * 255) for s in std)
+
+
+def _read_patch_codec(path: pathlib.Path, channels: int) -> PatchCodec:
+    """That of `Siglip2ImageProcessor`."""
+    config = PublishedConfig(read_json(path), str(path))
+    for key in (
+        "image_processor_type", "processor_class", "do_convert_rgb", "data_format", "input_data_format", "device",
+        "return_tensors", "disable_grouping", "default_to_square", "size", "image_seq_length",
+    ):  # fmt: skip
+        config.raw(key)
+    config.fixed(do_resize=(True, None))
+    mean, std = _read_numbers(config, channels, _Class())
+    resample = config.get("resample", int, _Class().resample)
+    if resample not in range(len(FILTERS)):
+        config.refuse("resample", resample, f"Pillow's filters are 0 to {len(FILTERS) - 1}")
+    sizes = {key: config.get(key, int, default) for key, default in (("patch_size", 16), ("max_num_patches", 256))}
+    config.finish(strict=True)
+    return PatchCodec(**sizes, channels=channels, mean=mean, std=std, resample=FILTERS[resample])
 
 
 def _read_shape(config: PublishedConfig, kind: _Class) -> dict[str, int]:
@@ -174,6 +199,16 @@ def write_preprocessor(codec: Codec, processor: str) -> dict[str, Any]:
         clusters = [[2 * number - 1 for number in colour] for colour in codec.palette]
         return write_preprocessor(codec.image, processor) | {CLUSTERS: clusters, "do_color_quantize": True}
     numbers = {name: list(getattr(codec, name)) for name in ("mean", "std")}
+    common = {
+        "resample": FILTERS.index(codec.resample),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        **{f"image_{name}": row * (codec.channels // len(row)) for name, row in numbers.items()},
+    }
+    if isinstance(codec, PatchCodec):
+        sizes = {"patch_size": codec.patch_size, "max_num_patches": codec.max_num_patches}
+        return {"image_processor_type": processor, "do_resize": True, **sizes, **common}
     shape, edge = {"height": codec.height, "width": codec.width}, getattr(codec, "shortest_edge", None)
     cuts = {"do_center_crop": False} if edge is None else {"do_center_crop": True, "crop_size": shape}
     sizes = _write_convnext_shape(codec) if processor.startswith(_CONVNEXT) else None
@@ -185,11 +220,7 @@ def write_preprocessor(codec: Codec, processor: str) -> dict[str, Any]:
         "do_resize": codec.scales,
         **(sizes or {"size": shape if edge is None else {"shortest_edge": edge}}),
         **(cuts if sizes is None and (crops or edge is not None) else {}),
-        "resample": FILTERS.index(codec.resample),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        **{f"image_{name}": row * (codec.channels // len(row)) for name, row in numbers.items()},
+        **common,
     }
 
 

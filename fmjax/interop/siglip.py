@@ -1,8 +1,11 @@
-"""SigLIP, and SigLIP 2 of fixed sizes, which has the same classes: both towers in one space; and each by itself.
+"""SigLIP, and SigLIP 2 of fixed sizes, which has the same classes: both towers in one space; and each by itself. And
+SigLIP 2 of any proportions (NaFlex), which has classes of its own.
 
-Where a text_config says no pad_token_id it is 1, the class's default. SigLIP 2's tokenizer fills up with 0: a folder
-that does not say so is refused when it reads texts, with what to write (`fmjax.models.dual_encoder.other_padding`).
+Where a text_config says no pad_token_id it is 1, the class's default. SigLIP 2's tokenizer, Gemma's, fills up with 0,
+and texts are read so (`fmjax.inference.pairs.framed`); to train one further, write that number there.
 """
+
+import dataclasses
 
 from fmjax.errors import ConfigError
 from fmjax.interop.clip import POSITION_IDS, TEXT_TABLE, blocks, image_tower_keys, sizes
@@ -24,9 +27,8 @@ def _packed(name: str, index: int) -> tuple[Weight, Weight]:
     )
 
 
-VISION_TABLE = (
+TOWER_TABLE = (
     Weight("position_embedding/embedding", "embeddings.position_embedding.weight"),
-    *conv("patch_embedding", "embeddings.patch_embedding", lambda module: patches(module.patch_size)),
     *blocks(),
     *norm("stack/final_norm", "post_layernorm"),
     Weight(f"{HEAD}/probe", "head.probe", FIRST_TOKEN),
@@ -35,6 +37,10 @@ VISION_TABLE = (
     *norm(f"{HEAD}/mlp_norm", "head.layernorm"),
     *linear(f"{HEAD}/mlp/up", "head.mlp.fc1"),
     *linear(f"{HEAD}/mlp/down", "head.mlp.fc2"),
+)
+VISION_TABLE = (
+    *conv("patch_embedding", "embeddings.patch_embedding", lambda module: patches(module.patch_size)),
+    *TOWER_TABLE,
 )
 
 
@@ -95,4 +101,41 @@ SIGLIP = Family(
     processor="SiglipImageProcessor",
 )
 
-FAMILIES = (SIGLIP, SIGLIP_VISION, SIGLIP_TEXT)
+
+def _write_positions(module):
+    if not hasattr(module, "num_patches"):
+        raise ConfigError("it reads images of any proportions, as the model 'naflex_vit' does")
+    return {"num_patches": module.num_patches}
+
+
+SIGLIP2_VISION = Family(
+    architectures=("Siglip2VisionModel",),
+    model_type="siglip2_vision_model",
+    model="naflex_vit",
+    table=(*linear("patch_embedding", "embeddings.patch_embedding"), *TOWER_TABLE),
+    keys=(
+        *sizes(768, 3072, 12, 1e-6, "gelu_pytorch_tanh"),
+        Key("num_channels", "num_channels", default=3),
+        side("patch_size", "patch_size", 16),
+        Rule(lambda config, names, fields: {"num_patches": config.get("num_patches", int, 256)}, _write_positions),
+        Constant(vision_use_head=True),
+        INIT_STD,
+        ignored("image_size"),
+    ),
+    prefix="vision_model.",
+    is_bare=True,
+    processor="Siglip2ImageProcessor",
+)
+SIGLIP2_TEXT = dataclasses.replace(SIGLIP_TEXT, architectures=("Siglip2TextModel",), model_type="siglip2_text_model")
+SIGLIP2 = dataclasses.replace(
+    SIGLIP,
+    architectures=("Siglip2Model",),
+    model_type="siglip2",
+    parts=(
+        Part("vision", SIGLIP2_VISION, key="vision_config", prefix="vision_model.", field="vision"),
+        Part("text", SIGLIP2_TEXT, key="text_config", prefix="text_model.", field="text"),
+    ),
+    processor="Siglip2ImageProcessor",
+)
+
+FAMILIES = (SIGLIP, SIGLIP_VISION, SIGLIP_TEXT, SIGLIP2, SIGLIP2_VISION, SIGLIP2_TEXT)

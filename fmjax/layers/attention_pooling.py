@@ -21,13 +21,14 @@ class AttentionPooling(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """[B, T, D] to [B, D]."""
+    def __call__(self, x: jax.Array, train: bool = False, segment_ids: jax.Array | None = None) -> jax.Array:
+        """[B, T, D] to [B, D]; segment_ids: int32 [B, T], 1 for what is attended, None for all."""
         c = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(c.hidden_size**-0.5), ("norm",))
         probe = self.param("probe", init, (c.hidden_size,), jnp.float32).astype(x.dtype)
         probe = jnp.broadcast_to(probe, (x.shape[0], 1, c.hidden_size))
-        y, _ = Attention(c, name="attention")(probe, memory=x, train=train)
+        ids = None if segment_ids is None else (jnp.ones((x.shape[0], 1), jnp.int32), segment_ids)
+        y, _ = Attention(c, name="attention")(probe, memory=x, segment_ids=ids, train=train)
         z = Norm(c.norm, c.norm_epsilon, name="mlp_norm")(y)
         inits = dict(up_init=c.mlp_init or c.value_init, down_init=c.residual_init)
         z = MLP(c.intermediate_size, c.activation, c.mlp_bias, **inits, dtype=c.dtype, name="mlp")(z)

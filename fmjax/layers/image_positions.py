@@ -29,6 +29,30 @@ def resized_positions(table: jax.Array, rows: int, columns: int) -> jax.Array:
     return jnp.einsum("ij,jkd,lk->ild", down, grid, across).reshape(rows * columns, -1)
 
 
+def fitted_positions(table: jax.Array, grids: jax.Array, length: int) -> jax.Array:
+    """Learned positions of a square grid of patches, resized to the grid of each image: float32 [B, length, D].
+
+    Bilinear, smoothed where the image's grid is the smaller one: `interpolate(mode="bilinear", align_corners=False,
+    antialias=True)` of PyTorch, as the published NaFlex has it.
+
+    Args:
+      table: [N, D].
+      grids: int32 [B, 2], rows and columns of each image's patches, which lie row by row. What is behind them has the
+        position of the first.
+    """
+    side = int(len(table) ** 0.5)
+    place = jnp.arange(length)[None]
+    sizes = jnp.maximum(grids, 1)[:, None]
+    rows, columns = place // sizes[..., 1], place % sizes[..., 1]
+    at = jnp.where((place < sizes.prod(-1))[..., None], jnp.stack([rows, columns], axis=-1), 0)
+    scale = side / sizes.astype(jnp.float32)
+    distance = jnp.abs(jnp.arange(side) - ((at + 0.5) * scale - 0.5)[..., None])
+    weights = jnp.maximum(1.0 - distance / jnp.maximum(scale, 1.0)[..., None], 0.0)
+    weights = weights / weights.sum(-1, keepdims=True)
+    grid = table.reshape(side, side, -1).astype(jnp.float32)
+    return jnp.einsum("bpi,bpj,ijd->bpd", weights[:, :, 0], weights[:, :, 1], grid)
+
+
 def _cubic(old: int, new: int) -> np.ndarray:
     """float32 [new, old]: how much of each old place is in each new one."""
     weights = np.zeros((new, old))

@@ -32,6 +32,12 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return (y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon) * scale).astype(x.dtype)
 
 
+def unit(vectors: jax.Array) -> jax.Array:
+    """Vectors [..., D] of any dtype, float32 of length 1; a vector of zeros stays one."""
+    x = vectors.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+
+
 class Norm(nn.Module):
     """The normalisation `kind` over the last axis: parameters `scale` [D] and, for LayerNorm, `bias` [D].
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
 from fmjax.layers.dense import Init, Linear
+from fmjax.layers.norm import unit
 from fmjax.models import MODELS
 
 
@@ -67,28 +68,32 @@ class DualEncoder(nn.Module):
         if self.initial_bias is not None:
             self.bias = self.param("bias", constant(self.initial_bias), (), jnp.float32)
 
-    def __call__(self, images, tokens, segment_ids=None, train: bool = False) -> dict[str, jax.Array]:
+    def __call__(self, images, tokens, segment_ids=None, train: bool = False, **more) -> dict[str, jax.Array]:
         """Images and texts in one space.
 
         Args:
-          images: float32 [B, H, W, C].
+          images: float32 [B, H, W, C], or another array that the image tower reads.
           tokens, segment_ids: int32 [N, T], one text a row; 0 is padding.
           train: whether dropout is on.
+          more: further arrays of the image tower's.
 
         Returns: "image" float32 [B, E] and "text" [N, E], of length 1, and "scale" and "bias" float32 []: how well they
           fit is scale * image @ text.T + bias.
         """
         return {
-            "image": self.encode_images(images, train),
+            "image": self.encode_images(images, train, **more),
             "text": self.encode_texts(tokens, segment_ids, train),
             "scale": jnp.exp(self.log_scale),
             "bias": jnp.zeros(()) if self.initial_bias is None else self.bias,
         }
 
-    def encode_images(self, images, train: bool = False) -> jax.Array:
-        """Vectors of length 1, float32 [B, E], of images float32 [B, H, W, C]."""
-        x = self.vision.pooled(images, train=train)
-        return unit(x if self.projection_size is None else self.image_projection(x))
+    def encode_images(self, images, train: bool = False, **more) -> jax.Array:
+        """Vectors of length 1, float32 [B, E], of images float32 [B, H, W, C] and what else their tower reads."""
+        return self.image_vectors(self.vision.pooled(images, train=train, **more))
+
+    def image_vectors(self, pooled) -> jax.Array:
+        """Vectors of length 1, float32 [B, E], of what the image tower gives, [B, D]."""
+        return unit(pooled if self.projection_size is None else self.image_projection(pooled))
 
     def encode_texts(self, tokens, segment_ids=None, train: bool = False) -> jax.Array:
         """Vectors of length 1, float32 [B, E], of texts int32 [B, T], whose padding has the segment id 0."""
@@ -100,6 +105,10 @@ class DualEncoder(nn.Module):
         row a distribution over the texts, or, of a family with a bias, each pair by itself."""
         logits = jnp.exp(self.log_scale) * image @ text.T
         return jax.nn.softmax(logits) if self.initial_bias is None else jax.nn.sigmoid(logits + self.bias)
+
+    @property
+    def FREE_AXES(self) -> dict[str, int]:
+        return getattr(self.vision, "FREE_AXES", {})
 
     @property
     def image_size(self) -> int | None:
@@ -141,9 +150,3 @@ def other_padding(module, tokenizer) -> str | None:
         f"model.text.pad_id = {ours}, and the tokenizer ({tokenizer.source}) fills texts up with {theirs}, which the "
         "model reads: make pad_id that number (in a published folder: text_config.pad_token_id of its config.json)"
     )
-
-
-def unit(vectors: jax.Array) -> jax.Array:
-    """Vectors [..., D] of any dtype, float32 of length 1; a vector of zeros stays one."""
-    x = vectors.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))

@@ -8,6 +8,7 @@ CODECS = Registry(
         "cropped_image": "fmjax.data.codecs.image:CroppedImageCodec",
         "image": "fmjax.data.codecs.image:ImageCodec",
         "label": "fmjax.data.codecs.label:LabelCodec",
+        "patches": "fmjax.data.codecs.patches:PatchCodec",
         "pixels": "fmjax.data.codecs.pixels:PixelCodec",
         "resized_image": "fmjax.data.codecs.image:ResizedImageCodec",
         "unscaled_image": "fmjax.data.codecs.image:UnscaledImageCodec",
