@@ -1,6 +1,7 @@
 """`fmjax.generate` for models that do more than continue texts: flags from the generator's options, values to a file.
 
 --output=FILE.png [--prompt=PROMPT ...] [--image=FILE ...] [--OPTION=VALUE ...]
+--image=FILE                                texts, of a model that writes captions: printed, or to --output=FILE.txt
 """
 
 import argparse
@@ -61,7 +62,7 @@ def parse(argv: list[str], generator: type):
     add("--mesh", type=cli.mesh, default=None, help="split the model over devices, such as fsdp:2,tensor:2")
     about = "what to make, such as a label; repeatable (default: some of all)"
     add("--prompt", action="append", default=None, help=about)
-    add("--output", required=True, help="file to write, of texts .txt; several values go into it together")
+    add("--output", help="file to write, several values go into it together; texts (.txt) are printed without one")
     media.add_flags(parser)
     told = meanings(generator.Options)
     for name, (_, default) in field_types(generator.Options).items():
@@ -75,10 +76,10 @@ def parse(argv: list[str], generator: type):
 
 
 def main(argv: list[str], generator: type) -> None:
-    """Writes what a model makes to `--output`."""
+    """Writes what a model makes to `--output`; without one texts are printed."""
     flags, options = parse(argv, generator)
     cli.log_to_stderr()
-    output = pathlib.Path(flags.output).expanduser()
+    output = pathlib.Path(flags.output).expanduser() if "output" in flags else None
     _check_output(output, flags.model)
     from fmjax.cache_folder import use_compilation_cache
 
@@ -87,14 +88,19 @@ def main(argv: list[str], generator: type) -> None:
         _write(flags, options, output, generator)
 
 
-def _check_output(output: pathlib.Path, path: str) -> None:
-    """Raises InputError, before anything slow, for a file that cannot be written or is none of the model's kind."""
+def _check_output(output: pathlib.Path | None, path: str) -> None:
+    """Raises InputError, before anything slow, for a file that cannot be written or is none of the model's kind, and
+    for none where what is made cannot be printed."""
+    objective, codecs = _described(path)
+    makes = getattr(objective, "makes", None)
+    if output is None:
+        if makes is not None:
+            raise InputError(f"{path!r} makes values of the kind {makes!r}: give --output=FILE to write them to")
+        return
     if not output.parent.is_dir():
         raise InputError(f"--output={str(output)!r}: the folder {str(output.parent)!r} does not exist")
     if output.is_dir():
         raise InputError(f"--output={str(output)!r} is a folder; give a file to write")
-    objective, codecs = _described(path)
-    makes = getattr(objective, "makes", None)
     codec = codecs.get(makes) if makes is not None else TextFile
     if codec is None:
         raise InputError(f"{path!r} has no codec {makes!r} to write its values with; was it saved without codecs.json?")
@@ -102,7 +108,7 @@ def _check_output(output: pathlib.Path, path: str) -> None:
         raise InputError(f"--output={str(output)!r}: this model's values are written as {codec.suffix} files")
 
 
-def _write(flags, options: dict, output: pathlib.Path, generator: type) -> None:
+def _write(flags, options: dict, output: pathlib.Path | None, generator: type) -> None:
     import jax
 
     from fmjax.load import load
@@ -110,7 +116,9 @@ def _write(flags, options: dict, output: pathlib.Path, generator: type) -> None:
     model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=sys.stderr.isatty())
     prompts = media.prompts(flags, model, flags.prompt or [], getattr(generator, "takes", ()))
     values = model.generate(prompts or None, **options)
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and output is None:
+        print(*values, sep="\n")
+    elif jax.process_index() == 0:
         codec = model.codec or TextFile
         with replacing(output) as partial:
             if len(values) == 1:

@@ -11,6 +11,7 @@ GENERATORS = Registry(
     "generator",
     {
         "autoregressive": "fmjax.inference.autoregressive:Autoregressive",
+        "captions": "fmjax.inference.captioning:Captions",
         "denoising": "fmjax.inference.denoising:Denoising",
         "pixels": "fmjax.inference.pixels:Pixels",
         "reconstruction": "fmjax.inference.reconstruction:Reconstruction",

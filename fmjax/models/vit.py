@@ -44,6 +44,7 @@ class ViT(Stacked, ImageModule):
       pooling: how the last layer's outputs become an image's vector: "class", the class token's; "mean", over the
         patches; "attention", by `fmjax.layers.attention_pooling` (SigLIP).
       use_pooler: whether an image's vector is the tanh of a product of that, or that itself.
+      use_mask_token: whether there is a learned token for patches that are hidden from it (`hidden`).
       norm_eps: epsilon of LayerNorm.
       init_std: standard deviation of the kernels' initialisation.
       dropout: rate after the embedding and on the output of each half of a block.
@@ -66,6 +67,7 @@ class ViT(Stacked, ImageModule):
     embedding_norm: bool = False
     pooling: str = "class"
     use_pooler: bool = False
+    use_mask_token: bool = False
     norm_eps: float = 1e-6
     init_std: float = 0.02
     dropout: float = 0.0
@@ -106,7 +108,10 @@ class ViT(Stacked, ImageModule):
 
     def pooled(self, images, train: bool = False) -> jax.Array:
         """An image's vector, float32 [B, D]."""
-        x = self.hidden(images, train)
+        return self.pool(self.hidden(images, train), train)
+
+    def pool(self, x, train: bool = False) -> jax.Array:
+        """An image's vector, float32 [B, D], from the last layer's output."""
         if self.pooling == "attention":
             vector = self.attention_pooling(x, train)
         else:
@@ -114,13 +119,16 @@ class ViT(Stacked, ImageModule):
         return (jnp.tanh(self.pooler(vector)) if self.use_pooler else vector).astype(jnp.float32)
 
     @nn.compact
-    def hidden(self, images, train: bool = False, kept=None) -> jax.Array:
+    def hidden(self, images, train: bool = False, kept=None, masked=None, interpolate: bool = False) -> jax.Array:
         """The last layer's output, float [B, patches, D]; a class token, where there is one, comes first.
 
-        kept: int32 [B, K]: numbers of the patches that alone are looked at, in this order; None for all.
+        Args:
+          kept: int32 [B, K]: numbers of the patches that alone are looked at, in this order; None for all.
+          masked: bool [B, patches]: which of the patches the mask token stands for; None for none.
+          interpolate: whether images may have another size than image_size, for which learned positions are resized.
         """
         patches = patchify(images, self.patch_size)
-        positions = self._positions(patches.shape[1])
+        positions = self._positions(*(side // self.patch_size for side in images.shape[1:3]), interpolate)
         class_position, positions = jnp.split(positions, [int(self.use_class_token)], axis=1)
         if kept is not None:
             patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
@@ -129,6 +137,14 @@ class ViT(Stacked, ImageModule):
         x = Linear(
             self.hidden_size, (None, "embed"), self.patch_bias, init, self.dtype, name="patch_embedding"
         )(patches)  # fmt: skip
+        if self.use_mask_token:
+            names = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ("norm",))
+            mask_token = self.param("mask_token", names, (self.hidden_size,))
+            x = x if masked is None else jnp.where(masked[..., None], mask_token.astype(x.dtype), x)
+        elif masked is not None:
+            raise ConfigError(
+                "patches can be masked where model.use_mask_token = True (of an image tower: model.vision.)"
+            )
         x = x + positions.astype(x.dtype)
         if self.use_class_token:
             # Where its position is no parameter, it begins apart from 0, which the first norm would blow up.
@@ -145,14 +161,18 @@ class ViT(Stacked, ImageModule):
         return x
 
     @nn.nowrap
-    def _positions(self, patches: int) -> jax.Array:
-        """[1, patches, D], the class token's, where there is one, before them."""
+    def _positions(self, rows: int, columns: int, interpolate: bool) -> jax.Array:
+        """[1, rows * columns, D], the class token's, where there is one, before them."""
         if self.positions == "learned":
             names, own = ("position", "embed"), dict(dtype=self.dtype, name="position_embedding")
-            number = patches + self.use_class_token
-            return Embedding(number, self.hidden_size, names, **own)(jnp.arange(number)[None])
-        side = int(patches**0.5)
-        table = grid_sinusoids(side, patches // side, self.hidden_size)
+            side = self.image_size // self.patch_size if interpolate else None
+            number = (side**2 if interpolate else rows * columns) + self.use_class_token
+            table = Embedding(number, self.hidden_size, names, **own)(jnp.arange(number)[None])
+            if side is None or (rows, columns) == (side, side):
+                return table
+            first, patches = jnp.split(table, [int(self.use_class_token)], axis=1)
+            return jnp.concatenate([first, resized_positions(patches[0], rows, columns)[None]], axis=1)
+        table = grid_sinusoids(rows, columns, self.hidden_size)
         return jnp.pad(table, [(int(self.use_class_token), 0), (0, 0)])[None]
 
     @nn.nowrap

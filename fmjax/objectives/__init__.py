@@ -19,6 +19,7 @@ OBJECTIVES = Registry(
         "moco": "fmjax.objectives.moco:MoCo",
         "reinforce": "fmjax.objectives.reinforce:Reinforce",
         "seq2seq": "fmjax.objectives.seq2seq:Seq2Seq",
+        "siglip2": "fmjax.objectives.siglip2:SigLIP2",
         "vae": "fmjax.objectives.vae:VAE",
         "vq_autoencoder": "fmjax.objectives.vq_autoencoder:VQAutoencoder",
     },

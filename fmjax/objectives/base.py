@@ -33,6 +33,8 @@ Optional parts, each there if the method is:
         Once per update, with the new parameters; shapes and dtypes stay. With `initial`, `__call__` takes `carry=` and
         returns (sums, `Proposal`). Evaluation reads the carry and drops the proposal. What a module itself keeps
         besides parameters, such as batch statistics, joins the carry of any objective (`fmjax.objectives.stateful`).
+    over(self, steps) -> objective
+        The objective of a run of so many steps, where parts of it begin or end within a run.
     bounded(self, params) -> params
         Once per update, before `after` and the moving average see them: the new parameters, each within the bounds that
         it may have; shapes and dtypes stay. Those that do not train stay as they are, whatever it says.
@@ -118,6 +120,11 @@ class Objective(Protocol):
 
     def __call__(self, apply_fn: Callable, params, batch: Mapping[str, Any], key, train: bool) -> Sums:
         """The metrics as {name: (sum, weight)}, "loss" among them."""
+
+
+def objective_over(objective, steps: int):
+    """The objective of a run of so many steps; the same where that makes no difference."""
+    return objective.over(steps) if hasattr(objective, "over") else objective
 
 
 def has_carry(objective) -> bool:

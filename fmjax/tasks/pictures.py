@@ -50,6 +50,8 @@ def _gradient(model, images, labels) -> np.ndarray:
 
 def _sides(model) -> tuple[int, int]:
     codec = values.reads(model)["image"]
+    if not hasattr(codec, "height"):
+        raise InputError(f"pictures are of images of one size, and {model} reads them in their own proportions")
     return codec.height, codec.width
 
 

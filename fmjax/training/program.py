@@ -16,7 +16,7 @@ from fmjax.assemble import build_weights
 from fmjax.config import build
 from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
-from fmjax.objectives.base import OtherModel, call_objective, has_carry, is_on_policy, module_inputs
+from fmjax.objectives.base import OtherModel, call_objective, has_carry, is_on_policy, module_inputs, objective_over
 from fmjax.objectives.stateful import with_state
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.placement import Placement, inference_context
@@ -129,7 +129,7 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     Raises ConfigError where batch or parameters do not divide over the mesh, or the objective breaks its protocol.
     """
     train, mesh_config = TrainConfig(**config["train"]), MeshConfig(**config["mesh"])
-    objective, optimizer = build(config["objective"], OBJECTIVES), build(config["optimizer"], OPTIMIZERS)
+    objective, optimizer = _objective(config), build(config["optimizer"], OPTIMIZERS)
     weights = build_weights(config)
     if is_on_policy(objective):
         example = objective.collected(example)
@@ -187,10 +187,15 @@ def _batch_spec(train: TrainConfig, example: dict, mesh: Mesh, table, sharding) 
 
 
 def with_steps(program: Program, config) -> Program:
-    """The program of the same config but for `train.steps`: only the schedule differs, and the step with it."""
-    module, objective = program.module, program.objective
+    """The program of the same config but for `train.steps`: only the schedule differs, and what of the objective goes
+    by it, and the step with them."""
+    module, objective = program.module, with_state(_objective(config), program.module)
     optimizer, train_step = _update(config, module.apply, objective, program.spec, program.rules)
-    return dataclasses.replace(program, optimizer=optimizer, train_step=train_step)
+    return dataclasses.replace(program, objective=objective, optimizer=optimizer, train_step=train_step)
+
+
+def _objective(config):
+    return objective_over(build(config["objective"], OBJECTIVES), TrainConfig(**config["train"]).steps)
 
 
 def _update(config, apply_fn, objective, spec: StateSpec, rules):
