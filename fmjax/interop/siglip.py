@@ -9,9 +9,9 @@ import dataclasses
 
 from fmjax.errors import ConfigError
 from fmjax.interop.clip import POSITION_IDS, TEXT_TABLE, blocks, image_tower_keys, sizes
-from fmjax.interop.config_keys import Constant, Key, Rule, always, ignored
+from fmjax.interop.config_keys import INIT_STD, Constant, Key, Rule, always, ignored
 from fmjax.interop.family import Family, Part
-from fmjax.interop.vit import FIRST_TOKEN
+from fmjax.interop.vit import FIRST_TOKEN, side
 from fmjax.interop.weights import Layout, Weight, conv, linear, norm, packed_linear, part, patches
 
 ONE = Layout(lambda shape: (1, *shape), lambda x: x.reshape(()))
