@@ -251,8 +251,8 @@ def test_other_models_and_data_are_refused(model):
         OBJECTIVE.initial(module.vision, params, None)
     data = types.SimpleNamespace(train=[batch()], tokenizer=None)
     OBJECTIVE.check(module, data)
-    with pytest.raises(ConfigError, match="local_size = 96 must be a multiple of model.vision.patch_size = 5"):
-        SigLIP2().check(module.clone(vision=module.vision.clone(patch_size=5)), data)
+    with pytest.raises(ConfigError, match="local_size = 3 must be a multiple of model.vision.patch_size = 2"):
+        SigLIP2(local_size=3).check(module, data)
     with pytest.raises(ConfigError, match="set model.vision.use_mask_token = True"):
         OBJECTIVE.check(module.clone(vision=module.vision.clone(use_mask_token=False)), data)
 

@@ -70,7 +70,7 @@ def by_hand(model, image, prefix, count):
     start = len(tokens)
     while len(tokens) < start + count and tokens[-1] != module.decoder.end_id:
         row = np.array([tokens + [0] * (64 - len(tokens))])
-        allowed = np.asarray(logits(row))[0, len(tokens)]
+        allowed = np.array(logits(row))[0, len(tokens)]
         allowed[[*range(model.tokenizer.vocab_size, module.decoder.vocab_size), module.decoder.mask_id]] = -np.inf
         tokens.append(int(allowed.argmax()))
     return model.tokenizer.decode([token for token in tokens[start:] if token != module.decoder.end_id])
