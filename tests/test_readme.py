@@ -11,6 +11,7 @@ from fmjax import config as configs
 from fmjax import convert, evaluate, generate, plan, search, train
 from fmjax.commands import lm_eval, values
 from fmjax.inference.denoising import Denoising
+from fmjax.inference.unmasking import Filling
 from tests.interop.folders import stand_for_hub_ids
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -37,6 +38,8 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         assert config["train"]["steps"] > 0
     elif module == "generate" and "--output" in arguments and ".png" in arguments:
         assert values.parse(argv, Denoising)[0].output.endswith(".png")
+    elif module == "generate" and "mdlm" in arguments:
+        assert values.parse(argv, Filling)[0].output.endswith(".txt")
     else:
         commands = {"convert": convert, "evaluate": evaluate, "generate": generate, "search": search}
         assert (commands | {"commands.lm_eval": lm_eval})[module].parse(argv) is not None

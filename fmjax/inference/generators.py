@@ -15,6 +15,7 @@ GENERATORS = Registry(
         "denoising": "fmjax.inference.denoising:Denoising",
         "pixels": "fmjax.inference.pixels:Pixels",
         "reconstruction": "fmjax.inference.reconstruction:Reconstruction",
+        "unmasking": "fmjax.inference.unmasking:Filling",
     },
 )
 """An objective names its models' generator in the attribute `generator`, by such a name or an import path; a model

@@ -34,6 +34,7 @@ class MaskedDiffusion:
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size",)
     ROWS_APART: ClassVar[bool] = True
+    generator: ClassVar[str] = "unmasking"
 
     mask_id: int
     process: Annotated[dict, PROCESSES] = "masked"
