@@ -1,4 +1,4 @@
-"""A small Diffusion Transformer learns to draw the 8x8 digits that scikit-learn ships, by DDPM: noise in 1,000 steps, and what it was.
+"""A small U-Net learns to draw the 8x8 digits that scikit-learn ships, by DDPM: noise in 1,000 steps, and what it was.
 
     python -m fmjax.train --config=configs/ddpm_digits.py --workdir=runs/ddpm_digits
     python -m fmjax.generate --model=runs/ddpm_digits --output=grid.png --sampler=dpmpp_2m --steps=20 --num_samples=8
@@ -18,7 +18,9 @@ def get_config():
             "checkpoint_every": 400, "ema_decay": 0.995,
         },
         "mesh": {"data": -1},
-        "model": {"name": "dit", "num_layers": 4, "hidden_size": 96, "num_heads": 4, "patch_size": 2},
+        "model": {
+            "name": "unet", "widths": (32, 64), "num_blocks": 1, "attention": ("none", "self"), "norm_groups": 8,
+        },
         "objective": {
             "name": "diffusion", "process": {"name": "ddpm", "num_steps": 1000}, "target": {"name": "eps"},
             "weighting": {"name": "min_snr"}, "stratified": True, "label_dropout": 0.1,

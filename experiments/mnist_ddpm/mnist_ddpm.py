@@ -1,11 +1,14 @@
 """A denoiser of MNIST as another code base writes it: convolutions at full size, norms over whole images, a time that
 is added once; a model and a family from outside fmjax."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.diffusion.times import Times
 from fmjax.interop.config_keys import Key
 from fmjax.interop.family import Family
 from fmjax.interop.weights import Fixed, Layout, Weight, conv, linear
@@ -16,6 +19,14 @@ from fmjax.models.images import ImageModule
 FREQUENCIES = np.concatenate([[0], 2 * np.pi * 1.5 ** np.arange(15)]).astype(np.float32)
 STEPS = 1001  # of which the first was never trained on
 EVERYWHERE = (-3, -2, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained(Times):
+    """Each step but the first, equally often."""
+
+    def quantile(self, process, u):
+        return process.snap((1 + jnp.floor((STEPS - 1) * u)) / STEPS)
 
 
 class MnistDenoiser(ImageModule):
