@@ -99,6 +99,7 @@ FAMILY = Family(
         "name": "diffusion",
         "process": {"name": "ddpm", "num_steps": STEPS},
         "target": {"name": "eps"},
+        "times": {"name": "mnist_ddpm:Trained"},
         "stratified": True,
     },
 )
