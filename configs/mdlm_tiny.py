@@ -17,7 +17,7 @@ def get_config():
         "seed": 0,
         "train": {
             "steps": 1000, "batch_size": 16, "log_every": 10, "eval_every": 250, "eval_batches": 20,
-            "checkpoint_every": 500, "ema_decay": 0.999,
+            "sample_every": 500, "checkpoint_every": 500, "ema_decay": 0.999,
         },
         "mesh": {"data": -1},
         "model": {

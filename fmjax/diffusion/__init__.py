@@ -53,7 +53,6 @@ SAMPLERS = Registry(
     "sampler",
     {
         "ancestral": "fmjax.diffusion.samplers:Ancestral",
-        "consistency": "fmjax.diffusion.samplers:Consistency",
         "ddim": "fmjax.diffusion.samplers:DDIM",
         "dpmpp_2m": "fmjax.diffusion.samplers:DPMSolverPP2M",
         "euler": "fmjax.diffusion.samplers:Euler",

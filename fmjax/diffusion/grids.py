@@ -44,7 +44,8 @@ def make_grid(process, num_steps: int, spacing: str | None = None, shift: float 
         in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5). None: the process's own.
       shift: times t become shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23): more of them near noise.
 
-    Raises InputError for another spacing, or more steps than the process has.
+    Raises InputError for another spacing, more steps than the process has, steps that "leading" does not divide into,
+    a shift of Karras' levels, or times that fall together.
     """
     spacing = spacing or process.spacing
     if spacing not in SPACINGS:
@@ -53,6 +54,10 @@ def make_grid(process, num_steps: int, spacing: str | None = None, shift: float 
         raise InputError(f"shift = {shift} must be above 0")
     if process.num_steps is not None and num_steps > process.num_steps:
         raise InputError(f"steps = {num_steps}: the process of the model has {process.num_steps} steps; ask for fewer")
+    if spacing == "karras" and shift != 1.0:
+        raise InputError(
+            f"shift = {shift} has no meaning with spacing = 'karras', which says its noise levels; leave it out"
+        )
     (low, high), index = process.ends, np.arange(num_steps)
     if spacing == "karras":
         if process.alpha(np.array(high)) < 1e-8:
@@ -64,12 +69,23 @@ def make_grid(process, num_steps: int, spacing: str | None = None, shift: float 
     elif spacing == "leading":
         stride = 1 / num_steps
         if process.num_steps is not None:
+            if process.num_steps % num_steps:
+                raise InputError(
+                    f"steps = {num_steps} does not divide the process's {process.num_steps} steps, which spacing = "
+                    "'leading' needs; take 'trailing', or a number that does"
+                )
             stride = (process.num_steps // num_steps) / process.num_steps
         exact = index[::-1] * stride
     else:
         exact = high - index / num_steps
     exact = shift * exact / (1 + (shift - 1) * exact)
     times = process.snap(exact)
+    # Also where Karras' own are asked at the nearest step: a step to the same time would be of no length.
+    if spacing != "karras" and np.any(np.diff(times) > -1e-9):
+        raise InputError(
+            f"steps = {num_steps}, with spacing = {spacing!r} and shift = {shift}, ask at the same time twice: the "
+            f"process's times are {'steps' if process.num_steps else f'at least {low}'}; ask for fewer steps"
+        )
     # What no model is asked at is still a noise level: Karras' are taken as they are.
     nodes = np.clip(exact, low, high) if spacing == "karras" else times
     return Grid(

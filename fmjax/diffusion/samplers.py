@@ -1,12 +1,12 @@
 """Samplers: from noise to data along a grid, with what a model says of x0 and eps at each time.
 
-Ancestral sampling, DDIM, Euler's method, its ancestral form and multistep consistency are one step,
+Ancestral sampling, DDIM, Euler's method and its ancestral form are one step,
 
     x' = alpha' x0 + sqrt(sigma'^2 - tau^2) eps + tau z,    z normal,
 
-that differ in tau: 0 for Euler's method, in whichever of the processes (it is DDIM with eta = 0), the standard
-deviation of the posterior q(x' | x, x0) for ancestral sampling (which is DDIM with eta = 1), and sigma' for
-consistency. What a step needs of the grid is computed on the host in float64.
+that differ in tau: 0 for Euler's method, in whichever of the processes (it is DDIM with eta = 0), and the standard
+deviation of the posterior q(x' | x, x0) for ancestral sampling (which is DDIM with eta = 1). What a step needs of the
+grid is computed on the host in float64.
 """
 
 import dataclasses
@@ -44,12 +44,11 @@ class Sampler:
 
     Attributes:
       is_random: whether its steps draw noise.
-      needs: what a model must predict besides its target, in words that `lacking` compares: "variance",
-        "consistency"; None for nothing.
+      needs_variance: whether a model must also say each step's variance.
     """
 
     is_random: bool = False
-    needs: str | None = None
+    needs_variance: bool = False
 
     def columns(self, grid: Grid, process) -> dict[str, np.ndarray]:
         """What `step` takes as `c`, float64 [N] each, besides time, alpha and sigma. Raises InputError for a grid that
@@ -144,8 +143,8 @@ class Ancestral(Sampler):
             raise InputError(f"variance = {self.variance!r}; known: small, large, learned")
 
     @property
-    def needs(self) -> str | None:
-        return "variance" if self.variance == "learned" else None
+    def needs_variance(self) -> bool:
+        return self.variance == "learned"
 
     def columns(self, grid, process):
         small, large = posterior(grid)
@@ -164,22 +163,6 @@ class Ancestral(Sampler):
             log = c["log_small"] + prediction.fraction * (c["log_large"] - c["log_small"])
             size = size * jnp.exp(0.5 * log)
         return c["keep"] * x + c["gain"] * prediction.x0 + size * noise, memory
-
-
-@dataclasses.dataclass(frozen=True)
-class Consistency(Sampler):
-    """Song et al. 2023, https://arxiv.org/abs/2303.01469, algorithm 1: x0 in one step, noise anew, and again. Of a
-    model that was distilled to say the end of the flow's path, not the mean of where it may come from."""
-
-    is_random = True
-    needs = "consistency"
-
-    def columns(self, grid, process):
-        return _straight(grid, grid.sigmas[1:])
-
-    def step(self, predict, x, memory, c, noise):
-        x0 = predict(x, c["time"], c["alpha"], c["sigma"]).x0
-        return c["to_x0"] * x0 + c["to_noise"] * noise, memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,17 +80,13 @@ def solve(x, prediction, alpha, sigma, a, b):
     return (b * x - sigma * prediction) / scale, (alpha * prediction - a * x) / scale
 
 
-def convert(x, prediction, process, source: Target, wanted: Target, t):
-    """A prediction of the target `source` as one of `wanted`; t broadcasts against x."""
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    x0, eps = solve(x, prediction, alpha, sigma, *source.coefficients(process, t, alpha, sigma))
-    a, b = wanted.coefficients(process, t, alpha, sigma)
-    return a * x0 + b * eps
-
-
 def check_target(process, target: Target) -> None:
-    """Raises ConfigError where the target says nothing of x0 at an end of the process: eps where there is noise alone,
-    x0 where there are data alone."""
+    """Raises ConfigError where the target says nothing of x0 at an end of the process (eps where there is noise alone,
+    x0 where there are data alone), or is a derivative and the process has steps."""
+    if isinstance(target, Velocity) and process.num_steps is not None:
+        raise ConfigError(
+            f"objective.target Velocity is a derivative, which {type(process).__name__} has not: it has steps; take v"
+        )
     for t in process.ends:
         alpha, sigma = (float(f(np.array(t))) for f in (process.alpha, process.sigma))
         name = type(target).__name__

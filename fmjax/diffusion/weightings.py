@@ -9,6 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from fmjax.diffusion.targets import determinant
+from fmjax.diffusion.times import Uniform
 from fmjax.errors import ConfigError
 
 
@@ -24,8 +25,8 @@ class Weighting:
         scale = determinant(alpha, sigma, *target.coefficients(process, t, alpha, sigma))
         return self.scaled(process, t, alpha, sigma) / scale**2
 
-    def check(self, process) -> None:
-        """Raises ConfigError for a process that it has no weights for."""
+    def check(self, process, times) -> None:
+        """Raises ConfigError for a process that it has no weights for, or times that it does not go with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,11 @@ class ELBO(Weighting):
         d_alpha, d_sigma = process.derivatives(t)
         return alpha * (alpha * d_sigma - d_alpha * sigma) / sigma
 
-    def check(self, process) -> None:
+    def check(self, process, times) -> None:
+        if not isinstance(times, Uniform):
+            raise ConfigError(
+                f"weighting elbo is a bound with uniform times, not {times}; take objective.times = 'uniform'"
+            )
         if process.num_steps is not None or not process.sigma(process.ends[0]) > 0:
             raise ConfigError(
                 f"weighting elbo needs a continuous process that has noise at its least time, and {process} has not: "

@@ -29,8 +29,8 @@ class Options:
 
     Attributes:
       steps: of the sampler from noise to data.
-      sampler: "heun" (two evaluations of the model a step), "euler", "dpmpp_2m", "ddim", "ancestral",
-        "euler_ancestral" or "consistency": see fmjax/diffusion/README.md.
+      sampler: "heun" (two evaluations of the model a step), "euler", "dpmpp_2m", "ddim", "ancestral" or
+        "euler_ancestral": see fmjax/diffusion/README.md.
       eta: of sampler "ddim": from 0, none, to 1, as much noise in each step as ancestral sampling draws.
       variance: of sampler "ancestral": "small", "large" or "learned".
       spacing: of the times: "trailing", "leading", "linspace" or "karras"; none: the process's own.
@@ -73,9 +73,14 @@ class Options:
         check_whole(0, 2**32 - 1, seed=self.seed)
         if self.spacing is not None:
             check_choice("spacing", self.spacing, SPACINGS)
-        for name in ("guidance", "guidance_rescale", "shift", "strength"):
-            if not is_number(getattr(self, name)):
-                raise InputError(f"{name} = {getattr(self, name)!r} must be a number")
+        numbers = {name: getattr(self, name) for name in ("guidance", "guidance_rescale", "shift", "strength")}
+        numbers |= {name: getattr(self, name) for name in ("eta", "clip") if getattr(self, name) is not None}
+        if not isinstance(self.guidance_interval, Sequence) or len(self.guidance_interval) != 2:
+            raise InputError(f"guidance_interval = {self.guidance_interval!r} must be two times")
+        numbers |= dict(zip(("guidance_interval", "guidance_interval (its end)"), self.guidance_interval))
+        for name, value in numbers.items():
+            if not is_number(value):
+                raise InputError(f"{name} = {value!r} must be a number")
         if not self.shift > 0 or (self.clip is not None and not self.clip > 0):
             raise InputError(f"shift = {self.shift} and clip = {self.clip} must be above 0")
         if not 0 < self.strength <= 1:
@@ -197,35 +202,28 @@ class Denoising:
             return
         if self.labels is None:
             raise InputError(f"{told} takes no labels to be guided by; leave guidance out")
-        if options.negative is None and self.model.objective.label_dropout == 0:
+        knows = self.model.objective.label_dropout > 0 and getattr(self.model.module, "null_class", True)
+        if options.negative is None and not knows:
             raise InputError(
-                f"{told} was trained with objective.label_dropout = 0, so it does not know what to say without a "
-                "label; leave guidance out, or give a negative label"
+                f"{told} was trained with objective.label_dropout = 0, or has no row for no label, so it does not know "
+                "what to say without a label; leave guidance out, or give a negative label"
             )
 
     def _check_sampler(self, options: Options, sampler) -> None:
-        has = {"variance": self.model.objective.learned_variance, "consistency": _is_consistent(self.model.objective)}
-        if sampler.needs is None or has[sampler.needs]:
-            return
-        trained, other = {
-            "variance": ("without objective.learned_variance", "give --variance=small or large"),
-            "consistency": ("to say the mean of x0, not to be consistent along a path", "take dpmpp_2m or heun"),
-        }[sampler.needs]
-        raise InputError(
-            f"sampler = {options.sampler!r} needs a {sampler.needs} that {self.model} does not predict: it was trained "
-            f"{trained}; {other}"
-        )
+        if sampler.needs_variance and not self.model.objective.learned_variance:
+            raise InputError(
+                f"variance = {options.variance!r}: {self.model} does not predict a step's variance, as it was trained "
+                "without objective.learned_variance; give variance = 'small' or 'large'"
+            )
 
     def _label(self, prompt) -> int:
         if prompt is None:
+            if not getattr(self.model.module, "null_class", True):
+                raise InputError(f"{self.model} has no row for no label; give a label as prompt")
             return NO_LABEL
         if self.labels is None:
             raise InputError(f"{self.model} takes no prompts, got {prompt!r}")
         return int(self.labels.encode(prompt)["labels"])
-
-
-def _is_consistent(objective) -> bool:
-    return getattr(objective, "is_consistent", False)
 
 
 def _start(grid: Grid, process, has_image: bool) -> np.ndarray:
@@ -256,7 +254,7 @@ def _sample(static: _Static, variables, key, jobs, arrays):
     """float32 [B, *shape] for jobs int32 [B, 2]: a label and a number that noise is drawn with."""
     labels, takes_labels = jobs[:, 0], "labels" in inspect.signature(type(static.module).__call__).parameters
     keys = jax.vmap(lambda job: jax.random.fold_in(jax.random.fold_in(key, job[0] + 1), job[1]))(jobs)
-    noise = jax.vmap(lambda one: jax.random.normal(one, static.shape))(keys)
+    noise = jax.vmap(lambda one: jax.random.normal(jax.random.fold_in(one, 0), static.shape))(keys)
     image, mask = arrays["image"], arrays["mask"]
 
     def apply(x, times, given):

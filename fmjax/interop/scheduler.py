@@ -1,9 +1,13 @@
 """The `scheduler` of diffusers' pipelines beside the objective `diffusion`: how noise was mixed in when a model
 learned, and what it says of it. How samples are drawn is asked for when they are (`fmjax.inference.denoising`)."""
 
+import logging
+
 from fmjax.errors import ConfigError
-from fmjax.interop.config_keys import Expected, Rule, ignored
+from fmjax.interop.config_keys import Rule, ignored
 from fmjax.interop.published_config import PublishedConfig
+
+log = logging.getLogger("fmjax")
 
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -23,7 +27,13 @@ def _word(theirs: dict[str, str], ours, what: str) -> str:
 
 
 def _read_process(config: PublishedConfig, names, fields) -> dict:
-    config.fixed(num_train_timesteps=STEPS, trained_betas=None)
+    config.fixed(num_train_timesteps=STEPS, trained_betas=None, thresholding=False)
+    if config.raw("clip_sample") is True:
+        log.warning("%s: its pipeline cuts x0 off in each step; generate with clip = 1 to do so", config.source)
+    if config.raw("steps_offset"):
+        log.warning(
+            "%s: its pipeline asks a step later (steps_offset); here spacing = 'leading' begins at 0", config.source
+        )
     return {
         "process": {
             "name": "ddpm",
@@ -50,7 +60,13 @@ def _write_process(section) -> dict:
 
 
 def _read_target(config: PublishedConfig, names, fields) -> dict:
-    learned = config.get("variance_type", str, "fixed_small", null=True) == "learned_range"
+    variance = config.get("variance_type", str, "fixed_small", null=True)
+    if variance == "learned":
+        raise ConfigError(
+            f"{config.source}: variance_type = 'learned' is not known here; a model that says where its variance lies "
+            "between two has 'learned_range'"
+        )
+    learned = variance == "learned_range"
     return {
         "target": {"name": config.choice("prediction_type", TARGETS, "epsilon")},
         "learned_variance": learned,
@@ -68,7 +84,6 @@ def _write_target(section) -> dict:
 KEYS = (
     Rule(_read_process, _write_process),
     Rule(_read_target, _write_target),
-    Expected(thresholding=(False, True)),
     # How a pipeline draws samples.
     ignored(
         "clip_sample", "clip_sample_range", "timestep_spacing", "steps_offset", "set_alpha_to_one", "skip_prk_steps",

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fmjax.diffusion import PROCESSES, TARGETS, TIMES, WEIGHTINGS, member
 from fmjax.diffusion.bound import bound
@@ -35,7 +36,8 @@ class Diffusion:
       stratified: times are spread over the rows of a batch, not drawn independently.
       learned_variance: the module also says, from -1 to 1, where each step's log-variance lies; the bound of it, with
         the mean's gradient stopped, is added (Nichol & Dhariwal 2021, eq. 16; so DiT is trained).
-      bound_weight: of that bound, in bits a number of x.
+      bound_weight: of that bound, the sum over the steps in bits a number of x, in thousandths: 1 is the paper's
+        lambda of 0.001.
       label_dropout: share of the rows that learn without their label.
       num_bins: parts of the times, equally long, for which the loss is also told apart.
       sample_prompts: classes that `samples/` shows, by number or by name where they have names; none: each class.
@@ -77,7 +79,7 @@ class Diffusion:
                 "objective.name = 'masked_diffusion'"
             )
         check_target(self.process, self.target)
-        self.weighting.check(self.process)
+        self.weighting.check(self.process, self.times)
 
     def inputs(self, batch) -> dict:
         """What the module is initialised with."""
@@ -106,7 +108,7 @@ class Diffusion:
             predicted, _ = solve(x, output, _rows(alpha, x), _rows(sigma, x), a, b)
             bits = bound(self.process, x0, x, predicted, 0.5 * (between + 1), times)
             sums["bound"] = (jnp.sum(bits * weights), weights.sum())
-            errors = errors + self.bound_weight * bits
+            errors = errors + self.bound_weight * self.process.num_steps / 1000 * bits
         sums["loss"] = (jnp.sum(errors * weights), weights.sum())
         bins = jnp.clip(jnp.floor(self.num_bins * times), 0, self.num_bins - 1)
         for index in range(self.num_bins):
@@ -137,6 +139,11 @@ class Diffusion:
         if self.input_name not in row:
             raise ConfigError(f"objective.input_name = {self.input_name!r} is not in the data: {', '.join(row)}")
         check_labels(module, data, low=NO_LABEL)
+        if self.label_dropout and "labels" in row and not getattr(module, "null_class", True):
+            raise ConfigError(
+                f"objective.label_dropout = {self.label_dropout}, and the model has no row for no label "
+                "(model.null_class); set one of them otherwise"
+            )
         for prompt in self.sample_prompts:
             try:
                 data.codecs["label"].encode(prompt)
@@ -146,8 +153,12 @@ class Diffusion:
 
     def sample(self, model, key) -> list:
         """Values of the modality, a row of `sample_copies` for each prompt."""
+        process, end = self.process, np.array(self.process.ends[1])
+        # Heun's method does not begin where there is noise alone, of what does not go straight with it.
+        begins = process.divisor(process.alpha(end), process.sigma(end)) > 1e-8
+        options = {"sampler": "heun" if begins else "dpmpp_2m", "steps": min(50, process.num_steps or 50)}
         seed = int(jax.random.bits(key) >> 1)
-        return model.generate(self.sample_prompts or None, num_samples=self.sample_copies, seed=seed)
+        return model.generate(self.sample_prompts or None, num_samples=self.sample_copies, seed=seed, **options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fmjax.diffusion import PROCESSES, member
 from fmjax.diffusion.masked import hide
 from fmjax.errors import ConfigError
+from fmjax.layers.checks import check_positive
 from fmjax.objectives.base import need_features, per_row
 from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
 
@@ -29,10 +30,11 @@ class MaskedDiffusion:
       weighting: "elbo": the bound on the negative log-likelihood, nats a token, which compares with that of a causal
         model (Sahoo et al. 2024, eq. 10); "simple": the mean over the hidden ones (MaskGIT, Chang et al. 2022, eq. 2).
       stratified: times are spread over the rows of a batch, not drawn independently.
+      num_samples, sample_length: texts that `samples/` shows, and their tokens.
       chunk_size: positions of each row whose logits exist at the same time; none: by the platform.
     """
 
-    RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size",)
+    RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size", "num_samples", "sample_length")
     ROWS_APART: ClassVar[bool] = True
     generator: ClassVar[str] = "unmasking"
 
@@ -40,11 +42,14 @@ class MaskedDiffusion:
     process: Annotated[dict, PROCESSES] = "masked"
     weighting: Literal["elbo", "simple"] = "elbo"
     stratified: bool = True
+    num_samples: int = 4
+    sample_length: int = 64
     chunk_size: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "process", member(PROCESSES, self.process))
         check_chunk_size(self.chunk_size)
+        check_positive(**{"objective.num_samples": self.num_samples, "objective.sample_length": self.sample_length})
         if not self.process.is_of_tokens:
             raise ConfigError(
                 f"objective.process = {self.process} is of numbers, and objective masked_diffusion of tokens; take "
@@ -70,6 +75,7 @@ class MaskedDiffusion:
         rngs = {"dropout": key} if train and key is not None else None
         inputs = self.inputs(batch) | {"tokens": tokens}
         features, head = apply_fn({"params": params}, **inputs, train=train, rngs=rngs, method="features")
+        head = without(head, self.mask_id)  # a mask is no token (section 3.2.3)
         asked = counted * is_hidden
         weights = asked
         if self.weighting == "elbo":
@@ -80,6 +86,11 @@ class MaskedDiffusion:
             correct = cross_entropy(features, head, targets, asked, chunk_size=self.chunk_size, count_correct=True)
             named["accuracy"] = (correct["correct"], asked.sum())
         return named
+
+    def sample(self, model, key) -> list[str]:
+        """Texts of `sample_length` tokens from masks alone."""
+        seed = int(jax.random.bits(key) >> 1)
+        return model.generate([""], num_samples=self.num_samples, length=self.sample_length, seed=seed)
 
     def _draw(self, key, targets, stratum):
         """(u that the time is made of, x_t, where it is hidden) of one row."""
@@ -107,3 +118,10 @@ class MaskedDiffusion:
                 f"objective.mask_id = {self.mask_id} is a token of the data, which have 0 to {known - 1}; set it to "
                 f"{known} and model.vocab_size to {known + 1}"
             )
+
+
+def without(head: dict, token: int) -> dict:
+    """An output head (`fmjax.layers.embed.output_logits`) that gives a token no probability."""
+    size = head["embedding"].shape[0] if "embedding" in head else head["kernel"].shape[1]
+    bias = head.get("bias", jnp.zeros(size, jnp.float32))
+    return head | {"bias": jnp.where(jnp.arange(size) == token, -1e9, bias)}

@@ -14,8 +14,8 @@ from fmjax.training.gradients import inverse, join_rows, make_gradient, metric_t
 from fmjax.training.state import TrainState
 from fmjax.training.trainable import ALL, Trainable
 
-ROWS = 2**31 - 1
-"""Of a step's key, what the rows' keys are drawn from."""
+ROWS, STRATA = 2**31 - 1, 2**31 - 2
+"""Of a step's key, what the rows' keys and their strata are drawn from."""
 
 
 def make_train_step(
@@ -148,10 +148,9 @@ def with_keys(batch: dict, key) -> dict:
         return batch
     rows = len(next(iter(batch.values())))
     # The parts of the batch have keys 0, 1, ...
-    key = jax.random.fold_in(key, ROWS)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, ROWS), jnp.arange(rows))
     # The golden ratio's multiples: evenly spread whatever the number of rows.
-    strata = jnp.mod(jax.random.uniform(key) + jnp.arange(rows) * 0.6180339887498949, 1.0)
+    strata = jnp.mod(jax.random.uniform(jax.random.fold_in(key, STRATA)) + jnp.arange(rows) * 0.6180339887498949, 1.0)
     return batch | {"keys": keys, "strata": strata}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fmjax.diffusion import PROCESSES, TARGETS
 from fmjax.diffusion.processes import DDPM, EDM, Cosine, Flow, VariancePreserving
-from fmjax.diffusion.targets import X0, EDMOutput, Eps, Score, V, Velocity, check_target, convert
+from fmjax.diffusion.targets import X0, EDMOutput, Eps, Score, V, Velocity, check_target, solve
 from fmjax.diffusion.times import LogitNormal, LogNormal, Uniform
 from fmjax.diffusion.weightings import ELBO, EDMWeighting, MinSNR, Simple
 from fmjax.errors import ConfigError
@@ -58,6 +58,13 @@ def test_betas_of_all_kinds_are_those_of_the_papers():
     assert DDPM().alpha(np.array(-0.001)) == 1 and DDPM().sigma(np.array(-0.001)) == 0
 
 
+def convert(x, prediction, process, source, wanted, t):
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    x0, eps = solve(x, prediction, alpha, sigma, *source.coefficients(process, t, alpha, sigma))
+    a, b = wanted.coefficients(process, t, alpha, sigma)
+    return a * x0 + b * eps
+
+
 @pytest.mark.parametrize("name", PROCESS)
 def test_any_target_becomes_any_other(name):
     process, rng = PROCESS[name], np.random.default_rng(0)
@@ -90,11 +97,12 @@ def test_targets_that_say_nothing_at_an_end_are_refused():
         (Flow(), Eps(), "Eps says nothing new at t = 1.0, where Flow has noise alone"),
         (Flow(), X0(), "X0 says nothing new at t = 0.0, where Flow has data alone"),
         (Flow(), Score(), "Score is infinite at t = 0.0"),
+        (DDPM(), Velocity(), "Velocity is a derivative, which DDPM has not"),
         (DDPM(zero_terminal_snr=True), Eps(), "Eps says nothing new at t = 0.999"),
     ]:
         with pytest.raises(ConfigError, match=message):
             check_target(process, target)
-    for process, target in itertools.product((Flow(), DDPM(zero_terminal_snr=True)), (V(), Velocity())):
+    for process, target in ((Flow(), V()), (Flow(), Velocity()), (DDPM(zero_terminal_snr=True), V())):
         check_target(process, target)
     for process in (DDPM(), Cosine(), VariancePreserving(), EDM()):
         check_target(process, Eps())
@@ -119,9 +127,11 @@ def test_weightings_are_those_of_the_papers_in_whatever_target():
     np.testing.assert_allclose(weights(EDMWeighting(), edm, EDMOutput()), 1, rtol=1e-4)
     np.testing.assert_array_equal(weights(Simple(), vp, V()), 1)
     with pytest.raises(ConfigError, match="weighting elbo needs a continuous process that has noise at its least time"):
-        ELBO().check(Flow())
+        ELBO().check(Flow(), Uniform())
     with pytest.raises(ConfigError, match="weighting elbo needs a continuous process"):
-        ELBO().check(DDPM())
+        ELBO().check(DDPM(), Uniform())
+    with pytest.raises(ConfigError, match="elbo is a bound with uniform times, not LogitNormal"):
+        ELBO().check(VariancePreserving(), LogitNormal())
 
 
 @pytest.mark.parametrize(
@@ -130,7 +140,7 @@ def test_weightings_are_those_of_the_papers_in_whatever_target():
 def test_the_bounds_weights_integrate_to_the_information_that_noise_takes(process):
     """Of normal data the least error of x0 is known, and its weighted integral is the difference of the mutual
     informations log(1 + var SNR) / 2 at the two ends (I-MMSE), whatever the process."""
-    ELBO().check(process)
+    ELBO().check(process, Uniform())
     low, high = process.ends
     t = jnp.asarray(np.linspace(low, high, 200_001), jnp.float32)
     alpha, sigma, variance = process.alpha(t), process.sigma(t), 0.7

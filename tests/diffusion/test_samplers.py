@@ -15,7 +15,6 @@ from fmjax.diffusion.processes import DDPM, EDM, Cosine, Flow, VariancePreservin
 from fmjax.diffusion.samplers import (
     DDIM,
     Ancestral,
-    Consistency,
     DPMSolverPP2M,
     Euler,
     EulerAncestral,
@@ -134,23 +133,6 @@ def test_ancestral_sampling_ddim_and_the_ancestral_form_of_euler_are_one():
     np.testing.assert_allclose(run(DDIM(), process, grid, x), run(Euler(), process, grid, x), rtol=1e-12)
 
 
-def test_consistency_draws_its_noise_anew():
-    """Of data at one point x0 is exact at once; what is left is that each step ends where the process is."""
-    process = Flow()
-    grid = make_grid(process, 4)
-    along = columns(Consistency(), grid, process)
-    seen = []
-    after = lambda x, c: (
-        jax.debug.callback(lambda *a: seen.append(tuple(map(float, a))), x[0], c["end_alpha"], c["end_sigma"]),
-        x,
-    )[1]
-    point = predictor(lambda x, t, given: (x - 0.4) / t, process, Velocity(), Guidance())
-    sample(Consistency(), point, jnp.ones(1), along, lambda index: jnp.full(1, 2.0), after)
-    jax.effects_barrier()
-    np.testing.assert_allclose([x for x, _, _ in seen], [0.4 * a + 2.0 * s for _, a, s in seen], atol=1e-5)
-    assert seen[-1][1:] == (1.0, 0.0)
-
-
 def test_inversion_goes_back_to_the_noise_that_an_image_comes_from():
     for process in (DDPM(), Flow()):
         grid = make_grid(process, 500 if process.num_steps else 400)
@@ -183,6 +165,14 @@ def test_grids():
     ]:  # fmt: skip
         with pytest.raises(InputError, match=message):
             make_grid(process, **{"num_steps": 4} | options)
+    for arguments, message in [
+        ((DDPM(), 500, None, 3.0), "steps = 500, .* and shift = 3.0, ask at the same time twice"),
+        ((Flow(min_time=0.02), 100), "ask at the same time twice: the process's times are at least 0.02"),
+        ((DDPM(), 700, "leading"), "700 does not divide the process's 1000 steps"),
+        ((DDPM(), 4, "karras", 2.0), "shift = 2.0 has no meaning with spacing = 'karras'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            make_grid(*arguments)
     with pytest.raises(InputError, match="'karras' needs data left in the noise"):
         make_grid(Flow(), 4, "karras")
     with pytest.raises(InputError, match="'heun' divides by alpha"):

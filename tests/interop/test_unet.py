@@ -129,6 +129,8 @@ def test_a_scheduler_says_the_objective_and_comes_back():
     assert plain["prediction_type"] == "epsilon" and read(plain) == read({"clip_sample": False})
     for changes, match in (
         (dict(num_train_timesteps=100), "scheduler: num_train_timesteps = 100"),
+        (dict(thresholding=True), "scheduler: thresholding = True"),
+        (dict(variance_type="learned"), "variance_type = 'learned' is not known here"),
         (dict(beta_schedule="exp"), "beta_schedule = 'exp'.*known: linear"),
     ):
         with pytest.raises(ConfigError, match=match):
