@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import fmjax
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.interop.family import publish, table_of
-from fmjax.interop.importer import open_folder
+from fmjax.interop.opening import open_folder
 from fmjax.interop.weights import flatten, slots
 
 PROCESSOR = {
