@@ -11,7 +11,7 @@ from fmjax.diffusion.masked import hide
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
 from fmjax.objectives.base import need_features, per_row
-from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
+from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy, head_size
 
 INPUTS = ("segment_ids", "positions")
 
@@ -122,6 +122,6 @@ class MaskedDiffusion:
 
 def without(head: dict, token: int) -> dict:
     """An output head (`fmjax.layers.embed.output_logits`) that gives a token no probability."""
-    size = head["embedding"].shape[0] if "embedding" in head else head["kernel"].shape[1]
+    size = head_size(head)
     bias = head.get("bias", jnp.zeros(size, jnp.float32))
     return head | {"bias": jnp.where(jnp.arange(size) == token, -1e9, bias)}
