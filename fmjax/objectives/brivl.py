@@ -26,7 +26,9 @@ class BriVL:
     scale. BriVL's own is 1 / .07.
 
     Attributes:
-      queue_size: pairs; a multiple of train.batch_size.
+      queue_size: pairs; a multiple of train.batch_size. Towers that start from nothing want few batches: what they make
+        of all images is so alike that the keys of a long queue are told by their age, and the loss falls below that of
+        chance, 2 ln(1 + queue_size), while nothing is learnt (experiments/shape_pairs).
       momentum: of the towers of keys.
       mask_same_label: whether keys of a query's own label are left out of its negatives. `labels` of -1 are like none.
         Data without labels need False.

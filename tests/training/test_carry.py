@@ -28,9 +28,10 @@ from fmjax.training.program import make_program
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 SMALL = {
     "brivl_shapes": {"model.projection_size": "8", "model.num_layers": "1", "model.intermediate_size": "16",
-                     "model.vision.hidden_size": "16", "model.text.hidden_size": "16", "model.text.num_layers": "1",
-                     "data.image_size": "16", "data.tokenizer": "bytes", "data.overlong": "cut",
-                     "data.eval_examples": "16", "objective.queue_size": "32", "objective.momentum": "0.8"},
+                     "model.vision.embed_size": "8", "model.grids": "(1, 2)", "model.text.hidden_size": "16",
+                     "model.text.num_layers": "1", "data.image_size": "16", "data.tokenizer": "bytes",
+                     "data.overlong": "cut", "data.eval_examples": "16", "objective.queue_size": "32",
+                     "objective.momentum": "0.8"},
     "vq_digits": {"model.hidden_size": "16", "model.inner_size": "8", "model.code_size": "4",
                   "objective.num_codes": "8",
                   "objective.decay": "0.6"},
