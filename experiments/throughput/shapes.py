@@ -34,10 +34,13 @@ def gpt2(layers: int, width: int, heads: int, vocabulary: int, length: int, **ba
     return Shape("GPT2Config", fields, length=length, **batch)
 
 
-def llama(layers: int, width: int, inner: int, heads: int, vocabulary: int, length: int, **batch) -> Shape:
-    """A LLaMA with as many heads of keys and values as of queries."""
+def llama(
+    layers: int, width: int, inner: int, heads: int, vocabulary: int, length: int, kv_heads: int | None = None, **batch
+) -> Shape:
+    """A LLaMA with as many heads of keys and values as of queries; with `kv_heads`, grouped and its embeddings tied."""
     fields = dict(num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads)
-    fields |= dict(num_key_value_heads=heads, vocab_size=vocabulary, max_position_embeddings=length)
+    fields |= dict(num_key_value_heads=kv_heads or heads, vocab_size=vocabulary, max_position_embeddings=length)
+    fields |= dict(tie_word_embeddings=kv_heads is not None)
     return Shape("LlamaConfig", fields, length=length, **batch)
 
 
@@ -48,6 +51,8 @@ SHAPES = {
     "llama-6x384-8k": llama(6, 384, 1024, 6, 8192, 256, batch=16, unroll=6),
     # What a laptop trains.
     "gpt2-4x128": gpt2(4, 128, 4, 8192, 128, batch=16, unroll=4),
+    # A published model's size, fine-tuned: SmolLM2-135M.
+    "smollm2-135m": llama(30, 576, 1536, 9, 49152, 256, kv_heads=3, batch=4),
     # One GPU of 80 GB. Vocabularies are padded to a multiple of 128, as both libraries are advised to.
     "gpt2-124m": gpt2(12, 768, 12, 50304, 1024, batch=32, dtype="bfloat16"),
     "llama-1.3b": llama(24, 2048, 5504, 16, 32000, 2048, batch=8, dtype="bfloat16", remat="dots"),

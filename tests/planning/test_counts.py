@@ -306,7 +306,7 @@ def test_attention_of_cudnn_over_lengths_that_are_data_is_named(more):
 )
 def test_attention_by_queries_counts_the_blocks_it_needs(monkeypatch, programs_by_their_scopes, causal, window, of_all):
     """The mean of the devices: how many blocks one goes through, it only knows when it runs."""
-    monkeypatch.setattr(attention_blocks, "BLOCK", 8)
+    monkeypatch.setattr(attention_blocks, "BLOCK", (8, 8))
     rows, heads, features = 2, 4, 16
     mesh = make_mesh(MeshConfig(data=1, sequence=4), jax.devices()[:4])
     q = jax.ShapeDtypeStruct((rows, 64, heads, features), jnp.float32)

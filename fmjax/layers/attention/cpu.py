@@ -26,7 +26,7 @@ MAX_BLOCKS = 16  # blocks are unrolled: bounds the size of the program for long 
 LOGITS_BYTES = 3 * 2**19  # of a block's logits in one core's cache
 MAX_PARTS = 4  # of a turn of the loop: unrolled too
 LONG = 2048  # the square root of the pairs of a query and a key in a row from which both go in blocks
-LONG_BLOCK = 512
+LONG_BLOCK = 512  # keys of a block; queries are half as many where a group has several, further rows of one matrix
 LONG_LOGITS_BYTES = 2**24  # of the blocks of all rows that go together, if more than one does
 
 
@@ -66,7 +66,7 @@ def _attend_long(q, k, v, segment_ids, **options):
 
     def rows(q, k, v, segment_ids):
         place = jnp.asarray(index, jnp.int32)
-        own = dict(segment_ids=segment_ids, order=index[None], block=LONG_BLOCK)
+        own = dict(segment_ids=segment_ids, order=index[None], block=(LONG_BLOCK // min(2, h // k.shape[2]), LONG_BLOCK))
         return attend(q, k, v, place, **own, **options)
 
     size = _divisor(b, LONG_LOGITS_BYTES // (4 * h * LONG_BLOCK**2))

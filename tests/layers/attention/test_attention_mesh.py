@@ -17,7 +17,7 @@ from fmjax.parallel.mesh import AXES, DEFAULT_RULES
 
 @pytest.fixture(autouse=True)
 def small_blocks_and_interpreter(monkeypatch):
-    monkeypatch.setattr(attention_blocks, "BLOCK", 8)
+    monkeypatch.setattr(attention_blocks, "BLOCK", (8, 8))
     monkeypatch.setattr(attention_splash, "INTERPRET", True)
 
 
@@ -123,7 +123,7 @@ def test_blocks_are_the_reference(name):
 
 
 def test_no_array_grows_with_the_square_of_the_length(monkeypatch):
-    monkeypatch.setattr(attention_blocks, "BLOCK", 64)
+    monkeypatch.setattr(attention_blocks, "BLOCK", (64, 64))
     case = Case(length=4096, heads=1, kv_heads=1, rows=1)
     arrays = jax.eval_shape(case.arrays)
 
