@@ -32,14 +32,14 @@ def lacks_classes(model) -> str | None:
 
 def embed(
     model, inputs: Sequence[Any] | None = None, *, texts: Sequence[str] | None = None, pooling: None = None,
-    normalize: bool = True, batch_size: int = 64, progress: str | None = None, **named: Sequence[Any],
+    normalize: bool = True, batch_size: int | None = None, progress: str | None = None, **named: Sequence[Any],
 ) -> np.ndarray:  # fmt: skip
     """Vectors of images or of texts in the model's space, float32 [N, E], of length 1.
 
     Args:
       inputs: texts, or values of the modality that the model reads; or, by name, `texts` or `images`.
       pooling, normalize: what the model does is what it was trained for, so nothing else can be asked.
-      batch_size: values of one forward pass.
+      batch_size: values of one forward pass; None goes by the platform.
       progress: label of a progress bar; None shows none.
 
     Raises InputError for values of another kind, and for a text that is longer than the model reads.
@@ -63,7 +63,7 @@ def embed(
 
 
 def embed_texts(
-    model, texts: Sequence[str], batch_size: int = 64, progress: str | None = None, overlong: str = "error"
+    model, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None, overlong: str = "error"
 ) -> np.ndarray:
     """Vectors of texts, float32 [N, E], of length 1; short texts are computed in short rows. See `embed`, and `framed`
     for `overlong`."""
@@ -114,8 +114,9 @@ def framed(model, texts: Sequence[str], overlong: str = "error") -> list[list[in
 
 
 def class_vectors(
-    model, classes: Sequence[str], templates: Sequence[str] = ("{}",), batch_size: int = 64, progress: str | None = None
-) -> np.ndarray:
+    model, classes: Sequence[str], templates: Sequence[str] = ("{}",), batch_size: int | None = None,
+    progress: str | None = None,
+) -> np.ndarray:  # fmt: skip
     """Vectors of classes, float32 [C, E], of length 1: of each the mean of its texts' vectors, one text a template,
     made of length 1 again (Radford et al. 2021, section 3.1.4).
 
@@ -138,7 +139,7 @@ def class_vectors(
 
 def classify(
     model, images: Sequence[Any], classes: Sequence[str] | None = None, *, templates: Sequence[str] = ("{}",),
-    top_k: int | None = None, batch_size: int = 64, progress: str | None = None,
+    top_k: int | None = None, batch_size: int | None = None, progress: str | None = None,
 ) -> list[list[tuple[str, float]]]:  # fmt: skip
     """For each image the `top_k` likeliest of classes that are told in words, (class, probability) each.
 
@@ -147,7 +148,7 @@ def classify(
       classes: texts, such as ["a cat", "a dog"].
       templates: texts with one {}, in which each class is put: an ensemble of prompts (`class_vectors`).
       top_k: None is all of them.
-      batch_size: of one forward pass.
+      batch_size: of one forward pass; None goes by the platform.
       progress: label of a progress bar; None shows none.
 
     The probabilities are the module's: of one class among these, or, of a model that was trained on each pair by itself

@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import flax.linen as nn
@@ -17,12 +19,17 @@ from fmjax.data.codecs.media import Media, described
 from fmjax.errors import DataError, InputError
 from fmjax.inference import counted, kinds
 from fmjax.inference.checks import check_list, check_whole
-from fmjax.inference.rows import bucket
+from fmjax.inference.rows import bucket, pass_tokens
 from fmjax.layers.checks import check_choice
 from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
+from fmjax.parallel.platform import target_platform
 
 POOLINGS = ("mean", "first", "last")
+PASS_VALUES = 64
+"""Of one forward pass where nothing else is asked."""
+PASS_BYTES = 2**21
+"""Of what goes into one on a CPU: 16 images of 100x100 pixels."""
 OWN = "own"
 """Not pooled here: the module gives one vector a value (`pooled`)."""
 
@@ -60,8 +67,8 @@ def encode(model, values: Sequence[Any], modality: str | None = None, what: str 
     codecs = reads(model)
     if modality is None and len(codecs) == 1:
         (modality,) = codecs
-    rows = []
-    for index, value in enumerate(values):
+
+    def row(index: int, value: Any) -> dict[str, np.ndarray]:
         value = pathlib.Path(value) if is_file(value) else value
         of_another = isinstance(value, str) or (isinstance(value, Media) and value.modality != modality)
         if of_another or modality not in codecs:
@@ -71,9 +78,13 @@ def encode(model, values: Sequence[Any], modality: str | None = None, what: str 
         try:
             codec = codecs[modality]
             value = Media(modality, value) if isinstance(value, pathlib.Path) else value
-            rows.append(value.encode(codec) if isinstance(value, Media) else codec.encode(value))
+            return value.encode(codec) if isinstance(value, Media) else codec.encode(value)
         except DataError as error:
             raise InputError(f"{what} {index}: {error}") from None
+
+    # On threads: Pillow lets others run while it decodes and scales.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = list(pool.map(row, itertools.count(), values))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
@@ -101,13 +112,14 @@ def lacks_classes(model) -> str | None:
 
 
 def classify(
-    model, values: Sequence[Any], *, top_k: int | None = None, batch_size: int = 64, progress: str | None = None
-) -> list[list[tuple[Any, float]]]:
+    model, values: Sequence[Any], *, top_k: int | None = None, batch_size: int | None = None,
+    progress: str | None = None,
+) -> list[list[tuple[Any, float]]]:  # fmt: skip
     """For each value the `top_k` likeliest classes, (label, probability) each; all of them for None.
 
     Args:
       values: of the modality that the model reads, such as images uint8 [H, W, C], or `Media` of it.
-      batch_size: values of one forward pass.
+      batch_size: values of one forward pass; None goes by the platform.
       progress: label of a progress bar; None shows none.
 
     Raises InputError for a value that the model's codec does not take.
@@ -126,7 +138,7 @@ def classify(
 
 def embed(
     model, values: Sequence[Any], *, modality: str | None = None, pooling: str | None = None, normalize: bool = False,
-    batch_size: int = 64, progress: str | None = None,
+    batch_size: int | None = None, progress: str | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Vectors of values, float32 [N, D], from the last layer's output; see `Model.embed`.
 
@@ -148,14 +160,17 @@ def embed(
 
 
 def in_batches(
-    model, arrays: Mapping[str, np.ndarray], forward: Callable, what: str, batch_size: int, progress: str | None = None
-) -> Iterator[np.ndarray]:
+    model, arrays: Mapping[str, np.ndarray], forward: Callable, what: str, batch_size: int | None,
+    progress: str | None = None,
+) -> Iterator[np.ndarray]:  # fmt: skip
     """What `forward` gives for all rows, batch by batch of one height, the last filled up with rows of zeros.
 
     Args:
       forward: {name: [B, ...]} -> array [B, ...], computed with the model's parameters as they lie.
       what: the values are read for, for messages.
+      batch_size: rows of a batch; None goes by the platform.
     """
+    batch_size = _pass_size(arrays) if batch_size is None else batch_size
     check_whole(1, batch_size=batch_size)
     count = len(next(iter(arrays.values()), ()))
     placement, shards, context = model.placement, 1, contextlib.nullcontext
@@ -174,6 +189,18 @@ def in_batches(
                 yield np.asarray(forward(filled))[:size]
             bar.update(size)
     watch.at(f"what follows the values to {what}", limited=False)
+
+
+def _pass_size(arrays: Mapping[str, np.ndarray]) -> int:
+    """Values of one forward pass where nothing else is asked: on a CPU few enough for what a layer computes of them to
+    stay in the processor's caches."""
+    if target_platform() != "cpu" or not arrays:
+        return PASS_VALUES
+    if "tokens" in arrays:
+        size = pass_tokens() // max(1, arrays["tokens"].shape[1])
+    else:
+        size = PASS_BYTES // max(1, sum(array[:1].nbytes for array in arrays.values()))
+    return max(1, min(PASS_VALUES, size))
 
 
 @functools.partial(jax.jit, static_argnames=("module", "pooling"))

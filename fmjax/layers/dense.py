@@ -17,6 +17,9 @@ from fmjax.layers.checks import check_choice
 from fmjax.layers.weights import LoRAWeight, Turned, is_weight
 from fmjax.parallel.logical import vary_alike
 
+MANY_ROWS = 64
+"""Rows from which a product with a `Turned` weight is computed rows first, as it comes out."""
+
 INITS = ("normal", "glorot_normal", "glorot_uniform")
 
 
@@ -83,6 +86,8 @@ def _turned_product(x, weight, out_dtype):
     weight = weight.astype(x.dtype)
     if len(rows) == 1:
         y = lax.dot_general(weight, rows[0], (((1,), (0,)), ((), ())), preferred_element_type=out_dtype)
+    elif len(rows) >= MANY_ROWS:
+        y = lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=out_dtype)
     else:
         y = lax.dot_general(weight, rows, (((1,), (1,)), ((), ())), preferred_element_type=out_dtype)
         # Without the barrier XLA turns the product around, which takes longer.

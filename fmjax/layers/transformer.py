@@ -19,6 +19,10 @@ from fmjax.layers.position import apply_rope
 from fmjax.layers.tap import tap
 from fmjax.layers.transformer_config import TransformerConfig, remat_policy
 from fmjax.parallel.logical import constrain
+from fmjax.parallel.platform import target_platform
+
+MLP_TOKENS = {"cpu": 512}
+"""Tokens of a prompt that go through an MLP at a time; elsewhere all do."""
 
 
 class Attention(nn.Module):
@@ -95,9 +99,14 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, cross attention where there is one, and MLP, each with a residual connection."""
+    """Attention, cross attention where there is one, and MLP, each with a residual connection.
+
+    Attributes:
+      at_once: tokens that go through the MLP at a time, where they divide by it; None is all.
+    """
 
     config: TransformerConfig
+    at_once: int | None = None
 
     @nn.compact
     def __call__(self, x, layer, memory, segment_ids, ropes, train, cache=None, condition=None):
@@ -142,17 +151,35 @@ class Block(nn.Module):
             )
             return y
 
-        mlp = MLP(
-            c.intermediate_size, c.activation, c.mlp_bias, c.mlp_init or c.value_init, c.residual_init,
-            c.norm if c.placement == "sub" else None, c.norm_epsilon, c.dtype, name="mlp",
-        )  # fmt: skip
         x = half(x, "attention", attend)
         if c.cross_attention:
             x = half(x, "cross", cross)
-        x = half(x, "mlp", mlp)
+        tokens = x.shape[0] * x.shape[1]
+        if self.at_once and tokens > self.at_once and tokens % self.at_once == 0:
+            x = self._mlp_in_turns(x)
+        else:
+            x = half(x, "mlp", self._mlp())
         if entry is not None and "memory" in cache[1]:
             entry = entry | {"memory": cache[1]["memory"]}
         return tap(self, "residual", x), entry
+
+    @nn.nowrap
+    def _mlp(self):
+        c = self.config
+        return MLP(
+            c.intermediate_size, c.activation, c.mlp_bias, c.mlp_init or c.value_init, c.residual_init,
+            c.norm if c.placement == "sub" else None, c.norm_epsilon, c.dtype, name="mlp",
+        )  # fmt: skip
+
+    @nn.nowrap
+    def _mlp_in_turns(self, x):
+        """The half of the MLP, `at_once` tokens at a time: what it computes stays in a processor's caches."""
+
+        def turn(block, _, x):
+            return None, block._half(x, "mlp", block._mlp(), lambda y: y, None)
+
+        lifted = nn.scan(turn, variable_broadcast="params", split_rngs={"params": False})
+        return lifted(self, None, x.reshape(-1, 1, self.at_once, x.shape[-1]))[1].reshape(x.shape)
 
     @nn.nowrap
     def _half(self, x, name, function, dropout, modulation):
@@ -353,8 +380,9 @@ def _decoding_blocks(config, blocks, x, memory, segment_ids, ropes, cache):
 # Traced once a kind of layer, however many there are. The rules are those of the context, which JAX does not know of.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _decoding_block(config, kind, rules, params, x, memory, segment_ids, ropes, cache):
+    at_once = MLP_TOKENS.get(target_platform())
     with nn.logical_axis_rules(rules):
-        return Block(config).apply({"params": params}, x, kind, memory, segment_ids, ropes, False, cache)
+        return Block(config, at_once).apply({"params": params}, x, kind, memory, segment_ids, ropes, False, cache)
 
 
 def unstack_layers(tree):

@@ -12,6 +12,7 @@ from fmjax.inference import engine_parts, engine_programs
 from fmjax.inference.engine import Engine
 from fmjax.inference.engine_requests import PromptRequest
 from fmjax.inference.sampler import Sampling
+from fmjax.layers import transformer
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
 
@@ -42,6 +43,8 @@ def made(monkeypatch, module):
     ids=["gpt", "llama"],
 )
 def test_parts_continue_as_the_whole_does(module, monkeypatch):
+    """Also where prompts go through the MLP a few tokens at a time."""
+    monkeypatch.setattr(transformer, "MLP_TOKENS", {"cpu": 8})
     parts, whole, params = made(monkeypatch, module)
     greedy = [PromptRequest(prompt, 5 + 4 * i) for i, prompt in enumerate(PROMPTS)]
     found = parts.generate(greedy)

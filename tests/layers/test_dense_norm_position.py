@@ -39,7 +39,7 @@ def test_dense_and_its_gradients(sizes, transpose):
     np.testing.assert_allclose(d_b, g.sum((0, 1)), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 4), (0, 2)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 4), (0, 2), (16, 5)])
 def test_dense_with_a_kernel_that_lies_the_other_way(shape):
     rng = np.random.default_rng(0)
     x, w, b = rng.normal(size=(*shape, 6)), rng.normal(size=(6, 4)), rng.normal(size=4)

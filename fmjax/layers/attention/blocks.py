@@ -86,7 +86,7 @@ class _Mask:
         return first, xp.where(xp.any(after, axis=-1), xp.argmax(after, axis=-1), len(block))
 
     def loop(self, index, query_ids, key_ids, body, start):
-        """body(block, carry, masked) over the blocks of keys that the queries at `index` need, with and without a mask."""
+        """body(block, carry, masked) over the blocks of keys that the queries at `index` need."""
         first, end = self.range(index)
         bounds = first, *self.whole(index, jnp, query_ids, key_ids), end
         for i, masked in enumerate((True, False, True)):
@@ -95,8 +95,8 @@ class _Mask:
         return start
 
     def _trips(self, order: np.ndarray) -> list[str]:
-        """The scopes that tell `fmjax.plan` how often each loop runs, which XLA cannot know: blocks of keys in blocks of
-        queries, of all devices. Segments move some from one loop to another."""
+        """The scopes that tell `fmjax.plan` how often each loop runs, which XLA cannot know: blocks of keys in blocks
+        of queries, of all devices. Segments move some from one loop to another."""
         blocks = np.pad(order, ((0, 0), (0, -order.shape[1] % self.rows)), mode="edge").reshape(-1, self.rows)
         first, end = (np.broadcast_to(x, len(blocks)) for x in self.range(blocks, np))
         bounds = first, *self.whole(blocks, np), end

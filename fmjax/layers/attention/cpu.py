@@ -63,10 +63,11 @@ def run(q, k, v, *, segment_ids, positions, causal, window, scale):
 def _attend_long(q, k, v, segment_ids, **options):
     b, t, h, _ = q.shape
     index = np.arange(t)
+    queries = LONG_BLOCK // min(2, h // k.shape[2])
 
     def rows(q, k, v, segment_ids):
         place = jnp.asarray(index, jnp.int32)
-        own = dict(segment_ids=segment_ids, order=index[None], block=(LONG_BLOCK // min(2, h // k.shape[2]), LONG_BLOCK))
+        own = dict(segment_ids=segment_ids, order=index[None], block=(queries, LONG_BLOCK))
         return attend(q, k, v, place, **own, **options)
 
     size = _divisor(b, LONG_LOGITS_BYTES // (4 * h * LONG_BLOCK**2))
