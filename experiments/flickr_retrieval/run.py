@@ -134,9 +134,15 @@ def recalls(images: np.ndarray, texts: np.ndarray, captioned) -> dict[str, dict]
     return {way: {f"recall@{k}": float(np.mean(np.array(found) < k)) for k in DEPTHS} for way, found in ranks.items()}
 
 
-def chance(images: int, captions: int) -> dict[str, dict]:
-    """Of an order drawn at random: one photograph is right, and so many captions."""
-    none = lambda k: np.prod([(images * captions - captions - i) / (images * captions - i) for i in range(k)])
+def chance(folder: pathlib.Path) -> dict[str, dict]:
+    """Of an order drawn at random: of a caption one photograph is right, of a photograph its captions."""
+    from fmjax.tasks.image_retrieval import read_captioned
+    from fmjax.tasks.protocol import TaskContext
+
+    found = read_captioned(TaskContext(data_dir=folder.parent), folder.name)
+    images, captions = len(found.images), len(found.captions)
+    own = captions / images
+    none = lambda k: np.prod([(captions - own - i) / (captions - i) for i in range(k)])
     return {
         "image_retrieval": {f"recall@{k}": k / images for k in DEPTHS},
         "caption_retrieval": {f"recall@{k}": float(1 - none(k)) for k in DEPTHS},
@@ -196,15 +202,15 @@ def main():
     flags = parser.parse_args()
     data = folders(flags.photographs.absolute(), flags.runs / "photographs")
     workdir = flags.runs / "clip"
-    captions = {"chance": chance(80, 5), "words, linear": (baseline := linear(data))["heldout"]}
+    captions = {"chance": chance(data["heldout"]), "words, linear": (baseline := linear(data))["heldout"]}
     metrics, found = clip(data, workdir, flags.steps)
     results = captions | {"CLIP": found["heldout"]}
     plot(HERE / "recall.png", results)
-    seen = {"words, linear": baseline["train"], "CLIP": found["train"], "chance": chance(320, 5)}
+    seen = {"words, linear": baseline["train"], "CLIP": found["train"], "chance": chance(data["train"])}
     losses = {"trained on": runs.curve(metrics, "train/loss"), "held out": runs.curve(metrics, "eval/loss")}
-    runs.plot(HERE / "training.png", losses, "loss, nats", {"chance": float(np.log(64))})
+    runs.plot(HERE / "training.png", losses, "loss of a batch of pairs, nats")
     grid(flags.runs / "found.png", workdir, data["heldout"])
-    runs.save(HERE, {"among 80 held out": results, "among 320 trained on": seen, "steps": flags.steps})
+    runs.save(HERE, {"held out": results, "trained on": seen, "steps": flags.steps})
 
 
 if __name__ == "__main__":
