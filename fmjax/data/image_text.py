@@ -122,6 +122,7 @@ def open_image_text(
     cache_dir: pathlib.Path,
     progress: bool,
     written: Sequence[str] = (),
+    written_of: Iterable[str] = (),
 ) -> OpenData:
     """The data of examples to train on and others to evaluate on.
 
@@ -130,6 +131,7 @@ def open_image_text(
       tokenizer_texts: captions that a tokenizer is trained on, where the settings ask for one.
       captions_of: all captions that training rows may have, each once; None: those that the tokenizer is trained on.
       written: texts that a decoder is to write, which it is trained on, too.
+      written_of: texts among which are the longest that it may have to write.
       name: of the data, for messages.
       identity: what a run remembers them by.
 
@@ -143,7 +145,7 @@ def open_image_text(
     to_write = None
     if settings.written_length is not None:
         to_write = CaptionRows(tokenizer, settings.written_length, settings.overlong, "data.written_length")
-        to_write.check_lengths(written, name)
+        to_write.check_lengths(written_of, name)
     row = ImageTextRows(view, captions, to_write)
     rows = {split: EvaluationPairs(examples, row) for split, examples in evaluation.items()}
     trained = tokenizer_texts if captions_of is None else captions_of

@@ -1,5 +1,6 @@
 """Captions of images, by a model's decoder."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -90,7 +91,7 @@ class Captions:
             )
         (arrays,) = encoding.by_part(model, prompts, self.takes)
         arrays = {name: np.repeat(array, options.num_samples, axis=0) for name, array in arrays.items()}
-        arrays["copies"] = np.tile(np.arange(options.num_samples), len(prompts))
+        arrays["copies"] = _copies(arrays["images"])
         # Of what lies behind the vocabulary only the end can be drawn.
         banned = (*range(model.tokenizer.vocab_size, decoder.vocab_size), decoder.mask_id)
         key, sampling = jax.random.key(options.seed), options.sampling
@@ -112,6 +113,15 @@ class Captions:
         tokenizer = self.model.tokenizer
         before = [tokenizer.bos_id] if tokenizer.add_bos else []
         return (*before, *self.model.tokens([prefix])[0])
+
+
+def _copies(images: np.ndarray) -> np.ndarray:
+    """int [N]: how many images before each are the same."""
+    seen, found = collections.Counter(), []
+    for image in images:
+        found.append(seen[image.tobytes()])
+        seen[image.tobytes()] += 1
+    return np.array(found, np.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "uses", "length", "begun", "banned"))

@@ -92,14 +92,14 @@ def caption_rows(model) -> CaptionRows:
 def framed(model, texts: Sequence[str], overlong: str = "error") -> list[list[int]]:
     """Tokens of texts with what the tokenizer puts around a text, as in training.
 
-    A tower that reads padding is given the tokenizer's, whatever its `pad_id`: a published SigLIP 2 says none, and was
-    trained on texts that its tokenizer filled up.
-
     overlong: "cut" leaves out the end of a text that is longer than the model reads, as `CaptionRows` does.
 
-    Raises InputError without a tokenizer, for what is no text, and for one that is longer than the model reads.
+    Raises InputError without a tokenizer, for what is no text, and for one that is longer than the model reads, and
+    where the model reads another padding than the tokenizer's.
     """
     model.tokens(texts)  # checks the texts
+    if (wrong := other_padding(model.module, model.tokenizer)) is not None:
+        raise InputError(wrong)
     rows = [model.tokenizer.encode_pair(text)[0] for text in texts]
     for index, row in enumerate(rows):
         if not row:
@@ -108,8 +108,6 @@ def framed(model, texts: Sequence[str], overlong: str = "error") -> list[list[in
         most, cut = model.module.max_length, caption_rows(model).cut
         rows = [row if len(row) <= most else cut(text, row) for text, row in zip(texts, rows)]
     check_lengths(rows, model.module.max_length, "shorten or split it")
-    if other_padding(model.module, model.tokenizer) is not None:
-        return [row + [model.tokenizer.pad_id] * (model.module.max_length - len(row)) for row in rows]
     return rows
 
 

@@ -1,8 +1,9 @@
 """SigLIP, and SigLIP 2 of fixed sizes, which has the same classes: both towers in one space; and each by itself. And
 SigLIP 2 of any proportions (NaFlex), which has classes of its own.
 
-Where a text_config says no pad_token_id it is 1, the class's default. SigLIP 2's tokenizer, Gemma's, fills up with 0,
-and texts are read so (`fmjax.inference.pairs.framed`); to train one further, write that number there.
+Where a text_config says no pad_token_id it is 1, the class's default; but 0 of a tower with Gemma's vocabulary, SigLIP
+2's, whose tokenizer fills up with that. One that reads another padding than its tokenizer's is refused when it reads
+texts, with what to write (`fmjax.models.dual_encoder.other_padding`).
 """
 
 import dataclasses
@@ -44,9 +45,14 @@ VISION_TABLE = (
 )
 
 
-def _read_projection(config, names, fields):
+GEMMA_VOCAB = 256_000
+"""Tokens of SigLIP 2's text towers."""
+
+
+def _read_rest(config, names, fields):
     size = config.get("projection_size", int, None)
-    return {"projection_size": fields["hidden_size"] if size is None else size}
+    pad_id = config.get("pad_token_id", int, 0 if fields["vocab_size"] == GEMMA_VOCAB else 1)
+    return {"projection_size": fields["hidden_size"] if size is None else size, "pad_id": pad_id}
 
 
 def _write_rest(module):
@@ -79,8 +85,7 @@ SIGLIP_TEXT = Family(
         *sizes(768, 3072, 12, 1e-6, "gelu_pytorch_tanh"),
         Key("vocab_size", "vocab_size", default=32000),
         Key("max_position_embeddings", "max_length", default=64),
-        Key("pad_token_id", "pad_id", default=1),
-        Rule(_read_projection, _write_rest),
+        Rule(_read_rest, _write_rest),
         always(causal=False, pooling="last"),
     ),
     prefix="text_model.",

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.errors import ConfigError
 from fmjax.layers.attention_pooling import AttentionPooling, pooling_flops
 from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import Init, Linear
@@ -69,7 +70,7 @@ class NaFlexViT(Stacked):
         self.stack = Transformer(self.transformer)
         self.attention_pooling = AttentionPooling(self.transformer)
 
-    def __call__(self, images, image_ids, image_grids, train: bool = False) -> jax.Array:
+    def __call__(self, images, image_ids=None, image_grids=None, train: bool = False) -> jax.Array:
         """An image's vector, float32 [B, D].
 
         Args:
@@ -77,7 +78,14 @@ class NaFlexViT(Stacked):
           image_ids: int32 [B, P], 1 for patches and 0 for padding.
           image_grids: int32 [B, 2], rows and columns of patches.
           train: whether dropout is on.
+
+        Raises ConfigError for images alone.
         """
+        if image_ids is None or image_grids is None:
+            raise ConfigError(
+                "model 'naflex_vit' reads images as patches with image_ids and image_grids, which the codec 'patches' "
+                "makes and these data do not; take the image tower 'vit'"
+            )
         x = self.hidden(images, image_ids, image_grids, train)
         return self.attention_pooling(x, train, image_ids).astype(jnp.float32)
 

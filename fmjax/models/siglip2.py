@@ -59,7 +59,7 @@ class SigLIP2(SigLIP):
         """Images and texts in one space, as `DualEncoder`."""
         if self.is_initializing():  # all that there is, so that it gets its parameters
             self.with_captions(images, tokens, segment_ids)
-            self.prototypes(images, noise=jnp.zeros((len(images), images.shape[1] * images.shape[2])))
+            self.prototypes(images, jax.random.split(jax.random.key(0), len(images)))
         return super().__call__(images, tokens, segment_ids, train)
 
     def with_captions(
@@ -91,21 +91,21 @@ class SigLIP2(SigLIP):
         """The image tower's tokens before they are pooled, float [B, S, D]."""
         return self.vision.hidden(images)
 
-    def prototypes(self, images, noise=None, mask_ratio: float = 0.0, hides: bool = False, train: bool = False):
+    def prototypes(self, images, keys=None, mask_ratio: float = 0.0, hides: bool = False, train: bool = False):
         """Logits over prototypes of images float32 [B, H, W, C] of any size, whose positions are interpolated.
 
         Args:
-          noise: float32 [B, patches or more], a number a patch, by which that share of the patches, `mask_ratio`, whose
-            numbers are smallest is chosen; None for none.
+          keys: [B], random keys by which that share of the patches, `mask_ratio`, is chosen; None for none.
           hides: whether the image tower does not see these.
 
         Returns: {"image": float32 [B, num_prototypes], of the pooled vector, "patches": [B, M, num_prototypes], of the
-          M chosen patches, where there is noise}.
+          M chosen patches, where there are keys}.
         """
         places = masked = None
-        if noise is not None:
+        if keys is not None:
             patches = math.prod(side // self.vision.patch_size for side in images.shape[1:3])
-            places = jnp.argsort(noise[:, :patches], axis=1)[:, : max(1, round(mask_ratio * patches))]
+            noise = jax.vmap(lambda key: jax.random.uniform(key, (patches,)))(keys)
+            places = jnp.argsort(noise, axis=1)[:, : max(1, round(mask_ratio * patches))]
         if hides:
             # Of each row by itself, so that rows may be split over devices.
             masked = jax.vmap(lambda at: jnp.zeros(patches, bool).at[at].set(True))(places)

@@ -76,7 +76,8 @@ class Contrastive:
 
     def inputs(self, batch) -> dict:
         """What the module is called with."""
-        return {name: batch[name] for name in ("images", "tokens", "segment_ids")}
+        more = {name: batch[name] for name in ("image_ids", "image_grids") if name in batch}  # of a NaFlex
+        return {name: batch[name] for name in ("images", "tokens", "segment_ids")} | more
 
     def bounded(self, params):
         """The parameters with the scale within its bound, where it is a parameter."""

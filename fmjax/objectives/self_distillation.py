@@ -27,7 +27,7 @@ def consistency(
 def moved_centre(centre: jax.Array, total: jax.Array, count: jax.Array, momentum: float) -> jax.Array:
     """The centre after a batch (DINO, equation 4): momentum * centre + (1 - momentum) * total / count, float32 [K]; as
     it is where nothing was counted."""
-    mean = total / jnp.maximum(count, 1.0)
+    mean = total / jnp.where(count > 0, count, 1.0)
     return jnp.where(count > 0, momentum * centre + (1.0 - momentum) * mean, centre)
 
 

@@ -1,6 +1,5 @@
 """SigLIP 2's training (Tschannen et al. 2025): the sigmoid loss, captions, self-distillation and masked prediction."""
 
-import copy
 import dataclasses
 from typing import Any, ClassVar
 
@@ -42,7 +41,8 @@ class SigLIP2(Contrastive):
     image, so that crops do not take away what a text tells of.
 
     Carried are the teacher, which is the student until `distillation_from` and a moving average of it after, both
-    heads' centres, and the number of steps. Of `train.accumulate_steps` parts each contrasts its own rows alone.
+    heads' centres, and the numbers of steps in all and of those with self-distillation: once begun it goes on, also in
+    a run that is resumed to be longer. Of `train.accumulate_steps` parts each contrasts its own rows alone.
 
     What the paper leaves to its sources, and is set here: the heads and temperatures are DINO's; crops are not
     coloured or mirrored; the centre of patches is that of the hidden ones; the momentum stays as it is, as in SILC,
@@ -60,6 +60,7 @@ class SigLIP2(Contrastive):
       local_size: their side in pixels, a multiple of the patch size; DINO's is 96 for images of 224.
       global_area, local_area: between which shares of the image's area the crops are.
       mask_ratio: share of patches that are hidden.
+      run_steps: those that `distillation_from` is a share of; None is train.steps.
     """
 
     generator: ClassVar[str] = "captions"
@@ -82,7 +83,7 @@ class SigLIP2(Contrastive):
     local_area: tuple[float, float] = (0.05, 0.4)
     mask_ratio: float = 0.5
 
-    RUN_STEPS: ClassVar[int | None] = None  # of one run (`over`) its steps
+    run_steps: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -111,16 +112,14 @@ class SigLIP2(Contrastive):
 
     def over(self, steps: int) -> "SigLIP2":
         """This objective for a run of so many steps."""
-        found = copy.copy(self)
-        object.__setattr__(found, "RUN_STEPS", steps)
-        return found
+        return dataclasses.replace(self, run_steps=steps) if self.run_steps is None else self
 
     @property
     def first_step(self) -> int:
         """From which on there is self-distillation."""
-        if self.RUN_STEPS is None:
+        if self.run_steps is None:
             raise ConfigError("objective siglip2 has parts that begin within a run: take objective.over(steps)")
-        return round(self.distillation_from * self.RUN_STEPS)
+        return round(self.distillation_from * self.run_steps)
 
     def check(self, module, data) -> None:
         """Raises ConfigError as of `Contrastive`, and where crops and patches do not fit."""
@@ -142,7 +141,7 @@ class SigLIP2(Contrastive):
 
     def initial(self, module, params, key) -> dict[str, Any]:
         """{"teacher": the parameters of image tower and heads, "centre": {"image", "patches": float32 [K]},
-        "step": int32 []}. Raises ConfigError for another kind of model."""
+        "step" and "distilled": int32 []}. Raises ConfigError for another kind of model."""
         missing = [name for name in ("with_captions", "prototypes") if not hasattr(module, name)]
         if missing:
             raise ConfigError(
@@ -153,8 +152,12 @@ class SigLIP2(Contrastive):
         return {
             "teacher": jax.tree.map(jnp.copy, {name: params[name] for name in STUDENT}),
             "centre": {"image": zeros, "patches": zeros},
-            "step": jnp.zeros((), jnp.int32),
+            **{name: jnp.zeros((), jnp.int32) for name in ("step", "distilled")},
         }
+
+    def _is_on(self, carry) -> jax.Array:
+        """Whether there is self-distillation in this step, bool []."""
+        return (carry["distilled"] > 0) | (carry["step"] >= self.first_step)
 
     def __call__(self, apply_fn, params, batch, key, train: bool, *, carry):
         """(sums over the batch, proposal): "loss", of which are "sigmoid", "captioning" a token, and in training
@@ -199,7 +202,7 @@ class SigLIP2(Contrastive):
 
     def _self_distillation(self, apply_fn, params, batch, rngs, carry):
         """(sums of "distillation" and "masking", what the proposal tells), all zero before they come in."""
-        on = carry["step"] >= self.first_step
+        on = self._is_on(carry)
 
         def live(params):
             student, teacher = self._views(apply_fn, params, batch, rngs, carry)
@@ -230,8 +233,8 @@ class SigLIP2(Contrastive):
         local = lambda key, image: random_crop(key, image, self.local_size, self.local_area)
         several = lambda key, image: jax.vmap(local, (0, None))(jax.random.split(key, self.num_local), image)
         crops, parts = draw(GLOBAL, lambda *row: random_crop(*row, side, self.global_area)), draw(LOCAL, several)
-        noise = draw(HIDDEN, lambda key, image: jax.random.uniform(key, (image.shape[0] * image.shape[1],)))
-        chosen = dict(noise=noise, mask_ratio=self.mask_ratio, method="prototypes")
+        keys = draw(HIDDEN, lambda key, image: key)
+        chosen = dict(keys=keys, mask_ratio=self.mask_ratio, method="prototypes")
         slow = jax.lax.stop_gradient({"params": {**params, **carry["teacher"]}})
         teacher = jax.lax.stop_gradient(apply_fn(slow, crops, **chosen))
         student = {"params": params}
@@ -243,10 +246,10 @@ class SigLIP2(Contrastive):
     def after(self, carry, proposal: Proposal, params) -> dict[str, Any]:
         """The carry after an update: the teacher is the student before self-distillation comes in, and moves towards
         it after; the centres move towards the batch's mean."""
-        step, first, last = carry["step"], self.momentum, self.final_momentum
-        since, steps = step - self.first_step, self.RUN_STEPS - self.first_step
-        slowness = momentum_at(since, steps, first, first if last is None else last)
-        rate = jnp.where(since >= 0, 1.0 - slowness, 1.0)
+        on, first, last = self._is_on(carry), self.momentum, self.final_momentum
+        steps = self.run_steps - self.first_step
+        slowness = momentum_at(carry["distilled"], steps, first, first if last is None else last)
+        rate = jnp.where(on, 1.0 - slowness, 1.0)
         student = {name: params[name] for name in STUDENT}
         seen, centre = proposal.sums, carry["centre"]
         return {
@@ -255,5 +258,6 @@ class SigLIP2(Contrastive):
                 name: moved_centre(value, seen["totals"][name], seen["counts"][name], self.centre_momentum)
                 for name, value in centre.items()
             },
-            "step": step + 1,
+            "step": carry["step"] + 1,
+            "distilled": carry["distilled"] + on,
         }

@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from fmjax.data.codecs.image import ImageCodec
-from fmjax.data.shapes.boxes import CAPTION, PLACES, TASKS, box, overlap, read_box
+from fmjax.data.shapes.boxes import CAPTION, PLACES, TASKS, box, every_length, overlap, read_box
 from fmjax.data.shapes.builder import ShapesConfig, ShapesWorld
 from fmjax.data.shapes.captions import NUM_TEMPLATES, claim_of, is_true_of, singular, wordings
 from fmjax.data.shapes.data import Shapes
@@ -256,6 +256,11 @@ def test_what_is_written_tells_boxes_that_hold_what_they_tell(tmp_path):
         assert np.abs([*seen.min(0), *(seen.max(0) + 1)] - np.array([top, left, bottom, right])).max() < 0.1 * SIZE
         assert alone[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2].sum() == alone.sum()
     assert set(tasks) == set(TASKS) and tasks.count(CAPTION) < 0.7 * len(tasks)
+    silent = Scenes(World(says_size=False), SIZE, "train", 300, range(3))
+    texts = [silent.written(i, silent.captions(i)[0], Draws("test", i)) for i in range(300)]
+    assert not [text for text in texts if "small" in text or "large" in text]
+    longest = max(map(len, every_length(scenes.all_captions())))
+    assert max(len(scenes.written(i, scenes.captions(i)[0], Draws("test", i))) for i in range(300)) <= longest
     assert overlap((0, 0, 10, 10), (0, 5, 10, 15)) == pytest.approx(1 / 3) and read_box("no 1 2 3") is None
     data = Shapes(
         image_size=16, num_examples=50, eval_examples=5, written_length=48, tokenizer="bytes", sequence_length=99

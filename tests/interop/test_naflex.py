@@ -7,6 +7,7 @@ import json
 
 import folders
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -15,6 +16,8 @@ from test_parity import published_names
 import fmjax
 from fmjax.data.codecs.patches import PatchCodec
 from fmjax.errors import ConfigError, DataError
+from fmjax.interop.family import read_section
+from fmjax.interop.siglip import SIGLIP2
 from fmjax.objectives.contrastive import contrast
 
 
@@ -83,6 +86,21 @@ def test_saving_gives_the_published_folder_back(case, tmp_path):
     images = list(folders.part(fixture, "image/").values())
     found = vision.embed(images=images, normalize=True)
     np.testing.assert_allclose(found, fixture["image"], atol=1e-4)
+
+
+def test_a_text_tower_of_gemmas_vocabulary_reads_its_padding(case):
+    config = json.loads(str(case[0]["file/config.json"]))
+    del config["text_config"]["pad_token_id"]
+    for vocab_size, pad_id in ((20, 1), (256_000, 0)):
+        config["text_config"]["vocab_size"] = vocab_size
+        assert read_section(SIGLIP2, config, (), "config.json")["text"]["pad_id"] == pad_id
+
+
+def test_it_is_not_trained_on_images_of_one_size(case):
+    module = case[2].module
+    inputs = {name: jnp.zeros((1, 8), jnp.int32) for name in ("tokens", "segment_ids")}
+    with pytest.raises(ConfigError, match="the codec 'patches' makes and these data do not"):
+        jax.eval_shape(lambda: module.init(jax.random.key(0), images=jnp.zeros((1, 8, 8, 3)), **inputs))
 
 
 def test_codecs_that_cannot_be_are_refused(case, tmp_path):

@@ -1,5 +1,6 @@
 """SigLIP 2's objective against numpy, term by term; its teacher and centres over steps; what it refuses."""
 
+import dataclasses
 import types
 
 import jax
@@ -14,7 +15,7 @@ from fmjax.objectives.self_distillation import consistency, momentum_at, moved_c
 from fmjax.objectives.siglip2 import STUDENT, SigLIP2
 from fmjax.training.step import with_keys
 
-ROWS, LENGTH, VOCAB, SIDE = 3, 6, 9, 8
+ROWS, LENGTH, VOCAB, SIDE = 4, 6, 9, 8
 SIZES = {"num_layers": 1, "hidden_size": 8, "intermediate_size": 16, "num_heads": 2}
 VISION = {
     "name": "vit", **SIZES, "patch_size": 2, "num_classes": 0, "use_class_token": False, "pooling": "attention",
@@ -38,12 +39,12 @@ def softmax(x):
 
 def batch(seed=0):
     rng = np.random.default_rng(seed)
-    lengths = np.array([[4], [LENGTH], [2]])
+    lengths = np.array([[4], [LENGTH], [2], [3]])
     segments = (np.arange(LENGTH) < lengths).astype(np.int32)
     rows = {
         "images": rng.normal(size=(ROWS, SIDE, SIDE, 1)).astype(np.float32),
         "tokens": rng.integers(1, VOCAB, (ROWS, LENGTH)).astype(np.int32) * segments, "segment_ids": segments,
-        "loss_weights": np.float32([1, 0.5, 1]),
+        "loss_weights": np.float32([1, 0.5, 1, 0]),
     }  # fmt: skip
     return with_keys(rows, jax.random.key(seed))
 
@@ -94,6 +95,7 @@ def test_consistency_is_the_cross_entropy_with_a_centred_and_sharpened_teacher()
 
 def test_centre_and_momentum_move_as_they_should():
     np.testing.assert_allclose(moved_centre(np.float32([1, 2]), np.float32([8, 0]), 4.0, 0.9), [1.1, 1.8], rtol=1e-6)
+    np.testing.assert_allclose(moved_centre(np.float32([1, 2]), np.float32([1, 0]), 0.5, 0.9), [1.1, 1.8], rtol=1e-6)
     np.testing.assert_array_equal(moved_centre(np.float32([1, 2]), np.zeros(2), 0.0, 0.9), [1, 2])
     np.testing.assert_allclose([momentum_at(jnp.float32(s), 10, 0.9, 1.0) for s in (0, 5, 10, 20)], [0.9, 0.95, 1, 1])
 
@@ -185,7 +187,10 @@ def test_self_distillation_is_that_of_crops_and_hidden_patches(model, steps):
         for name, count in (("image", 2.5), ("patches", 2.5 * 8)):
             centre = 0.9 * carry["centre"][name] + 0.1 * totals[name] / count
             np.testing.assert_allclose(after["centre"][name], centre, atol=1e-5)
-    assert int(steps[-1][3]["step"]) == 4
+    assert [int(steps[-1][3][name]) for name in ("step", "distilled")] == [4, 2]
+    # What has begun goes on in a run that is made longer, and begins where a longer one says so.
+    longer = dataclasses.replace(OBJECTIVE, run_steps=None).over(100)
+    assert longer.first_step == 50 and longer._is_on(steps[-1][3]) and not longer._is_on(steps[2][1])
 
 
 def naive_self_distillation(module, params, carry, rows):
@@ -199,7 +204,7 @@ def naive_self_distillation(module, params, carry, rows):
         image, weight = rows["images"][i], rows["loss_weights"][i]
         keys = [jax.random.fold_in(key, n) for n in range(4)]
         whole = random_crop(keys[1], image, SIDE, (0.4, 1.0))
-        noise = jax.random.uniform(keys[3], (SIDE * SIDE,))[:16]
+        noise = jax.random.uniform(keys[3], (16,))
         hidden = sorted(range(16), key=lambda n: noise[n])[:8]
         masked = np.isin(np.arange(16), hidden)
         taught, by_patch = logits(slow, whole[None], np.zeros((1, 16), bool))

@@ -53,6 +53,7 @@ def test_a_run_resumes_and_is_used(tmp_path, capsys):
     assert text == by_hand(model, image, "a photo", 5).strip()
     drawn = model.generate([image], temperature=2.0, num_samples=2, **options)
     assert len(drawn) == 2 and drawn[0] != drawn[1]
+    assert model.generate([image, image], temperature=2.0, **options) == drawn  # a second time is a copy, too
     with pytest.raises(InputError, match="more than the decoder writes, 64"):
         model.generate([image], max_new_tokens=65)
     Image.fromarray(image[..., 0]).save(tmp_path / "digit.png")

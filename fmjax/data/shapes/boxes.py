@@ -1,11 +1,14 @@
 """What a decoder of captions is to write of scenes: a caption, the box of a thing that is told, or what is in a box
 (LocCa, Wan et al. 2024: captioning, referring expression, grounded captioning)."""
 
+import dataclasses
+import itertools
 import re
+from collections.abc import Iterable, Iterator
 
 from fmjax.data.shapes.captions import singular
 from fmjax.data.shapes.drawing import RADII
-from fmjax.data.shapes.scenes import Scene, Thing
+from fmjax.data.shapes.scenes import COLOURS, SHAPES, SIZES, Look, Scene, Thing
 from fmjax.data.shuffle import Draws
 
 CAPTION, REFER, GROUND = TASKS = ("cap", "aref", "gcap")
@@ -23,16 +26,33 @@ def box(thing: Thing) -> tuple[int, int, int, int]:
     return tuple(min(max(round(edge * PLACES), 0), PLACES - 1) for edge in edges)
 
 
-def written(scene: Scene, caption: str, draws: Draws) -> str:
+def written(scene: Scene, caption: str, draws: Draws, says_size: bool = True) -> str:
     """One of, as `draws` say: "cap: CAPTION"; "aref: a red circle: TOP LEFT BOTTOM RIGHT"; "gcap: TOP LEFT BOTTOM
-    RIGHT: a red circle". A scene of things that look alike, of which no words tell one, has the first alone."""
-    apart = [thing for thing in scene if [other.look for other in scene].count(thing.look) == 1]
+    RIGHT: a red circle". A scene of things that are told alike, of which no words tell one, has the first alone.
+
+    says_size: whether words tell the size of things.
+    """
+    said = [thing.look if says_size else dataclasses.replace(thing.look, size=None) for thing in scene]
+    apart = [(thing, look) for thing, look in zip(scene, said) if said.count(look) == 1]
     task = draws.one_of(TASKS) if apart else CAPTION
     if task == CAPTION:
         return f"{CAPTION}: {caption}"
-    thing = draws.one_of(apart)
-    words, numbers = singular(thing.look), " ".join(map(str, box(thing)))
+    thing, look = draws.one_of(apart)
+    return _told(task, look, box(thing))
+
+
+def _told(task: str, look: Look, edges: Iterable[int]) -> str:
+    words, numbers = singular(look), " ".join(map(str, edges))
     return f"{REFER}: {words}: {numbers}" if task == REFER else f"{GROUND}: {numbers}: {words}"
+
+
+def every_length(captions: Iterable[str], says_size: bool = True) -> Iterator[str]:
+    """Texts among which is one as long as any that `written` may give of these captions' scenes: all captions, and each
+    look with each place as all four edges of its box."""
+    yield from (f"{CAPTION}: {caption}" for caption in captions)
+    looks = itertools.product(SIZES if says_size else (None,), COLOURS, SHAPES)
+    for look, place, task in itertools.product(looks, range(PLACES), (REFER, GROUND)):
+        yield _told(task, Look(*look), [place] * 4)
 
 
 def read_box(text: str) -> tuple[int, int, int, int] | None:

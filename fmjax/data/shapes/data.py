@@ -1,6 +1,7 @@
 """The world of shapes as rows: drawn when a step asks for them, nothing on disk."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,7 @@ from fmjax.data.codecs.label import LabelCodec
 from fmjax.data.image_text import CaptionSettings, open_image_text
 from fmjax.data.image_rows import View, check_module
 from fmjax.data.prepared import fingerprint
+from fmjax.data.shapes.boxes import every_length
 from fmjax.data.shapes.captions import NUM_TEMPLATES
 from fmjax.data.shapes.examples import Scenes
 from fmjax.data.shapes.scenes import COLOURS, COUNTS, KINDS, SHAPES, Scene, World, diagonal
@@ -143,14 +145,16 @@ class Shapes:
         if self.rows != "caption":
             return self._classes(train, scenes, codec, identity, seed)
         texts = [train.captions(i)[0] for i in range(_TOKENIZER_SCENES)]
-        written = ()
+        written, longest = (), ()
         if self.written_length is not None:
+            every = itertools.chain.from_iterable(part.all_captions() for part in (train, *scenes.values()))
+            longest = every_length(every, self.says_size)
             written = [train.written(i, text, Draws("written", i)) for i, text in enumerate(texts)]
         return open_image_text(
             dataclasses.replace(train, all_wordings=True), scenes, View(codec),
             CaptionSettings(self.sequence_length, self.tokenizer, self.overlong, self.written_length), texts,
-            captions_of=train.all_captions(), written=written, name="the world of shapes", identity=identity, seed=seed,
-            cache_dir=cache_dir, progress=progress,
+            captions_of=train.all_captions(), written=written, written_of=longest, name="the world of shapes",
+            identity=identity, seed=seed, cache_dir=cache_dir, progress=progress,
         )  # fmt: skip
 
     def _classes(self, train: Scenes, scenes: Mapping[str, Scenes], codec, identity: str, seed: int) -> OpenData:

@@ -57,7 +57,7 @@ class Scenes:
 
     def written(self, index: int, caption: str, draws: Draws) -> str:
         """What a decoder is to write of a scene that this caption tells of (`fmjax.data.shapes.boxes`)."""
-        return written(self.scene(index)[0], caption, draws)
+        return written(self.scene(index)[0], caption, draws, self.world.says_size)
 
     def label(self, index: int) -> int:
         """The number of the claim."""

@@ -195,7 +195,7 @@ def read_tokenizer_json(path: pathlib.Path, config: TokenizerConfig) -> HuggingF
         raise TokenizerError(f"{path} cannot be read: {error}; fetch the file again") from None
     if config.family == "clip":
         definition = _with_clips_decoder(definition)
-    if str(config.options.get("tokenizer_class")).startswith("Siglip2"):
+    if _is_siglip2(config):
         definition = _in_small_letters(definition)
     tokenizer = from_definition(definition, config, path)
     for name in ("add_bos", "add_eos"):
@@ -220,9 +220,15 @@ def _with_clips_decoder(definition: str) -> str:
     return built.to_str()
 
 
+def _is_siglip2(config: TokenizerConfig) -> bool:
+    """Whether a tokenizer is SigLIP 2's: of its class, or Gemma's beside a SigLIP, as it was published."""
+    named = str(config.options.get("tokenizer_class"))
+    return named.startswith("Siglip2") or (named.startswith("Gemma") and config.model_type in ("siglip", "siglip2"))
+
+
 def _in_small_letters(definition: str) -> str:
-    """The text of SigLIP 2's `tokenizer.json`, Gemma's, which leaves to `transformers` that texts are read in small
-    letters, as it was trained."""
+    """The text of SigLIP 2's `tokenizer.json`, Gemma's, which does not say that texts are read in small letters, as the
+    model was trained."""
     import tokenizers
     from tokenizers import normalizers
 

@@ -76,6 +76,7 @@ class TokenizerConfig:
       added: tokens beyond the vocabulary, and any that have flags of their own, in the order of their ids.
       options: all of `tokenizer_config.json`.
       chat_templates: by name.
+      model_type: of config.json, whatever class of tokenizers a file names; None where there is none.
     """
 
     family: str | None = None
@@ -84,6 +85,7 @@ class TokenizerConfig:
     added: tuple[AddedToken, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     chat_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    model_type: str | None = None
 
     def published(self) -> dict[str, str]:
         """Special tokens that the family has where no file names others."""
@@ -130,7 +132,10 @@ def read_config(folder: pathlib.Path) -> TokenizerConfig:
         if token.id is not None and not is_id(token.id):
             raise TokenizerError(f"{folder}: the added token {token.content!r} has id {token.id!r}; expected 0 or more")
     ordered = sorted(added.values(), key=lambda token: (token.id is None, token.id or 0))
-    return TokenizerConfig(family, stated, specials, tuple(ordered), options, read_chat_templates(folder))
+    templates = read_chat_templates(folder)
+    return TokenizerConfig(
+        family, stated, specials, tuple(ordered), options, templates, model_type=model.get("model_type")
+    )
 
 
 def is_id(value: Any) -> bool:

@@ -84,13 +84,23 @@ def test_text_is_text(case):
         assert len(inside) == len(ids) + len(tokenizer.encode_pair("")[0])
 
 
-def test_siglip2_reads_gemmas_in_small_letters(tmp_path):
-    stated = json.loads(CASES["gemma"]["files"]["tokenizer_config.json"]) | {"tokenizer_class": "Siglip2Tokenizer"}
+@pytest.mark.parametrize(
+    ("named", "model_type", "is_small"),
+    [
+        ("GemmaTokenizer", "siglip", True), ("GemmaTokenizerFast", "siglip2", True), ("Siglip2Tokenizer", None, True),
+        ("GemmaTokenizer", "gemma", False), ("PreTrainedTokenizerFast", "siglip", False),
+    ],
+)  # fmt: skip
+def test_siglip2_reads_gemmas_in_small_letters(tmp_path, named, model_type, is_small):
+    stated = json.loads(CASES["gemma"]["files"]["tokenizer_config.json"]) | {"tokenizer_class": named}
     plain = load_tokenizer(write("gemma", tmp_path))
-    small = load_tokenizer(write("gemma", tmp_path, tokenizer_config__json=json.dumps(stated)))
-    assert small.encode("A Photo of a CAT") == plain.encode("a photo of a cat") != plain.encode("A Photo of a CAT")
-    small.save(tmp_path)
-    assert load_tokenizer(tmp_path).encode("A Photo") == plain.encode("a photo")
+    files = {"tokenizer_config__json": json.dumps(stated), "config__json": json.dumps({"model_type": model_type})}
+    found = load_tokenizer(write("gemma", tmp_path, **files))
+    small = plain.encode("a photo of a cat")
+    assert small != plain.encode("A Photo of a CAT")
+    assert found.encode("A Photo of a CAT") == (small if is_small else plain.encode("A Photo of a CAT"))
+    found.save(tmp_path)
+    assert load_tokenizer(tmp_path).encode("A Photo") == found.encode("A Photo")
 
 
 def test_special_tokens_are_put_around(case):
