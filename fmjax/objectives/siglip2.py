@@ -90,6 +90,8 @@ class SigLIP2(Contrastive):
         if self.loss != "sigmoid":
             raise ConfigError(f"objective.loss = {self.loss!r}: SigLIP 2's is 'sigmoid'; leave it out")
         check_positive(**{"objective.num_local": self.num_local, "objective.local_size": self.local_size})
+        if self.run_steps is not None:
+            check_positive(**{"objective.run_steps": self.run_steps})
         for name in ("momentum", "final_momentum", "centre_momentum"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
