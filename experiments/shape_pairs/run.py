@@ -112,9 +112,9 @@ def measured(workdir: pathlib.Path, config) -> dict:
         start = time.time(), time.process_time()
         train(config, workdir, cache_dir=cache_dir())
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        if not lines or lines[-1]["step"] < config.train.steps:
+            raise SystemExit(f"{workdir} was stopped before its {config.train.steps} steps; the same command goes on")
         result = {"steps": lines[-1]["step"], "loss": runs.last(lines, "train/loss")}
-        if result["steps"] < config.train.steps:
-            raise SystemExit(f"{workdir} was stopped at step {result['steps']}; the same command goes on from there")
         # Of a run that was stopped only the last part.
         result |= {"seconds": round(time.time() - start[0]), "processor_seconds": round(time.process_time() - start[1])}
         ends = ("image_to_text", "text_to_image")
