@@ -82,9 +82,11 @@ def encode(model, values: Sequence[Any], modality: str | None = None, what: str 
         except DataError as error:
             raise InputError(f"{what} {index}: {error}") from None
 
-    # On threads: Pillow lets others run while it decodes and scales.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = list(pool.map(row, itertools.count(), values))
+    if len(values) == 1:
+        rows = [row(0, values[0])]
+    else:  # on threads: Pillow lets others run while it decodes and scales
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            rows = list(pool.map(row, itertools.count(), values))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 

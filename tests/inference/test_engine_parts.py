@@ -45,9 +45,12 @@ def made(monkeypatch, module):
 def test_parts_continue_as_the_whole_does(module, monkeypatch):
     """Also where prompts go through the MLP a few tokens at a time."""
     monkeypatch.setattr(transformer, "MLP_TOKENS", {"cpu": 8})
+    in_turns, seen = transformer.Block._mlp_in_turns, []
+    monkeypatch.setattr(transformer.Block, "_mlp_in_turns", lambda self, x: seen.append(x.shape) or in_turns(self, x))
     parts, whole, params = made(monkeypatch, module)
     greedy = [PromptRequest(prompt, 5 + 4 * i) for i, prompt in enumerate(PROMPTS)]
     found = parts.generate(greedy)
+    assert seen
     for prompt, completion in zip(PROMPTS, found):
         logits = full_logits(module, params, prompt + completion.tokens)[len(prompt) - 1 : -1]
         assert completion.tokens == logits.argmax(-1).tolist()

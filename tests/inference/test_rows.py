@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fmjax.errors import InputError
+from fmjax.inference import values
 from fmjax.inference.rows import batches, bucket, check_lengths, lay, pack_rows, packed_batches, padded
 
 
@@ -36,3 +37,13 @@ def test_a_text_that_is_too_long_is_named():
     check_lengths([[1] * 9], None)
     with pytest.raises(InputError, match="text 1 has 5 tokens, more than the model's context of 4; split it"):
         check_lengths([[1], [1] * 5], 4, "split it")
+
+
+def test_a_pass_on_a_cpu_is_of_what_its_caches_hold():
+    def size(**shapes):
+        return values._pass_size({name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()})
+
+    assert size(images=(112, 112, 3)) == 13
+    assert size(images=(8, 8, 1)) == values.PASS_VALUES
+    assert size(images=(1024, 1024, 3)) == 1
+    assert size(tokens=(77,), segment_ids=(77,)) == 1024 // 77
