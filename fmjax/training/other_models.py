@@ -63,10 +63,11 @@ def open_models(objective, module, placement: Placement, abstract: bool = False)
 
     Raises InputError, naming the model, where one cannot be loaded or does not fit.
     """
-    if not hasattr(objective, "models"):
+    paths = getattr(objective, "models", dict)()
+    if not paths:
         return None
     found = {}
-    for name, path in objective.models().items():
+    for name, path in paths.items():
         try:
             found[name] = OtherModel(*(load_shapes if abstract else _load)(path, placement))
         except InputError as error:
