@@ -113,8 +113,8 @@ def test_the_memory_of_long_rows_on_cpus_grows_with_their_length():
         arrays = jax.eval_shape(case.arrays)[:3]
         return jax.jit(function).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
 
-    blocks = 4 * 2 * attention_cpu.LONG_BLOCK**2
-    assert temporaries(8192) - temporaries(4096) < blocks and temporaries(8192) < 4 * 8192**2 / 8
+    inputs = 4 * 2 * 4096 * (2 + 1 + 1) * 8  # of 4,096 more tokens: queries, keys and values
+    assert temporaries(8192) - temporaries(4096) < 3 * inputs and temporaries(8192) < 4 * 8192**2 / 8
 
 
 # Several blocks of queries and of keys: three of 256 keys in the backward pass, or four of 128 (bidirectional).
