@@ -262,4 +262,4 @@ def test_configs_name_augmentations():
             Standard(**fields)
     with pytest.raises(ConfigError, match="soft labels are of 3 classes, and model.num_classes = 4"):
         row = {"labels": np.zeros(3, np.float32)}
-        Classification().check(type("M", (), {"num_classes": 4}), type("D", (), {"train": [row]}))
+        Classification().check(type("M", (), {"num_classes": 4}), type("D", (), {"train": [row], "codecs": {}}))

@@ -58,7 +58,7 @@ def test_logits_stages_and_every_gradient(case):
     assert {slot.name for slot in table} == set(expected)
     for slot in table:
         ours, theirs = np.asarray(leaves[slot.path])[slot.place], slot.view(expected[slot.name])
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-4 * abs(theirs).max() + 1e-5, err_msg=slot.name)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=5e-4 * abs(theirs).max() + 1e-5, err_msg=slot.name)
 
 
 def test_it_is_written_back(case, tmp_path):

@@ -154,7 +154,7 @@ def test_data_fill_in_the_towers():
         ({"text": {"name": "gpt", **SIZES}}, "model.text = GPT has no method `pooled"),
         ({"text": TEXT | {"eos_id": 3}}, "eos_id=3 do not fit"),
         ({"text": TEXT | {"pooling": "end"}}, "pooling='end' is not known"),
-        ({"vision": VISION | {"use_class_token": False}}, "needs model.use_class_token=True"),
+        ({"vision": VISION | {"use_class_token": False}}, "needs model.vision.use_class_token=True"),
     ],
 )
 def test_towers_that_do_not_fit_are_refused(change, message):

@@ -51,7 +51,8 @@ class _Mask:
 
     def __init__(self, causal: bool, window: int | None, keys: int, rows: int, columns: int, order=None):
         self.causal, self.window, self.keys, self.rows, self.columns = causal, window, keys, rows, columns
-        self._scopes = ["key_blocks"] * 3 if order is None else self._trips(order)
+        self._is_one = keys <= columns
+        self._scopes = ["key_blocks"] * (1 if self._is_one else 3) if order is None else self._trips(order)
 
     def range(self, index, xp=jnp):
         """(first block of keys, end) for queries at `index` [..., rows]; `xp` is NumPy or `jax.numpy`."""
@@ -87,20 +88,25 @@ class _Mask:
 
     def loop(self, index, query_ids, key_ids, body, start):
         """body(block, carry, masked) over the blocks of keys that the queries at `index` need."""
-        first, end = self.range(index)
-        bounds = first, *self.whole(index, jnp, query_ids, key_ids), end
-        for i, masked in enumerate((True, False, True)):
-            with jax.named_scope(self._scopes[i]):
-                start = lax.fori_loop(bounds[i], bounds[i + 1], functools.partial(body, masked=masked), start)
+        bounds = self._bounds(index, jnp, query_ids, key_ids)
+        for i, scope in enumerate(self._scopes):
+            with jax.named_scope(scope):
+                add = functools.partial(body, masked=i != 1)
+                start = lax.fori_loop(bounds[i], bounds[i + 1], add, start)
         return start
+
+    def _bounds(self, index, xp=jnp, query_ids=None, key_ids=None):
+        """Where the loops over blocks of keys begin and end: the middle one of three without a mask. One block alone
+        does not change from turn to turn, so XLA would compute it ahead of each loop, of those that never run too."""
+        first, end = self.range(index, xp)
+        return (first, end) if self._is_one else (first, *self.whole(index, xp, query_ids, key_ids), end)
 
     def _trips(self, order: np.ndarray) -> list[str]:
         """The scopes that tell `fmjax.plan` how often each loop runs, which XLA cannot know: blocks of keys in blocks
         of queries, of all devices. Segments move some from one loop to another."""
         blocks = np.pad(order, ((0, 0), (0, -order.shape[1] % self.rows)), mode="edge").reshape(-1, self.rows)
-        first, end = (np.broadcast_to(x, len(blocks)) for x in self.range(blocks, np))
-        bounds = first, *self.whole(blocks, np), end
-        trips = [np.maximum(bounds[i + 1] - bounds[i], 0).sum() for i in range(3)]
+        bounds = [np.broadcast_to(x, len(blocks)) for x in self._bounds(blocks, np)]
+        trips = [np.maximum(end - first, 0).sum() for first, end in zip(bounds, bounds[1:])]
         return [f"trips_{count}_in_{len(blocks)}" for count in trips]
 
     def allowed(self, block, index, query_ids, key_ids, masked):
