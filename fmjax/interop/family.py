@@ -51,6 +51,7 @@ class Family:
       parts: families that it is made of.
       in_folders: whether each part lies in a folder of its own, called as the part, beside `model_index.json`.
       objective: the section `objective` of what it was trained for, from which abilities follow; None for none.
+      objective_beside: what else that section has by the keys of its parts: a function of the values of config.json.
       names_itself: whether its keys say in config.json which architecture it is (timm).
       read_codec, write_codec: of images, where config.json tells how they are prepared: functions of (values of
         config.json, module, source) and of a codec, which gives keys.
@@ -75,6 +76,7 @@ class Family:
     parts: tuple["Part", ...] = ()
     in_folders: bool = False
     objective: Mapping[str, Any] | None = None
+    objective_beside: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     names_itself: bool = False
     read_codec: Callable | None = None
     write_codec: Callable | None = None

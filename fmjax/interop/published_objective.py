@@ -22,7 +22,7 @@ def read_objective(family: Family, values: Mapping[str, Any], source: str) -> di
     section = {**family.objective, **read_keys(family.objective_keys, config, ())}
     if part:
         config.finish()
-    return section
+    return section | (family.objective_beside(values) if family.objective_beside else {})
 
 
 def write_objective(family: Family, section: Mapping[str, Any] | None) -> dict[str, Any]:

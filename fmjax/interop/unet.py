@@ -301,6 +301,12 @@ def _pixels(values, module, source) -> ImageCodec | None:
     return None if side is None or channels not in (1, 3) else ImageCodec(side, side, channels)
 
 
+def _label_dropout(values) -> dict:
+    """A net that has learnt nothing of rows without a class has no row for them either."""
+    net = values.get("unet", {})
+    return {} if net.get("num_class_embeds") is None or net.get("_null_class") is True else {"label_dropout": 0.0}
+
+
 DDPM_PIPELINE = Family(
     architectures=("DDPMPipeline", "DDIMPipeline"),
     model_type="",
@@ -308,6 +314,7 @@ DDPM_PIPELINE = Family(
     parts=(part_in_folder("unet", UNET_2D, field=""),),
     in_folders=True,
     objective={"name": "diffusion"},
+    objective_beside=_label_dropout,
     objective_keys=scheduler.KEYS,
     objective_class="DDPMScheduler",
     objective_part="scheduler",

@@ -143,6 +143,15 @@ def test_a_scheduler_says_the_objective_and_comes_back():
             write_objective(DDPM_PIPELINE, {"name": "diffusion", **section})
 
 
+@pytest.mark.parametrize(
+    "net, expected", [({}, {}), ({"_null_class": True}, {}), ({"_null_class": None}, {"label_dropout": 0.0})]
+)
+def test_a_net_of_classes_without_a_row_for_none_has_learnt_nothing_without_them(net, expected):
+    net = {"num_class_embeds": 11, **net} if net else net
+    section = read_objective(DDPM_PIPELINE, {"unet": net, "scheduler": {}}, "model_index.json")
+    assert {key: value for key, value in section.items() if key == "label_dropout"} == expected
+
+
 def test_the_same_noise_becomes_the_same_images(tmp_path):
     """Five steps of DDIM with a folder's own process and target."""
     fixture = folders.read_vision("unet_ddpm")
