@@ -3,8 +3,8 @@
     python -m fmjax.train --config=configs/vqgan_shapes.py --workdir=runs/vqgan_shapes
 
 `samples/STEP/` has held-out pictures, each followed by its reconstruction. The critic begins at step 300. With the run
-of a model of images, --config.objective.perceptual=RUN --config.objective.perceptual_method=feature_map adds the
-distance of its features (a `conv_encoder` has that method).
+of a model of images normalised as these, --config.objective.perceptual=RUN
+--config.objective.perceptual_method=feature_map adds the distance of its features (a `conv_encoder` has that method).
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,7 @@ from fmjax import hub
 from fmjax.assemble import build_module, build_weights, check_codecs
 from fmjax.checkpoint_files import load_carry, load_params
 from fmjax.config import build, load_workdir_config
-from fmjax.data.codecs.base import load_codecs
+from fmjax.data.codecs.base import Codec, load_codecs
 from fmjax.errors import InputError
 from fmjax.inference.checks import make_callable
 from fmjax.inference.model import Model
@@ -94,6 +94,19 @@ def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, An
         raise InputError(f"{str(path)!r} is not a model; {loading.EXPECTED}")
     lie = lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d)
     return module, *(jax.tree.map(lie, *place(module, placement)) for place in (loading.placed, loading.placed_state))
+
+
+def described(path: str) -> tuple[type | None, dict[str, Codec]]:
+    """(the objective's class, codecs by modality) of a run, one of its checkpoints, or a published model; (None, {}) of
+    what says nothing of this. No weight is read."""
+    folder, _ = hub.checkpoint_step(pathlib.Path(path).expanduser())
+    if _is_workdir(folder):
+        section, codecs = load_workdir_config(folder).get("objective"), load_codecs(folder)
+    elif (folder.is_dir() or hub.is_hub_id(path)) and loading.is_published(found := loading.find_folder(path)):
+        section, codecs = loading.described(loading.open_published(found))
+    else:
+        return None, {}
+    return OBJECTIVES.get(section["name"]) if section else None, codecs
 
 
 def _is_workdir(folder: pathlib.Path) -> bool:

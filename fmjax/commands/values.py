@@ -12,17 +12,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmjax import hub
 from fmjax.commands import cli, launch, media
 from fmjax.commands.config_meanings import meanings
-from fmjax.config import load_workdir_config
 from fmjax.config_fields import field_types
 from fmjax.config_values import FlagText, coerce
-from fmjax.data.codecs.base import Codec, load_codecs
 from fmjax.errors import InputError
 from fmjax.inference.generators import GENERATORS
-from fmjax.interop import loading
-from fmjax.objectives import OBJECTIVES
+from fmjax.load import described
 from fmjax.small_files import replacing
 
 
@@ -33,21 +29,8 @@ def generator_named_by(argv: list[str]) -> type | None:
     path = parser.parse_known_args(argv)[0].model
     if path is None:
         return None
-    kind = getattr(_described(path)[0], "generator", "autoregressive")
+    kind = getattr(described(path)[0], "generator", "autoregressive")
     return None if kind == "autoregressive" else GENERATORS.get(kind)
-
-
-def _described(path: str) -> tuple[type | None, dict[str, Codec]]:
-    """(the objective's class, codecs by modality) of a run, one of its checkpoints, or a published model; (None, {}) of
-    what says nothing of this."""
-    folder, _ = hub.checkpoint_step(pathlib.Path(path).expanduser())
-    if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
-        section, codecs = load_workdir_config(folder).get("objective"), load_codecs(folder)
-    elif (folder.is_dir() or hub.is_hub_id(path)) and loading.is_published(found := loading.find_folder(path)):
-        section, codecs = loading.described(loading.open_published(found))
-    else:
-        return None, {}
-    return OBJECTIVES.get(section["name"]) if section else None, codecs
 
 
 def parse(argv: list[str], generator: type):
@@ -91,7 +74,7 @@ def main(argv: list[str], generator: type) -> None:
 def _check_output(output: pathlib.Path | None, path: str) -> None:
     """Raises InputError, before anything slow, for a file that cannot be written or is none of the model's kind, and
     for none where what is made cannot be printed."""
-    objective, codecs = _described(path)
+    objective, codecs = described(path)
     makes = getattr(objective, "makes", None)
     if output is None:
         if makes is not None:

@@ -3,16 +3,19 @@ And where they lie, with the one that a run begins with."""
 
 import hashlib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
 from fmjax.checkpoint_files import complete_steps, has_checkpoint
 from fmjax.code_digest import describe
 from fmjax.config import build
 from fmjax.data.prepared import content_hash, fingerprint
-from fmjax.errors import InputError
+from fmjax.errors import ConfigError, InputError
 from fmjax.inference.fingerprint import array_fingerprints
-from fmjax.load import find, load, load_shapes
+from fmjax.load import described, find, load, load_shapes
 from fmjax.models.state import kept_state
 from fmjax.objectives import OBJECTIVES
 from fmjax.objectives.base import OtherModel
@@ -75,6 +78,27 @@ def open_models(objective, module, placement: Placement, abstract: bool = False)
     if hasattr(objective, "check_models"):
         objective.check_models(module, found)
     return found
+
+
+def check_prepared(config, codecs: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a model of the objective was trained on values normalised otherwise than these codecs
+    do: it is given what they make, as it is."""
+    for name, path in getattr(build(config["objective"], OBJECTIVES), "models", dict)().items():
+        for modality, theirs in described(path)[1].items():
+            for field in ("mean", "std"):
+                ours, known = (getattr(codec, field, None) for codec in (codecs.get(modality), theirs))
+                if ours is not None and known is not None and not _same(ours, known):
+                    raise ConfigError(
+                        f"the objective's model {name!r}, {path!r}, reads values of modality {modality!r} with {field} "
+                        f"= {known}, and those of these data have {field} = {ours}; give the data the model's (such as "
+                        f"data.{field}), or name a model that was trained on values as they are"
+                    )
+
+
+def _same(ours, theirs) -> bool:
+    """Whether numbers are equal; one stands for all channels."""
+    sizes = np.size(ours), np.size(theirs)
+    return (1 in sizes or sizes[0] == sizes[1]) and bool(np.allclose(ours, theirs))
 
 
 def _load(path: str, placement: Placement):

@@ -24,7 +24,7 @@ from fmjax.parallel.sharding import local_rows
 from fmjax.training import OPTIMIZERS, budget, resume
 from fmjax.training.checkpoint import Checkpointer
 from fmjax.training.checks import check_fit, check_outputs, say_context
-from fmjax.training.other_models import file_hashes, fingerprints, model_paths
+from fmjax.training.other_models import check_prepared, file_hashes, fingerprints, model_paths
 from fmjax.training.program import Program, make_program, with_steps
 from fmjax.training.schedule import shortened
 from fmjax.training.settings import TrainConfig
@@ -123,6 +123,7 @@ def prepare(config, workdir: pathlib.Path, cache_dir: pathlib.Path, progress: bo
     data = open_data(config, cache_dir, workdir, progress)
     module = build_module(config, data.model_fields)
     check_fit(data, module)
+    check_prepared(config, data.codecs)
     say_context(config, module)
     config = completed(config, module)
     resume.check_config(workdir, config)
