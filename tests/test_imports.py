@@ -11,7 +11,7 @@ FLOORS = (
     "training planning",
     "tasks",
     "training.program training.other_models training.state training.step training.gradients training.trainable "
-    "training.optimizer training.layer_decay training.schedule",
+    "training.optimizer training.layer_decay training.schedule training.turns",
     "load",
     "inference interop",
     "assemble checkpoint_files",

@@ -109,6 +109,16 @@ class Criticised(nn.Module):
         return made
 
     @property
+    def image_size(self) -> int | None:
+        """Of the autoencoder's images."""
+        return self.autoencoder.image_size
+
+    @property
+    def num_channels(self) -> int | None:
+        """Of the autoencoder's images."""
+        return self.autoencoder.num_channels
+
+    @property
     def code_size(self) -> int:
         """Of a vector of the autoencoder."""
         return self.autoencoder.code_size

@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
@@ -23,10 +24,10 @@ class Autoencoding:
 
     **Adversarial**: the module has a critic (`fmjax.models.vqgan.Criticised`). What the autoencoder minimises is
     -critic(made); what the critic minimises, the hinge loss 1/2 max(0, 1 - critic(true)) + 1/2 max(0, 1 +
-    critic(made)). One gradient holds both, since neither side's loss reaches the other's parameters. With `adaptive`
-    the autoencoder's is multiplied by |gradient of the reconstruction| / |gradient of -critic(made)|, both by the
-    decoder's last kernel and of the step before, hence the same however a batch is cut. Carried are that ratio and the
-    number of steps.
+    critic(made)). One gradient holds both, since neither side's loss reaches the other's parameters, and the optimizer
+    takes each side by itself. With `adaptive` the autoencoder's is multiplied by |gradient of the reconstruction| /
+    |gradient of -critic(made)|, both by the decoder's last kernel and of the step before, hence the same however a
+    batch is cut. Carried are that ratio, which nothing reads before `adversarial_start`, and the number of steps.
 
     Attributes:
       perceptual: a run, a published folder or a hub id of a model of images; empty for none.
@@ -66,12 +67,21 @@ class Autoencoding:
         return {"perceptual": self.perceptual} if self.perceptual else {}
 
     def check_models(self, module, models) -> None:
-        """Raises ConfigError where the perceptual network has no such method."""
-        if self.perceptual and not hasattr(other := models["perceptual"].module, self.perceptual_method):
-            raise ConfigError(
-                f"objective.perceptual_method = {self.perceptual_method!r}: {type(other).__name__} at "
-                f"{self.perceptual!r} has no such method; a conv_encoder has 'feature_map', a resnet 'last_map'"
-            )
+        """Raises ConfigError where the perceptual network has no such method, or it makes no maps of the images."""
+        if not self.perceptual:
+            return
+        network, method = models["perceptual"], self.perceptual_method
+        told = f"objective.perceptual_method = {method!r}: {type(network.module).__name__} at {self.perceptual!r}"
+        if not hasattr(network.module, method):
+            raise ConfigError(f"{told} has no such method; a conv_encoder has 'feature_map', a resnet 'last_map'")
+        images = module.example()["images"]
+        try:
+            found = jax.eval_shape(lambda network, images: network.apply(images, method=method), network, images)
+        except (FlaxError, TypeError, ValueError) as error:
+            raise ConfigError(f"{told} does not read images of shape {images.shape[1:]} ({error})") from error
+        if getattr(found, "ndim", None) != 4:
+            shape = getattr(found, "shape", type(found).__name__)
+            raise ConfigError(f"{told} makes {shape}; expected features [B, H, W, D] of images [B, H, W, C]")
 
     def first_turn(self, module, params) -> dict:
         """What is carried for the critic: {"critic": {"step": int32 [], "ratio": float32 []}}, or nothing.
@@ -103,10 +113,14 @@ class Autoencoding:
             ratio = jnp.clip(norm("reconstruction") / (norm("adversarial") + 1e-4), 0.0, MOST)
         return {"critic": {"step": carry["critic"]["step"] + 1, "ratio": ratio}}
 
-    def moves(self, carry) -> dict[str, jax.Array]:
+    def sides(self) -> tuple[str, ...]:
         """See `fmjax.objectives.base`."""
         if not self.adversarial_weight:
-            return {}
+            return ()
+        return ("autoencoder", "critic") if self.alternate else ("critic",)
+
+    def moves(self, carry) -> dict[str, jax.Array]:
+        """See `fmjax.objectives.base`."""
         past = carry["critic"]["step"] - self.adversarial_start
         if not self.alternate:
             return {"critic": past >= 0}
@@ -127,21 +141,24 @@ class Autoencoding:
         if not self.adversarial_weight:
             return losses, rows, statistics
         judge = lambda params, images: apply_fn({"params": params}, images, method="criticise")
-        fixed = {**params, "critic": jax.lax.stop_gradient(params["critic"])}
+        fixed = jax.lax.stop_gradient(params)
         fooled = lambda images: -judge(fixed, images).mean((1, 2))
         true, false = jnp.split(judge(params, jnp.concatenate([images, jax.lax.stop_gradient(made)])), 2)
         rows["critic"] = 0.5 * (jax.nn.relu(1 - true) + jax.nn.relu(1 + false)).mean((1, 2))
         rows["adversarial"] = fooled(made)
-        begun = carry["critic"]["step"] >= self.adversarial_start
+        step = carry["critic"]["step"]
         share = self.adversarial_weight * carry["critic"]["ratio"]
-        losses += jnp.where(begun, share * rows["adversarial"] + rows["critic"], 0.0)
+        losses += jnp.where(step >= self.adversarial_start, share * rows["adversarial"] + rows["critic"], 0.0)
         if again is not None and self.adaptive:
-            statistics = self._gradients(params, again, fooled, images, weights, models)
+            found = lambda: self._gradients(fixed, again, fooled, images, weights, models)
+            none = jnp.zeros_like(_at(params, self.last_kernel))
+            nothing = lambda: {"reconstruction": none, "adversarial": none, "rows": jnp.zeros_like(weights.sum())}
+            # The step after reads them.
+            statistics = jax.lax.cond(step + 1 >= self.adversarial_start, found, nothing)
         return losses, rows, statistics
 
     def _gradients(self, params, again, fooled, images, weights, models) -> dict[str, jax.Array]:
         """Sums over rows of both gradients by the decoder's last kernel, and of the rows."""
-        params = jax.lax.stop_gradient(params)
 
         def terms(kernel):
             made, distances = again(_put(params, self.last_kernel, kernel))

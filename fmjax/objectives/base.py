@@ -38,9 +38,11 @@ Optional parts, each there if the method is:
     bounded(self, params) -> params
         Once per update, before `after` and the moving average see them: the new parameters, each within the bounds that
         it may have; shapes and dtypes stay. Those that do not train stay as they are, whatever it says.
-    moves(self, carry) -> {name: bool []}
-        Parameters that take turns, by the first name of their paths: whether they move in this update. Of those that do
-        not, the parameters and what the optimizer keeps of them stay as they are; those not named always move.
+    sides(self) -> (name, ...) and moves(self, carry) -> {name: bool []}
+        Parameters that take turns, by the first name of their paths, and whether they move in this update. Of those
+        that do not, the parameters and what the optimizer keeps of them stay as they are, but for the place in the
+        learning rate's schedule; those not named always move. Each side, and what is of none, is optimised as if it
+        were alone, with a clipping norm and counts of its own (`fmjax.training.turns`).
     models(self) -> {name: path}
         Other models in the step, loaded as `fmjax.load` does on the run's mesh; `__call__` takes
         `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at
@@ -130,6 +132,18 @@ def objective_over(objective, steps: int):
 def has_carry(objective) -> bool:
     """Whether an objective carries something from step to step."""
     return hasattr(objective, "initial")
+
+
+def sides_of(objective) -> tuple[str, ...]:
+    """The first names of the parameters that take turns; none where none do.
+
+    Raises ConfigError for an objective that says when they move, and not which.
+    """
+    if not hasattr(objective, "moves"):
+        return ()
+    if not hasattr(objective, "sides"):
+        raise ConfigError(f"objective {type(objective).__name__} has `moves` and no `sides`; give it both")
+    return tuple(objective.sides())
 
 
 def call_objective(

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from fmjax.diffusion.bound import LEVELS
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_rate
 from fmjax.models.autoencoder_kl import drawn, normal_kl
@@ -65,7 +66,8 @@ class VAE(Autoencoding):
 
     def __call__(self, apply_fn, params, batch, key, train: bool, *, carry, models=None):
         """Sums over the batch, rows by `loss_weights` [B]: "loss"; "reconstruction", the mean error of a number; "kl",
-        nats of an image's latents; "bits_per_dim" of the evidence lower bound; and others for `reduce`."""
+        nats of an image's latents; "bits_per_dim", a bound for images of 8 bits from -1 to 1 (`_level_nats`), whatever
+        beta is; and others for `reduce`."""
         images, weights = batch["images"], batch["loss_weights"]
         mean, log_variance = apply_fn({"params": params}, images, method="moments")
         latents = drawn(mean, log_variance, batch["keys"])
@@ -75,8 +77,10 @@ class VAE(Autoencoding):
         nats = self._nats(errors, carry["scale"])
         losses = nats + self.beta * kl / numbers
 
+        fixed = jax.lax.stop_gradient(latents)
+
         def again(params):
-            made = apply_fn({"params": params}, jax.lax.stop_gradient(latents), method="decode")
+            made = apply_fn({"params": params}, fixed, method="decode")
             return made, self._nats(self._errors(images, made), carry["scale"])
 
         more, rows, statistics = self.beyond(
@@ -84,7 +88,7 @@ class VAE(Autoencoding):
         )
         total = weights.sum()
         rows |= {"loss": losses + more, "reconstruction": errors, "kl": kl}
-        rows["bits_per_dim"] = (nats + kl / numbers) / math.log(2) + math.log2(127.5)
+        rows["bits_per_dim"] = (self._level_nats(images, made, carry["scale"]) + kl / numbers) / math.log(2)
         sums = {name: ((value * weights).sum(), total) for name, value in rows.items()}
         moment = lambda x: ((x.reshape(len(x), -1).mean(1) * weights).sum(), total)
         sums |= {"latent_mean": moment(latents), "latent_square": moment(latents**2)}
@@ -101,6 +105,22 @@ class VAE(Autoencoding):
         if self.likelihood == "normal":
             return 0.5 * (errors / scale + jnp.log(2 * math.pi * scale))
         return errors / scale + jnp.log(2 * scale)
+
+    def _level_nats(self, images, made, scale) -> jax.Array:
+        """-log of the probability that the likelihood rounds to the image, a number of it, [B].
+
+        Levels are 2 / `LEVELS` apart, from -1 to 1, and the outer ones have all that lies beyond. Of a density at these
+        points no bound follows.
+        """
+        deviation = jnp.sqrt(scale) if self.likelihood == "normal" else scale
+        log_cdf = jax.scipy.stats.norm.logcdf if self.likelihood == "normal" else _laplace_log_cdf
+        # Both distributions are symmetric, and a tail's logarithm is exact on the left.
+        apart, half = -jnp.abs(images - made), 1 / LEVELS
+        above, below = log_cdf((apart + half) / deviation), log_cdf((apart - half) / deviation)
+        middle = above + jnp.log(-jnp.expm1(below - above))
+        towards = jnp.sign(images) * (made - images)
+        ends = log_cdf((towards + half) / deviation)
+        return -jnp.where(jnp.abs(images) < 1 - half, middle, ends).mean((1, 2, 3))
 
     def after(self, carry, proposal, params) -> dict:
         """The scale and the critic's turn after a step."""
@@ -119,6 +139,11 @@ class VAE(Autoencoding):
     def reconstruct(self, model, arrays) -> jax.Array:
         """float32 [B, H, W, C]: what the means of the latents of `arrays["images"]` are decoded to."""
         return _reconstructed(model.module, model.variables, arrays["images"])
+
+
+def _laplace_log_cdf(x) -> jax.Array:
+    """log of the probability of less than x, of the Laplace distribution of scale 1."""
+    return jnp.where(x < 0, x - math.log(2), jnp.log1p(-0.5 * jnp.exp(-jnp.abs(x))))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -16,7 +16,15 @@ from fmjax.assemble import build_weights
 from fmjax.config import build
 from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
-from fmjax.objectives.base import OtherModel, call_objective, has_carry, is_on_policy, module_inputs, objective_over
+from fmjax.objectives.base import (
+    OtherModel,
+    call_objective,
+    has_carry,
+    is_on_policy,
+    module_inputs,
+    objective_over,
+    sides_of,
+)
 from fmjax.objectives.stateful import with_state
 from fmjax.parallel.mesh import MeshConfig, make_mesh
 from fmjax.parallel.placement import Placement, inference_context
@@ -26,6 +34,7 @@ from fmjax.training.other_models import open_models
 from fmjax.training.settings import TrainConfig
 from fmjax.training.state import StateSpec, TrainState, init_state, make_spec
 from fmjax.training.step import make_eval_step, make_score_step, make_train_step, with_keys
+from fmjax.training.turns import by_turns
 
 log = logging.getLogger("fmjax")
 
@@ -145,8 +154,8 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     patterns = train.trainable or (() if weights is None else weights.trainable)
     with jax.set_mesh(mesh):
         spec = make_spec(
-            module, inputs, lambda axes: optimizer.make(train.steps, axes), mesh, mesh_config, train.ema_decay > 0,
-            patterns, _initial_carry(objective, module, key), weights,
+            module, inputs, lambda axes: by_turns(optimizer.make(train.steps, axes), sides_of(objective)), mesh,
+            mesh_config, train.ema_decay > 0, patterns, _initial_carry(objective, module, key), weights,
         )  # fmt: skip
     rules = tuple(mesh_config.table.items())
     transformation, train_step = _update(config, module.apply, objective, spec, rules)
@@ -201,7 +210,7 @@ def _objective(config):
 def _update(config, apply_fn, objective, spec: StateSpec, rules):
     """(the optimizer's update rule, the jitted train step) of a config."""
     train, optimizer = TrainConfig(**config["train"]), build(config["optimizer"], OPTIMIZERS)
-    transformation = optimizer.make(train.steps, spec.axes)
+    transformation = by_turns(optimizer.make(train.steps, spec.axes), sides_of(objective))
     train_step = make_train_step(
         apply_fn,
         objective,

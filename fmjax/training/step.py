@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fmjax.errors import ConfigError
-from fmjax.objectives.base import call_objective, has_carry
+from fmjax.objectives.base import call_objective, has_carry, sides_of
 from fmjax.parallel.placement import whole
 from fmjax.training.gradients import inverse, join_rows, make_gradient, metric_terms, split_rows
 from fmjax.training.state import TrainState
@@ -38,7 +38,7 @@ def make_train_step(
     Args:
       apply_fn: `module.apply`.
       objective: see `fmjax.objectives.base`; "loss" must be among its metrics.
-      optimizer: of the parameters that train.
+      optimizer: of the parameters that train; `fmjax.training.turns.by_turns` of it where the objective has sides.
       rules: pairs (logical axis, mesh axes) for the activations' sharding constraints.
       trainable: which parameters train.
       accumulate_steps: the batch is computed in this many equal parts, one after another.
@@ -55,11 +55,8 @@ def make_train_step(
     def update(state: TrainState, grads, proposal):
         """(parameters, optimizer state, average, carry) after the step, its norm, and whether all of it is finite."""
         trained, rest = trainable.split(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        if hasattr(objective, "moves"):
-            moves = objective.moves(state.carry)
-            updates = _where_moved(moves, updates, jax.tree.map(jnp.zeros_like, updates))
-            opt_state = _where_moved(moves, opt_state, state.opt_state)
+        turns = {"moves": objective.moves(state.carry)} if sides_of(objective) else {}
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained, **turns)
         # A finite gradient may still make an update that overflows, and with it every checkpoint from here on.
         norm = optax.tree.norm(updates)
         trained = optax.apply_updates(trained, updates)
@@ -152,17 +149,6 @@ def with_keys(batch: dict, key) -> dict:
     # The golden ratio's multiples: evenly spread whatever the number of rows.
     strata = jnp.mod(jax.random.uniform(jax.random.fold_in(key, STRATA)) + jnp.arange(rows) * 0.6180339887498949, 1.0)
     return batch | {"keys": keys, "strata": strata}
-
-
-def _where_moved(moves: dict, new, old):
-    """Trees that hold the parameters' at any depth: the new leaves, but the old ones below a name that does not
-    move."""
-
-    def choose(path, new, old):
-        moved = [moves[key.key] for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in moves]
-        return jnp.where(moved[0], new, old) if moved else new
-
-    return jax.tree_util.tree_map_with_path(choose, new, old)
 
 
 def _ramp(decay: float, updates):

@@ -1,5 +1,6 @@
 """The variational autoencoder's bound in numpy, and a critic that trains beside it, each side by its own loss alone."""
 
+import dataclasses
 import types
 
 import flax.linen as nn
@@ -8,17 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 
+from fmjax.data.codecs.base import save_codecs
+from fmjax.data.codecs.image import ImageCodec
+from fmjax.data.image_rows import check_module
 from fmjax.errors import ConfigError
 from fmjax.models.autoencoder_kl import AutoencoderKL
+from fmjax.models.conv_encoder import ConvEncoder
 from fmjax.models.vqgan import VQGAN, Criticised
-from fmjax.objectives.base import OtherModel
+from fmjax.objectives.base import OtherModel, sides_of
 from fmjax.objectives.vae import VAE
 from fmjax.objectives.vq_autoencoder import VQAutoencoder
 from fmjax.training.gradients import make_gradient
-from fmjax.training.step import make_train_step, with_keys
+from fmjax.training.other_models import check_prepared
 from fmjax.training.state import TrainState
+from fmjax.training.step import make_train_step, with_keys
 from fmjax.training.trainable import ALL
+from fmjax.training.turns import by_turns
 
 ROWS = 6
 SHAPE = (2, 2, 3)
@@ -55,6 +63,7 @@ def latents(data, params=PARAMS):
 @pytest.mark.parametrize("likelihood", ["normal", "laplace"])
 def test_the_bound_is_the_papers(likelihood):
     objective, data = VAE(likelihood=likelihood, beta=0.3), batch()
+    data["images"] = (np.clip(np.rint(127.5 * data["images"] + 127.5), 0, 255) / 127.5 - 1).astype(np.float32)
     carry = objective.initial(MODULE, PARAMS, jax.random.key(0))
     assert carry == {"scale": 1.0}
     carry = {"scale": jnp.float32(0.4)}
@@ -65,13 +74,16 @@ def test_the_bound_is_the_papers(likelihood):
         density, error = np.exp(-(apart**2) / 0.8) / np.sqrt(2 * np.pi * 0.4), (apart**2).mean(1)
     else:
         density, error = np.exp(-apart / 0.4) / 0.8, apart.mean(1)
+    # A level of 8-bit pixels in [-1, 1] is 2 / 255 wide, and the outer ones go on for ever.
+    family = scipy.stats.norm(1.7 * z, np.sqrt(0.4)) if likelihood == "normal" else scipy.stats.laplace(1.7 * z, 0.4)
+    upper = np.where(x > 0.999, 1.0, family.cdf(x + 1 / 255))
+    levels = (upper - np.where(x < -0.999, 0.0, family.cdf(x - 1 / 255))).reshape(ROWS, -1)
     kl = 0.5 * ((0.5 * x) ** 2 + np.exp(-1) - 1 + 1).reshape(ROWS, -1).sum(1)  # the log of the variance is -1
     nats = -np.log(density).sum(1)
     metrics = objective.reduce(sums)
     means = {
         "loss": (nats + 0.3 * kl) / 12, "reconstruction": error, "kl": kl,
-        # A level of 8-bit pixels in [-1, 1] is 2 / 255 wide.
-        "bits_per_dim": -np.log2(density * 2 / 255).mean(1) + kl / 12 / np.log(2),
+        "bits_per_dim": -np.log2(levels).mean(1) + kl / 12 / np.log(2),
     }  # fmt: skip
     for name, rows in means.items():
         np.testing.assert_allclose(metrics[name], rows[kept].mean(), rtol=1e-5, err_msg=name)
@@ -80,6 +92,16 @@ def test_the_bound_is_the_papers(likelihood):
     np.testing.assert_allclose(moved["scale"], 0.99 * 0.4 + 0.01 * error[kept].mean(), rtol=1e-5)
     fixed = VAE(scale=0.7)
     assert fixed.after(fixed.initial(MODULE, PARAMS, None), proposal, PARAMS)["scale"] == np.float32(0.7)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0])
+@pytest.mark.parametrize("likelihood", ["normal", "laplace"])
+def test_the_levels_of_a_pixel_have_all_the_probability(likelihood, scale):
+    levels = (np.arange(256, dtype=np.float32) / 127.5 - 1).reshape(-1, 1, 1, 1)
+    for made in (-1.3, -1.0, 0.1234, 0.998):
+        nats = VAE(likelihood=likelihood)._level_nats(levels, jnp.full_like(levels, made), jnp.float32(scale))
+        assert np.isfinite(nats).all()
+        np.testing.assert_allclose(np.exp(-np.float64(nats)).sum(), 1, rtol=1e-4)
 
 
 def test_features_of_another_network_are_compared_in_each_place():
@@ -99,6 +121,32 @@ def test_features_of_another_network_are_compared_in_each_place():
     assert objective.models() == {"perceptual": "runs/other"} and VAE().models() == {}
     with pytest.raises(ConfigError, match="'feature_map': VQGAN at 'runs/other' has no such method"):
         objective.check_models(None, {"perceptual": OtherModel(VQGAN())})
+
+
+def test_a_perceptual_network_reads_the_images_and_makes_maps_of_them():
+    network = ConvEncoder(image_size=8, num_channels=1, hidden_size=4)
+    params = jax.eval_shape(network.init, jax.random.key(0), **network.example())["params"]
+    models = {"perceptual": OtherModel(network, nn.unbox(params))}
+    grey, coloured = (VQGAN(image_size=8, num_channels=channels, widths=(32,)) for channels in (1, 3))
+    VAE(perceptual="runs/other").check_models(grey, models)
+    with pytest.raises(ConfigError, match=r"'pooled': ConvEncoder at 'runs/other' makes \(1, 4\); expected features"):
+        VAE(perceptual="runs/other", perceptual_method="pooled").check_models(grey, models)
+    with pytest.raises(ConfigError, match=r"'feature_map': .* does not read images of shape \(8, 8, 3\)"):
+        VAE(perceptual="runs/other").check_models(coloured, models)
+
+
+def test_a_perceptual_network_of_images_normalised_otherwise_is_refused(tmp_path):
+    theirs = ImageCodec(8, 8, 3, mean=(0.48, 0.46, 0.41), std=(0.23, 0.22, 0.23))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text('{"objective": {"name": "vae"}}')
+    save_codecs({"image": theirs}, tmp_path)
+    config = {"objective": {"name": "vae", "perceptual": str(tmp_path)}}
+    check_prepared(config, {"image": dataclasses.replace(theirs, height=16, width=16)})
+    check_prepared(config, {})
+    with pytest.raises(ConfigError, match=r"'perceptual', .* mean = \(0.48, 0.46, 0.41\), .* mean = \(0.5,\)"):
+        check_prepared(config, {"image": ImageCodec(8, 8, 3)})
+    save_codecs({"image": ImageCodec(8, 8, 3)}, tmp_path)
+    check_prepared(config, {"image": ImageCodec(8, 8, 3, mean=(0.5, 0.5, 0.5))})
 
 
 CRITIC = dict(adversarial_weight=0.5, last_kernel="autoencoder/last", scale=1.0)
@@ -134,48 +182,86 @@ def test_one_gradient_holds_both_sides_of_the_game():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), (parts, same), (gradients, proposal))
 
 
-def test_sides_take_turns_and_who_waits_stays_as_it_is():
-    """From step 2 on every second step is the critic's; before, and between, neither it nor Adam's moments move."""
+def test_the_share_of_the_critic_is_computed_once_the_next_step_reads_it():
+    objective, data = VAE(**CRITIC, adversarial_start=5), batch()
+    gradient = jax.jit(make_gradient(apply, objective, ALL, 1))
+    for step, computed in ((0, False), (3, False), (4, True), (5, True)):
+        carry = {"scale": jnp.float32(1.0), "critic": {"step": jnp.int32(step), "ratio": jnp.float32(1.0)}}
+        found = gradient(PARAMS, data, jax.random.key(0), carry=carry)[2].sums["critic"]
+        assert all(bool(value) == computed for value in found.values())
+
+
+def test_sides_take_turns_and_each_is_optimised_as_if_it_were_alone():
+    """From step 2 on every second step is the critic's. Each side is clipped by its own norm and counts its own
+    updates; the schedule goes by the run's."""
     objective = VAE(**CRITIC, adversarial_start=2, alternate=True)
-    optimizer = optax.adamw(0.1, weight_decay=0.1)
-    step = jax.jit(make_train_step(apply, objective, optimizer, lambda _: 0.1, rules=()))
+    schedule, clip = optax.linear_schedule(0.1, 0.05, 6), optax.clip_by_global_norm(0.01)
+    rule = optax.chain(clip, optax.adamw(schedule, weight_decay=0.1))
+    optimizer = by_turns(rule, objective.sides())
+    step = jax.jit(make_train_step(apply, objective, optimizer, schedule, rules=()))
+    gradient = jax.jit(make_gradient(apply, objective, ALL, 1))
+    alone = optax.chain(clip, optax.scale_by_adam(), optax.add_decayed_weights(0.1))
+    states = {side: alone.init(PARAMS[side]) for side in PARAMS}
     carry = objective.initial(MODULE, PARAMS, None)
     state = TrainState(jnp.int32(0), jnp.int32(0), PARAMS, optimizer.init(PARAMS), None, carry)
-    moved = []
-    for seed in range(6):
-        data = {name: value for name, value in batch(seed).items() if name != "keys"}
-        new, _ = step(state, data, jax.random.key(1))
-        kept = [
-            {side for side in PARAMS if jax.tree.all(jax.tree.map(np.array_equal, pick(state)[side], pick(new)[side]))}
-            for pick in (lambda s: s.params, lambda s: s.opt_state[0].mu, lambda s: s.opt_state[0].nu)
-        ]
-        assert kept[0] == kept[1] == kept[2]
-        moved.append("".join(side[0] for side in sorted(set(PARAMS) - kept[0])))
-        state = new
-    assert moved == ["a", "a", "a", "c", "a", "c"]
+    for number, side in enumerate(["autoencoder"] * 3 + ["critic", "autoencoder", "critic"]):
+        key = jax.random.key(1)
+        data = {name: value for name, value in batch(number).items() if name not in ("keys", "strata")}
+        keyed = with_keys(data, jax.random.fold_in(key, number))
+        grads, _, _ = gradient(state.params, keyed, key, carry=state.carry)
+        updates, states[side] = alone.update(grads[side], states[side], state.params[side])
+        moved = jax.tree.map(lambda p, u, rate=schedule(number): p - rate * u, state.params[side], updates)
+        state, _ = step(state, data, key)
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)
+        jax.tree.map(close, state.params[side], moved)
+        _, (adam, _, place) = state.opt_state
+        for index, name in enumerate(objective.sides()):
+            kept = states[name][1]
+            jax.tree.map(close, (adam.count[index], adam.mu[name], adam.nu[name]), (kept.count, kept.mu, kept.nu))
+    np.testing.assert_array_equal(adam.count, [4, 2, 6])
+    np.testing.assert_array_equal(place.count, [6, 6, 6])
 
 
-def test_a_module_with_a_critic_trains_whole():
-    """Both objectives, of real modules: shapes alone."""
-    inside = dict(image_size=8, num_channels=1, widths=(4, 8), num_blocks=1, norm_groups=2)
-    for coder, objective in (
-        (VQGAN(**inside, code_size=3), VQAutoencoder(num_codes=5, adversarial_weight=0.1, error="absolute")),
-        (AutoencoderKL(**inside, latent_channels=2), VAE(adversarial_weight=0.1)),
-    ):
-        module = Criticised(coder, critic_width=8, critic_halvings=1)
-        data = {"images": jnp.zeros((2, 8, 8, 1)), "loss_weights": jnp.ones(2)}
+INSIDE = dict(image_size=8, num_channels=1, widths=(4, 8), num_blocks=1, norm_groups=2)
 
-        def run(key):
-            params = nn.unbox(module.init(key, data["images"])["params"])
-            carry = nn.unbox(objective.initial(module, params, key))
-            gradient = make_gradient(module.apply, objective, ALL, 1)
-            gradients, sums, proposal = gradient(params, with_keys(data, key), key, carry=carry)
-            return gradients, params, objective.reduce(sums), objective.after(carry, proposal, params), carry
 
-        gradients, params, metrics, after, carry = jax.eval_shape(run, jax.random.key(0))
-        assert jax.tree.structure(gradients) == jax.tree.structure(params)
-        assert set(params) == {"autoencoder", "critic"} and {"adversarial", "critic", "loss"} <= set(metrics)
-        assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, after, carry))
+@pytest.mark.parametrize(
+    "coder, objective",
+    [
+        (VQGAN(**INSIDE, code_size=3), VQAutoencoder(num_codes=5, adversarial_weight=0.1, error="absolute")),
+        (AutoencoderKL(**INSIDE, latent_channels=2), VAE(adversarial_weight=0.1)),
+    ],
+    ids=["vqgan", "vae"],
+)
+def test_a_module_with_a_critic_trains_whole_however_the_batch_is_cut(coder, objective):
+    module = Criticised(coder, critic_width=8, critic_halvings=1)
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 1)).astype(np.float32)
+    data, optimizer = {"images": images, "loss_weights": np.ones(4, np.float32)}, by_turns(optax.sgd(0.1), ("critic",))
+
+    @jax.jit
+    def start(key):
+        params = nn.unbox(module.init(key, images)["params"])
+        carry = nn.unbox(objective.initial(module, params, key))
+        return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params), None, carry)
+
+    def run(parts):
+        step = make_train_step(module.apply, objective, optimizer, lambda _: 0.1, rules=(), accumulate_steps=parts)
+        return jax.jit(step)(before, data, jax.random.key(1))
+
+    before = start(jax.random.key(0))
+    (one, metrics), (two, same) = run(1), run(2)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+    jax.tree.map(close, (one.params, one.carry, metrics), (two.params, two.carry, same))
+    assert metrics["finite"] and {"adversarial", "critic", "loss"} <= set(metrics)
+    for side in ("autoencoder", "critic"):
+        kept = jax.tree.map(np.array_equal, one.params[side], before.params[side])
+        assert not all(jax.tree.leaves(kept))
+
+
+def test_images_of_another_size_than_a_criticised_autoencoders_are_refused():
+    with pytest.raises(ConfigError, match="model.image_size = 8, but the images have 16"):
+        check_module(Criticised(VQGAN(**INSIDE)), ImageCodec(16, 16, 1))
+    assert Criticised(VQGAN(**INSIDE)).num_channels == 1
 
 
 @pytest.mark.parametrize(
@@ -186,6 +272,7 @@ def test_a_module_with_a_critic_trains_whole():
         (lambda: VAE(adversarial_weight=-1.0), "objective.adversarial_weight = -1.0"),
         (lambda: VAE(**CRITIC).initial(AutoencoderKL(), {}, None), "AutoencoderKL has no critic; take .*'criticised'"),
         (lambda: VAE(adversarial_weight=1.0).initial(MODULE, PARAMS, None), "last_kernel = 'autoencoder/decoder/head"),
+        (lambda: sides_of(types.SimpleNamespace(moves=None)), "has `moves` and no `sides`"),
         (lambda: VAE().initial(VQGAN(), {}, None), "which VQGAN does not have; take model.name = 'autoencoder_kl'"),
         (lambda: AutoencoderKL(image_size=30), "30x30 pixels cannot be halved 3 times"),
         (lambda: AutoencoderKL(widths=(12,)), "norm_groups = 32 does not divide"),
