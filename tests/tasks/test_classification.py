@@ -1,5 +1,7 @@
 """Tasks of classification: their files, prompts and training documents, and how well confidences are calibrated."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -74,7 +76,7 @@ def test_probe_task_counts_its_training_documents(data):
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert result.metrics["acc"] == np.mean([s["statistics"]["acc"] for s in result.samples])
     with pytest.raises(InputError, match="only 32 training documents"):
-        run_tasks(None, ["sst2_probe:33"], data_dir=data)  # before a model is asked anything
+        run_tasks(types.SimpleNamespace(config={}), ["sst2_probe:33"], data_dir=data)  # nothing is asked
     with pytest.raises(InputError, match="expected a number of training documents, got 'many'"):
         get_task("sst2_probe:many")
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_code_is_refused_without_a_sandbox_before_the_model_computes(humaneval, 
     monkeypatch.setattr(sandbox, "run", none)
     monkeypatch.delenv("FMJAX_UNSAFE_CODE", raising=False)
     with pytest.raises(InputError, match="task humaneval: there is no sandbox"):
-        run_tasks(None, ["humaneval"], data_dir=humaneval.data_dir)
+        run_tasks(types.SimpleNamespace(config={}), ["humaneval"], data_dir=humaneval.data_dir)
 
 
 @needs_sandbox
