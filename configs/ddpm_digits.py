@@ -5,6 +5,7 @@
 
 `--config.objective.process.betas=cosine`, `--config.objective.target=v` and the like are other members of the same
 algebra (fmjax/diffusion).
+No run has been measured to its end.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
     python -m fmjax.train --config=configs/mdlm_tiny.py --workdir=runs/mdlm_tiny
 
 `eval/loss` is a bound on the negative log-likelihood in nats a token, of the same tokens that a causal model is asked
-for, and compares with its loss at the same tokenizer. Minutes on two CPU cores. The last token of the vocabulary hides
-others.
+for, and compares with its loss at the same tokenizer. The last token of the vocabulary hides others. No run has been
+measured to its end.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,7 @@
 
 `samples/STEP/` has held-out pictures, each followed by what the means of its latents are decoded to. Diffusion on these
 latents wants them at a deviation of 1: `--config.model.scaling_factor=` 1 / `eval/heldout/latent_deviation`.
+No run has been measured to its end.
 """
 
 from ml_collections import ConfigDict

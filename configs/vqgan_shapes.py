@@ -5,6 +5,7 @@
 `samples/STEP/` has held-out pictures, each followed by its reconstruction. The critic begins at step 300. With the run
 of a model of images normalised as these, --config.objective.perceptual=RUN
 --config.objective.perceptual_method=feature_map adds the distance of its features (a `conv_encoder` has that method).
+No run has been measured to its end.
 """
 
 from ml_collections import ConfigDict
