@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.layers.block import Attention
 from fmjax.layers.mlp import MLP
 from fmjax.layers.norm import Norm
-from fmjax.layers.transformer import Attention
 from fmjax.layers.transformer_config import TransformerConfig
 
 

@@ -4,12 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.layers.block import Attention
 from fmjax.layers.conv import Conv
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.norm import GroupNorm
 from fmjax.layers.pooling import Padding, average_pool
 from fmjax.layers.tap import tap
-from fmjax.layers.transformer import Attention, Transformer
+from fmjax.layers.transformer import Transformer
 from fmjax.layers.transformer_config import TransformerConfig
 
 TIME_SHIFTS = ("add", "scale_shift")
