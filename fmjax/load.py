@@ -4,10 +4,12 @@ This module is itself callable (`fmjax.load(path)` is `fmjax.load.load(path)`), 
 lives in can share their promised name whichever is imported first.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from fmjax import hub
@@ -21,7 +23,9 @@ from fmjax.inference.model import Model
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 from fmjax.layers.weights import merged
+from fmjax.models.state import own_carry
 from fmjax.objectives import OBJECTIVES
+from fmjax.objectives.base import OtherModel, has_carry
 from fmjax.objectives.stateful import with_state
 from fmjax.parallel.placement import Placement
 from fmjax.parallel.sharding import carry_shardings
@@ -79,21 +83,24 @@ def find(path: str | pathlib.Path, step: int | None = None) -> tuple[pathlib.Pat
     raise InputError(f"{str(path)!r} is not a model (found there: {', '.join(found) or 'nothing'}); {loading.EXPECTED}")
 
 
-def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, Any, Any]:
-    """(module, its parameters and its state as `jax.ShapeDtypeStruct`s in their shards) of what `load` would load; no
-    weight is read.
+def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, Any, Any, Any]:
+    """(module; its parameters, its state and what else its run carried, by name, as `jax.ShapeDtypeStruct`s in their
+    shards) of what `load` would load; no weight is read.
 
     Raises InputError as `load`.
     """
     folder, _ = hub.checkpoint_step(loading.find_folder(path))
+    carry = {}
     if _is_workdir(folder):
-        module = _run_module(folder)[0]
+        module, config, _ = _run_module(folder)
+        carry = own_carry(_carry(config, module, build_weights(config), placement))
     elif loading.is_published(folder):
         module = loading.published_module(folder)
     else:
         raise InputError(f"{str(path)!r} is not a model; {loading.EXPECTED}")
     lie = lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d)
-    return module, *(jax.tree.map(lie, *place(module, placement)) for place in (loading.placed, loading.placed_state))
+    parts = (jax.tree.map(lie, *place(module, placement)) for place in (loading.placed, loading.placed_state))
+    return module, *parts, carry
 
 
 def described(path: str) -> tuple[type | None, dict[str, Codec]]:
@@ -146,25 +153,47 @@ def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement,
     params, step = load_params(folder, step, shardings=shardings)
     params = merged(params)
     module, params = loading.cast(module, params, dtype)
-    split = None if placement is None else lambda: _carry_shardings(config, module, weights, placement)
+    split = None if placement is None else lambda: _shardings(_carry(config, module, weights, placement))
     identity = _data_identity(folder, step)
     # The rows of a run's training begin with BOS; what was published and only saved says it in its tokenizer.
     add_bos = "train" in config or "published" not in config or (tokenizer is not None and tokenizer.add_bos)
     model = Model(
         module, params, config, tokenizer, step, str(folder), identity, add_bos, placement,
         codecs=load_codecs(folder), carry=load_carry(folder, step, split),
+        open_other=functools.partial(_open_other, folder, config, dtype, placement),
     )  # fmt: skip
     if model.codecs:
         check_codecs(model.codecs, module, model.objective)
     return model
 
 
-def _carry_shardings(config, module, weights, placement: Placement):
-    """As the run's training splits what its objective carries."""
-    objective = with_state(build(config["objective"], OBJECTIVES), module)
+def _open_other(folder: pathlib.Path, config, dtype: str, placement, name: str) -> OtherModel:
+    """The model that the objective of a run calls `name`, as it calls it."""
+    path = config["objective"].get(name)
+    try:
+        model = load(path, dtype=dtype, mesh=placement)
+    except InputError as error:
+        raise type(error)(
+            f"{str(folder)!r} needs its objective.{name} = {path!r}, as it was trained with it: {error}"
+        ) from None
+    return OtherModel(model.module, model.params, model.state, own_carry(model.carry))
+
+
+def _carry(config, module, weights, placement: Placement):
+    """What the run's objective carries, as `jax.ShapeDtypeStruct`s, split as its training splits it; {} for none."""
+    section = config.get("objective")
+    objective = with_state(build(section, OBJECTIVES), module) if section else None
+    if not has_carry(objective):
+        return {}
     shapes, shardings = loading.placed(module, placement, weights)
     boxed = jax.eval_shape(lambda params: objective.initial(module, params, jax.random.key(0)), shapes)
-    return carry_shardings(boxed, shapes, shardings, placement.mesh, placement.config.table)
+    split = carry_shardings(boxed, shapes, shardings, placement.mesh, placement.config.table)
+    lie = lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d)
+    return jax.tree.map(lie, nn.unbox(boxed), split)
+
+
+def _shardings(shapes):
+    return jax.tree.map(lambda one: one.sharding, shapes)
 
 
 def _data_identity(folder: pathlib.Path, step: int) -> dict:

@@ -23,8 +23,9 @@ LIBRARIES = (
 
 def model_fingerprint(model) -> str:
     """32 hexadecimal digits that change with any weight, option of the architecture, the tokenizer, its chat templates,
-    the codecs, what the objective carries, the precision of matrix products, and the code: fmjax's own that computes
-    answers, that of modules, functions and kinds of models from elsewhere, and the versions of libraries.
+    the codecs, what the objective carries, the other models that values are made with, the precision of matrix
+    products, and the code: fmjax's own that computes answers, that of modules, functions and kinds of models from
+    elsewhere, and the versions of libraries.
 
     The weights are hashed where they lie, the same on one device as split over many.
 
@@ -47,6 +48,10 @@ def model_fingerprint(model) -> str:
     ]
     with model.inference():
         parts += array_fingerprints((model.params, model.functions, model.carry))
+        for name in getattr(model.objective, "OPENED", ()):
+            if getattr(model.objective, name) is not None:
+                other = model.opened(name)
+                parts += [name, describe(other.module), *array_fingerprints((other.params, other.state, other.carry))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -46,6 +46,7 @@ class Model(ContinuesTexts):
       functions: abilities of its own: functions of (model, inputs) by name; pytrees, such as `jax.tree_util.Partial`,
         of what they compute with.
       kept: what methods keep for their next call (`engine`).
+      open_other: from the name of another model of its objective to that model (`opened`); None where there are none.
     """
 
     module: nn.Module
@@ -61,6 +62,7 @@ class Model(ContinuesTexts):
     codecs: dict[str, Any] = dataclasses.field(default_factory=dict)
     carry: Any = None
     kept: dict = dataclasses.field(default_factory=dict)
+    open_other: Callable | None = None
 
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))
@@ -97,6 +99,18 @@ class Model(ContinuesTexts):
 
         section = self.config.get("objective")
         return build(section, OBJECTIVES) if section else None
+
+    def opened(self, name: str):
+        """Another model that the objective names by path, such as its first stage: `fmjax.objectives.base.OtherModel`.
+
+        It is loaded when it is first asked for. Raises InputError where it cannot be.
+        """
+        kept = self.kept.setdefault("others", {})
+        if name not in kept:
+            if self.open_other is None:
+                raise InputError(f"{self} does not know where its {name} is; load it with fmjax.load")
+            kept[name] = self.open_other(name)
+        return kept[name]
 
     @property
     def codec(self):

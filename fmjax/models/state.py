@@ -55,6 +55,11 @@ def state_shapes(module: nn.Module) -> dict[str, Any]:
     return nn.unbox(jax.eval_shape(lambda: initial_state(module, jax.random.key(0))))
 
 
+def own_carry(carry: Any) -> dict[str, Any]:
+    """What an objective carries besides the module's state, by name; {} where that is nothing, or has no names."""
+    return {name: one for name, one in carry.items() if name != STATE_KEY} if isinstance(carry, Mapping) else {}
+
+
 def kept_state(carry: Any) -> dict[str, Any]:
     """The module's state in a carry; {} where it has none."""
     return dict(carry.get(STATE_KEY, {})) if isinstance(carry, Mapping) else {}

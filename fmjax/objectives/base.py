@@ -46,7 +46,8 @@ Optional parts, each there if the method is:
     models(self) -> {name: path}
         Other models in the step, loaded as `fmjax.load` does on the run's mesh; `__call__` takes
         `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at
-        resume.
+        resume. Those that a generator opens by path too, when the run is loaded, are fields that `OPENED` names
+        (`Model.opened`).
     check_models(self, module, models) -> None
         Raises ConfigError where these models ({name: OtherModel}, perhaps of shapes alone) do not fit the module.
     collect(self, model, prompts, key) -> rows and collected(self, prompt) -> row
@@ -100,11 +101,17 @@ class Proposal:
 
 @struct.dataclass
 class OtherModel:
-    """A model in the step that is not trained: `other.apply(tokens=..., method=...)`."""
+    """A model in the step that is not trained: `other.apply(tokens=..., method=...)`.
+
+    Attributes:
+      state: of the module (`fmjax.models.state`).
+      carry: what its own objective carried besides, such as a codebook, by name.
+    """
 
     module: Any = struct.field(pytree_node=False)
     params: Any = None
     state: Any = struct.field(default_factory=dict)
+    carry: Any = struct.field(default_factory=dict)
 
     def apply(self, *args, **kwargs):
         """The module applied to its parameters and state (`fmjax.models.state`)."""

@@ -16,7 +16,7 @@ from fmjax.data.prepared import content_hash, fingerprint
 from fmjax.errors import ConfigError, InputError
 from fmjax.inference.fingerprint import array_fingerprints
 from fmjax.load import described, find, load, load_shapes
-from fmjax.models.state import kept_state
+from fmjax.models.state import kept_state, own_carry
 from fmjax.objectives import OBJECTIVES
 from fmjax.objectives.base import OtherModel
 from fmjax.parallel.placement import Placement
@@ -103,7 +103,7 @@ def _same(ours, theirs) -> bool:
 
 def _load(path: str, placement: Placement):
     model = load(path, mesh=placement)
-    return model.module, model.params, kept_state(model.carry)
+    return model.module, model.params, kept_state(model.carry), own_carry(model.carry)
 
 
 def fingerprints(models: dict[str, OtherModel] | None, placement: Placement) -> dict[str, str]:
@@ -111,6 +111,7 @@ def fingerprints(models: dict[str, OtherModel] | None, placement: Placement) -> 
     found = {}
     for name, model in (models or {}).items():
         with placement.inference():
-            parts = [describe(model.module), *array_fingerprints((model.params, model.state))]
+            arrays = (model.params, model.state, *([model.carry] if model.carry else []))
+            parts = [describe(model.module), *array_fingerprints(arrays)]
         found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     return found

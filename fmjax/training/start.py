@@ -89,6 +89,7 @@ class Setup:
             placement=self.program.placement,
             codecs=dict(self.data.codecs),
             carry=state.carry,
+            open_other=(self.program.models or {}).__getitem__,
         )
 
     def save(self) -> None:
