@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.diffusion import PROCESSES, member
 from fmjax.diffusion.processes import Process
 from fmjax.errors import ConfigError, InputError
 
@@ -56,6 +57,17 @@ class Masking(Process):
         """-alpha'(t) / (1 - alpha(t)): of the cross-entropy of the hidden tokens in the bound, in nats."""
         rate = jax.jvp(self.hidden, (t,), (jnp.ones_like(t),))[1]
         return rate / self.hidden(t)
+
+
+def check_of_tokens(process, objective: str) -> Process:
+    """The process, a member or the name of one. Raises ConfigError, naming the objective, for one of numbers."""
+    process = member(PROCESSES, process)
+    if not process.is_of_tokens:
+        raise ConfigError(
+            f"objective.process = {process} is of numbers, and objective {objective} of tokens; take 'masked', or "
+            "objective.name = 'diffusion'"
+        )
+    return process
 
 
 def hide(key, tokens, t, process: Masking, mask_id: int):

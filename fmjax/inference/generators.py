@@ -15,6 +15,7 @@ GENERATORS = Registry(
         "denoising": "fmjax.inference.denoising:Denoising",
         "pixels": "fmjax.inference.pixels:Pixels",
         "reconstruction": "fmjax.inference.reconstruction:Reconstruction",
+        "unmasked_images": "fmjax.inference.unmasked_images:UnmaskedImages",
         "unmasking": "fmjax.inference.unmasking:Filling",
     },
 )

@@ -24,6 +24,7 @@ MODELS = Registry(
         "mae": "fmjax.models.mae:MAE",
         "magneto": "fmjax.models.magneto:Magneto",
         "magneto_encoder": "fmjax.models.magneto:MagnetoEncoder",
+        "maskgit": "fmjax.models.maskgit:MaskGIT",
         "naflex_vit": "fmjax.models.naflex:NaFlexViT",
         "qwen3": "fmjax.models.qwen:Qwen3",
         "resnet": "fmjax.models.resnet:ResNet",

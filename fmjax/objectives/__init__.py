@@ -14,6 +14,7 @@ OBJECTIVES = Registry(
         "distillation": "fmjax.objectives.distillation:Distillation",
         "flow_matching": "fmjax.objectives.diffusion:FlowMatching",
         "mae": "fmjax.objectives.mae:MaskedAutoencoder",
+        "masked_codes": "fmjax.objectives.masked_codes:MaskedCodes",
         "masked_diffusion": "fmjax.objectives.masked_diffusion:MaskedDiffusion",
         "masked_lm": "fmjax.objectives.masked_lm:MaskedLM",
         "moco": "fmjax.objectives.moco:MoCo",

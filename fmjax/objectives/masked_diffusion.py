@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from fmjax.diffusion import PROCESSES, member
-from fmjax.diffusion.masked import hide
+from fmjax.diffusion import PROCESSES
+from fmjax.diffusion.masked import check_of_tokens, hide
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_positive
 from fmjax.objectives.base import need_features, per_row
@@ -47,14 +47,9 @@ class MaskedDiffusion:
     chunk_size: int | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "process", member(PROCESSES, self.process))
+        object.__setattr__(self, "process", check_of_tokens(self.process, "masked_diffusion"))
         check_chunk_size(self.chunk_size)
         check_positive(**{"objective.num_samples": self.num_samples, "objective.sample_length": self.sample_length})
-        if not self.process.is_of_tokens:
-            raise ConfigError(
-                f"objective.process = {self.process} is of numbers, and objective masked_diffusion of tokens; take "
-                "'masked', or objective.name = 'diffusion'"
-            )
         if self.mask_id < 0:
             raise ConfigError(f"objective.mask_id = {self.mask_id} must be at least 0")
 
@@ -68,35 +63,19 @@ class MaskedDiffusion:
         batch: targets int32 [B, T], loss_weights float32 [B, T] (0: neither hidden nor counted); perhaps segment_ids,
         positions.
         """
-        targets, counted = batch["targets"], batch["loss_weights"]
-        u, hidden_tokens, is_hidden = per_row(self._draw, batch["keys"], targets, batch["strata"])
-        is_hidden &= counted > 0
-        tokens = jnp.where(is_hidden, hidden_tokens, targets)
         rngs = {"dropout": key} if train and key is not None else None
-        inputs = self.inputs(batch) | {"tokens": tokens}
-        features, head = apply_fn({"params": params}, **inputs, train=train, rngs=rngs, method="features")
-        head = without(head, self.mask_id)  # a mask is no token (section 3.2.3)
-        asked = counted * is_hidden
-        weights = asked
-        if self.weighting == "elbo":
-            weights = asked * self.process.bound_weight(self.process.spread(u))[:, None]
-        sums = cross_entropy(features, head, targets, weights, chunk_size=self.chunk_size)
-        named = {"loss": (sums["loss"], counted.sum() if self.weighting == "elbo" else asked.sum())}
-        if not train:
-            correct = cross_entropy(features, head, targets, asked, chunk_size=self.chunk_size, count_correct=True)
-            named["accuracy"] = (correct["correct"], asked.sum())
-        return named
+
+        def features(tokens):
+            inputs = self.inputs(batch) | {"tokens": tokens}
+            found, head = apply_fn({"params": params}, **inputs, train=train, rngs=rngs, method="features")
+            return found, without(head, self.mask_id)  # a mask is no token (section 3.2.3)
+
+        return hidden_sums(self, features, batch["targets"], batch["loss_weights"], batch, self.mask_id, train)
 
     def sample(self, model, key) -> list[str]:
         """Texts of `sample_length` tokens from masks alone."""
         seed = int(jax.random.bits(key) >> 1)
         return model.generate([""], num_samples=self.num_samples, length=self.sample_length, seed=seed)
-
-    def _draw(self, key, targets, stratum):
-        """(u that the time is made of, x_t, where it is hidden) of one row."""
-        time_key, hide_key = jax.random.split(key)
-        u = stratum if self.stratified else jax.random.uniform(time_key)
-        return (u, *hide(hide_key, targets, self.process.spread(u), self.process, self.mask_id))
 
     def check(self, module, data) -> None:
         """Raises ConfigError for a module that reads no whole rows, or a mask that is no token of its own."""
@@ -118,6 +97,38 @@ class MaskedDiffusion:
                 f"objective.mask_id = {self.mask_id} is a token of the data, which have 0 to {known - 1}; set it to "
                 f"{known} and model.vocab_size to {known + 1}"
             )
+
+
+def hidden_sums(objective, features, targets, counted, batch, mask_id: int, train: bool) -> dict:
+    """Sums over the hidden ones of tokens, at times that the rows' keys draw: "loss", and when not training "accuracy".
+
+    Args:
+      objective: whose process, weighting, stratified and chunk_size they are by.
+      features: tokens int32 [B, T], some of them `mask_id`, to (hidden [B, T, D], head).
+      targets: int32 [B, T].
+      counted: float32 [B, T]; where 0 a token is neither hidden nor counted.
+      batch: with `keys` and `strata`.
+    """
+    process = objective.process
+
+    def draw(key, targets, stratum):
+        """(u that the time is made of, x_t, where it is hidden) of one row."""
+        time_key, hide_key = jax.random.split(key)
+        u = stratum if objective.stratified else jax.random.uniform(time_key)
+        return (u, *hide(hide_key, targets, process.spread(u), process, mask_id))
+
+    u, hidden_tokens, is_hidden = per_row(draw, batch["keys"], targets, batch["strata"])
+    is_hidden &= counted > 0
+    found, head = features(jnp.where(is_hidden, hidden_tokens, targets))
+    weights = asked = counted * is_hidden
+    if objective.weighting == "elbo":
+        weights = asked * process.bound_weight(process.spread(u))[:, None]
+    sums = cross_entropy(found, head, targets, weights, chunk_size=objective.chunk_size)
+    named = {"loss": (sums["loss"], counted.sum() if objective.weighting == "elbo" else asked.sum())}
+    if not train:
+        correct = cross_entropy(found, head, targets, asked, chunk_size=objective.chunk_size, count_correct=True)
+        named["accuracy"] = (correct["correct"], asked.sum())
+    return named
 
 
 def without(head: dict, token: int) -> dict:

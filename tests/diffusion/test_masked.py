@@ -68,6 +68,37 @@ def test_the_surest_are_seen_first_as_many_as_the_schedule_says():
         assert set(np.flatnonzero(tokens != MASK)) == set(order[: 8 - count])
 
 
+def test_the_noise_in_the_order_is_annealed_as_it_should_be():
+    """The one of the largest confidence + noise is the softmax of confidence / noise, which ends step by step."""
+    logits = jnp.array([[2.0, 0.0, 0.0], [0.5, 0.0, 0.0], [1.2, 0.0, 0.0], [3.0, 0.0, 0.0]]).at[:, 1:].add(-50)
+    logits = jnp.pad(logits.at[:, 1].set(jnp.array([1.0, 0.7, 2.0, 0.0])), ((0, 0), (0, 1)))
+    logs, seen = np.asarray(jax.nn.log_softmax(logits[:, :3])), []
+
+    def logits_of(tokens, times):
+        jax.debug.callback(lambda tokens: seen.append(np.asarray(tokens)), tokens, ordered=True)
+        return jnp.broadcast_to(logits, (len(tokens), *logits.shape))
+
+    rows = 40_000
+    keys, unmasking = jax.random.split(jax.random.key(0), rows), Unmasking("confidence", 4, choice_temperature=2.0)
+    jax.jit(lambda: unmask(logits_of, jnp.full((rows, 4), MASK), keys, Masking(), unmasking, MASK))()
+    jax.effects_barrier()
+    order = [np.argmax((one != MASK) & (before == MASK), axis=1) for before, one in zip(seen, seen[1:])]
+    found = np.bincount(4 * order[0] + order[1], minlength=16).reshape(4, 4) / rows
+    want, chances = np.zeros((4, 4)), np.exp(logs)
+    for drawn in np.ndindex(2, 2, 2, 2):  # which token each place has drawn, and then how sure it is of it
+        sure = logs[range(4), drawn]
+        first = np.exp(sure / (2.0 * 0.75)) / np.exp(sure / (2.0 * 0.75)).sum()
+        want += chances[range(4), drawn].prod() * np.diag(first)
+    np.testing.assert_allclose(found.sum(axis=1), want.diagonal(), atol=0.012)
+    # The second one draws anew, and is chosen among those that are left with less noise.
+    for place in range(4):
+        left, second = [i for i in range(4) if i != place], np.zeros(3)
+        for drawn in np.ndindex(2, 2, 2):
+            sure = logs[left, drawn]
+            second += chances[left, drawn].prod() * np.exp(sure / (2.0 * 0.5)) / np.exp(sure / (2.0 * 0.5)).sum()
+        np.testing.assert_allclose(found[place, left] / found[place].sum(), second, atol=0.025)
+
+
 def test_the_bound_of_the_exact_model_of_tokens_apart_is_their_entropy():
     """Whatever the schedule: the weight integrates to 1 for each token."""
     shares, rng = np.array([0.5, 0.3, 0.2]), np.random.default_rng(0)

@@ -1,0 +1,209 @@
+"""Images out of masks: codes that a model fills in step by step, decoded by the first stage that they are of."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.data.captions import CaptionRows
+from fmjax.diffusion.guidance import Guidance
+from fmjax.diffusion.masked import Unmasking, unmask
+from fmjax.errors import DataError, InputError, RunError
+from fmjax.inference.checks import check_list, check_whole, is_number
+from fmjax.layers.modulation import NO_LABEL
+from fmjax.objectives.first_stage import images_of
+from fmjax.parallel.placement import whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How images are made.
+
+    Attributes:
+      steps: in which all codes are seen.
+      order: "confidence", the surest first (MaskGIT), or "random", the exact reverse of hiding codes.
+      temperature: divides the logits.
+      choice_temperature: of the order "confidence": Gumbel noise in it, times this, less with each step down to none.
+      guidance: how far away from what the model says without a condition: p + (guidance - 1) (p - p without), of the
+        logits; 1 is without.
+      guidance_interval: times between which it guides, from 1, all hidden, to 0.
+      negative: a class or caption to be guided away from, in the place of none.
+      seed: of what is drawn.
+      num_samples: images for each prompt.
+      batch_size: images made at once.
+    """
+
+    steps: int = 12
+    order: str = "confidence"
+    temperature: float = 1.0
+    choice_temperature: float = 4.5
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    negative: int | str | None = None
+    seed: int = 0
+    num_samples: int = 1
+    batch_size: int = 64
+
+    def __post_init__(self):
+        check_whole(1, steps=self.steps, num_samples=self.num_samples, batch_size=self.batch_size)
+        check_whole(0, 2**32 - 1, seed=self.seed)
+        if not isinstance(self.guidance_interval, Sequence) or len(self.guidance_interval) != 2:
+            raise InputError(f"guidance_interval = {self.guidance_interval!r} must be two times")
+        numbers = {name: getattr(self, name) for name in ("temperature", "choice_temperature", "guidance")}
+        numbers |= dict(zip(("guidance_interval", "guidance_interval (its end)"), self.guidance_interval))
+        for name, value in numbers.items():
+            if not is_number(value):
+                raise InputError(f"{name} = {value!r} must be a number")
+        self.unmasking, self.made_guidance  # which have their own checks
+        if self.negative is not None and self.guidance == 1.0:
+            raise InputError(f"negative = {self.negative!r} has no meaning with guidance = 1; give guidance, 3 say")
+
+    @property
+    def unmasking(self) -> Unmasking:
+        return Unmasking(self.order, self.steps, float(self.temperature), float(self.choice_temperature))
+
+    @property
+    def made_guidance(self) -> Guidance:
+        return Guidance(float(self.guidance), tuple(self.guidance_interval))
+
+
+class UnmaskedImages:
+    """From codes that are all hidden to images (`fmjax.objectives.masked_codes.MaskedCodes`).
+
+    Prompts are captions, where the model reads them, or else values of the codec "label"; None is no condition.
+    """
+
+    Options = Options
+
+    def __init__(self, model):
+        self.model = model
+        self.reads_captions = bool(getattr(model.module, "vocab_size", None))
+        self.labels = None if self.reads_captions else model.codecs.get("label")
+
+    @staticmethod
+    def lacks(model) -> str | None:
+        if model.codec is None:
+            makes = model.objective.makes
+            return f"it has no codec {makes!r} to write its values with; was it saved without codecs.json?"
+        if getattr(model.module, "vocab_size", None) and model.tokenizer is None:
+            return "it has no tokenizer for captions"
+        return None
+
+    def default_prompts(self) -> Sequence[Any]:
+        """Every class; of a model without classes one image of no caption."""
+        return range(self.labels.num_classes) if self.labels is not None else [None]
+
+    def run(self, prompts: Sequence[Any], options: Options) -> Iterator[tuple[int, Any]]:
+        """(index, image): see `fmjax.inference.generators.Generator`.
+
+        Raises InputError for a prompt that the model does not read, and for guidance of a model that was never trained
+        without a condition; RunError for an image that is not finite.
+        """
+        check_list("prompts", prompts)
+        model, codec = self.model, self.model.codec
+        other = self._other(options)
+        copies, jobs = collections.Counter(), []
+        for prompt in prompts:
+            condition = self._condition(prompt)
+            told = tuple(condition["source_tokens"]) if self.reads_captions else condition.get("classes")
+            for _ in range(options.num_samples):
+                jobs.append((condition, copies[told]))
+                copies[told] += 1
+        first_stage = model.opened("first_stage")
+        static = _Static(model.module, model.objective.process, options.unmasking, options.made_guidance)
+        placement = model.placement
+        size = max(min(options.batch_size, len(jobs)), 1)
+        size += -size % (1 if placement is None else placement.num_row_shards)
+        inside = model.inference if placement is None else placement.scoring
+        for first in range(0, len(jobs), size):
+            part = jobs[first : first + size]
+            filled = part + part[-1:] * (size - len(part))
+            rows = jax.tree.map(lambda *one: np.stack(one), *(condition for condition, _ in filled))
+            numbers = np.array([number for _, number in filled], np.int32)
+            with inside():
+                key = jax.random.key(options.seed)
+                made = _make(static, model.variables, first_stage, key, rows, other, numbers)
+            for index, array in enumerate(np.asarray(made)[: len(part)]):
+                if not np.isfinite(array).all():
+                    raise RunError(f"image {first + index} of {model} is not finite; nothing is written")
+                yield first + index, codec.decode({codec.array: array})
+
+    def _other(self, options: Options) -> dict | None:
+        """What to be guided away from; None where nothing guides."""
+        if options.guidance == 1.0:
+            return None
+        told = f"guidance = {options.guidance}: {self.model}"
+        if not self.reads_captions and self.labels is None:
+            raise InputError(f"{told} takes no prompts to be guided by; leave guidance out")
+        if options.negative is None and not self.model.objective.label_dropout:
+            raise InputError(
+                f"{told} was trained with objective.label_dropout = 0, so it does not know what to say without a "
+                "condition; leave guidance out, or give a negative prompt"
+            )
+        return self._condition(options.negative)
+
+    def _condition(self, prompt) -> dict[str, np.ndarray]:
+        """The module's condition for a prompt, one row."""
+        model = self.model
+        if prompt is None and not model.objective.label_dropout and (self.reads_captions or self.labels is not None):
+            raise InputError(f"{model} was trained with objective.label_dropout = 0: give it a prompt")
+        if self.reads_captions:
+            most = model.module.max_length
+            if prompt is None:
+                return dict.fromkeys(("source_tokens", "source_segment_ids"), np.zeros(most, np.int32))
+            if not isinstance(prompt, str):
+                raise InputError(f"a prompt of {model} is a caption, got {prompt!r}")
+            try:
+                row = CaptionRows(model.tokenizer, most, "error", "what the model reads, model.max_length")(prompt)
+            except DataError as error:
+                raise InputError(f"{str(error).partition('; raise it')[0]}; shorten it") from None
+            return {"source_tokens": row["tokens"], "source_segment_ids": row["segment_ids"]}
+        if self.labels is None:
+            if prompt is not None:
+                raise InputError(f"{model} takes no prompts, got {prompt!r}")
+            return {}
+        return {"classes": np.int32(NO_LABEL) if prompt is None else self.labels.encode(prompt)["labels"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What a program is compiled for, besides the shapes of arrays."""
+
+    module: Any
+    process: Any
+    unmasking: Unmasking
+    guidance: Guidance
+
+
+@functools.partial(jax.jit, static_argnames=("static",))
+def _make(static: _Static, variables, first, key, rows, other, numbers):
+    """float32 [B, H, W, C] for conditions `rows` of [B, ...], another one [...] or None to be guided away from, and
+    numbers int32 [B] that a row is drawn with."""
+    module = static.module
+
+    def row_key(row, number):
+        found = jnp.uint32(0)
+        for name, values in sorted(row.items()):
+            flat = jnp.atleast_1d(values).astype(jnp.uint32)
+            places = jnp.arange(1, len(flat) + 1, dtype=jnp.uint32)
+            found = found * jnp.uint32(31) + jnp.sum((flat + 1) * (places * jnp.uint32(2654435761)))
+        return jax.random.fold_in(jax.random.fold_in(key, found), number)
+
+    apply = lambda codes, told: module.apply(variables, codes=codes, **told).astype(jnp.float32)
+    without = None
+    if other is not None:
+        without = jax.tree.map(lambda one: jnp.broadcast_to(one, (len(numbers), *jnp.shape(one))), other)
+
+    def logits_of(codes, times):
+        given = apply(codes, rows)
+        return given if without is None else static.guidance(given, apply(codes, without), times[0])
+
+    keys = jax.vmap(row_key)(rows, numbers)
+    hidden = jnp.full((len(numbers), module.num_places), module.num_codes, jnp.int32)
+    codes = unmask(logits_of, hidden, keys, static.process, static.unmasking, module.num_codes)
+    return whole(images_of(first, codes))
