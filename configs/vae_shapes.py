@@ -4,8 +4,8 @@
 
 `samples/STEP/` has held-out pictures, each followed by what the means of its latents are decoded to. Diffusion on these
 latents wants them at a deviation of 1: `--config.model.scaling_factor=` 1 / `eval/heldout/latent_deviation`.
-One core of an AMD EPYC with AVX-512: 5 min 50 s. A held-out picture's mean squared error is then 0.011 of numbers from -1 to
-1, with 1.89 bits a number (2026-11-29, JAX 0.10.2): things are in their places, and all of them discs
+One core of an AMD EPYC with AVX-512: 5 min 50 s. A held-out picture's mean squared error is then 0.011 of numbers from
+-1 to 1, with 1.89 bits a number (2026-11-29, JAX 0.10.2): things are in their places, and all of them are discs
 (experiments/vae_jpeg).
 """
 
