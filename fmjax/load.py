@@ -106,14 +106,25 @@ def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, An
 def described(path: str) -> tuple[type | None, dict[str, Codec]]:
     """(the objective's class, codecs by modality) of a run, one of its checkpoints, or a published model; (None, {}) of
     what says nothing of this. No weight is read."""
+    section, codecs = _described(path)
+    return OBJECTIVES.get(section["name"]) if section else None, codecs
+
+
+def trained_with(path: str):
+    """The objective of a run, one of its checkpoints, or a published model; None where nothing says it. No weight is
+    read."""
+    section, _ = _described(path)
+    return build(section, OBJECTIVES) if section else None
+
+
+def _described(path: str) -> tuple[dict | None, dict[str, Codec]]:
+    """(config of the objective, codecs by modality)."""
     folder, _ = hub.checkpoint_step(pathlib.Path(path).expanduser())
     if _is_workdir(folder):
-        section, codecs = load_workdir_config(folder).get("objective"), load_codecs(folder)
-    elif (folder.is_dir() or hub.is_hub_id(path)) and loading.is_published(found := loading.find_folder(path)):
-        section, codecs = loading.described(loading.open_published(found))
-    else:
-        return None, {}
-    return OBJECTIVES.get(section["name"]) if section else None, codecs
+        return load_workdir_config(folder).get("objective"), load_codecs(folder)
+    if (folder.is_dir() or hub.is_hub_id(path)) and loading.is_published(found := loading.find_folder(path)):
+        return loading.described(loading.open_published(found))
+    return None, {}
 
 
 def _is_workdir(folder: pathlib.Path) -> bool:

@@ -21,6 +21,7 @@ PROCESSES = Registry(
 TARGETS = Registry(
     "target",
     {
+        "consistency": "fmjax.diffusion.consistency:ConsistencyOutput",
         "edm": "fmjax.diffusion.targets:EDMOutput",
         "eps": "fmjax.diffusion.targets:Eps",
         "score": "fmjax.diffusion.targets:Score",
@@ -53,6 +54,7 @@ SAMPLERS = Registry(
     "sampler",
     {
         "ancestral": "fmjax.diffusion.samplers:Ancestral",
+        "consistency": "fmjax.diffusion.consistency:Consistency",
         "ddim": "fmjax.diffusion.samplers:DDIM",
         "dpmpp_2m": "fmjax.diffusion.samplers:DPMSolverPP2M",
         "euler": "fmjax.diffusion.samplers:Euler",

@@ -45,10 +45,12 @@ class Sampler:
     Attributes:
       is_random: whether its steps draw noise.
       needs_variance: whether a model must also say each step's variance.
+      spacing: which grid of times it takes where none is asked for; None is the process's.
     """
 
     is_random: bool = False
     needs_variance: bool = False
+    spacing: str | None = None
 
     def columns(self, grid: Grid, process) -> dict[str, np.ndarray]:
         """What `step` takes as `c`, float64 [N] each, besides time, alpha and sigma. Raises InputError for a grid that

@@ -29,11 +29,12 @@ class Options:
 
     Attributes:
       steps: of the sampler from noise to data.
-      sampler: "heun" (two evaluations of the model a step), "euler", "dpmpp_2m", "ddim", "ancestral" or
-        "euler_ancestral": see fmjax/diffusion/README.md.
+      sampler: "heun" (two evaluations of the model a step), "euler", "dpmpp_2m", "ddim", "ancestral",
+        "euler_ancestral" or "consistency" (of one step or a few, of a model that learned that): see
+        fmjax/diffusion/README.md.
       eta: of sampler "ddim": from 0, none, to 1, as much noise in each step as ancestral sampling draws.
       variance: of sampler "ancestral": "small", "large" or "learned".
-      spacing: of the times: "trailing", "leading", "linspace" or "karras"; none: the process's own.
+      spacing: of the times: "trailing", "leading", "linspace" or "karras"; none: the sampler's or the process's own.
       shift: above 1 puts more of the times near noise.
       guidance: how far away from what the model says without a label: p + (guidance - 1) (p - p without); 1 is without.
       guidance_interval: times between which it guides.
@@ -177,7 +178,9 @@ class Denoising:
         self._check_guidance(options)
         self._check_sampler(options, sampler)
         process = objective.process
-        grid = make_grid(process, int(options.steps), options.spacing, float(options.shift)).last(options.strength)
+        grid = make_grid(
+            process, int(options.steps), options.spacing or sampler.spacing, float(options.shift)
+        ).last(options.strength)
         image = mask = back = None
         if options.init_image is not None:
             image = values_of(codec, options.init_image, "init_image")

@@ -9,6 +9,7 @@ OBJECTIVES = Registry(
         "causal_lm": "fmjax.objectives.causal_lm:CausalLM",
         "causal_pixels": "fmjax.objectives.causal_pixels:CausalPixels",
         "classification": "fmjax.objectives.classification:Classification",
+        "consistency": "fmjax.objectives.consistency:ConsistencyModel",
         "contrastive": "fmjax.objectives.contrastive:Contrastive",
         "diffusion": "fmjax.objectives.diffusion:Diffusion",
         "distillation": "fmjax.objectives.distillation:Distillation",

@@ -50,6 +50,9 @@ Optional parts, each there if the method is:
         (`Model.opened`).
     check_models(self, module, models) -> None
         Raises ConfigError where these models ({name: OtherModel}, perhaps of shapes alone) do not fit the module.
+    check_objectives(self, objectives) -> None
+        Raises ConfigError where what these models were trained with ({name: objective, or None where nothing says it})
+        does not fit.
     collect(self, model, prompts, key) -> rows and collected(self, prompt) -> row
         On-policy training: every `rollout_steps` steps (a field) `collect` makes the rows that these steps train on,
         with the model as it then is (`fmjax.inference.model.Model`), from `num_prompts(rows)` rows of the data; it may

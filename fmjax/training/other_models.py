@@ -15,7 +15,7 @@ from fmjax.config import build
 from fmjax.data.prepared import content_hash, fingerprint
 from fmjax.errors import ConfigError, InputError
 from fmjax.inference.fingerprint import array_fingerprints
-from fmjax.load import described, find, load, load_shapes
+from fmjax.load import described, find, load, load_shapes, trained_with
 from fmjax.models.state import kept_state, own_carry
 from fmjax.objectives import OBJECTIVES
 from fmjax.objectives.base import OtherModel
@@ -75,6 +75,8 @@ def open_models(objective, module, placement: Placement, abstract: bool = False)
             found[name] = OtherModel(*(load_shapes if abstract else _load)(path, placement))
         except InputError as error:
             raise type(error)(f"the objective's model {name!r}: {error}") from None
+    if hasattr(objective, "check_objectives"):
+        objective.check_objectives({name: trained_with(path) for name, path in paths.items()})
     if hasattr(objective, "check_models"):
         objective.check_models(module, found)
     return found

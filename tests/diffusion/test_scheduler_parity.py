@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.diffusion.grids import make_grid
+from fmjax.diffusion.consistency import Consistency, ConsistencyOutput
+from fmjax.diffusion.grids import Grid, make_grid
 from fmjax.diffusion.guidance import Guidance, predictor
-from fmjax.diffusion.processes import DDPM, Flow
+from fmjax.diffusion.processes import DDPM, EDM, Flow
 from fmjax.diffusion.samplers import DDIM, Ancestral, DPMSolverPP2M, Euler, EulerAncestral, Heun, columns, sample
 from fmjax.diffusion.targets import X0, Eps, V, Velocity
 
@@ -32,6 +33,19 @@ CASES = {
 }
 
 
+def steps(process, sampler, predict, grid, start, noises):
+    """x after each step."""
+    found = []
+
+    def after(x, c):
+        jax.debug.callback(lambda x: found.append(np.asarray(x)), x, ordered=True)
+        return x
+
+    sample(sampler, predict, jnp.asarray(start), columns(sampler, grid, process), lambda index: noises[index], after)
+    jax.effects_barrier()
+    return found
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_steps_are_those_of_diffusers(name):
     process, target, sampler, options = CASES[name]
@@ -45,14 +59,21 @@ def test_steps_are_those_of_diffusers(name):
         return jnp.concatenate([out, jnp.cos(2 * x)], axis=-1) if learned else out
 
     predict = predictor(apply, process, target, Guidance(), splits_variance=learned, clip=1.0 if clips else None)
-    grid, found = make_grid(process, 5, **options), []
-
-    def after(x, c):
-        jax.debug.callback(lambda x: found.append(np.asarray(x)), x, ordered=True)
-        return x
-
-    x = jnp.asarray(FIXTURE["start"])
-    sample(sampler, predict, x, columns(sampler, grid, process), lambda index: noises[index], after)
-    jax.effects_barrier()
+    found = steps(process, sampler, predict, make_grid(process, 5, **options), FIXTURE["start"], noises)
     size = np.abs(want[1:]).max(axis=(1, 2, 3, 4), keepdims=True)
     np.testing.assert_allclose(np.stack(found) / size, want[1:] / size, atol=3e-4 if name == "ddim_zero_snr" else 5e-5)
+
+
+def test_steps_of_consistency_are_those_of_diffusers():
+    """Whose model is told log(sigma) / 4, at every eighth of 40 noise levels."""
+    process, want = EDM(), FIXTURE["consistency"]
+
+    def apply(x, times, given):
+        return 0.8 * x + 0.3 * jnp.sin(3 * x + 5 * 0.25 * jnp.log(process.sigma(times)).reshape(-1, 1, 1, 1))
+
+    times = 1 - np.arange(0, 40, 8) / 39
+    grid = Grid(times, np.ones(6), np.append(process.sigma(times), 0.0), np.append(times[1:], 0.0))
+    predict = predictor(apply, process, ConsistencyOutput(), Guidance())
+    found = steps(process, Consistency(), predict, grid, want[0], jnp.asarray(FIXTURE["noises"]))
+    size = np.abs(want[1:]).max(axis=(1, 2, 3, 4), keepdims=True)
+    np.testing.assert_allclose(np.stack(found) / size, want[1:] / size, atol=5e-5)

@@ -32,6 +32,7 @@ CASES = {
     "euler": ("EulerDiscrete", dict(timestep_spacing="leading", **SCALED), {}),
     "euler_ancestral": ("EulerAncestralDiscrete", dict(timestep_spacing="trailing"), {}),
     "flow": ("FlowMatchEulerDiscrete", dict(shift=3.0), {}),
+    "consistency": ("CMStochasticIterative", dict(clip_denoised=False), {}),
 }  # fmt: skip
 
 
@@ -48,9 +49,13 @@ def trajectory(kind: str, settings: dict, options: dict, start, noises) -> np.nd
     x, found, drawn = start, [start], iter(noises)
     if is_scaled:  # x / alpha, sigma / alpha = scheduler.sigmas
         x = start * torch.sqrt(1 + scheduler.sigmas[0].double() ** 2).float()
+    is_consistency = kind.startswith("CM")
+    if is_consistency:
+        x = start * scheduler.init_noise_sigma
+        found = [x]
     with unittest.mock.patch(f"{type(scheduler).__module__}.randn_tensor", lambda *_, **__: next(drawn), create=True):
         for index, time in enumerate(scheduler.timesteps):
-            scaled = scheduler.scale_model_input(x, time) if is_scaled else x
+            scaled = scheduler.scale_model_input(x, time) if is_scaled or is_consistency else x
             if is_scaled and index and not (kind == "HeunDiscrete" and not scheduler.state_in_first_order):
                 found.append(scaled)
             out = output(scaled, float(time) / 1000)

@@ -1,0 +1,114 @@
+"""A consistency model's loss by hand, and a run that learns from a teacher, goes on where it was cut, and draws."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fmjax
+from fmjax import config as configs
+from fmjax.diffusion.processes import Flow
+from fmjax.errors import ConfigError
+from fmjax.layers.modulation import NO_LABEL
+from fmjax.objectives.base import OtherModel, per_row
+from fmjax.objectives.consistency import ConsistencyModel
+from fmjax.training.loop import train
+from fmjax.training.step import with_keys
+
+
+class Linear:
+    """Velocities that differ by label, time and parameter."""
+
+    @staticmethod
+    def apply(variables, inputs, times, labels, train=False, rngs=None):
+        return variables["params"]["slope"] * inputs + (times + 0.3 * labels).reshape(-1, 1, 1, 1)
+
+
+def batch(count, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(count, 2, 2, 1)).astype(np.float32)
+    labels = rng.integers(0, 3, count).astype(np.int32)
+    data = {"images": images, "labels": labels, "loss_weights": np.ones(count, np.float32)}
+    return with_keys(data, jax.random.key(1))
+
+
+def test_the_loss_is_that_of_the_paper_by_hand():
+    """A guided teacher's step of Heun's method on the velocity, the average's value there, pseudo-Huber distances."""
+    data = batch(64)
+    options = dict(target="velocity", num_intervals=6, guidance=2.5, label_dropout=0.3, huber=0.1, momentum=0.9)
+    objective = ConsistencyModel(process="flow", teacher="a run", teacher_target="velocity", **options)
+    params, average = {"slope": jnp.float32(0.7)}, {"slope": jnp.float32(0.5)}
+    models = {"teacher": OtherModel(Linear, {"slope": jnp.float32(-0.4)})}
+    call = lambda params, average: objective(
+        Linear.apply, params, data, None, True, carry={"average": average}, models=models
+    )[0]
+    sums = call(params, average)
+    u, noise, dropped = (np.asarray(one) for one in per_row(objective._draw, data["keys"], data["images"]))
+    now, then = (np.floor(u * 6) + 1) / 6, np.floor(u * 6) / 6
+    row = lambda values: np.asarray(values).reshape(-1, 1, 1, 1)
+    labels = np.where(dropped, NO_LABEL, data["labels"])
+    said = lambda slope, x, t, labels: slope * x + row(t + 0.3 * labels)
+    guided = lambda x, t: -1.5 * said(-0.4, x, t, np.full(64, NO_LABEL)) + 2.5 * said(-0.4, x, t, labels)
+    x = (1 - row(now)) * data["images"] + row(now) * noise
+    first = guided(x, now)
+    second = guided(x + row(then - now) * first, then)
+    before = x + row(then - now) * 0.5 * (first + second)
+    value = lambda slope, x, t: x - row(t) * said(slope, x, t, labels)
+    apart = ((value(0.7, x, now) - value(0.5, before, then)) ** 2).reshape(64, 4).sum(axis=1)
+    each = (np.sqrt(apart + 0.1**2 * 4) - 0.1 * 2) / 4
+    np.testing.assert_allclose(sums["loss"][0], each.sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums["loss_bin_3"][0], each[now >= 0.75].sum(), rtol=1e-5)
+    # Learnt alone, the earlier point is on the same straight line.
+    alone = ConsistencyModel(process="flow", **options | {"guidance": 1.0, "distance": "squared"})
+    assert alone.models() == {}
+    sums, _ = alone(Linear.apply, params, data, None, True, carry={"average": average})
+    before = (1 - row(then)) * data["images"] + row(then) * noise
+    apart = (value(0.7, x, now) - value(0.5, before, then)) ** 2
+    np.testing.assert_allclose(sums["loss"][0], apart.mean(axis=(1, 2, 3)).sum(), rtol=1e-5)
+    # The average has no gradient, and follows.
+    slopes = jax.grad(lambda both: call(*both)["loss"][0])((params, average))
+    assert slopes[1]["slope"] == 0 and abs(slopes[0]["slope"]) > 1e-3
+    carry = objective.after({"average": average}, None, params)
+    np.testing.assert_allclose(carry["average"]["slope"], 0.9 * 0.5 + 0.1 * 0.7, rtol=1e-6)
+
+
+TRAIN = {"batch_size": 8, "log_every": 1, "tensorboard": False}
+TEACHER = {
+    "train": TRAIN | {"steps": 3},
+    "model": {"name": "dit", "num_layers": 1, "hidden_size": 16, "num_heads": 2},
+    "objective": {"name": "flow_matching", "sample_prompts": [3], "sample_copies": 1},
+    "data": {"name": "digits"},
+    "optimizer": {"name": "adamw", "learning_rate": 1e-2},
+}  # fmt: skip
+
+
+def test_a_run_distils_resumes_and_draws_in_one_step_and_in_two(tmp_path):
+    teacher, workdir, cut = (tmp_path / name for name in ("teacher", "run", "cut"))
+    train(configs.resolve(TEACHER), teacher, cache_dir=tmp_path / "cache", progress=False)
+    section = {"name": "consistency", "process": "flow", "target": "velocity", "teacher": str(teacher),
+               "teacher_target": "velocity", "guidance": 1.5, "sample_prompts": [3], "sample_copies": 1}  # fmt: skip
+
+    def config(**changes):
+        settings = TRAIN | {"steps": 6, "checkpoint_every": 4, "ema_decay": 0.9, "init_from": str(teacher)}
+        return configs.resolve(TEACHER | {"train": settings, "objective": section | changes})
+
+    train(config(), workdir, cache_dir=tmp_path / "cache", progress=False)
+    shutil.copytree(workdir, cut)
+    shutil.rmtree(cut / "checkpoints/6")
+    train(config(), cut, cache_dir=tmp_path / "cache", progress=False)
+    model, again = fmjax.load(workdir), fmjax.load(cut)
+    for ours, theirs in ((model.params, again.params), (model.carry, again.carry)):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    (one,) = model.generate([3], sampler="consistency", steps=1, seed=2)
+    (two,) = model.generate([3], sampler="consistency", steps=2, seed=2)
+    assert one.shape == two.shape == (8, 8, 1) and (one != two).any()
+    # In one step it is what the module says of x0 of the noise.
+    noise = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(2), 3 + 1), 0), 0)
+    noise = jax.random.normal(noise, (1, 8, 8, 1))
+    x0 = noise - model.module.apply(model.variables, noise, jnp.ones(1), jnp.array([3]))
+    np.testing.assert_allclose(one.astype(int), model.codec.decode({"images": x0[0]}), atol=1)
+    with pytest.raises(ConfigError, match="was trained with process Flow.*, and objective.process is DDPM"):
+        train(config(process="ddpm", target="consistency"), tmp_path / "other", cache_dir=tmp_path, progress=False)
+    assert model.objective.process == Flow()
