@@ -3,15 +3,16 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from fmjax.errors import CheckpointError, first_line
+from fmjax.errors import CheckpointError, InputError, first_line
 from fmjax.parallel.sharding import path_name
+from fmjax.power_average import mixture
 from fmjax.small_files import write_whole
 
 MANIFEST = "files.json"
@@ -98,11 +99,51 @@ def load_params(
         raise CheckpointError(f"the run in {str(workdir)!r} kept no moving average (train.ema_decay was 0)")
     average = which == "ema" or (which == "auto" and has_ema)
     found = read_item(folder / str(step) / ("ema" if average else "params"), shardings)
-    if average and any(leaf is None for leaf in jax.tree.leaves(found, is_leaf=lambda x: x is None)):
-        # Of what did not train no average was kept.
-        rest = read_item(folder / str(step) / "params", shardings)
-        found = jax.tree.map(lambda a, b: b if a is None else a, found, rest, is_leaf=lambda x: x is None)
-    return found, step
+    return (_filled(found, folder / str(step), shardings) if average else found), step
+
+
+def _filled(average, folder: pathlib.Path, shardings):
+    """An average with what did not train, of which none was kept."""
+    is_none = lambda x: x is None
+    if not any(map(is_none, jax.tree.leaves(average, is_leaf=is_none))):
+        return average
+    rest = read_item(folder / "params", shardings)
+    return jax.tree.map(lambda a, b: b if a is None else a, average, rest, is_leaf=is_none)
+
+
+def load_average(
+    workdir: str | pathlib.Path, widths: Sequence[float], sigma_rel: float, step: int | None = None, shardings=None
+) -> tuple[Any, int]:
+    """Parameters averaged by a power function of any width, made of the two averages in each checkpoint that was kept
+    (`fmjax.power_average`), and their step.
+
+    Args:
+      widths: `train.ema_sigma_rel` of the run.
+      sigma_rel: the width wanted.
+      step, shardings: as for `load_params`.
+
+    Raises CheckpointError as `load_params`, and for a run without the averages; InputError for a width that cannot be.
+    """
+    folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    steps = [one for one in complete_steps(folder) if one and (folder / str(one) / "wide_ema").is_dir()]
+    if not steps or len(widths) != 2:
+        raise CheckpointError(
+            f"{str(workdir)!r} has no checkpoint with averages by power functions (train.ema_sigma_rel), of which one "
+            "of another width could be made"
+        )
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise CheckpointError(f"{str(workdir)!r} has no checkpoint of step {step} with averages; there are: {steps}")
+    kept = [(one, item, width) for one in steps if one <= step for item, width in zip(("ema", "wide_ema"), widths)]
+    try:
+        shares = mixture([one for one, _, _ in kept], [width for _, _, width in kept], step, sigma_rel)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    total = None
+    for (one, item, _), share in zip(kept, shares):
+        part = jax.tree.map(lambda x: share * x, read_item(folder / str(one) / item, shardings))
+        total = part if total is None else jax.tree.map(jax.numpy.add, total, part)
+    return _filled(total, folder / str(step), shardings), step
 
 
 def load_carry(workdir: str | pathlib.Path, step: int, shardings: Callable[[], Any] | None = None) -> Any:

@@ -18,6 +18,10 @@ def parse(argv: list[str]):
     parser.add_argument("--output", required=True, help="folder to be made")
     parser.add_argument("--to", required=True, choices=("hf", "fmjax"), help="what to write")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; as stored where not given")
+    parser.add_argument(
+        "--sigma_rel", type=float, default=None,
+        help="of a run with train.ema_sigma_rel: the width of the average of its parameters that is written",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -31,7 +35,7 @@ def main(argv: list[str]) -> None:
 
     check_new(flags.output)
     folder = find_folder(flags.input)
-    model = load(folder, dtype=flags.dtype or stored_dtype(folder), progress=True)
+    model = load(folder, dtype=flags.dtype or stored_dtype(folder), progress=True, sigma_rel=flags.sigma_rel)
     model.save(flags.output, format=flags.to, **({"progress": True} if flags.to == "hf" else {}))
     print(f"{model} is now in {flags.output}")
 

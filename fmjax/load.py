@@ -14,7 +14,7 @@ import jax
 
 from fmjax import hub
 from fmjax.assemble import build_module, build_weights, check_codecs
-from fmjax.checkpoint_files import load_carry, load_params
+from fmjax.checkpoint_files import load_average, load_carry, load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.codecs.base import Codec, load_codecs
 from fmjax.errors import InputError
@@ -39,6 +39,7 @@ def load(
     progress: bool = False,
     unrolled: bool = False,
     part: str | None = None,
+    sigma_rel: float | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -54,6 +55,8 @@ def load(
       unrolled: published weights are read into the form that generation decodes with (`Model.unrolled`), so that they
         are neither stacked nor copied; for a model that is only to generate.
       part: of a published model of several, such as "transformer" or "vision": the part that alone is loaded.
+      sigma_rel: of a run with train.ema_sigma_rel, the width of the average of its parameters, whatever those it kept
+        (`fmjax.power_average`); None is the first of those.
 
     Raises: InputError for a path that holds no model, saying what was found; CheckpointError for damaged weights.
     """
@@ -65,6 +68,10 @@ def load(
             what = "is a run" if step is None or found is None else f"is asked for step {step}, as a run"
             raise InputError(f"{str(path)!r} {what}, which is of one part; leave part = {part!r} out")
         return loading.load_published(folder, dtype, placement, progress, unrolled, part)
+    if sigma_rel is not None:
+        if reader is not _load_workdir:
+            raise InputError(f"{str(path)!r} is no run with averages to mix; leave sigma_rel = {sigma_rel} out")
+        return _load_workdir(folder, dtype, found, placement, progress, unrolled, sigma_rel)
     return reader(folder, dtype, found, placement, progress, unrolled)
 
 
@@ -156,12 +163,18 @@ def _run_module(folder: pathlib.Path):
     return module, config, tokenizer
 
 
-def _load_workdir(folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool, _) -> Model:
+def _load_workdir(
+    folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool, _, sigma_rel: float | None = None
+) -> Model:
     module, config, tokenizer = _run_module(folder)
     weights, shardings = build_weights(config), None
     if placement is not None or weights is not None:
         _, shardings = loading.placed(module, placement, weights)
-    params, step = load_params(folder, step, shardings=shardings)
+    if sigma_rel is None:
+        params, step = load_params(folder, step, shardings=shardings)
+    else:
+        widths = config.get("train", {}).get("ema_sigma_rel", ())
+        params, step = load_average(folder, widths, sigma_rel, step, shardings)
     params = merged(params)
     module, params = loading.cast(module, params, dtype)
     split = None if placement is None else lambda: _shardings(_carry(config, module, weights, placement))

@@ -19,8 +19,8 @@ FLOORS = (
     "models objectives data adapt training.settings training.__init__",
     "layers diffusion",
     "parallel",
-    "config_fields config_values registry cache_folder code_digest cpu errors file_lock gguf_file hub small_files "
-    "__init__",
+    "config_fields config_values registry cache_folder code_digest cpu errors file_lock gguf_file hub power_average "
+    "small_files __init__",
 )
 
 

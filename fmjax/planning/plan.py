@@ -138,7 +138,7 @@ def plan_program(program: Program, example: Mapping[str, Any], name: str) -> Pla
         device_kind=devices[0].device_kind,
         mesh={axis: size for axis, size in mesh.shape.items()},
         hbm_bytes_per_device=memory,
-        parameter_bytes=_shard_bytes(state.params) + _shard_bytes(state.ema),
+        parameter_bytes=sum(map(_shard_bytes, (state.params, state.ema, state.wide_ema))),
         optimizer_bytes=_shard_bytes(state.opt_state),
         carry_bytes=_shard_bytes(state.carry),
         batch_bytes=_shard_bytes(program.batch_spec),

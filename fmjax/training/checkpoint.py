@@ -1,9 +1,9 @@
 """Checkpoints: `WORKDIR/checkpoints/STEP/`, written by Orbax in the background, verified before they are trusted.
 
 A checkpoint has the items `params`, `train` (step, skipped updates, optimizer state), `ema` where the run keeps a
-moving average, `carry` where its objective has one, and `meta` (JSON: what data the run saw). Beside Orbax's own files
-lies `files.json`, the size of every file, so that a truncated or missing file is noticed even where the format would
-not notice.
+moving average and `wide_ema` where it keeps two, `carry` where its objective has one, and `meta` (JSON: what data the
+run saw). Beside Orbax's own files lies `files.json`, the size of every file, so that a truncated or missing file is
+noticed even where the format would not notice.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from fmjax.training.state import TrainState
 
 log = logging.getLogger("fmjax")
 
-ITEMS = ("params", "train", "ema", "carry")
-"""The trees of a checkpoint; the last two are not in every one."""
+ITEMS = ("params", "train", "ema", "wide_ema", "carry")
+"""The trees of a checkpoint; only the first two are in every one."""
 
 
 class SaveError(RunError):
@@ -204,8 +204,9 @@ class Checkpointer:
         found = dict(found.items())
         train = found["train"]
         state = TrainState(
-            train["step"], train["skipped"], found["params"], train["opt_state"], found.get("ema"), found.get("carry")
-        )
+            train["step"], train["skipped"], found["params"], train["opt_state"], found.get("ema"), found.get("carry"),
+            found.get("wide_ema"),
+        )  # fmt: skip
         return state, found["meta"]
 
     def _set_aside(self, steps: Iterable[int]) -> None:
@@ -244,6 +245,7 @@ def _items(state: TrainState) -> dict[str, Any]:
     """The trees of a checkpoint by the name of their item."""
     train = {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
     items = {"params": state.params, "train": train, "ema": state.ema, "carry": state.carry}
+    items["wide_ema"] = state.wide_ema
     return {name: tree for name, tree in items.items() if tree is not None}
 
 

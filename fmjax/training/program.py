@@ -155,7 +155,8 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
     with jax.set_mesh(mesh):
         spec = make_spec(
             module, inputs, lambda axes: by_turns(optimizer.make(train.steps, axes), sides_of(objective)), mesh,
-            mesh_config, train.ema_decay > 0, patterns, _initial_carry(objective, module, key), weights,
+            mesh_config, train.ema_decay > 0 or bool(train.ema_sigma_rel), patterns,
+            _initial_carry(objective, module, key), weights, bool(train.ema_sigma_rel),
         )  # fmt: skip
     rules = tuple(mesh_config.table.items())
     transformation, train_step = _update(config, module.apply, objective, spec, rules)
@@ -220,6 +221,7 @@ def _update(config, apply_fn, objective, spec: StateSpec, rules):
         trainable=spec.trainable,
         accumulate_steps=train.accumulate_steps,
         ema_decay=train.ema_decay,
+        ema_exponents=train.ema_exponents,
         nonfinite=train.nonfinite,
     )
     return transformation, jax.jit(train_step, donate_argnums=0, out_shardings=(spec.shardings, None))

@@ -6,6 +6,7 @@ import re
 from typing import Literal
 
 from fmjax.errors import ConfigError
+from fmjax.power_average import WIDEST, exponent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,9 @@ class TrainConfig:
     keep_last: int = 2  # newest checkpoints kept
     keep_every: int = 0  # checkpoints at multiples of this are kept for ever
     ema_decay: float = 0.0  # exponential moving average of the parameters, reached by a ramp; 0 = none
+    # in place of ema_decay, the widths (sigma_rel) of two averages by power functions, such as (0.05, 0.1): of those in
+    # the checkpoints that are kept (keep_every) one of any width is made later; evaluation uses the first; () = none
+    ema_sigma_rel: tuple[float, ...] = ()
     nonfinite: Literal["stop", "skip"] = "stop"  # where loss, gradient or update is not finite: end, or leave it out
     final_tasks: tuple[str, ...] = ()  # evaluation tasks run at the end
     final_tasks_limit: int = 0  # documents per task; 0 = all
@@ -58,6 +62,7 @@ class TrainConfig:
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"train.ema_decay = {self.ema_decay} must be in [0, 1)")
+        self._check_widths()
         profile = self.profile_steps
         if profile and (len(profile) != 2 or not 1 <= profile[0] <= profile[1]):
             raise ConfigError(f"train.profile_steps = {self.profile_steps} must be (first, last), such as (10, 12)")
@@ -68,3 +73,22 @@ class TrainConfig:
                 raise ConfigError(
                     f"train.{name} = {getattr(self, name)} is not read: train.final_tasks is empty; name tasks there"
                 )
+
+    def _check_widths(self) -> None:
+        widths = self.ema_sigma_rel
+        if not widths:
+            return
+        if self.ema_decay:
+            raise ConfigError(
+                f"train.ema_decay = {self.ema_decay} and train.ema_sigma_rel = {widths}: give one of them"
+            )
+        if len(widths) != 2 or not 0 < widths[0] < widths[1] <= WIDEST:
+            raise ConfigError(
+                f"train.ema_sigma_rel = {widths} must be two widths above 0 and at most {WIDEST}, the smaller first, "
+                "such as (0.05, 0.1)"
+            )
+
+    @property
+    def ema_exponents(self) -> tuple[float, ...]:
+        """Of the averages by power functions."""
+        return tuple(exponent(width) for width in self.ema_sigma_rel)

@@ -28,6 +28,7 @@ class TrainState:
       opt_state: the optimizer's state.
       ema: moving average of the parameters that train, or None.
       carry: what the objective carries from step to step, or None.
+      wide_ema: where `ema` is by a power function, the second, wider one (`fmjax.power_average`), or None.
     """
 
     step: jax.Array
@@ -36,6 +37,7 @@ class TrainState:
     opt_state: Any
     ema: Any
     carry: Any = None
+    wide_ema: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class StateSpec:
 
 def make_spec(
     module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: MeshConfig, ema: bool,
-    patterns: Sequence[str] = (), initial_carry=None, weights=None,
+    patterns: Sequence[str] = (), initial_carry=None, weights=None, wide_ema: bool = False,
 ) -> StateSpec:  # fmt: skip
     """Plans the state for `mesh`.
 
@@ -61,6 +63,7 @@ def make_spec(
       patterns: `train.trainable`.
       initial_carry: function from parameters to the carry, or None.
       weights: what becomes of the parameters (`fmjax.assemble.build_weights`), or None.
+      wide_ema: whether a second average is kept.
 
     Raises ConfigError where a parameter or a part of the carry cannot be sharded as the table says, or a pattern
     matches nothing.
@@ -77,10 +80,13 @@ def make_spec(
     if initial_carry is not None:
         boxed = jax.eval_shape(initial_carry, param_shapes)
         carry, split = nn.unbox(boxed), carry_shardings(boxed, param_shapes, shardings, mesh, config.table)
-    shapes = TrainState(counter, counter, param_shapes, opt_shapes, trained if ema else None, carry)
+    average = lambda tree, kept: tree if kept else None
+    shapes = TrainState(
+        counter, counter, param_shapes, opt_shapes, average(trained, ema), carry, average(trained, wide_ema)
+    )
     state_shardings = TrainState(
         whole, whole, shardings, like_params(opt_shapes, trained, trained_shardings, whole),
-        trained_shardings if ema else None, split,
+        average(trained_shardings, ema), split, average(trained_shardings, wide_ema),
     )  # fmt: skip
     shapes = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, state_shardings)
     return StateSpec(shapes, trained_axes, state_shardings, trainable)
@@ -104,9 +110,10 @@ def init_state(
     def begin(params):
         zero = jnp.zeros((), jnp.int32)
         trained, _ = spec.trainable.split(params)
-        ema = jax.tree.map(jnp.copy, trained) if spec.shapes.ema is not None else None
+        copied = lambda shapes: None if shapes is None else jax.tree.map(jnp.copy, trained)
+        ema, wide_ema = copied(spec.shapes.ema), copied(spec.shapes.wide_ema)
         carry = None if initial_carry is None else nn.unbox(initial_carry(params))
-        return TrainState(zero, zero, params, optimizer.init(trained), ema, carry)
+        return TrainState(zero, zero, params, optimizer.init(trained), ema, carry, wide_ema)
 
     if params is None:
         return jax.jit(draw, out_shardings=spec.shardings)(key)

@@ -1,6 +1,6 @@
 """The one train step and the one evaluation step, for every model and objective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import optax
 from fmjax.errors import ConfigError
 from fmjax.objectives.base import call_objective, has_carry, sides_of
 from fmjax.parallel.placement import whole
+from fmjax.power_average import share
 from fmjax.training.gradients import inverse, join_rows, make_gradient, metric_terms, split_rows
 from fmjax.training.state import TrainState
 from fmjax.training.trainable import ALL, Trainable
@@ -28,6 +29,7 @@ def make_train_step(
     trainable: Trainable = ALL,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
+    ema_exponents: Sequence[float] = (),
     nonfinite: str = "stop",
 ) -> Callable:
     """A pure function `(state, batch, key, models=None) -> (state, metrics)`, to be jitted with the state donated.
@@ -43,6 +45,7 @@ def make_train_step(
       trainable: which parameters train.
       accumulate_steps: the batch is computed in this many equal parts, one after another.
       ema_decay: of the moving average, reached by a ramp (`_ramp`).
+      ema_exponents: in its place, those of two averages by power functions, over all steps (`fmjax.power_average`).
       nonfinite: "skip" leaves parameters, optimizer and carry untouched where loss, gradient, update or carry is not
         finite.
 
@@ -69,7 +72,7 @@ def make_train_step(
             for leaf in jax.tree.leaves(carry):
                 if jnp.issubdtype(leaf.dtype, jnp.floating):
                     finite &= jnp.isfinite(leaf).all()
-        if ema is not None:
+        if ema is not None and not ema_exponents:
             ema = optax.incremental_update(trained, ema, 1.0 - _ramp(ema_decay, state.step - state.skipped))
         return (params, opt_state, ema, carry), norm, finite
 
@@ -85,6 +88,15 @@ def make_train_step(
             old = (state.params, state.opt_state, state.ema, state.carry)
             new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
             skipped = skipped + (1 - finite.astype(jnp.int32))
+        params, opt_state, ema, carry = new
+        wide_ema = state.wide_ema
+        if ema_exponents:
+            # Of a step that was left out it is what the parameters stayed.
+            trained, _ = trainable.split(params)
+            ema, wide_ema = (
+                optax.incremental_update(trained, average, share(state.step + 1, gamma))
+                for average, gamma in zip((ema, wide_ema), ema_exponents)
+            )
         metrics |= {
             "grad_norm": grad_norm,
             "update_norm": update_norm,
@@ -93,7 +105,7 @@ def make_train_step(
             "skipped": skipped,
         }
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return TrainState(state.step + 1, skipped, *new), metrics
+        return TrainState(state.step + 1, skipped, params, opt_state, ema, carry, wide_ema), metrics
 
     return train_step
 
