@@ -14,7 +14,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 CACHE = pathlib.Path(os.environ.get("FMJAX_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "fmjax_test_cache"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Programs of single operations too, which most files have in common: to read one takes a quarter of the time.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Most of the suite's time is XLA compiling programs that run for milliseconds. Without most optimisations, by the older
 # emitters, where jaxlib has them, and in one piece it takes a third of the time. To test the code that users run:
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= python -m pytest
