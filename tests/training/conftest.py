@@ -1,6 +1,9 @@
-"""Runs of the real command, in processes of their own."""
+"""Runs of the real command, in processes of their own or in this one."""
 
+import contextlib
+import io
 import json
+import logging
 import os
 import pathlib
 import random
@@ -11,6 +14,10 @@ import time
 
 import jax
 import pytest
+
+from fmjax import cpu
+from fmjax import train as command_module
+from fmjax.commands import cli
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -63,6 +70,18 @@ class Command:
         process = self.start(workdir, *flags, devices=devices, prefix=prefix)
         output, _ = process.communicate(timeout=240)
         return process.returncode, output
+
+    def call(self, workdir, *flags, devices: int = 1) -> tuple[int, str]:
+        """As `run`, in this process, which need not import everything anew."""
+        printed, asyncio, everything = io.StringIO(), logging.getLogger("asyncio"), jax.devices
+        level = asyncio.level
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(printed):
+            patch.setattr(jax, "devices", lambda *a: everything(*a)[:devices])
+            patch.setattr(cpu, "set_up_training", lambda: None)  # for a process that does nothing else
+            patch.setenv("FMJAX_CACHE", str(self.folder / "cache"))
+            code = cli.run(command_module.main, [f"--config={self.folder}/config.py", f"--workdir={workdir}", *flags])
+        asyncio.setLevel(level)
+        return code, printed.getvalue()
 
     def kill_when(self, workdir, condition, with_signal=signal.SIGKILL, *flags, devices: int = 1) -> tuple[int, str]:
         """Starts the command and sends the signal as soon as `condition()` holds."""

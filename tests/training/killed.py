@@ -1,7 +1,7 @@
 """`python -m tests.training.killed MOMENT STEP FLAGS...`: `fmjax.train`, ended by a signal to itself at a moment.
 
 MOMENT: "rollout" (while rewards are computed), "before" (between rollout and update), "during" (while the device
-computes the update), all by SIGKILL; "asked": SIGTERM while rewards are computed; "never". STEP: the step it comes at,
+computes the update), all by SIGKILL; "asked": SIGTERM while rewards are computed. STEP: the step it comes at,
 or a later one.
 """
 

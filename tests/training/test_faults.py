@@ -55,18 +55,25 @@ def test_killed_at_any_moment_a_run_ends_bitwise_the_same(command, straight):
 
     killed_at(saving_anew)
     assert last_logged(workdir) > complete[-1]
-    code, output = command.run(workdir)
+    code, output = command.call(workdir)
     assert code == 0 and "resuming" in output, output
     assert_same_run(workdir, straight)
 
 
-def test_sigterm_saves_where_it_is_and_the_same_command_resumes(command, straight):
+@pytest.fixture(scope="module")
+def terminated(command):
+    """(the workdir of a run that SIGTERM ended, its exit code, what it printed)."""
     workdir = command.folder / "terminated"
-    code, output = command.kill_when(workdir, lambda: last_logged(workdir) >= 8, signal.SIGTERM)
+    return workdir, *command.kill_when(workdir, lambda: last_logged(workdir) >= 8, signal.SIGTERM)
+
+
+def test_sigterm_saves_where_it_is_and_the_same_command_resumes(command, straight, terminated):
+    ended, code, output = terminated
     assert code == 0 and "saved at step" in output and "Traceback" not in output, output
-    stopped = last_logged(workdir)
-    assert complete_steps(workdir / "checkpoints")[-1] == stopped < 40
-    code, output = command.run(workdir)
+    stopped = last_logged(ended)
+    assert complete_steps(ended / "checkpoints")[-1] == stopped < 40
+    workdir = shutil.copytree(ended, command.folder / "resumed")
+    code, output = command.call(workdir)
     assert code == 0 and f"at step {stopped} of 40" in output, output
     assert_same_run(workdir, straight)
 
@@ -78,7 +85,7 @@ def test_a_run_moves_to_another_mesh(command, straight):
     flags = ("--config.mesh.data=1", "--config.mesh.fsdp=8", *silent)
     code, output = command.kill_when(workdir, lambda: last_logged(workdir) >= 12, signal.SIGTERM, *flags, devices=8)
     assert code == 0, output
-    code, output = command.run(workdir, "--config.mesh.data=1", "--config.mesh.tensor=2", *silent, devices=2)
+    code, output = command.call(workdir, "--config.mesh.data=1", "--config.mesh.tensor=2", *silent, devices=2)
     assert code == 0 and "resuming" in output, output
     found, expected = losses(workdir), losses(straight)
     assert sorted(found) == sorted(expected)
@@ -96,7 +103,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(command, s
             file.truncate(largest.stat().st_size // 2)
     else:
         largest.unlink()
-    code, output = command.run(workdir)
+    code, output = command.call(workdir)
     assert code == 0, output
     assert "CHECKPOINT OF STEP 40 IS DAMAGED" in output and largest.name in output and "at step 35 of 40" in output
     assert (workdir / "damaged_checkpoints" / "40").is_dir()
@@ -109,15 +116,13 @@ def test_when_no_checkpoint_is_readable_the_run_says_so_and_changes_nothing(comm
     for manifest in workdir.glob("checkpoints/*/params/manifest.ocdbt"):
         manifest.unlink()
     before = sorted(str(p) for p in workdir.rglob("*"))
-    code, output = command.run(workdir)
+    code, output = command.call(workdir)
     assert code == 2 and "no checkpoint in" in output and "can be read" in output, output
     assert sorted(str(p) for p in workdir.rglob("*")) == before
 
 
-def test_a_full_disk_is_said_and_what_was_saved_stays_readable(command, straight):
-    workdir = command.folder / "full"
-    code, output = command.kill_when(workdir, lambda: last_logged(workdir) >= 12, signal.SIGTERM)
-    assert code == 0, output
+def test_a_full_disk_is_said_and_what_was_saved_stays_readable(command, straight, terminated):
+    workdir = shutil.copytree(terminated[0], command.folder / "full")
     kept = complete_steps(workdir / "checkpoints")
     # No file may grow beyond 20 kB, which is less than the parameters take: the write fails as on a full disk.
     # With a limit of 0 not even the files written before training can be.
@@ -127,14 +132,14 @@ def test_a_full_disk_is_said_and_what_was_saved_stays_readable(command, straight
         assert code == 1 and "could not be written" in output, output
         assert f"the last good checkpoint is step {kept[-1]}" in output, output
         assert complete_steps(workdir / "checkpoints") == kept
-    code, output = command.run(workdir)
+    code, output = command.call(workdir)
     assert code == 0, output
     assert_same_run(workdir, straight)
 
 
 def test_a_resumption_that_would_be_another_run_is_refused_with_the_keys(command, straight):
     before = (straight / "config.json").read_text()
-    code, output = command.run(straight, "--config.model.num_layers=3", "--config.data.sequence_length=32")
+    code, output = command.call(straight, "--config.model.num_layers=3", "--config.data.sequence_length=32")
     assert code == 2 and "Traceback" not in output
     assert "model.num_layers: 2 in the run, 3 now" in output and "data.sequence_length: 64 in the run, 32 now" in output
     assert (straight / "config.json").read_text() == before
@@ -147,7 +152,7 @@ def test_changed_data_are_refused(command, straight):
     original = file.read_text()
     try:
         file.write_text(original + " and more")
-        code, output = command.run(workdir, "--config.train.steps=45")
+        code, output = command.call(workdir, "--config.train.steps=45")
     finally:
         file.write_text(original)
     assert code == 2 and "the data have changed since the run" in output, output
@@ -156,14 +161,14 @@ def test_changed_data_are_refused(command, straight):
 def test_more_steps_extend_a_finished_run(command, straight):
     workdir = command.folder / "extended"
     shutil.copytree(straight, workdir)
-    code, output = command.run(workdir, "--config.train.steps=43")
+    code, output = command.call(workdir, "--config.train.steps=43")
     assert code == 0, output
     assert sorted(losses(workdir)) == list(range(1, 44)) and complete_steps(workdir / "checkpoints")[-1] == 43
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(command):
     workdir = command.folder / "nan"
-    code, output = command.run(workdir, "--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0")
+    code, output = command.call(workdir, "--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0")
     assert code == 1 and "training stopped at step" in output and "Traceback" not in output, output
     assert "no checkpoint was saved yet" in output
     assert complete_steps(workdir / "checkpoints") == []
@@ -198,10 +203,10 @@ def test_two_runs_cannot_share_a_workdir(command, straight):
 
 
 def test_what_keeps_a_run_from_beginning_is_one_message_and_leaves_nothing(command):
-    code, output = command.run("/proc/run")
+    code, output = command.call("/proc/run")
     assert code == 2 and output.splitlines()[-1].startswith("--workdir=/proc/run cannot be made a folder"), output
     broken = command.folder / "broken.txt"
     broken.write_bytes("the cat sees the dog\n".encode() * 20 + b"\xff\xfe")
-    code, output = command.run(command.folder / "new" / "run", f"--config.data.source={broken}")
+    code, output = command.call(command.folder / "new" / "run", f"--config.data.source={broken}")
     assert code == 2 and "Traceback" not in output and not (command.folder / "new").exists(), output
     assert "tokenising" not in output and "broken.txt" in output.splitlines()[-1], output

@@ -35,11 +35,11 @@ def test_killed_a_run_ends_bitwise_the_same(command, plugin):
         byte_model(ByteTokenizer()).save(command.folder / "teacher")
         flags += (f"--config.objective.teacher={command.folder / 'teacher'}",)
     straight, workdir = command.folder / f"{plugin}_straight", command.folder / f"{plugin}_killed"
-    code, output = command.run(straight, *flags)
+    code, output = command.call(straight, *flags)
     assert code == 0, output
     code, _ = command.kill_when(workdir, lambda: complete_steps(workdir / "checkpoints"), signal.SIGKILL, *flags)
     assert code == -signal.SIGKILL
-    code, output = command.run(workdir, *flags)
+    code, output = command.call(workdir, *flags)
     assert code == 0 and "resuming" in output, output
     assert losses(workdir) == losses(straight)
     ours, theirs = arrays(workdir, 24), arrays(straight, 24)
