@@ -41,7 +41,8 @@ def test_logits_stages_and_every_gradient(case):
 
     def loss(params):
         variables = {"params": params, **model.state}
-        logits, maps = module.apply(variables, images), module.apply(variables, images, method="maps")
+        logits, seen = module.apply(variables, images, capture_intermediates=lambda _, method: method == "maps")
+        maps = seen["intermediates"]["maps"][0]
         return optax.softmax_cross_entropy_with_integer_labels(logits, fixture["labels"]).mean(), (logits, maps)
 
     expected = folders.part(fixture, "gradient/")  # of one case: the other differs in what is left out

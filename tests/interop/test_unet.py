@@ -56,16 +56,15 @@ def test_output_and_gradients_are_those_of_diffusers(case):
     fixture, _, model = case
     target = channels_last(fixture.get("target", np.zeros_like(fixture["out"])))
 
-    @jax.jit
     def both(params):
         out = model.module.apply({"params": params}, **inputs_of(fixture))
         return (out * target).sum(), out
 
     if "target" not in fixture:
-        out = both(model.params)[1]
+        out = jax.jit(both)(model.params)[1]
         np.testing.assert_allclose(out, channels_last(fixture["out"]), atol=1e-4 * np.abs(fixture["out"]).max())
         return
-    gradients, out = jax.grad(both, has_aux=True)(model.params)
+    gradients, out = jax.jit(jax.grad(both, has_aux=True))(model.params)
     np.testing.assert_allclose(out, channels_last(fixture["out"]), atol=1e-4 * np.abs(fixture["out"]).max())
     named, expected = published_names(model, gradients), folders.part(fixture, "gradient/")
     assert set(named) == set(expected)

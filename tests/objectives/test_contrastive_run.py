@@ -1,8 +1,5 @@
-"""A short run learns which caption belongs to which picture, goes on where it was cut, and is used afterwards."""
+"""A short run learns which caption belongs to which picture, and is used afterwards."""
 
-import shutil
-
-import jax
 import numpy as np
 
 import fmjax
@@ -18,7 +15,7 @@ def config(mesh):
     tower = {"num_layers": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
     vision = {"name": "vit", **tower, "patch_size": 4, "num_classes": 0, "init_std": 0.3}
     return configs.resolve({
-        "train": {"steps": STEPS, "batch_size": 64, "checkpoint_every": STEPS // 2, "log_every": 20},
+        "train": {"steps": STEPS, "batch_size": 64, "log_every": 20},
         "mesh": mesh,
         "model": {"name": "clip", "vision": vision, "text": {"name": "text_tower", **tower, "init_std": 0.3}},
         "objective": {"name": "contrastive", "positives": "labels", "chunk_size": 16},
@@ -27,14 +24,10 @@ def config(mesh):
     })  # fmt: skip
 
 
-def test_a_run_learns_resumes_and_is_used(tmp_path):
-    workdir, cut = tmp_path / "run", tmp_path / "cut"
+def test_a_run_learns_and_is_used(tmp_path):
+    workdir = tmp_path / "run"
     train(config({"data": 4, "fsdp": 2}), workdir, cache_dir=tmp_path / "cache", progress=False)
-    shutil.copytree(workdir, cut)
-    shutil.rmtree(cut / "checkpoints" / str(STEPS))
-    train(config({"data": 4, "fsdp": 2}), cut, cache_dir=tmp_path / "cache", progress=False)
-    model, again = fmjax.load(workdir), fmjax.load(cut)
-    jax.tree.map(np.testing.assert_array_equal, model.params, again.params)
+    model = fmjax.load(workdir)
     images, labels, test = read_digits()
     chosen = np.flatnonzero(test)[:100]
     values = [CODEC.decode({"images": image}) for image in images[chosen]]

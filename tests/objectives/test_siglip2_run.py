@@ -1,6 +1,4 @@
-"""A short run of SigLIP 2 goes on where it was cut, teacher and all, and is used afterwards: vectors and captions."""
-
-import shutil
+"""A short run of SigLIP 2 ends with a teacher that moves, and is used afterwards: vectors and captions."""
 
 import jax
 import numpy as np
@@ -16,7 +14,7 @@ from fmjax.errors import InputError
 from fmjax.training.loop import train
 from tests.objectives.test_siglip2 import DECODER, MODEL, TEXT, VISION
 
-STEPS = 6
+STEPS = 4
 
 
 def config():
@@ -26,7 +24,7 @@ def config():
     parts = {"vision": vision, "text": rest(TEXT), "decoder": rest(DECODER), "num_prototypes": 8, "head_size": 8}
     objective = {"name": "siglip2", "num_local": 2, "local_size": 4, "distillation_from": 0.5, "momentum": 0.5}
     return configs.resolve({
-        "train": {"steps": STEPS, "batch_size": 16, "checkpoint_every": 4, "log_every": 1},
+        "train": {"steps": STEPS, "batch_size": 16, "log_every": 1},
         "mesh": {"data": 4, "fsdp": 2},
         "model": MODEL | parts,
         "objective": objective,
@@ -35,15 +33,10 @@ def config():
     })  # fmt: skip
 
 
-def test_a_run_resumes_and_is_used(tmp_path, capsys):
-    workdir, cut = tmp_path / "run", tmp_path / "cut"
+def test_a_run_is_used(tmp_path, capsys):
+    workdir = tmp_path / "run"
     train(config(), workdir, cache_dir=tmp_path / "cache", progress=False)
-    shutil.copytree(workdir, cut)
-    shutil.rmtree(cut / "checkpoints" / str(STEPS))
-    train(config(), cut, cache_dir=tmp_path / "cache", progress=False)
-    model, again = fmjax.load(workdir), fmjax.load(cut)
-    for ours, theirs in ((model.params, again.params), (model.carry, again.carry)):
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    model = fmjax.load(workdir)
     teacher, student = (tree["vision"]["mask_token"] for tree in (model.carry["teacher"], model.params))
     assert np.abs(teacher - student).max() > 0 and int(model.carry["step"]) == STEPS
     (image,) = [CODEC.decode({"images": image}) for image in read_digits()[0][:1]]
@@ -65,7 +58,7 @@ def test_a_run_resumes_and_is_used(tmp_path, capsys):
 def by_hand(model, image, prefix, count):
     """The likeliest bytes after a prefix, each of all those before it, up to the end."""
     module, images = model.module, CODEC.encode(image)["images"][None]
-    seen = module.apply({"params": model.params}, images, method="seen")
+    seen = jax.jit(lambda: module.apply({"params": model.params}, images, method="seen"))()
     logits = jax.jit(lambda tokens: module.apply({"params": model.params}, seen, tokens, method="caption_logits"))
     tokens = [model.tokenizer.bos_id, *model.tokenizer.encode(prefix)]
     start = len(tokens)

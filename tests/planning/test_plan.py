@@ -288,7 +288,8 @@ def test_memory_against_a_real_run(config_file):
         from fmjax import config as configs
         from fmjax.planning import plan
         overrides = {"model.hidden_size": "512", "model.intermediate_size": "2048", "model.num_layers": "6",
-                     "model.num_heads": "4", "model.num_kv_heads": "4", "train.batch_size": "16"}
+                     "model.num_heads": "4", "model.num_kv_heads": "4", "train.batch_size": "8",
+                     "data.sequence_length": "64"}
         config = configs.resolve(configs.apply_overrides(configs.load_config_file(sys.argv[1]), overrides))
         program, example = plan.planned_program(config, jax.devices(), pathlib.Path(sys.argv[2]))
         found = plan.plan_program(program, example, "attached")
