@@ -13,10 +13,13 @@ from fmjax.parallel.clusters import FIRST_PORT, NUM_PORTS
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
-def free_port() -> int:
-    """One that the system gives to nobody by itself, as it gives the ports of outgoing connections."""
+def free_port(apart: int = 0) -> int:
+    """One that the system gives to nobody by itself, as it gives the ports of outgoing connections.
+
+    Each number `apart` gives another one, though none of them is taken yet.
+    """
     # Test processes side by side, whose numbers are neighbours, look in places far from each other.
-    for port in range(FIRST_PORT + os.getpid() * 97 % 2048, FIRST_PORT + NUM_PORTS):
+    for port in range(FIRST_PORT + os.getpid() * 97 % 2048 + 16 * apart, FIRST_PORT + NUM_PORTS):
         with socket.socket() as s:
             try:
                 s.bind(("", port))

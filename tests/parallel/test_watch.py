@@ -94,10 +94,10 @@ sys.exit(cli.run(main))
 """
 
 
-def start(*does, count=None, same=None, wait=60, stall=3):
+def start(*does, count=None, same=None, wait=60, stall=3, apart=0):
     """A process for each of what they do; None is one that does not come."""
     program = PROCESS.replace("WAIT", str(wait)).replace("STALL", str(stall))
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_port(apart)}"
     return [
         subprocess.Popen(
             [sys.executable, "-c", program, address, str(count or len(does)), str(number),
@@ -106,6 +106,14 @@ def start(*does, count=None, same=None, wait=60, stall=3):
         )
         for number, what in enumerate(does) if what is not None
     ]  # fmt: skip
+
+
+def one_of_three(does, rest, processes):
+    """Three processes each for these numbers, of which the one of that number does something else than the rest."""
+    return {
+        process: start(*(does if number == process else rest for number in range(3)), apart=apart)
+        for apart, process in enumerate(processes)
+    }
 
 
 def ends(hosts):
@@ -129,23 +137,25 @@ def test_processes_that_all_come_leave_together():
         ("babbles", "has sent what is no message"),
     ],
 )
-@pytest.mark.parametrize("process", [0, 2])
-def test_the_one_that_is_missing_is_named_by_all_others_which_end(does, message, process):
+def test_the_one_that_is_missing_is_named_by_all_others_which_end(does, message):
+    """The first, with which the others speak, and another; beside each other, for most of the time they wait."""
     rest = "goes on" if does == "stays behind" else "waits"
-    hosts = start(*(does if number == process else rest for number in range(3)))
+    groups = one_of_three(does, rest, (0, 2))
     begin = time.monotonic()
-    others = [host for number, host in enumerate(hosts) if number != process]
     try:
-        printed = outputs(others, timeout=60)
-        if does in ("dawdles", "stays behind", "babbles"):  # it is told as well
-            assert hosts[process].wait(timeout=10) == 1
+        for process, hosts in groups.items():
+            others = [host for number, host in enumerate(hosts) if number != process]
+            printed = outputs(others, timeout=60)
+            if does in ("dawdles", "stays behind", "babbles"):  # it is told as well
+                assert hosts[process].wait(timeout=10) == 1
+            assert [host.returncode for host in others] == [1, 1], printed
+            for host in printed:
+                assert f"process {process} of 3 (host {HOST}) {message}" in host and host.count("\n") == 2, host
     finally:
-        hosts[process].kill()
-        hosts[process].communicate()
+        for host in itertools.chain(*groups.values()):
+            host.kill()
+            host.communicate()
     assert time.monotonic() - begin < 20
-    assert [host.returncode for host in others] == [1, 1], printed
-    for host in printed:
-        assert f"process {process} of 3 (host {HOST}) {message}" in host and host.count("\n") == 2, host
 
 
 def test_processes_of_which_none_moves_are_ended_and_show_where_they_are():
@@ -224,22 +234,22 @@ def test_an_error_of_one_is_told_by_all():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("process", [0, 1])
-def test_a_watch_that_breaks_ends_all(process):
-    codes, printed = ends(start(*("watches no longer" if number == process else "waits" for number in range(3))))
-    assert codes == [1, 1, 1]
-    assert "Traceback" in printed[process]
+def test_a_watch_that_breaks_ends_all():
     failed = "the watch of the other processes failed: TypeError: "
-    for number, host in enumerate(printed):
-        assert (failed if number == process else f"process {process} of 3 (host {HOST}): {failed}") in host
+    for process, hosts in one_of_three("watches no longer", "waits", (0, 1)).items():
+        codes, printed = ends(hosts)
+        assert codes == [1, 1, 1]
+        assert "Traceback" in printed[process]
+        for number, host in enumerate(printed):
+            assert (failed if number == process else f"process {process} of 3 (host {HOST}): {failed}") in host
 
 
-@pytest.mark.parametrize("process", [0, 2])
-def test_different_barriers_do_not_open_each_other(process):
-    codes, printed = ends(start(*("goes elsewhere" if number == process else "waits" for number in range(3))))
-    assert codes == [1, 1, 1]
-    for host in printed:
-        assert f"process {process} of 3 (host {HOST}) " in host and "'number 0'" in host and "'the end'" in host
+def test_different_barriers_do_not_open_each_other():
+    for process, hosts in one_of_three("goes elsewhere", "waits", (0, 2)).items():
+        codes, printed = ends(hosts)
+        assert codes == [1, 1, 1]
+        for host in printed:
+            assert f"process {process} of 3 (host {HOST}) " in host and "'number 0'" in host and "'the end'" in host
 
 
 def test_those_who_come_after_a_refusal_are_told():
