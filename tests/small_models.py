@@ -1,8 +1,9 @@
-"""Models of two layers over bytes, with what chats need."""
+"""Models of two layers over bytes, with what chats need; and parameters that are not as they were at the start."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.load import Model
@@ -20,9 +21,18 @@ class ChatBytes(ByteTokenizer):
     chat_templates = {"default": TEMPLATE}
 
 
+def stirred(params, seed: int = 7, by: float = 0.2):
+    """Normal numbers times `by` on top of float32 parameters: scales and biases away from ones and zeros.
+
+    In numpy, since JAX would compile a program for each shape.
+    """
+    drawn = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x) + by * drawn.normal(size=x.shape), x.dtype), params)
+
+
 def byte_model(tokenizer=None, max_length: int = 64, **config) -> Model:
     tokenizer = tokenizer or ChatBytes()
     sizes = dict(num_layers=2, hidden_size=16, num_heads=4, max_length=max_length, init_std=0.3)
     module = GPT(**sizes, vocab_size=tokenizer.vocab_size)
-    params = nn.unbox(module.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(module, params, {"model": {"name": "gpt", **sizes}, **config}, tokenizer)

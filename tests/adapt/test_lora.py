@@ -72,7 +72,7 @@ def logits(module, params, tokens):
 
 def test_a_module_begins_as_it_is_and_ends_as_its_merged_kernels():
     module, tokens = Llama(**SIZES), np.random.default_rng(0).integers(0, 64, (2, 8)).astype(np.int32)
-    params = nn.unbox(module.init(jax.random.key(0), tokens)["params"])
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens)["params"])
     adapted = LoRA(rank=4, patterns=("kernel$",)).attach(params, jax.random.key(1))
     np.testing.assert_array_equal(logits(module, adapted, tokens), logits(module, params, tokens))
     jax.tree.map(np.testing.assert_array_equal, bare(adapted), params)

@@ -25,7 +25,7 @@ SIZES = dict(num_layers=2, hidden_size=16, num_heads=4, max_length=64, init_std=
 
 
 def make(module, tokenizer, seed=0, **config):
-    params = nn.unbox(module.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(module, params, config, tokenizer)
 
 

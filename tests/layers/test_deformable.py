@@ -44,8 +44,9 @@ def test_a_deformed_sum_is_the_loop_over_taps(longest, size, reach):
     """Within the reach, and beyond it, where pixels are gathered."""
     x, offsets, weights, _ = drawn(longest, size)
     expected = by_loop(x, offsets, weights, size)
-    np.testing.assert_allclose(deformed_sum(x, offsets, weights, size, reach), expected, atol=1e-5)
-    np.testing.assert_allclose(gathered(x, offsets, weights, size), expected, atol=1e-5)
+    both = jax.jit(lambda *arrays: (deformed_sum(*arrays, size, reach), gathered(*arrays, size)))
+    for found in both(x, offsets, weights):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("longest", [2.0, 3.5], ids=["within", "beyond"])
@@ -66,13 +67,17 @@ def test_gradients_are_finite_differences_of_the_loop(longest):
 
 def test_windows_and_gathers_have_one_gradient_and_one_tangent():
     *arrays, cotangent = drawn(1.9)
-    both = [jax.jit(lambda *a: deformed_sum(*a, reach=reach)) for reach in (2, None)]
-    first, second = (jax.vjp(function, *arrays)[1](cotangent) for function in both)
+    tangents = tuple(np.random.default_rng(1).normal(size=array.shape).astype(np.float32) for array in arrays)
+
+    def derivatives(reach):
+        function = lambda *a: deformed_sum(*a, reach=reach)
+        both = lambda a, t: (jax.vjp(function, *a)[1](cotangent), jax.jvp(function, a, t)[1])
+        return jax.jit(both)(tuple(arrays), tangents)
+
+    (first, moved), (second, as_well) = derivatives(2), derivatives(None)
     for a, b in zip(first, second):
         np.testing.assert_allclose(a, b, atol=2e-5)
-    tangents = tuple(jax.random.normal(jax.random.key(i), array.shape) for i, array in enumerate(arrays))
-    moved = [jax.jvp(function, tuple(arrays), tangents)[1] for function in both]
-    np.testing.assert_allclose(*moved, atol=1e-4)
+    np.testing.assert_allclose(moved, as_well, atol=1e-4)
 
 
 def test_without_offsets_it_is_a_depthwise_average():
@@ -88,23 +93,27 @@ def test_a_depthwise_convolution_is_xlas(size):
     """The layer takes the fast way, forward and backward, with what XLA computes."""
     x, cotangent = jax.random.normal(jax.random.key(0), (2, 2, 6, 7, 4))
     layer = Conv(4, size, groups=4)
-    params = nn.unbox(layer.init(jax.random.key(1), x))["params"] | {"bias": jnp.arange(4.0)}
+    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))["params"] | {"bias": jnp.arange(4.0)}
 
     def by_xla(params, x):
         layout = ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME", None, None, layout, 4)
         return y + params["bias"]
 
-    ours, theirs = (jax.vjp(f, params, x) for f in (lambda p, x: layer.apply({"params": p}, x), by_xla))
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    jax.tree.map(close, (ours[0], ours[1](cotangent)), (theirs[0], theirs[1](cotangent)))
+    def both_ways(f):
+        out, pull = jax.vjp(f, params, x)
+        return out, pull(cotangent)
+
+    by_layer = lambda params, x: layer.apply({"params": params}, x)
+    ours, theirs = (jax.jit(both_ways, static_argnums=0)(f) for f in (by_layer, by_xla))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
     assert "conv_general" not in str(jax.make_jaxpr(lambda x: layer.apply({"params": params}, x))(x))
 
 
 def test_the_layer_by_its_definition():
     """Offsets and weights of the unprojected input, a group each; at the start an average over 3x3 pixels."""
     x, layer = jax.random.normal(jax.random.key(0), (1, 4, 4, 6)), DeformableConv(groups=2)
-    params = nn.unbox(layer.init(jax.random.key(1), x))["params"]
+    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))["params"]
     value = x @ params["value"]["kernel"]
     padded = np.pad(value, [(0, 0), (1, 1), (1, 1), (0, 0)])
     mean = sum(padded[:, i : i + 4, j : j + 4] for i in range(3) for j in range(3)) / 9

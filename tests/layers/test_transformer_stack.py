@@ -17,7 +17,7 @@ CONFIG = TransformerConfig(
     num_layers=5, hidden_size=WIDTH, intermediate_size=12, num_heads=2, num_kv_heads=1, head_dim=4,
     pattern=(LayerKind(2, Rope(100.0)), LayerKind(None, None)), cross_attention=True,
 )  # fmt: skip
-X, MEMORY = (jax.random.normal(jax.random.key(i), (BATCH, LENGTH, WIDTH)) for i in range(2))
+X, MEMORY = jnp.asarray(np.random.default_rng(0).normal(size=(2, BATCH, LENGTH, WIDTH)), jnp.float32)
 
 
 def made(num_layers, **fields):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from small_models import stirred
 
 from fmjax.errors import ConfigError, InputError
 from fmjax.layers.position import Llama3Scaling
@@ -43,10 +44,7 @@ def made(name):
     tokens = jnp.zeros((1, 4), jnp.int32)
     params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens))["params"]
     # Biases and scales away from 0 and 1, and weights large enough that attention is not uniform.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    params = tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
-    return module, params
+    return module, stirred(params)
 
 
 @pytest.fixture(params=MODELS)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import stirred
 
 from fmjax.errors import ConfigError
 from fmjax.models.bert import Bert, Roberta
@@ -21,9 +22,7 @@ TOKENS = jax.random.randint(jax.random.key(1), (1, 15), 0, 30)
 def made(name):
     module = MODELS[name]
     params = nn.unbox(jax.jit(module.init)(jax.random.key(0), TOKENS))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    return module, tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+    return module, stirred(params)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "method"))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import stirred
 
 from fmjax.errors import ConfigError
 from fmjax.layers.position import sinusoids
@@ -20,9 +21,7 @@ TARGET = jax.random.randint(jax.random.key(2), (2, 6), 0, 30)
 @pytest.fixture(scope="module")
 def params():
     params = nn.unbox(jax.jit(MODULE.init)(jax.random.key(0), TARGET, SOURCE))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    return tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+    return stirred(params)
 
 
 @pytest.fixture(scope="module")

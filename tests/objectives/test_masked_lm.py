@@ -67,7 +67,7 @@ def batch_of(rows=B, labels=True, padding=0):
 @pytest.fixture(scope="module")
 def params():
     batch = {k: v for k, v in batch_of().items() if k in ("tokens", "segment_ids", "token_types")}
-    return MODULE.init(jax.random.key(0), **batch, method="pretraining")["params"]
+    return jax.jit(lambda key: MODULE.init(key, **batch, method="pretraining"))(jax.random.key(0))["params"]
 
 
 def plain(params, batch):

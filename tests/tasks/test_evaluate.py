@@ -32,9 +32,8 @@ from fmjax.tasks.runner import run_tasks
 from fmjax.tasks.sample_log import samples_file, write_samples
 
 MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=64, vocab_size=258)
-MODEL = Model(
-    MODULE, nn.unbox(MODULE.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]), {}, ByteTokenizer()
-)
+PARAMS = nn.unbox(jax.jit(MODULE.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+MODEL = Model(MODULE, PARAMS, {}, ByteTokenizer())
 
 
 class Words(Task):

@@ -21,7 +21,7 @@ def test_the_complete_file_runs(tmp_path):
     assert source.count("\n") < 40
     (tmp_path / "capitals.py").write_text(source)
     module = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=256, vocab_size=258)
-    params = nn.unbox(module.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     (command,) = re.findall(r"python -m fmjax.evaluate (.*--task_path.*)", PAGE)
     flags = evaluate.parse(command.split())
     report = fmjax.evaluate(

@@ -89,7 +89,7 @@ def test_fine_tuning_keeps_up_batch_statistics():
     module = ResNet(
         image_size=8, num_channels=1, num_classes=3, depths=(1,), widths=(8,), stem_size=8, stem="cifar", block="basic"
     )
-    variables = module.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     variables = jax.tree.map(lambda x: x + 0.1, nn.unbox(variables))
     state = {STATE_KEY: {"batch_stats": variables["batch_stats"]}}
     model = Model(module, variables["params"], {}, codecs={"image": CODEC}, carry=state)

@@ -33,9 +33,8 @@ from fmjax.tasks.store import AnswerStore
 from tests.tasks.quiz import Quiz
 
 MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=64, vocab_size=258)
-MODEL = Model(
-    MODULE, nn.unbox(MODULE.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]), {}, ByteTokenizer()
-)
+PARAMS = nn.unbox(jax.jit(MODULE.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+MODEL = Model(MODULE, PARAMS, {}, ByteTokenizer())
 
 
 class Lengths(Task):

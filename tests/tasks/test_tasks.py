@@ -34,7 +34,7 @@ TEXTS = ["def f(x):\n    return x\n" * 9, "\u00e9t\u00e9 \u20ac5", "one two  thr
 
 def make(scale, **config):
     """Scale 0 gives every token the same probability, 1/258."""
-    params = nn.unbox(MODULE.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(MODULE.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(MODULE, jax.tree.map(lambda x: x * scale, params), config, ByteTokenizer())
 
 

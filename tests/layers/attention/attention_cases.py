@@ -9,6 +9,11 @@ import numpy as np
 from fmjax.layers.attention import attention
 
 
+def normal(drawn: np.random.Generator, shape) -> jax.Array:
+    """As `jax.random.normal`, which each shape would compile."""
+    return jnp.asarray(drawn.normal(size=shape), jnp.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     length: int = 24
@@ -22,11 +27,9 @@ class Case:
     rows: int = 2
 
     def arrays(self):
-        keys = jax.random.split(jax.random.key(0), 4)
-        s = self.keys or self.length
-        q = jax.random.normal(keys[0], (self.rows, self.length, self.heads, self.head_dim))
-        k, v = (jax.random.normal(key, (self.rows, s, self.kv_heads, self.head_dim)) for key in keys[1:3])
-        return q, k, v, self.segment_ids()
+        s, drawn = self.keys or self.length, np.random.default_rng(0)
+        draw = lambda length, heads: normal(drawn, (self.rows, length, heads, self.head_dim))
+        return draw(self.length, self.heads), draw(s, self.kv_heads), draw(s, self.kv_heads), self.segment_ids()
 
     def segment_ids(self):
         """Two documents and, in every other row, some padding; of keys too, where there are others."""
@@ -34,10 +37,10 @@ class Case:
             return None
 
         def ids(length):
-            bounds = jnp.array([[length // 3, length - 4], [length // 2, length]] * self.rows)[: self.rows]
-            index = jnp.arange(length)[None]
-            ids = 1 + (index >= bounds[:, :1]).astype(jnp.int32)
-            return jnp.where(index >= bounds[:, 1:], 0, ids)
+            bounds = np.array([[length // 3, length - 4], [length // 2, length]] * self.rows)[: self.rows]
+            index = np.arange(length)[None]
+            ids = 1 + (index >= bounds[:, :1])
+            return jnp.asarray(np.where(index >= bounds[:, 1:], 0, ids), jnp.int32)
 
         return ids(self.length) if self.keys is None else (ids(self.length), ids(self.keys))
 
@@ -46,7 +49,7 @@ class Case:
 
     def outputs_and_gradients(self, backend, q, k, v, ids, dtype=None):
         """(output, gradients to q, k and v of a weighted sum of it)."""
-        weight = jax.random.normal(jax.random.key(9), q.shape)
+        weight = normal(np.random.default_rng(9), q.shape)
 
         def weighted(q, k, v):
             out = self.run(backend, *(x.astype(dtype or x.dtype) for x in (q, k, v)), ids)

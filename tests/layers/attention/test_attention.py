@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import CASES, Case, assert_same
+from attention_cases import CASES, Case, assert_same, normal
 
 from fmjax.errors import ConfigError
 from fmjax.layers.attention import attention
@@ -48,7 +48,8 @@ def small_blocks_and_interpreter(monkeypatch):
 def test_reference_is_the_definition(name):
     case = CASES[name]
     arrays = case.arrays()
-    np.testing.assert_allclose(case.run("reference", *arrays), by_hand(case, *arrays), atol=1e-5)
+    found = jax.jit(functools.partial(case.run, "reference"))(*arrays)
+    np.testing.assert_allclose(found, by_hand(case, *arrays), atol=1e-5)
 
 
 @functools.cache
@@ -63,26 +64,25 @@ def test_backends_are_the_reference(name, backend, tolerance):
     assert_same(case.outputs_and_gradients(backend, *case.arrays()), expected_of(case), tolerance)
 
 
-@pytest.mark.parametrize("long", [False, True])
-@pytest.mark.parametrize("name", CASES)
-def test_the_tangent_of_the_cpu_backend_is_the_references(name, long, monkeypatch):
+@pytest.mark.parametrize("name", ["odd", "packed_bidirectional", "grouped", "window_packed", "banded", "cross_packed"])
+def test_the_tangent_of_the_cpu_backend_is_the_references(name, monkeypatch):
+    """Of short rows and of long ones; of a vector, and of a batch of one."""
     case = CASES[name]
-    if long:
-        monkeypatch.setattr(attention_cpu, "LONG", 1)
-        monkeypatch.setattr(attention_cpu, "LONG_BLOCK", 8)
     *arrays, ids = case.arrays()
-    along = [jax.random.normal(jax.random.key(i), x.shape) for i, x in enumerate(arrays)]
+    along = [normal(np.random.default_rng(i + 1), x.shape) for i, x in enumerate(arrays)]
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def tangents(backend):
+    def tangents(backend, arrays, along):
         run = lambda q, k, v: case.run(backend, q, k, v, ids)
-        first = jax.vmap(lambda t: jax.jvp(run, arrays, [t, *along[1:]])[1])(along[0][None])[0]
-        return jax.jvp(run, arrays, along)[1], first
+        one = lambda first: jax.jvp(run, arrays, [first, *along[1:]])[1]
+        return one(along[0]), jax.vmap(one)(along[0][None])[0]
 
-    found, batched = tangents("cpu")
-    expected, _ = tangents("reference")
-    np.testing.assert_allclose(found, expected, atol=2e-5)
-    np.testing.assert_allclose(batched, expected, atol=2e-5)
+    expected = jax.jit(lambda *args: tangents("reference", *args)[0])(arrays, along)
+    for long in (False, True):
+        if long:
+            monkeypatch.setattr(attention_cpu, "LONG", 1)
+            monkeypatch.setattr(attention_cpu, "LONG_BLOCK", 8)
+        for found in jax.jit(lambda *args: tangents("cpu", *args))(arrays, along):
+            np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("rows_at_once, cores", [(1, 1), (2, 1), (1, 2), (2, 3)])
