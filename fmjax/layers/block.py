@@ -75,7 +75,7 @@ class Attention(nn.Module):
         )  # fmt: skip
         if cross:
             return attention(q, k, v, **options)
-        return attention(q, k, v, window=c.pattern[kind].window, **options)
+        return attention(q, k, v, window=c.pattern[kind].window, mask=c.pattern[kind].mask, **options)
 
     @nn.nowrap
     def _cached(self, cache, q, k, v, segment_ids, kind, cross):
@@ -84,8 +84,9 @@ class Attention(nn.Module):
         if cross:
             allowed = segment_ids[1] > 0
             return decode_attention(q, entry["key"], entry["value"], allowed, scale=c.query_scale), entry
-        window = c.pattern[kind].window
-        return step.attend(entry, q, k, v, window=window, scale=c.query_scale, backend=c.attention)
+        own = c.pattern[kind]
+        masks = dict(window=own.window, mask=own.mask)
+        return step.attend(entry, q, k, v, scale=c.query_scale, backend=c.attention, **masks)
 
 
 class Block(nn.Module):

@@ -1,5 +1,7 @@
 """The FLOPs a model needs: the one formula behind MFU, plans and scaling fits."""
 
+import numpy as np
+
 from fmjax.layers.mlp import GATED
 
 
@@ -25,7 +27,8 @@ def transformer_flops(config, *, vocab_size: int, sequence_length: int, memory_l
     products = config.hidden_size * (2 * heads + 2 * kv_heads)  # query and out, key and value
     gated = config.activation in GATED
     products += (3 if gated else 2) * config.hidden_size * config.intermediate_size
-    pairs = sum(allowed_pairs(t, causal=config.causal, window=window) for window in config.windows)
+    kinds = [config.kind(layer) for layer in range(config.num_layers)]
+    pairs = sum(allowed_pairs(t, causal=config.causal, window=kind.window, mask=kind.mask) for kind in kinds)
     forward = config.num_layers * 2 * t * products + 2 * 2 * pairs * heads  # q k^T, and probabilities times v
     if config.cross_attention:
         sides = 2 * t * config.hidden_size * 2 * heads + 2 * memory_length * config.hidden_size * 2 * kv_heads
@@ -34,8 +37,12 @@ def transformer_flops(config, *, vocab_size: int, sequence_length: int, memory_l
     return float(3 * forward)
 
 
-def allowed_pairs(length: int, *, causal: bool, window: int | None) -> int:
+def allowed_pairs(length: int, *, causal: bool, window: int | None, mask=None) -> int:
     """How many (query, key) pairs an attention mask over `length` tokens allows."""
+    if mask is not None:
+        query, key = np.arange(length)[:, None], np.arange(length)[None]
+        allowed = mask.allowed(query, key) & ((key <= query) | (not causal))
+        return int((allowed & ((window is None) | (abs(query - key) < (window or 0)))).sum())
     width = length if window is None else min(window, length)
     # The first `width` queries see 1, 2, .. width keys at and before their own; all later ones see `width`.
     one_sided = width * (width + 1) // 2 + (length - width) * width

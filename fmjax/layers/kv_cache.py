@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fmjax.errors import InputError
+from fmjax.errors import ConfigError, InputError
 from fmjax.layers.attention import attention
 from fmjax.layers.attention.decode import decode_attention
 from fmjax.parallel.logical import constrain
@@ -66,24 +66,30 @@ class CacheStep:
         """Positions for embeddings, 0 for padding."""
         return jnp.maximum(self.positions, 0)
 
-    def attend(self, entry: dict, q, k, v, *, window, scale, backend):
+    def attend(self, entry: dict, q, k, v, *, window, scale, backend, mask=None):
         """Writes the new keys and values of a layer and attends.
 
         Args:
           entry: the layer's {"key", "value"}.
           q [N, T, H, D], k, v [N, T, K, D]: of the new tokens.
+          window, scale, backend, mask: as for `attention`.
 
-        Returns: ([N, T, H, D], the updated entry).
+        Returns: ([N, T, H, D], the updated entry). Raises ConfigError for packed prompts with a mask, which goes by the
+        index in the row.
         """
         write = self.write_next if self.segment_ids is None and q.shape[1] == 1 else self.write
         updated = {name: write(name, entry[name], new) for name, new in (("key", k), ("value", v))}
         if self.segment_ids is not None:
+            if mask is not None:
+                raise ConfigError(f"packed prompts cannot be attended with {mask}, which goes by the index in the row")
             out = attention(
                 q, k, v, segment_ids=self.segment_ids, causal=True, window=window, scale=scale, backend=backend
             )
         elif q.shape[1] == 1:
             held = held_positions(self.after, entry["value"].shape[2])
             allowed = (held >= 0) & (self.positions >= 0)
+            if mask is not None:
+                allowed &= mask.allowed(self.positions, held)
             out = decode_attention(q, updated["key"], updated["value"], allowed, scale=scale)
         else:
             # A later token of this pass may take the slot of an entry that an earlier one still attends, so attend
@@ -95,8 +101,8 @@ class CacheStep:
             positions = (self.positions, held)
             # Positions rule out every backend but the reference.
             out = attention(
-                q, keys, values, segment_ids=ids, positions=positions, causal=True, window=window, scale=scale,
-                backend="reference",
+                q, keys, values, segment_ids=ids, positions=positions, causal=True, window=window, mask=mask,
+                scale=scale, backend="reference",
             )  # fmt: skip
         return out, updated
 

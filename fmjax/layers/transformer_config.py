@@ -1,6 +1,7 @@
 """What a Transformer stack is made of: its shape, the kinds of its layers, what its backward pass recomputes."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -25,10 +26,12 @@ SAVED_NAMES = (*BLOCK_TAPS, "attention_residuals")
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-    """What may differ from layer to layer: the attention window, and the rotary embedding (None for none)."""
+    """What may differ from layer to layer: the attention window, the rotary embedding (None for none), and another mask
+    (as for `fmjax.layers.attention.attention`)."""
 
     window: int | None = None
     rope: Rope | None = None
+    mask: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ BLOCK = 256, 256
 """Queries and keys of a block."""
 
 
-def attend(q, k, v, index, *, segment_ids, causal, window, scale, order=None, block=None):
+def attend(q, k, v, index, *, segment_ids, causal, window, scale, mask=None, order=None, block=None):
     """As `fmjax.layers.attention.reference`, for queries anywhere in the row.
 
     Args:
@@ -39,7 +39,7 @@ def attend(q, k, v, index, *, segment_ids, causal, window, scale, order=None, bl
     rows, columns = min(rows, max(1, t // 2)), min(columns, s)
     q = (q * scale).astype(q.dtype).reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    mask = _Mask(causal, window, s, rows, columns, order)
+    mask = _Mask(causal, window, s, rows, columns, order, mask)
     index, query_ids = pad(index, 0, rows, mode="edge"), pad(ids[0], 1, rows)
     k, v, key_ids = pad(k, 2, columns), pad(v, 2, columns), pad(ids[1], 1, columns)
     out = _attend(pad(q, 3, rows), k, v, index, query_ids, key_ids, mask=mask)[:, :, :, :t]
@@ -49,8 +49,9 @@ def attend(q, k, v, index, *, segment_ids, causal, window, scale, order=None, bl
 class _Mask:
     """Which keys a query may attend, and which blocks of them a block of queries needs."""
 
-    def __init__(self, causal: bool, window: int | None, keys: int, rows: int, columns: int, order=None):
+    def __init__(self, causal: bool, window: int | None, keys: int, rows: int, columns: int, order=None, rule=None):
         self.causal, self.window, self.keys, self.rows, self.columns = causal, window, keys, rows, columns
+        self.rule = rule
         self._is_one = keys <= columns
         self._scopes = ["key_blocks"] * (1 if self._is_one else 3) if order is None else self._trips(order)
 
@@ -73,7 +74,7 @@ class _Mask:
         block = xp.arange(-(-self.keys // self.columns))
         low, high = block * self.columns, (block + 1) * self.columns - 1
         nearest, farthest = (f(index, axis=-1)[..., None] for f in (xp.min, xp.max))
-        allowed = xp.broadcast_to(high < self.keys, (*index.shape[:-1], len(block)))
+        allowed = xp.broadcast_to((high < self.keys) & (self.rule is None), (*index.shape[:-1], len(block)))
         if self.causal:
             allowed = allowed & (high <= nearest)
         if self.window is not None:
@@ -121,6 +122,8 @@ class _Mask:
             allowed &= ahead >= 0
         if self.window is not None:
             allowed &= (ahead if self.causal else abs(ahead)) < self.window
+        if self.rule is not None:
+            allowed &= self.rule.allowed(index[:, None], key[None, :])
         return (allowed & (query_ids[:, :, None] == key_ids[:, None, :]))[:, None, None]
 
 

@@ -30,7 +30,7 @@ LONG_BLOCK = 512  # keys of a block; queries are half as many where a group has 
 LONG_LOGITS_BYTES = 2**24  # of the blocks of all rows that go together, if more than one does
 
 
-def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -> str | None:
+def unsupported(q, k, *, segment_ids, positions, causal, window, mask, dropout_rate) -> str | None:
     """Why this backend cannot do what is asked, or None."""
     if positions is not None:
         return "masks by index in the row and takes no positions (cached decoding)"
@@ -53,11 +53,11 @@ def blocks(t: int, s: int, causal: bool, window: int | None) -> list[tuple[int, 
     return found
 
 
-def run(q, k, v, *, segment_ids, positions, causal, window, scale):
+def run(q, k, v, *, segment_ids, positions, causal, window, scale, mask=None):
     """Arguments as `fmjax.layers.attention.reference`, without positions."""
     if q.shape[1] * k.shape[1] >= LONG**2:
-        return _attend_long(q, k, v, segment_ids, causal=causal, window=window, scale=scale)
-    return _attend((q * scale).astype(q.dtype), k, v, segment_ids, causal, window)
+        return _attend_long(q, k, v, segment_ids, causal=causal, window=window, scale=scale, mask=mask)
+    return _attend((q * scale).astype(q.dtype), k, v, segment_ids, causal, window, mask)
 
 
 def _attend_long(q, k, v, segment_ids, **options):
@@ -114,7 +114,7 @@ def _weighted_rows(x, y, dtype=None):
     return lax.dot_general(x, y, (((2,), (1,)), _BATCH), preferred_element_type=dtype or y.dtype)
 
 
-def _in_parts(function, arrays, causal: bool, window: int | None):
+def _in_parts(function, arrays, causal: bool, window: int | None, mask):
     """function(*arrays), as many rows at a time as LOGITS_BYTES leaves; the first two arrays are queries and keys.
 
     What is computed of so few rows is too little for XLA to divide among cores, so each turn of the loop has a part for
@@ -159,7 +159,7 @@ def _ids_of_heads(segment_ids, kv_heads: int):
     return segment_ids and tuple(jnp.repeat(ids, kv_heads, axis=0) for ids in segment_ids)
 
 
-def _allowed(segment_ids, queries, keys, causal, window):
+def _allowed(segment_ids, queries, keys, causal, window, mask):
     """Which keys of a block each query of a block may attend: bool [N or 1, c, s], or None for all.
 
     Args:
@@ -167,26 +167,29 @@ def _allowed(segment_ids, queries, keys, causal, window):
       queries, keys: start and end of the block's queries, and of its keys.
     """
     query = lax.broadcasted_iota(jnp.int32, (1, queries[1] - queries[0], 1), 1) + queries[0]
-    ahead = query - lax.broadcasted_iota(jnp.int32, (1, 1, keys[1] - keys[0]), 2) - keys[0]
+    key = lax.broadcasted_iota(jnp.int32, (1, 1, keys[1] - keys[0]), 2) + keys[0]
+    ahead = query - key
     allowed = []
     if causal:
         allowed.append(ahead >= 0)
     if window is not None:
         allowed.append((ahead if causal else abs(ahead)) < window)
+    if mask is not None:
+        allowed.append(mask.allowed(query, key))
     if segment_ids is not None:
         own, other = (ids[:, slice(*part)] for ids, part in zip(segment_ids, (queries, keys)))
         allowed.append(own[:, :, None] == other[:, None, :])
     return functools.reduce(jnp.logical_and, allowed) if allowed else None
 
 
-def _attend(q, k, v, segment_ids, causal, window):
-    return _function(causal, window)(q, k, v, *(segment_ids or (None, None)))[0]
+def _attend(q, k, v, segment_ids, causal, window, mask):
+    return _function(causal, window, mask)(q, k, v, *(segment_ids or (None, None)))[0]
 
 
 @functools.lru_cache(maxsize=None)
-def _function(causal, window):
+def _function(causal, window, mask):
     """(q, k, v, ids of queries, ids of keys) -> what `_forward_part` returns, with `_backward_part` as its gradient."""
-    options = dict(causal=causal, window=window)
+    options = dict(causal=causal, window=window, mask=mask)
 
     def forward(q, k, v, *ids):
         ids = None if ids[0] is None else ids
@@ -200,7 +203,7 @@ def _function(causal, window):
     return with_backward(forward, backward)
 
 
-def _forward_part(q, k, v, segment_ids, causal, window):
+def _forward_part(q, k, v, segment_ids, causal, window, mask):
     """(output [b, T, H, D], logarithms of the softmax's denominators [b, K, G, T]) of b rows."""
     b, t, _, d = q.shape
     s, kv_heads = k.shape[1:3]
@@ -211,7 +214,7 @@ def _forward_part(q, k, v, segment_ids, causal, window):
     for start, end, first, last in blocks(t, s, causal, window):
         query = q[:, :, start:end].reshape(n, -1, d)
         logits = _rows_by_rows(query, k[:, first:last]).reshape(n, groups, end - start, last - first)
-        allowed = _allowed(segment_ids, (start, end), (first, last), causal, window)
+        allowed = _allowed(segment_ids, (start, end), (first, last), causal, window, mask)
         if allowed is not None:
             logits = jnp.where(allowed[:, None], logits, MASKED)
         top = jnp.max(logits, axis=-1, keepdims=True)
@@ -225,7 +228,7 @@ def _forward_part(q, k, v, segment_ids, causal, window):
     return _queries_back(jnp.concatenate(outs, axis=2), b), log_sums
 
 
-def _backward_part(q, k, v, segment_ids, out, log_sums, g, g_log_sums, causal, window):
+def _backward_part(q, k, v, segment_ids, out, log_sums, g, g_log_sums, causal, window, mask):
     """Gradients to q, k and v; probabilities are computed again from the log-sums (Dao et al. 2022, appendix B.4).
     `g` and `g_log_sums` are the gradients to `out` and `log_sums`.
 
@@ -246,7 +249,7 @@ def _backward_part(q, k, v, segment_ids, out, log_sums, g, g_log_sums, causal, w
         log_sum, delta_block = (x[:, None, :, start:end] for x in (log_sums, delta))
         shape = (n, last - first, groups, end - start)
         logits = _rows_by_rows(k[:, first:last], query).reshape(shape)
-        allowed = _allowed(segment_ids, (start, end), (first, last), causal, window)
+        allowed = _allowed(segment_ids, (start, end), (first, last), causal, window, mask)
         if allowed is not None:
             logits = jnp.where(allowed.swapaxes(1, 2)[:, :, None], logits, MASKED)
         p = jnp.exp(logits - log_sum)

@@ -1,8 +1,8 @@
 """cuDNN's fused attention on NVIDIA GPUs, through `jax.nn.dot_product_attention`.
 
-Causal masks and causal windows are the kernel's own. Packing and windows to both sides are handed over as an explicit
-mask [B or 1, 1, T, S], which the kernel reads as a bias: exact, at the memory of one such array in the compute dtype.
-The kernel has a backward pass and no forward mode: for `jax.jvp` take the backend "reference".
+Causal masks and causal windows are the kernel's own. Packing, windows to both sides and other masks are handed over as
+an explicit mask [B or 1, 1, T, S], which the kernel reads as a bias: exact, at the memory of one such array in the
+compute dtype. The kernel has a backward pass and no forward mode: for `jax.jvp` take the backend "reference".
 
 The kernel wants head dimensions in eights and, with a mask, even lengths; both are padded, exactly.
 """
@@ -19,7 +19,7 @@ DTYPES = ("bfloat16", "float16")
 IMPLEMENTATION = "cudnn"
 
 
-def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -> str | None:
+def unsupported(q, k, *, segment_ids, positions, causal, window, mask, dropout_rate) -> str | None:
     """Why this backend cannot do what is asked, or None."""
     if target_platform() != "gpu":
         return f"needs an NVIDIA GPU, and the platform is {target_platform()!r}"
@@ -34,18 +34,18 @@ def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -
     return None
 
 
-def run(q, k, v, *, segment_ids, positions, causal, window, scale):
+def run(q, k, v, *, segment_ids, positions, causal, window, scale, mask=None):
     """Arguments as `fmjax.layers.attention.reference`, without positions; on one device."""
     t, s, head_dim = q.shape[1], k.shape[1], q.shape[3]
     banded = None if causal else window
-    mask = attention_mask(t, s, segment_ids=segment_ids, positions=None, causal=False, window=banded)
+    allowed = attention_mask(t, s, segment_ids=segment_ids, positions=None, causal=False, window=banded, mask=mask)
     lengths = 1
-    if mask is not None:
-        mask, lengths = pad(pad(mask, 1, 2), 2, 2)[:, None], 2
+    if allowed is not None:
+        allowed, lengths = pad(pad(allowed, 1, 2), 2, 2)[:, None], 2
     q, k, v = (pad(pad(x, 1, lengths), 3, 8) for x in (q, k, v))
     out = jax.nn.dot_product_attention(
         q, k, v,
-        mask=mask,
+        mask=allowed,
         scale=scale,
         is_causal=causal,
         local_window_size=(window - 1, 0) if causal and window is not None else None,

@@ -38,6 +38,7 @@ def attention(
     positions=None,
     causal: bool = True,
     window: int | None = None,
+    mask=None,
     scale: float | None = None,
     backend: str = "auto",
     dropout_rate: float = 0.0,
@@ -48,7 +49,8 @@ def attention(
     Query t may attend to key s where all of these hold:
       - their segment ids are equal;
       - causal: position s <= position t;
-      - window: the positions differ by less than `window`, so that a causal window of w sees w keys, itself included.
+      - window: the positions differ by less than `window`, so that a causal window of w sees w keys, itself included;
+      - mask: `mask.allowed(t, s)` of the positions.
     A query that may attend nothing gets a finite value without meaning.
 
     Args:
@@ -59,6 +61,8 @@ def attention(
       positions: None to use the index in the row (right for packed rows too, since only differences within a segment
         count), int32 [B, T], or a pair ([B, T], [B, S]) as in cached decoding.
       causal, window: see above.
+      mask: None, or a rule of the positions such as `fmjax.layers.attention.image_masks.ImageMask`: a hashable object
+        whose `allowed(query, key)` takes NumPy's and JAX's integers. Not of rows in an order of their own.
       scale: None is 1 / sqrt(D).
       backend: one of BACKENDS. `auto` takes, by the platform the program is for (`target_platform`), `cpu`, `splash` on
         TPU or `cudnn` on GPU where it can do what is asked, else `reference`; each choice is logged once. On a mesh a
@@ -76,10 +80,12 @@ def attention(
     check_choice("attention backend", backend, BACKENDS)
     _check_shapes(q, k, v)
     if isinstance(segment_ids, Forked):
-        _check_forked(backend, positions=positions, causal=causal, dropout_rate=dropout_rate)
+        _check_forked(backend, positions=positions, causal=causal, dropout_rate=dropout_rate, mask=mask)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         return _attend_forked(q, k, v, segment_ids, window=window, scale=scale, backend=backend)
     if isinstance(segment_ids, Ordered):
+        if mask is not None:
+            raise ConfigError(f"attention with {mask} goes by the index in the row; got rows in an order of their own.")
         if positions is not None:
             raise ConfigError("attention takes the order of tokens from `Ordered` or from positions, not from both.")
         segment_ids, positions = segment_ids
@@ -88,12 +94,14 @@ def attention(
     positions = _pair("positions", positions, t, s)
     if window is not None and window < 1:
         raise ConfigError(f"attention window={window}: expected at least 1, or None for no window.")
-    if (causal or window is not None) and positions is None and t != s:
+    if (causal or window is not None or mask is not None) and positions is None and t != s:
         raise ConfigError(
-            f"attention of {t} queries over {s} keys with a causal mask or window needs positions for both."
+            f"attention of {t} queries over {s} keys with a causal mask, a window or another mask needs positions for "
+            "both."
         )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    asked = dict(segment_ids=segment_ids, positions=positions, causal=causal, window=window, dropout_rate=dropout_rate)
+    asked = dict(segment_ids=segment_ids, positions=positions, causal=causal, window=window, mask=mask)
+    asked["dropout_rate"] = dropout_rate
     if backend == "auto":
         backend = _choose(q, k, **asked)
     elif backend != "reference":
@@ -106,15 +114,16 @@ def attention(
     return mesh.run(importlib.import_module(_MODULES[backend]), q, k, v, scale=scale, **asked)
 
 
-def _check_forked(backend, *, positions, causal, dropout_rate) -> None:
+def _check_forked(backend, *, positions, causal, dropout_rate, mask) -> None:
     if backend not in FORKING:
         raise ConfigError(
             f"attention backend {backend!r} has no masks of segments that fork. Use one of {', '.join(FORKING)}."
         )
-    if positions is not None or not causal or dropout_rate > 0.0:
+    if positions is not None or not causal or dropout_rate > 0.0 or mask is not None:
         raise ConfigError(
-            "attention of segments that fork is causal, has no dropout and takes its positions from `Forked`; got "
-            f"causal={causal}, dropout_rate={dropout_rate}, positions {'given' if positions is not None else 'None'}."
+            "attention of segments that fork is causal, has no dropout and no mask besides, and takes its positions "
+            f"from `Forked`; got causal={causal}, dropout_rate={dropout_rate}, mask={mask}, positions "
+            f"{'given' if positions is not None else 'None'}."
         )
 
 

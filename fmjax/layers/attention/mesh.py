@@ -34,13 +34,13 @@ from fmjax.parallel.logical import mesh_axes, num_shards
 log = logging.getLogger(__name__)
 
 
-def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
+def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale, mask=None):
     """`kernel.run` on every device of the mesh in context, on its share; on the one at hand without a mesh.
 
     Args:
       kernel: a backend's module; the others as for `fmjax.layers.attention.reference`.
     """
-    options = dict(causal=causal, window=window, scale=scale)
+    options = dict(causal=causal, window=window, scale=scale, mask=mask)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return kernel.run(q, k, v, segment_ids=segment_ids, positions=positions, **options)
@@ -72,8 +72,8 @@ def run(kernel, q, k, v, *, segment_ids, positions, causal, window, scale):
             )
         q, k, v, segment_ids = _pad_length(q, k, v, segment_ids, 2 * shards if balanced else shards, causal)
         order = _order(q.shape[1], shards, balanced)
-        if hasattr(kernel, "make_kernel") and (causal or window is not None):
-            extra = kernel.make_kernel(order, q.shape[2] // head_shards, k.shape[1], causal, window)
+        if hasattr(kernel, "make_kernel") and (causal or window is not None or mask is not None):
+            extra = kernel.make_kernel(order, q.shape[2] // head_shards, k.shape[1], causal, window, mask)
             extra_specs = extra.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, length)))
         attend = lambda extra, *arrays: _by_queries(kernel, extra, order, length, balanced, *arrays, options)
     rows = PartitionSpec(batch or None, length or None)

@@ -39,7 +39,7 @@ class Ordered(NamedTuple):
 
 
 def attention_mask(
-    t: int, s: int, *, segment_ids, positions, causal: bool, window: int | None, branches=None
+    t: int, s: int, *, segment_ids, positions, causal: bool, window: int | None, branches=None, mask=None
 ) -> jax.Array | None:
     """Which keys each query may attend: bool [B or 1, T, S], or None for all. `branches`: a pair as the others."""
     allowed = []
@@ -48,7 +48,7 @@ def attention_mask(
     if branches is not None:
         query, key = branches[0][:, :, None], branches[1][:, None, :]
         allowed.append((key == 0) | (key == query))
-    if causal or window is not None:
+    if causal or window is not None or mask is not None:
         if positions is None:
             query, key = lax.iota(jnp.int32, t)[None, :, None], lax.iota(jnp.int32, s)[None, None, :]
         else:
@@ -59,21 +59,24 @@ def attention_mask(
             allowed.append(query - key < window)
             if not causal:
                 allowed.append(key - query < window)
+        if mask is not None:
+            allowed.append(mask.allowed(query, key))
     return functools.reduce(jnp.logical_and, allowed) if allowed else None
 
 
 def reference(
-    q, k, v, *, segment_ids, positions, causal, window, scale, dropout_rate=0.0, dropout_key=None, branches=None
-):
+    q, k, v, *, segment_ids, positions, causal, window, scale, dropout_rate=0.0, dropout_key=None, branches=None,
+    mask=None,
+):  # fmt: skip
     """The definition, with the whole [B, K, G, T, S] array of logits. Arguments as `attention`, pairs resolved."""
     b, t, h, d = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(b, t, kv_heads, h // kv_heads, d)
     logits = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
     masks = dict(segment_ids=segment_ids, branches=branches, positions=positions, causal=causal, window=window)
-    mask = attention_mask(t, k.shape[1], **masks)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, MASKED)
+    allowed = attention_mask(t, k.shape[1], mask=mask, **masks)
+    if allowed is not None:
+        logits = jnp.where(allowed[:, None, None], logits, MASKED)
     probabilities = jax.nn.softmax(logits, axis=-1)
     if dropout_rate > 0.0:
         keep = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, probabilities.shape)

@@ -35,7 +35,7 @@ RESIDUALS = "attention_residuals"
 INTERPRET = False
 
 
-def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -> str | None:
+def unsupported(q, k, *, segment_ids, positions, causal, window, mask, dropout_rate) -> str | None:
     """Why this backend cannot do what is asked, or None."""
     if target_platform() != "tpu" and not INTERPRET:
         return f"is a kernel for TPUs, and the program is for {target_platform()!r}"
@@ -46,19 +46,20 @@ def unsupported(q, k, *, segment_ids, positions, causal, window, dropout_rate) -
     return None
 
 
-def run(q, k, v, *, segment_ids, positions, causal, window, scale):
+def run(q, k, v, *, segment_ids, positions, causal, window, scale, mask=None):
     """Arguments as `fmjax.layers.attention.reference`, without positions; on one device."""
-    kernel = make_kernel(np.arange(q.shape[1])[None], q.shape[2], k.shape[1], causal, window)
+    kernel = make_kernel(np.arange(q.shape[1])[None], q.shape[2], k.shape[1], causal, window, mask)
     return apply(kernel, q, k, v, segment_ids, scale)
 
 
-def make_kernel(order: np.ndarray, heads: int, keys: int, causal: bool, window: int | None):
+def make_kernel(order: np.ndarray, heads: int, keys: int, causal: bool, window: int | None, rule=None):
     """The kernel for queries that are spread over devices; the keys are whole on each.
 
     Args:
       order: int [shards, T], the index in the row of each query that a shard holds.
       heads: of the queries, on one device.
       keys: their number S.
+      rule: the `mask` of `attention`.
 
     Returns: a `Kernel` to `apply`, whose arrays `manual_sharding_spec` splits over the shards.
     """
@@ -80,11 +81,12 @@ def make_kernel(order: np.ndarray, heads: int, keys: int, causal: bool, window: 
     )  # fmt: skip
     shape = (order.size, keys)
     mask = splash.FullMask(shape) if not causal and window is None else Band(order.reshape(-1), keys, causal, window)
+    mask = mask if rule is None else Ruled(mask, order.reshape(-1), rule)
     attend = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=shards,
         interpret=INTERPRET, residual_checkpoint_name=RESIDUALS,
     )  # fmt: skip
-    pairs = [tile_pairs(order, keys, causal, window, block_q, size) for size in (block_kv, backward)]
+    pairs = [tile_pairs(order, keys, causal, window, block_q, size, rule) for size in (block_kv, backward)]
     return Kernel(attend, (pairs[0], pairs[1], fused))
 
 
@@ -101,7 +103,7 @@ class Kernel:
         return Kernel(self.attend.manual_sharding_spec(sharding), self.tiles)
 
 
-def tile_pairs(order, keys: int, causal: bool, window: int | None, block_q: int, block_kv: int) -> int:
+def tile_pairs(order, keys: int, causal: bool, window: int | None, block_q: int, block_kv: int, rule=None) -> int:
     """Pairs in tiles of which the mask allows any, for the queries of one shard of `order`."""
     blocks = order.reshape(-1, block_q)
     low, high = blocks.min(axis=1)[:, None], blocks.max(axis=1)[:, None]
@@ -113,6 +115,9 @@ def tile_pairs(order, keys: int, causal: bool, window: int | None, block_q: int,
         allowed &= first + block_kv - 1 > low - window
         if not causal:
             allowed &= first < high + window
+    if rule is not None:
+        tiles = rule.allowed(order.reshape(-1)[:, None], np.arange(keys)[None])
+        allowed &= tiles.reshape(len(blocks), block_q, -1, block_kv).any(axis=(1, 3))
     return int(allowed.sum()) * block_q * block_kv // len(order)
 
 
@@ -180,3 +185,31 @@ class Band(splash.Mask):
     @property
     def _key(self):
         return len(self._columns), self._bounds, self.q_sequence.tobytes()
+
+
+class Ruled(splash.Mask):
+    """Another mask, and a rule of the indices in the row: the kernel reads it block by block.
+
+    Without `q_sequence` and `mask_function`: a rule may need what the kernel's processor does not do with integers.
+    """
+
+    def __init__(self, mask: splash.Mask, q_sequence: np.ndarray, rule):
+        self._mask, self._rows, self._rule = mask, q_sequence, rule
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._mask.shape
+
+    def __getitem__(self, index) -> np.ndarray:
+        rows, columns = self._rows[index[0]], np.arange(self.shape[1], dtype=np.int32)[index[1]]
+        return self._mask[index] & self._rule.allowed(rows[:, None], columns[None, :])
+
+    def __eq__(self, other):
+        return isinstance(other, Ruled) and self._key == other._key
+
+    def __hash__(self):
+        return hash(self._key)
+
+    @property
+    def _key(self):
+        return self._mask, self._rows.tobytes(), self._rule

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.layers.attention import attention
+from fmjax.layers.attention.image_masks import ImageMask
 
 
 def normal(drawn: np.random.Generator, shape) -> jax.Array:
@@ -25,6 +26,7 @@ class Case:
     packed: bool = False
     keys: int | None = None
     rows: int = 2
+    mask: ImageMask | None = None
 
     def arrays(self):
         s, drawn = self.keys or self.length, np.random.default_rng(0)
@@ -45,7 +47,8 @@ class Case:
         return ids(self.length) if self.keys is None else (ids(self.length), ids(self.keys))
 
     def run(self, backend, q, k, v, ids):
-        return attention(q, k, v, segment_ids=ids, causal=self.causal, window=self.window, backend=backend)
+        masks = dict(segment_ids=ids, causal=self.causal, window=self.window, mask=self.mask)
+        return attention(q, k, v, **masks, backend=backend)
 
     def outputs_and_gradients(self, backend, q, k, v, ids, dtype=None):
         """(output, gradients to q, k and v of a weighted sum of it)."""
@@ -74,6 +77,9 @@ CASES = {
     "banded_packed": Case(length=37, window=6, causal=False, packed=True, kv_heads=2),
     "cross": Case(causal=False, keys=19, kv_heads=2),
     "cross_packed": Case(length=37, causal=False, keys=51, packed=True),
+    "image_row": Case(length=30, kv_heads=2, mask=ImageMask("row", 5, 5)),
+    "image_column": Case(length=29, packed=True, mask=ImageMask("column", 7, 5)),
+    "image_convolution": Case(length=40, mask=ImageMask("convolution", 4, 6, 3)),
 }
 
 

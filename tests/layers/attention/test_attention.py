@@ -17,6 +17,18 @@ from fmjax.layers.attention import splash as attention_splash
 from fmjax.layers.attention.reference import Ordered
 
 
+def in_image(mask, t, s):
+    """Figure 11 of Ramesh et al. 2021, for s <= t."""
+    if t < mask.begin or s < mask.begin:
+        return True
+    t, s, reach = t - mask.begin, s - mask.begin, mask.kernel // 2
+    if mask.kind == "row":
+        return t - s in range(mask.side + 1)
+    if mask.kind == "column":
+        return t % mask.side == s % mask.side
+    return any(s == t - up * mask.side + along for up in range(reach + 1) for along in range(-reach, reach + 1))
+
+
 def by_hand(case, q, k, v, ids):
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     query_ids, key_ids = (None, None) if ids is None else ids if isinstance(ids, tuple) else (ids, ids)
@@ -30,6 +42,7 @@ def by_hand(case, q, k, v, ids):
                     if (not case.causal or s <= t)
                     and (case.window is None or abs(t - s) < case.window)
                     and (ids is None or query_ids[b, t] == key_ids[b, s])
+                    and (case.mask is None or in_image(case.mask, t, s))
                 ]
                 head = h // (q.shape[2] // k.shape[2])
                 logits = k[b, allowed, head] @ q[b, t, h] / np.sqrt(q.shape[3])

@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 from fmjax.layers.attention import blocks as attention_blocks
 from fmjax.layers.attention import mesh as attention_mesh
 from fmjax.layers.attention import splash as attention_splash
+from fmjax.layers.attention.image_masks import ImageMask
 from fmjax.parallel.mesh import AXES, DEFAULT_RULES
 
 
@@ -42,6 +43,8 @@ LONG = {
     "cross": Case(length=24, keys=40, kv_heads=2, causal=False, packed=True),
     "by_heads": Case(length=40, heads=16, kv_heads=8, packed=True),
     "by_heads_banded": Case(length=40, heads=8, kv_heads=8, window=9, causal=False),
+    "image": Case(length=40, kv_heads=1, mask=ImageMask("convolution", 4, 6, 3)),
+    "image_by_heads": Case(length=40, heads=8, kv_heads=8, mask=ImageMask("column", 4, 6)),
     "by_heads_cross": Case(length=24, keys=40, heads=8, kv_heads=8, causal=False),
 }
 
@@ -53,7 +56,7 @@ def test_a_split_length_is_a_whole_one(name):
     assert_same(found, on_one(case), 2e-5)
 
 
-@pytest.mark.parametrize("name", ["packed_grouped", "window", "cross"])
+@pytest.mark.parametrize("name", ["packed_grouped", "window", "cross", "image"])
 def test_splash_on_a_split_length(name):
     case = LONG[name]
     found = on_mesh(lambda: case.outputs_and_gradients("splash", *case.arrays()), sequence=8)
@@ -113,7 +116,7 @@ def test_blocks_are_the_reference(name):
     def attend(q, k, v, **_):
         out = attention_blocks.attend(
             q[:, order], k, v, jax.numpy.asarray(order), segment_ids=ids_there, causal=case.causal, window=case.window,
-            scale=case.head_dim**-0.5,
+            mask=case.mask, scale=case.head_dim**-0.5,
         )  # fmt: skip
         return out[:, np.argsort(order)]
 
@@ -151,6 +154,8 @@ UNEVEN = {
     "by_heads": Case(length=37),
     "by_heads_packed": Case(length=37, packed=True),
     "by_heads_bidirectional": Case(length=37, causal=False),
+    "image": Case(length=40, kv_heads=1, mask=ImageMask("convolution", 4, 6, 3)),
+    "image_by_heads": Case(length=40, heads=8, kv_heads=8, mask=ImageMask("column", 4, 6)),
     "by_heads_cross": Case(length=37, keys=51, causal=False, packed=True),
     "by_queries": Case(length=37, kv_heads=2),
     "by_queries_packed": Case(length=37, kv_heads=2, packed=True),
