@@ -73,3 +73,11 @@ def perplexity(counts: jax.Array) -> jax.Array:
     """exp of the entropy of codes used so often [K]: as many codes, equally used, would say as much; 1 for none."""
     shares = counts / jnp.maximum(counts.sum(), 1e-20)
     return jnp.exp(-jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1.0)), 0.0).sum())
+
+
+def reduced(sums) -> dict:
+    """The means of (sum, weight) pairs by name; of "usage", how often each code was taken [K], the perplexity and the
+    share of codes that were taken at all."""
+    means = {name: total / jnp.maximum(weight, 1e-20) for name, (total, weight) in sums.items() if name != "usage"}
+    counts = jnp.asarray(sums["usage"][0])
+    return means | {"perplexity": perplexity(counts), "codes_used": (counts > 0).mean()}

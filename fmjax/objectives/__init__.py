@@ -12,6 +12,7 @@ OBJECTIVES = Registry(
         "consistency": "fmjax.objectives.consistency:ConsistencyModel",
         "contrastive": "fmjax.objectives.contrastive:Contrastive",
         "diffusion": "fmjax.objectives.diffusion:Diffusion",
+        "discrete_vae": "fmjax.objectives.discrete_vae:DiscreteVAE",
         "distillation": "fmjax.objectives.distillation:Distillation",
         "flow_matching": "fmjax.objectives.diffusion:FlowMatching",
         "mae": "fmjax.objectives.mae:MaskedAutoencoder",

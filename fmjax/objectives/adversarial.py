@@ -5,19 +5,18 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.errors import FlaxError
 
 from fmjax.errors import ConfigError
-from fmjax.layers.checks import check_positive
+from fmjax.objectives.reconstructing import Reconstructing
 
 MOST = 1e4
 """What the critic's share is at most."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoencoding:
-    """Base of the objectives of autoencoders; `reconstruct(model, arrays)` is the objective's own.
+class Autoencoding(Reconstructing):
+    """Base of the objectives of autoencoders that such terms may train.
 
     **Perceptual**: the squared distance of features, of length 1 in each place, of an image and what is made of it
     (Zhang et al. 2018, https://arxiv.org/abs/1801.03924, without learned weights).
@@ -39,7 +38,6 @@ class Autoencoding:
       alternate: from then on every second step is the critic's, and the other ones the autoencoder's; or else each step
         moves both.
       last_kernel: the decoder's last, a parameter's name.
-      num_samples: held-out images that are written beside their reconstructions.
     """
 
     perceptual: str = ""
@@ -50,17 +48,12 @@ class Autoencoding:
     adaptive: bool = True
     alternate: bool = False
     last_kernel: str = "autoencoder/decoder/head/kernel"
-    num_samples: int = 32
 
     def __post_init__(self):
-        check_positive(num_samples=self.num_samples)
+        super().__post_init__()
         for name in ("perceptual_weight", "adversarial_weight", "adversarial_start"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"objective.{name} = {getattr(self, name)} must be at least 0")
-
-    def inputs(self, batch) -> dict:
-        """What the module is called with."""
-        return {"images": batch["images"]}
 
     def models(self) -> dict[str, str]:
         """See `fmjax.objectives.base`."""
@@ -179,20 +172,6 @@ class Autoencoding:
             return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) + 1e-10)
 
         return ((features(made) - features(images)) ** 2).sum(-1).mean((1, 2))
-
-    def can_sample(self, module, data) -> bool:
-        """Whether the data have images to show."""
-        return self.makes in data.codecs and bool(data.evaluation)
-
-    def num_shown(self) -> int:
-        """Of the rows that `sample` takes."""
-        return self.num_samples
-
-    def sample(self, model, key, rows) -> list[np.ndarray]:
-        """Each image of `rows` followed by its reconstruction."""
-        made = self.reconstruct(model, rows)
-        pairs = [image for pair in zip(rows["images"], np.asarray(made)) for image in pair]
-        return [model.codec.decode({model.codec.array: image}) for image in pairs]
 
 
 def _at(tree, name: str):

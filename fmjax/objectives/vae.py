@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,6 @@ class VAE(Autoencoding):
       scale_decay: of that average.
       beta: weight of the latents' nats (Higgins et al. 2017).
     """
-
-    makes: ClassVar[str] = "image"
-    generator: ClassVar[str] = "reconstruction"
-    ROWS_APART: ClassVar[bool] = True
 
     likelihood: Literal["normal", "laplace"] = "normal"
     scale: float | None = None

@@ -3,7 +3,7 @@ critic, VQGAN (Esser et al. 2021)."""
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -33,10 +33,6 @@ class VQAutoencoder(Autoencoding):
       restart_below: a code that is nearest to fewer vectors of a batch, by the average, is restarted.
       error: of a number of the reconstruction: "squared", or "absolute" as VQGAN has it.
     """
-
-    makes: ClassVar[str] = "image"
-    generator: ClassVar[str] = "reconstruction"
-    ROWS_APART: ClassVar[bool] = True
 
     num_codes: int = 512
     commitment: float = 0.25
@@ -122,9 +118,7 @@ class VQAutoencoder(Autoencoding):
 
     def reduce(self, sums) -> dict:
         """The means, and of the codebook's use the perplexity and the share of codes that were nearest at all."""
-        means = {name: total / jnp.maximum(weight, 1e-20) for name, (total, weight) in sums.items() if name != "usage"}
-        counts = jnp.asarray(sums["usage"][0])
-        return means | {"perplexity": quantizers.perplexity(counts), "codes_used": (counts > 0).mean()}
+        return quantizers.reduced(sums)
 
     def reconstruct(self, model, arrays) -> jax.Array:
         """float32 [B, H, W, C]: what the codes of `arrays["images"]` are decoded to."""
