@@ -11,6 +11,7 @@ from fmjax import config as configs
 from fmjax import convert, evaluate, generate, plan, search, train
 from fmjax.commands import lm_eval, values
 from fmjax.inference.denoising import Denoising
+from fmjax.inference.drawn_codes import DrawnCodes
 from fmjax.inference.unmasked_images import UnmaskedImages
 from fmjax.inference.unmasking import Filling
 from tests.interop.folders import stand_for_hub_ids
@@ -38,7 +39,8 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
         assert config["train"]["steps"] > 0
     elif module == "generate" and "--output" in arguments and ".png" in arguments:
-        kind = UnmaskedImages if "maskgit" in arguments else Denoising
+        kinds = {"maskgit": UnmaskedImages, "dalle1": DrawnCodes}
+        kind = next((kind for name, kind in kinds.items() if name in arguments), Denoising)
         assert values.parse(argv, kind)[0].output.endswith(".png")
     elif module == "generate" and "mdlm" in arguments:
         assert values.parse(argv, Filling)[0].output.endswith(".txt")

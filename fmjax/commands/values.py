@@ -1,6 +1,7 @@
 """`fmjax.generate` for models that do more than continue texts: flags from the generator's options, values to a file.
 
 --output=FILE.png [--prompt=PROMPT ...] [--image=FILE ...] [--OPTION=VALUE ...]
+--rerank=RUN --keep=N                       of the images of each prompt, those that a model of pairs finds nearest
 --image=FILE                                texts, of a model that writes captions: printed, or to --output=FILE.txt
 """
 
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmjax.commands import cli, launch, media
+from fmjax.commands import cli, launch, media, rerank
 from fmjax.commands.config_meanings import meanings
 from fmjax.config_fields import field_types
 from fmjax.config_values import FlagText, coerce
@@ -47,6 +48,7 @@ def parse(argv: list[str], generator: type):
     add("--prompt", action="append", default=None, help=about)
     add("--output", help="file to write, several values go into it together; texts (.txt) are printed without one")
     media.add_flags(parser)
+    rerank.add_flags(parser)
     told = meanings(generator.Options)
     for name, (_, default) in field_types(generator.Options).items():
         add(f"--{name}", type=FlagText, help=f"{told.get(name, '')} (default: {default})")
@@ -55,6 +57,7 @@ def parse(argv: list[str], generator: type):
     fields = field_types(generator.Options)
     options = {name: coerce(getattr(flags, name), fields[name][0], f"--{name}") for name in fields if name in flags}
     generator.Options(**options)  # refuses what is out of range before anything slow
+    rerank.check(flags, options)
     return flags, options
 
 
@@ -98,7 +101,7 @@ def _write(flags, options: dict, output: pathlib.Path | None, generator: type) -
 
     model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=sys.stderr.isatty())
     prompts = media.prompts(flags, model, flags.prompt or [], getattr(generator, "takes", ()))
-    values = model.generate(prompts or None, **options)
+    values = rerank.kept(flags, options, model.generate(prompts or None, **options))
     if jax.process_index() == 0 and output is None:
         print(*values, sep="\n")
     elif jax.process_index() == 0:
@@ -110,6 +113,7 @@ def _write(flags, options: dict, output: pathlib.Path | None, generator: type) -
                 codec.write_all(values, partial)
             if output.suffix == ".png":
                 described = {"model": model.source, "step": model.step, "prompt": flags.prompt or []}
+                described |= {name: getattr(flags, name, None) for name in ("rerank", "keep")}
                 write_metadata(partial, described | dataclasses.asdict(generator.Options(**options)))
         what = f"{model.objective.makes} of {' x '.join(map(str, codec.shape))}" if model.codec else "text"
         print(f"wrote {output} ({output.stat().st_size:,} bytes): {len(values)} x {what}")

@@ -13,6 +13,7 @@ GENERATORS = Registry(
         "autoregressive": "fmjax.inference.autoregressive:Autoregressive",
         "captions": "fmjax.inference.captioning:Captions",
         "denoising": "fmjax.inference.denoising:Denoising",
+        "drawn_codes": "fmjax.inference.drawn_codes:DrawnCodes",
         "pixels": "fmjax.inference.pixels:Pixels",
         "reconstruction": "fmjax.inference.reconstruction:Reconstruction",
         "unmasked_images": "fmjax.inference.unmasked_images:UnmaskedImages",

@@ -14,6 +14,7 @@ MODELS = Registry(
         "conv_encoder": "fmjax.models.conv_encoder:ConvEncoder",
         "coswin": "fmjax.models.swin:CoSwin",
         "criticised": "fmjax.models.vqgan:Criticised",
+        "dalle": "fmjax.models.dalle:Dalle",
         "discrete_vae": "fmjax.models.discrete_vae:DiscreteVAE",
         "dit": "fmjax.models.dit:DiT",
         "florence": "fmjax.models.florence:Florence",

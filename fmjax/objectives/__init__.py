@@ -6,6 +6,7 @@ OBJECTIVES = Registry(
     "objective",
     {
         "brivl": "fmjax.objectives.brivl:BriVL",
+        "captioned_codes": "fmjax.objectives.captioned_codes:CaptionedCodes",
         "causal_lm": "fmjax.objectives.causal_lm:CausalLM",
         "causal_pixels": "fmjax.objectives.causal_pixels:CausalPixels",
         "classification": "fmjax.objectives.classification:Classification",

@@ -15,20 +15,18 @@ from fmjax.layers.checks import check_positive, check_rate
 from fmjax.layers.modulation import NO_LABEL
 from fmjax.objectives.base import check_labels, per_row
 from fmjax.objectives.cross_entropy import check_chunk_size
-from fmjax.objectives.first_stage import check_first_stage, codes_of
+from fmjax.objectives.first_stage import FirstStaged, codes_of, num_codes_of
 from fmjax.objectives.masked_diffusion import hidden_sums
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedCodes:
+class MaskedCodes(FirstStaged):
     """Cross-entropy of the codes of an image that are hidden at a time t, given its class or caption.
 
     The module takes `codes` and the condition, such as `fmjax.models.maskgit.MaskGIT`. The codes are those of the first
     stage, which encodes the batch in the step and is not trained.
 
     Attributes:
-      first_stage: a run of objective `vq_autoencoder`, on images prepared as these. It is not saved with the run, and
-        making images needs it where it lies.
       process: how many are hidden at t; the paper's has {"name": "masked", "schedule": "cosine"}.
       weighting: "simple": the mean over the hidden ones (the paper's eq. 2); "elbo": the bound on the negative
         log-likelihood of the codes, nats a code.
@@ -41,11 +39,9 @@ class MaskedCodes:
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = ("chunk_size", "sample_prompts", "sample_copies")
     ROWS_APART: ClassVar[bool] = True
-    OPENED: ClassVar[tuple[str, ...]] = ("first_stage",)
     makes: ClassVar[str] = "image"
     generator: ClassVar[str] = "unmasked_images"
 
-    first_stage: str = ""
     process: Annotated[dict, PROCESSES] = "masked"
     weighting: Literal["elbo", "simple"] = "simple"
     stratified: bool = True
@@ -55,29 +51,11 @@ class MaskedCodes:
     chunk_size: int | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "process", check_of_tokens(self.process, "masked_codes"))
         check_chunk_size(self.chunk_size)
         check_positive(**{"objective.sample_copies": self.sample_copies})
         check_rate("objective.label_dropout", self.label_dropout)
-        if not self.first_stage:
-            raise ConfigError(
-                "objective.first_stage is empty: give the path of a run of objective vq_autoencoder, such as "
-                "runs/vqgan_shapes, which configs/vqgan_shapes.py makes"
-            )
-
-    def models(self) -> dict[str, str]:
-        """See `fmjax.objectives.base`."""
-        return {"first_stage": self.first_stage}
-
-    def check_models(self, module, models) -> None:
-        """Raises ConfigError for a first stage without a codebook, or with another number of codes than the module."""
-        found = check_first_stage(models["first_stage"], self.first_stage)
-        for name, number in zip(("num_codes", "num_places"), found):
-            if getattr(module, name, number) != number:
-                raise ConfigError(
-                    f"model.{name} = {getattr(module, name)}, but objective.first_stage = {self.first_stage!r} has "
-                    f"{found[0]} codes, {found[1]} an image; set model.{name} = {number}"
-                )
 
     def inputs(self, batch) -> dict:
         """What the module is initialised with; of codes one place, as their number is the first stage's."""
@@ -107,7 +85,7 @@ class MaskedCodes:
             told = {"codes": codes} | condition
             return apply_fn({"params": params}, **told, train=train, rngs=rngs, method="features")
 
-        mask_id = models["first_stage"].carry["counts"].shape[0]
+        mask_id = num_codes_of(models["first_stage"])
         return hidden_sums(self, features, targets, counted, batch, mask_id, train)
 
     def check(self, module, data) -> None:

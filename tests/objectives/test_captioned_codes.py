@@ -1,0 +1,158 @@
+"""Captions and codes in one row: the loss in numpy, what is refused, and a run of two stages that goes on where it was
+cut, draws pictures of captions and ranks them."""
+
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import fmjax
+from fmjax import config as configs
+from fmjax import generate
+from fmjax.commands import cli
+from fmjax.errors import ConfigError, InputError
+from fmjax.inference import pairs, reranking
+from fmjax.models.dalle import Dalle
+from fmjax.models.discrete_vae import DiscreteVAE
+from fmjax.models.vit import ViT
+from fmjax.objectives.base import OtherModel
+from fmjax.objectives.captioned_codes import CaptionedCodes
+from fmjax.training.loop import train
+
+ROWS, TEXT, PLACES = 3, 4, 9
+
+
+class Stage:
+    """A first stage whose codes are the pixels."""
+
+    num_codes, image_size, num_channels = 5, 3, 1
+    codes = images_of = None
+
+    def apply(self, variables, x, method):
+        return x.reshape(len(x), PLACES).astype(jnp.int32)
+
+
+def test_the_loss_is_an_eighth_of_a_token_and_seven_eighths_of_a_code():
+    rng = np.random.default_rng(0)
+    codes, tokens = rng.integers(0, 5, (ROWS, 3, 3, 1)), rng.integers(1, 7, (ROWS, TEXT)).astype(np.int32)
+    segments = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]], np.int32)
+    weights = np.array([1, 1, 0], np.float32)
+    batch = {"images": codes.astype(np.float32), "tokens": tokens, "segment_ids": segments, "loss_weights": weights}
+    text, image = rng.normal(size=(ROWS, TEXT, 7)), rng.normal(size=(ROWS, PLACES, 5))
+
+    def apply(variables, tokens, segment_ids, codes, train, rngs, method):
+        given = [jnp.asarray(x, jnp.float32) for x in (text, image)]
+        return tuple((x, {"kernel": jnp.eye(x.shape[-1])}) for x in given)
+
+    models = {"first_stage": OtherModel(Stage())}
+    sums = CaptionedCodes("a run")(apply, {}, batch, None, False, models=models)
+    nats = lambda logits, targets: (
+        -np.take_along_axis(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), targets[..., None], -1)[..., 0]
+    )
+    texts = nats(text, tokens)[(segments > 0) & (weights > 0)[:, None]]
+    images = nats(image, codes.reshape(ROWS, PLACES))[:2]
+    mean = lambda pair: pair[0] / pair[1]
+    np.testing.assert_allclose(mean(sums["text"]), texts.mean(), rtol=1e-5)
+    np.testing.assert_allclose(mean(sums["image"]), images.mean(), rtol=1e-5)
+    np.testing.assert_allclose(sum(map(mean, sums["loss"])), texts.mean() / 8 + 7 * images.mean() / 8, rtol=1e-5)
+    right = (image.argmax(-1) == codes.reshape(ROWS, PLACES))[:2].mean()
+    np.testing.assert_allclose(mean(sums["accuracy"]), right, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="first_stage is empty: .* configs/vqgan_shapes.py makes"):
+        CaptionedCodes()
+    with pytest.raises(ConfigError, match="objective.image_share = 1.5 must be from 0 to 1"):
+        CaptionedCodes("a run", image_share=1.5)
+    module = Dalle(num_layers=1, hidden_size=8, num_heads=2, num_codes=5, num_places=16, vocab_size=9, max_length=4,
+                   mask_kernel=3)  # fmt: skip
+    with pytest.raises(ConfigError, match="has 5 codes, 9 an image; set model.num_places = 9"):
+        CaptionedCodes("a run").check_models(module, {"first_stage": OtherModel(Stage())})
+    with pytest.raises(ConfigError, match="is DiscreteVAE without|is ViT without"):
+        CaptionedCodes("a run").check_models(module, {"first_stage": OtherModel(ViT())})
+    rows = lambda **row: types.SimpleNamespace(train=[row], tokenizer=None)
+    with pytest.raises(ConfigError, match="reads images with captions, and rows of these data have images"):
+        CaptionedCodes("a run").check(module, rows(images=1))
+    with pytest.raises(ConfigError, match="which DiscreteVAE is not; take model.name = 'dalle'"):
+        CaptionedCodes("a run").check(DiscreteVAE(), rows(images=1, tokens=1, segment_ids=1))
+
+
+def test_the_nearest_images_of_each_prompt_are_kept(monkeypatch):
+    vectors = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
+    scorer = types.SimpleNamespace(module=types.SimpleNamespace(encode_images=1, encode_texts=1))
+    monkeypatch.setattr(pairs, "lacks_vectors", lambda model: None)
+    embed = lambda model, texts=None, images=None: np.array([vectors[x] for x in texts] if texts else images)
+    monkeypatch.setattr(pairs, "embed", embed)
+    images = [[0.6, 0.8], [0.8, 0.6], [1.0, 0.0], [0.6, 0.8], [0.8, 0.6], [0.0, -1.0]]
+    assert reranking.best(scorer, ["a", "b"], images, 3, 2) == [2, 1, 3, 4]
+    with pytest.raises(InputError, match="keep = 4: of 3 images"):
+        reranking.best(scorer, ["a", "b"], images, 3, 4)
+    with pytest.raises(InputError, match="no vectors of images and texts to rank by"):
+        reranking.best(types.SimpleNamespace(module=ViT()), ["a"], images, 6, 1)
+
+
+TRAIN = {"batch_size": 8, "log_every": 1, "tensorboard": False}
+DATA = {"name": "digit_captions", "sequence_length": 40}
+FIRST_STAGE = {
+    "train": TRAIN | {"steps": 2},
+    "model": {"name": "discrete_vae", "widths": [8, 8], "num_blocks": 1, "num_codes": 12, "code_size": 4},
+    "objective": {"name": "discrete_vae"}, "data": DATA, "optimizer": {"name": "adamw", "learning_rate": 1e-2},
+}  # fmt: skip
+SMALL = {"num_layers": 1, "hidden_size": 16, "num_heads": 2}
+CLIP = FIRST_STAGE | {
+    "train": TRAIN | {"steps": 1},
+    "model": {"name": "clip", "projection_size": 8, "text": {"name": "text_tower", "max_length": 40, **SMALL},
+              "vision": {"name": "vit", "patch_size": 4, "num_classes": 0, **SMALL}},
+    "objective": {"name": "contrastive"},
+}  # fmt: skip
+
+
+def test_a_run_of_two_stages_resumes_and_draws_pictures_of_captions(tmp_path):
+    first, clip, workdir, cut = (tmp_path / name for name in ("first", "clip", "run", "cut"))
+    own = dict(cache_dir=tmp_path / "cache", progress=False)
+    train(configs.resolve(FIRST_STAGE), first, **own)
+    config = configs.resolve(FIRST_STAGE | {
+        "train": TRAIN | {"steps": 6, "checkpoint_every": 4, "ema_decay": 0.9, "accumulate_steps": 2},
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+        "model": {"name": "dalle", "num_layers": 3, "hidden_size": 16, "num_heads": 2, "num_codes": 12,
+                  "num_places": 16, "masks": ["row", "column"], "mask_kernel": 3, "dropout": 0.0},
+        "objective": {"name": "captioned_codes", "first_stage": str(first), "sample_prompts": ["the digit two"],
+                      "sample_copies": 2},
+    })  # fmt: skip
+    train(config, workdir, **own)
+    assert Image.open(workdir / "samples/6/all.png").size == (17, 8)
+    shutil.copytree(workdir, cut)
+    shutil.rmtree(cut / "checkpoints/6")
+    train(config, cut, **own)
+    model, again = fmjax.load(workdir), fmjax.load(cut)
+    jax.tree.map(np.testing.assert_array_equal, model.params, again.params)
+
+    options = dict(num_samples=3, top_k=6, seed=4)
+    images = model.generate(["the digit two"], **options)
+    assert images[0].shape == (8, 8, 1) and any((one != images[0]).any() for one in images[1:])
+    among = model.generate(["a handwritten one", "the digit two"], **options)
+    np.testing.assert_array_equal(among[3:], images)
+    split = fmjax.load(workdir, mesh={"data": 4, "tensor": 2}).generate(["the digit two"], **options)
+    assert np.mean([(a == b).mean() for a, b in zip(split, images)]) > 0.9  # up to draws that rounding decides
+    with pytest.raises(InputError, match=r"has \d+ tokens, more than what the model reads, .* = 40; shorten it"):
+        model.generate(["the digit " + "two " * 10])
+    with pytest.raises(InputError, match="is a caption, got 3"):
+        model.generate([3])
+    with pytest.raises(InputError, match="makes images of captions: give it some"):
+        model.generate()
+
+    train(configs.resolve(CLIP), clip, **own)
+    output = tmp_path / "best.png"
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    told = [f"--model={workdir}", f"--output={output}", "--prompt=the digit two", *flags]
+    assert cli.run(generate.main, [*told, f"--rerank={clip}"]) == 0
+    scorer = fmjax.load(clip)
+    cosines = scorer.embed(texts=["the digit two"]) @ scorer.embed(images=images).T
+    np.testing.assert_array_equal(np.asarray(Image.open(output)), images[cosines.argmax()][..., 0])
+    assert Image.open(output).text["rerank"] == str(clip)
+    assert cli.run(generate.main, [*told, "--keep=2"]) == 2
+    assert cli.run(generate.main, [*told, f"--rerank={clip}", "--keep=4"]) == 2
