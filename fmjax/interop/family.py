@@ -153,7 +153,7 @@ def table_of(family: Family, module, path: str = "", prefix: str = "") -> list[W
 
 MODULES = (
     "gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit", "resnet", "clip", "siglip", "mae", "image_gpt",
-    "swin", "timm_vit", "internimage", "unet", "autoencoder_kl",
+    "swin", "timm_vit", "internimage", "unet", "autoencoder_kl", "prior_transformer",
 )  # fmt: skip
 """Files of this folder with families; other packages name theirs as entry points of the group `fmjax.families`."""
 

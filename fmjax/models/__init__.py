@@ -28,6 +28,7 @@ MODELS = Registry(
         "magneto_encoder": "fmjax.models.magneto:MagnetoEncoder",
         "maskgit": "fmjax.models.maskgit:MaskGIT",
         "naflex_vit": "fmjax.models.naflex:NaFlexViT",
+        "prior_transformer": "fmjax.models.prior_transformer:PriorTransformer",
         "qwen3": "fmjax.models.qwen:Qwen3",
         "resnet": "fmjax.models.resnet:ResNet",
         "roberta": "fmjax.models.bert:Roberta",
