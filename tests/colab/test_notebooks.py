@@ -12,6 +12,7 @@ FOLDER = pathlib.Path(__file__).parents[2] / "colab"
 SHOWN = {
     "quickstart": ("bits_per_byte", "image/png"),
     "plugins": ("image/png", "perplexity", "kl", "eval/reward"),
+    "diffusion": ("image/png", "fd_pixels_train", "closer", "dpmpp_2m", "ema_decay"),
     "images": ("image/png", "images_zero_shot:shapes", "acc_drop", ".png"),
 }
 """What the outputs of each notebook must have among them."""
