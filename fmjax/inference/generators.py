@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
+from fmjax.errors import InputError
 from fmjax.inference.checks import check_options
 from fmjax.registry import Registry
 
@@ -60,6 +61,20 @@ def kind_of(model) -> type:
 def lacks(model) -> str | None:
     """What a model lacks to make values by the generator of its objective."""
     return kind_of(model).lacks(model)
+
+
+def makes_images(model) -> bool:
+    """Whether the model makes images, and not of an image alone, as an autoencoder does."""
+    if getattr(model.objective, "makes", None) != "image" or lacks(model) is not None:
+        return False
+    kind = kind_of(model)
+    if "image" not in getattr(kind, "takes", ()):
+        return True
+    try:
+        kind(model).default_prompts()
+    except InputError:
+        return False
+    return True
 
 
 def generate(model, prompts: Sequence[Any] | None = None, **options) -> list:

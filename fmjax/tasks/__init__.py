@@ -86,6 +86,13 @@ TASKS = Registry(
         "images_finetune": "fmjax.tasks.image_classification:ImageFolderFineTune",
         "digits_pixels": "fmjax.tasks.pixels:DigitsPixels",
         "mnist_pixels": "fmjax.tasks.pixels:MNISTPixels",
+        # Images that the model makes.
+        "made_accuracy": "fmjax.tasks.made.classified:MadeAccuracy",
+        "made_training": "fmjax.tasks.made.classified:MadeTraining",
+        "made_captions": "fmjax.tasks.made.captions:MadeCaptions",
+        "made_distance": "fmjax.tasks.made.distances:MadeDistance",
+        "made_coverage": "fmjax.tasks.made.distances:MadeCoverage",
+        "made_nearest": "fmjax.tasks.made.distances:MadeNearest",
         # In-context learning.
         "icl_mapping": "fmjax.tasks.in_context:Mapping",
         "icl_linear": "fmjax.tasks.in_context:Linear",

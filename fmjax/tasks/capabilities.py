@@ -6,7 +6,7 @@ from typing import Any
 
 from fmjax.data.codecs.media import Media
 from fmjax.errors import DataError, InputError
-from fmjax.inference import kinds
+from fmjax.inference import generators, kinds
 from fmjax.inference.scored_text import continuation_segments
 from fmjax.registry import import_object
 from fmjax.tasks import environments, functions
@@ -16,8 +16,10 @@ from fmjax.tasks.protocol import Apply, Generate, Request, Rolling, Rollout, Sco
 def capabilities(model) -> set[str]:
     """What the model can be asked for: kinds of requests in small letters, names of functions, and what it can be
     adapted to: texts ("adapt"), or values of a modality that it has vectors of ("adapt:MODALITY"). One that has both
-    in one space has "two_towers"."""
+    in one space has "two_towers", one that makes images of no image "make_images"."""
     found = set(functions.available(model))
+    if generators.makes_images(model):
+        found.add("make_images")
     if "complete" not in found:  # it makes values that are no continuations, as which `Generate` is answered
         found.discard("generate")
     if found & {"score", "act"}:  # a language model acts by the likelihood of each action's name
@@ -31,7 +33,11 @@ def capabilities(model) -> set[str]:
     return found
 
 
-WORDS = {"adapt": "vectors of texts", "two_towers": "images and texts in one space (as CLIP)"}
+WORDS = {
+    "adapt": "vectors of texts",
+    "two_towers": "images and texts in one space (as CLIP)",
+    "make_images": "images that are made of a class, a caption or nothing",
+}
 
 
 def in_words(names: Iterable[str]) -> str:

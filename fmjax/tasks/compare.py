@@ -55,8 +55,8 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=
       task_path: Python files with the tasks that are not fmjax's own.
       seed: of the resampling.
 
-    Raises: InputError for folders without results or without a task in common, or where a task's version or all of its
-      documents differ. What else differs, `notes` says.
+    Raises: InputError for folders without results or without a task in common, or where a task's version, its card or
+      all of its documents differ. What else differs, `notes` says.
     """
     reports = [read_report(folder) for folder in (first, second)]
     shared = [name for name in reports[0]["results"] if name in reports[1]["results"]]
@@ -71,6 +71,7 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=
                 f"task {name}: version {versions[0]} in {str(first)!r} and {versions[1]} in {str(second)!r} do not "
                 "compare; evaluate one of them again"
             )
+        _check_cards(name, [report.get("details", {}).get(name, {}).get("card") for report in reports])
         task = get_task(reports[0]["tasks"][name], task_path)
         if task.version != versions[0]:
             raise InputError(
@@ -80,6 +81,15 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path, *, task_path=
         samples = [read_samples(folder, name) for folder in (first, second)]
         found += _compare_task(name, task, samples, seed)
     return found
+
+
+def _check_cards(name: str, cards: list[Mapping[str, Any] | None]) -> None:
+    """Raises InputError where two scores of one name were measured by protocols that differ (`Task.details`)."""
+    if unlike := _differences(*(card or {} for card in cards)):
+        raise InputError(
+            f"task {name}: the cards of the two evaluations are unlike, so their scores do not compare: "
+            f"{'; '.join(unlike)}. Evaluate one of them again as the other was"
+        )
 
 
 def notes(first: str | pathlib.Path, second: str | pathlib.Path) -> list[str]:

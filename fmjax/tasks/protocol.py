@@ -136,6 +136,7 @@ class TaskContext:
       data_dir: folder with the tasks' files (`--data_dir`), or None.
       open_data: gives the `OpenData` of the model's own run.
       run_source: where the run's config says that its data are (`data.source`); "" where it says nothing.
+      run_data: the section `data` of the run's config; empty where there is none.
       seed: of everything random that a task does, such as training a probe.
       read: what was found so far, files by "folder/name" and TFDS splits by "tfds:NAME:SPLIT", each with the digest of
         its contents: what the same name may stand for elsewhere is not the same data. `results.json` states it.
@@ -145,6 +146,7 @@ class TaskContext:
     open_data: Any = None
     seed: int = 0
     run_source: str = ""
+    run_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     read: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict, compare=False)
 
     def find(self, folder: str, *names: str) -> pathlib.Path | None:
@@ -284,6 +286,10 @@ class Task:
         """What a document asks of the model."""
         raise NotImplementedError
 
+    def gather(self, model, documents: Sequence[Any], answers: Sequence[list]) -> None:
+        """Looks at all documents with the answers of each, before any one's statistics: of a task whose statistics of
+        one document depend on the others. `model` is the one that answered."""
+
     def statistics(self, document: Any, answers: list) -> dict[str, float]:
         """Summable numbers from the answers to the document's requests, in their order."""
         raise NotImplementedError
@@ -329,7 +335,9 @@ class Task:
         return document
 
     def details(self) -> dict[str, Any]:
-        """What the metrics' names leave open and `results.json` states (JSON-able), such as a library's signature."""
+        """What the metrics' names leave open and `results.json` states (JSON-able), such as a library's signature.
+
+        "card", a dict, is the protocol of a score: evaluations whose cards differ are not compared."""
         return {}
 
     def headline(self, metrics: Mapping[str, float]) -> str:

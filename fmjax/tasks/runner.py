@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +114,9 @@ def run_tasks(
         raise InputError(f"data_dir {str(data_dir)!r} is not a folder; give the one with the tasks' files")
     given = find_tasks(tasks, task_path)
     opened = functools.cache(lambda: data or _open_data(model))
-    context = TaskContext(pathlib.Path(data_dir) if data_dir else None, opened, seed, source_of(model.config))
+    data_dir = pathlib.Path(data_dir) if data_dir else None
+    run_data = model.config.get("data") or {}
+    context = TaskContext(data_dir, opened, seed, source_of(model.config), run_data)
     prepared = prepare_all(list(given.values()), context, limit, num_shots)
     prepared = [dataclasses.replace(one, given=name) for name, one in zip(given, prepared)]
     check_capabilities(model, prepared)
@@ -166,10 +169,12 @@ def _run(
         answers = answer(flat, model, label, seed=context.seed, store=store, work=work)
     if inspect is not None:
         inspect.look(task, model, one.requests, answers)
-    samples, predictions, at = [], [], 0
-    for index, (document, group) in enumerate(zip(one.documents, one.requests)):
-        mine = answers[at : at + len(group)]
-        at += len(group)
+    rest = iter(answers)
+    owned = [list(itertools.islice(rest, len(group))) for group in one.requests]
+    with naming(task):
+        task.gather(model, one.documents, owned)
+    samples, predictions = [], []
+    for index, (document, group, mine) in enumerate(zip(one.documents, one.requests, owned)):
         with naming(task, f"document {index}: "):
             measured = task.statistics(document, mine)
             predictions.append(task.prediction(document, mine))

@@ -18,6 +18,7 @@ from fmjax.models.gpt import GPT
 NOT_COMPUTING = {
     "__init__.py objectives/__init__.py tasks/__init__.py config.py registry.py": "names, and what they stand for",
     "errors.py gguf_file.py hub.py small_files.py code_digest.py": "messages, files and names of code",
+    "config_fields.py config_values.py": "options of generators out of texts, which answers are kept under",
     "parallel/mesh.py parallel/sharding.py": "where arrays lie, not what they are",
     "parallel/__init__.py parallel/hosts.py parallel/watch.py": "who else computes, and how far they are",
     "interop/exporter.py checkpoint_files.py": "a model written to a folder",
