@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 
@@ -121,8 +123,44 @@ def ends(hosts):
     return [host.returncode for host in hosts], printed
 
 
-def test_processes_that_all_come_leave_together():
-    codes, printed = ends(start("works", "works", "works"))
+SCENES = {
+    "one does not start": (("works", "works", None), dict(wait=5)),
+    "the first does not start": ((None, "works"), dict(wait=2)),
+    "all come": (("works", "works", "works"), {}),
+    "none moves": (("stalls", "stalls", "stalls"), {}),
+    "others do something else": (("trains", "trains", "evaluates"), {}),
+    "one is missing at a barrier": (("goes to a barrier", "stalls", "goes to a barrier"), {}),
+    "one fails": (("works", "fails", "waits"), {}),
+    "two disagree": (("works", "works"), dict(same=['{"a": {"b": 1, "c": 2}}', '{"a": {"b": 1, "c": 3}}'])),
+    "the watch of 0 breaks": (("watches no longer", "waits", "waits"), {}),
+    "the watch of 1 breaks": (("waits", "watches no longer", "waits"), {}),
+    "0 goes elsewhere": (("goes elsewhere", "waits", "waits"), {}),
+    "2 goes elsewhere": (("waits", "waits", "goes elsewhere"), {}),
+}
+"""(What each process does, options of `start`)."""
+
+
+class Played(NamedTuple):
+    codes: list[int]
+    printed: list[str]
+    seconds: float
+
+
+def play(does, options, apart) -> Played:
+    begin = time.monotonic()
+    return Played(*ends(start(*does, **options, apart=apart)), time.monotonic() - begin)
+
+
+@pytest.fixture(scope="module")
+def played():
+    """What became of a scene. They wait for most of their time, so several are played beside each other."""
+    with ThreadPoolExecutor(3) as pool:
+        found = {name: pool.submit(play, *SCENES[name], apart) for apart, name in enumerate(SCENES, start=2)}
+        yield lambda name: found[name].result()
+
+
+def test_processes_that_all_come_leave_together(played):
+    codes, printed, _ = played("all come")
     assert codes == [0, 0, 0]
     assert printed == [f"joined {HOST} {HOST} {HOST}\nleft\n"] * 3
 
@@ -158,10 +196,9 @@ def test_the_one_that_is_missing_is_named_by_all_others_which_end(does, message)
     assert time.monotonic() - begin < 20
 
 
-def test_processes_of_which_none_moves_are_ended_and_show_where_they_are():
-    begin = time.monotonic()
-    codes, printed = ends(start("stalls", "stalls", "stalls"))
-    assert codes == [1, 1, 1] and 3 < time.monotonic() - begin < 30
+def test_processes_of_which_none_moves_are_ended_and_show_where_they_are(played):
+    codes, printed, seconds = played("none moves")
+    assert codes == [1, 1, 1] and 3 < seconds < 30
     for number, host in enumerate(printed):
         joined, first, *stack, said = host.splitlines()
         assert joined.startswith("joined") and first.startswith("Main thread")
@@ -201,32 +238,32 @@ def test_one_that_hangs_in_printing_ends_too():
             host.communicate()
 
 
-def test_processes_that_do_not_do_the_same_are_ended():
-    codes, printed = ends(start("trains", "trains", "evaluates"))
+def test_processes_that_do_not_do_the_same_are_ended(played):
+    codes, printed, _ = played("others do something else")
     assert codes == [1, 1, 1]
     told = f"process 0 of 3 (host {HOST}) is at step 7, and process 2 of 3 (host {HOST}) at batch 1 of the evaluation"
     assert all(told in host and "do all have the same command and files?" in host for host in printed), printed
 
 
-def test_one_that_is_missing_at_a_barrier_is_named_though_nothing_moves():
+def test_one_that_is_missing_at_a_barrier_is_named_though_nothing_moves(played):
     """The barrier's time-out is the longer one."""
-    codes, printed = ends(start("goes to a barrier", "stalls", "goes to a barrier"))
+    codes, printed, _ = played("one is missing at a barrier")
     assert codes == [1, 1, 1]
     told = f"process 1 of 3 (host {HOST}) did not come to 'what one of them does not come to' within 5 s"
     assert all(told in host and "Main thread" not in host for host in printed), printed
 
 
-def test_one_that_does_not_start_is_named():
-    codes, printed = ends(start("works", "works", None, wait=3))
+def test_one_that_does_not_start_is_named(played):
+    codes, printed, _ = played("one does not start")
     assert codes == [1, 1]
-    absent = f"process 2 of 3 did not start within 3 s; there are: 0 (host {HOST}), 1 (host {HOST})\n"
+    absent = f"process 2 of 3 did not start within 5 s; there are: 0 (host {HOST}), 1 (host {HOST})\n"
     assert printed == [absent] * 2
-    codes, printed = ends(start(None, "works", wait=2))
+    codes, printed, _ = played("the first does not start")
     assert codes == [1] and "process 0 of 2 did not answer at 127.0.0.1:" in printed[0], printed
 
 
-def test_an_error_of_one_is_told_by_all():
-    codes, printed = ends(start("works", "fails", "waits"))
+def test_an_error_of_one_is_told_by_all(played):
+    codes, printed, _ = played("one fails")
     assert codes == [2, 2, 2]
     told = f"process 1 of 3 (host {HOST}): file X is not there\n"
     assert [host.split("\n", 1)[1] for host in printed] == [
@@ -234,19 +271,19 @@ def test_an_error_of_one_is_told_by_all():
     ]  # fmt: skip
 
 
-def test_a_watch_that_breaks_ends_all():
+def test_a_watch_that_breaks_ends_all(played):
     failed = "the watch of the other processes failed: TypeError: "
-    for process, hosts in one_of_three("watches no longer", "waits", (0, 1)).items():
-        codes, printed = ends(hosts)
+    for process in (0, 1):
+        codes, printed, _ = played(f"the watch of {process} breaks")
         assert codes == [1, 1, 1]
         assert "Traceback" in printed[process]
         for number, host in enumerate(printed):
             assert (failed if number == process else f"process {process} of 3 (host {HOST}): {failed}") in host
 
 
-def test_different_barriers_do_not_open_each_other():
-    for process, hosts in one_of_three("goes elsewhere", "waits", (0, 2)).items():
-        codes, printed = ends(hosts)
+def test_different_barriers_do_not_open_each_other(played):
+    for process in (0, 2):
+        codes, printed, _ = played(f"{process} goes elsewhere")
         assert codes == [1, 1, 1]
         for host in printed:
             assert f"process {process} of 3 (host {HOST}) " in host and "'number 0'" in host and "'the end'" in host
@@ -284,8 +321,8 @@ def test_nothing_follows_a_message_that_was_sent_in_part():
     peer.socket.close()
 
 
-def test_processes_that_disagree_are_refused():
-    codes, printed = ends(start("works", "works", same=['{"a": {"b": 1, "c": 2}}', '{"a": {"b": 1, "c": 3}}']))
+def test_processes_that_disagree_are_refused(played):
+    codes, printed, _ = played("two disagree")
     assert codes == [2, 2]
     assert printed == [f"process 1 (host {HOST}) has a.c = 3, process 0 2\n"] * 2
 
