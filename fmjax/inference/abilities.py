@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fmjax.errors import InputError
-from fmjax.inference import autoregressive, embedding, generators, kinds, pairs, pixels, prompts, scored_text, values
+from fmjax.inference import (
+    autoregressive, embedding, generators, image_bits, kinds, pairs, pixels, prompts, scored_text, values,
+)  # fmt: skip
 from fmjax.inference import fill_mask as masks
 from fmjax.registry import nearest
 
@@ -108,6 +110,7 @@ ABILITIES: dict[str, Ability] = {
     "fill_mask": Ability(_lacks_masks, _fill_mask),
     "classify": Ability(_lacks_classes, _classify),
     "pixel_nats": Ability(pixels.lacks_palette, pixels.nats),
+    "image_bits": Ability(image_bits.lacks_bits, image_bits.image_bits),
     "act": Ability(_lacks_policy, lambda model, observations: model.act(observations)),
 }
 """Verb to ability. `complete` gives what `generate` does of a language model, with tokens and log-probabilities."""

@@ -86,6 +86,7 @@ TASKS = Registry(
         "images_finetune": "fmjax.tasks.image_classification:ImageFolderFineTune",
         "digits_pixels": "fmjax.tasks.pixels:DigitsPixels",
         "mnist_pixels": "fmjax.tasks.pixels:MNISTPixels",
+        "image_bits": "fmjax.tasks.image_bits:ImageBits",
         # Images that the model makes.
         "made_accuracy": "fmjax.tasks.made.classified:MadeAccuracy",
         "made_training": "fmjax.tasks.made.classified:MadeTraining",

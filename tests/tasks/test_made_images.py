@@ -237,3 +237,19 @@ def test_what_cannot_be_judged_is_refused(task, message):
 def test_models_that_make_no_images_are_refused():
     with pytest.raises(InputError, match="needs images that are made of a class, a caption or nothing"):
         run_tasks(CLASSIFIER, ["made_nearest:digits"], limit=3)
+
+
+def test_bits_of_images_are_a_bound_with_a_card():
+    """Of a model that is sure of an image a class: what it makes takes few bits, other images many."""
+    model = dataclasses.replace(MODEL, config=MODEL.config | {"objective": {"name": "flow_matching"}})
+    result = only(model, "image_bits:digits:draws=4", limit=5)
+    found = result.metrics
+    assert found["bits_per_dim"] == pytest.approx(found["prior"] + found["between"] + found["last"])
+    assert found["bits_per_dim"] > 8 and result.details["card"]["draws"] == 4 and result.flops_note is not None
+    again = only(model, "image_bits:digits:draws=4", limit=3)
+    for one, other in zip(again.samples, result.samples):
+        assert one["statistics"] == pytest.approx(other["statistics"], rel=1e-4)
+    with pytest.raises(InputError, match="'steps' is no setting"):
+        get_task("image_bits:digits:steps=3")
+    with pytest.raises(InputError, match="image_bits"):
+        run_tasks(CLASSIFIER, ["image_bits:digits"], limit=3)
