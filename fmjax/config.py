@@ -211,6 +211,11 @@ def _resolve_plugin(section, registry: Registry, path: str) -> dict:
     return {"name": name, **resolved}
 
 
+def _says_none(value, registry: Registry) -> bool:
+    """Whether a flag leaves out a section that may be left out."""
+    return isinstance(value, FlagText) and value.lower() in ("none", "null") and value not in registry.table
+
+
 def _known_names(registry: Registry) -> str:
     return f"; known: {', '.join(sorted(registry.table))}, or an import path 'package.module:Object'"
 
@@ -233,6 +238,8 @@ def _resolve_fields(section, plugin, path: str) -> dict:
         else:
             value = default
         nested = nested_registry(annotation)
+        if nested is not None and type(None) in typing.get_args(annotation) and _says_none(value, nested):
+            value = None
         if nested is not None and value is not None:
             resolved[key] = _resolve_plugin(value, nested, where)
         elif (entry := entry_class(annotation)) is not None:

@@ -17,8 +17,9 @@ from fmjax.assemble import build_module, build_weights, check_codecs
 from fmjax.checkpoint_files import load_average, load_carry, load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.codecs.base import Codec, load_codecs
-from fmjax.errors import InputError
+from fmjax.errors import ConfigError, InputError
 from fmjax.inference.checks import make_callable
+from fmjax.inference.fingerprint import content_fingerprint
 from fmjax.inference.model import Model
 from fmjax.interop import loading
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
@@ -134,6 +135,16 @@ def _described(path: str) -> tuple[dict | None, dict[str, Codec]]:
     return None, {}
 
 
+def check_cut_alike(what: str, path: str, data) -> None:
+    """Raises ConfigError, naming `what`, where a model has another tokenizer than these data, whose tokens it reads."""
+    theirs = loading.find_tokenizer(find(path)[0])
+    if theirs is not None and theirs.fingerprint != getattr(data.tokenizer, "fingerprint", None):
+        raise ConfigError(
+            f"{what}, {path!r}, reads the tokens of another tokenizer than these data have; set data.tokenizer = "
+            f"{path!r}"
+        )
+
+
 def _is_workdir(folder: pathlib.Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
@@ -184,15 +195,16 @@ def _load_workdir(
     model = Model(
         module, params, config, tokenizer, step, str(folder), identity, add_bos, placement,
         codecs=load_codecs(folder), carry=load_carry(folder, step, split),
-        open_other=functools.partial(_open_other, folder, config, dtype, placement),
+        open_other=functools.partial(_open_other, folder, step, config, dtype, placement),
     )  # fmt: skip
     if model.codecs:
         check_codecs(model.codecs, module, model.objective)
     return model
 
 
-def _open_other(folder: pathlib.Path, config, dtype: str, placement, name: str) -> OtherModel:
-    """The model that the objective of a run calls `name`, as it calls it."""
+def _open_other(folder: pathlib.Path, step: int, config, dtype: str, placement, name: str) -> OtherModel:
+    """The model that the objective of a run calls `name`. Raises InputError where it is not there, or is not the one
+    that the run was trained with (which is compared in float32)."""
     path = config["objective"].get(name)
     try:
         model = load(path, dtype=dtype, mesh=placement)
@@ -200,7 +212,16 @@ def _open_other(folder: pathlib.Path, config, dtype: str, placement, name: str) 
         raise type(error)(
             f"{str(folder)!r} needs its objective.{name} = {path!r}, as it was trained with it: {error}"
         ) from None
-    return OtherModel(model.module, model.params, model.state, own_carry(model.carry))
+    other = OtherModel(model.module, model.params, model.state, own_carry(model.carry))
+    before = _saved(folder, step).get("model", {}).get(name)
+    with model.inference():
+        now = content_fingerprint(other) if before is not None and dtype == "float32" else before
+    if now != before:
+        raise InputError(
+            f"{str(folder)!r} was trained with another objective.{name} than {path!r} now is (its content was "
+            f"{before}, is {now}); put that back, or train again"
+        )
+    return other
 
 
 def _carry(config, module, weights, placement: Placement):
@@ -222,13 +243,18 @@ def _shardings(shapes):
 
 def _data_identity(folder: pathlib.Path, step: int) -> dict:
     """What the checkpoint says its data were; empty for one that `Model.save` wrote."""
+    return _saved(folder, step).get("data", {})
+
+
+def _saved(folder: pathlib.Path, step: int) -> dict:
+    """What a checkpoint says of what it was trained with; empty for one that `Model.save` wrote."""
     import orbax.checkpoint as ocp
 
     path = (folder / "checkpoints" / str(step) / "meta").absolute()
     if not path.is_dir():
         return {}
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(path)["data"]
+        return reader.restore(path)
 
 
 READERS = [(_is_workdir, _load_workdir), (loading.is_published, _load_published)]

@@ -43,6 +43,12 @@ def test_defaults_are_written_out_and_survive_json(tmp_path):
         config.train.steps = 5
 
 
+def test_a_flag_leaves_out_a_section_that_may_be_left_out():
+    assert resolve(optimizer__schedule="none").optimizer.schedule is None
+    with pytest.raises(ConfigError, match="model.name: unknown model 'none'"):
+        resolve(model="none")
+
+
 @pytest.mark.parametrize(
     "key, value, message",
     [

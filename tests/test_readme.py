@@ -9,7 +9,7 @@ import pytest
 
 from fmjax import config as configs
 from fmjax import convert, evaluate, generate, plan, search, train
-from fmjax.commands import lm_eval, values
+from fmjax.commands import keep, lm_eval, values
 from fmjax.inference.denoising import Denoising
 from fmjax.inference.drawn_codes import DrawnCodes
 from fmjax.inference.unmasked_images import UnmaskedImages
@@ -42,11 +42,14 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         kinds = {"maskgit": UnmaskedImages, "dalle1": DrawnCodes}
         kind = next((kind for name, kind in kinds.items() if name in arguments), Denoising)
         assert values.parse(argv, kind)[0].output.endswith(".png")
+    elif module == "generate" and "t2i" in arguments:
+        assert values.parse(argv, Denoising)[0].prompts.endswith(".jsonl")
     elif module == "generate" and "mdlm" in arguments:
         assert values.parse(argv, Filling)[0].output.endswith(".txt")
     else:
         commands = {"convert": convert, "evaluate": evaluate, "generate": generate, "search": search}
-        assert (commands | {"commands.lm_eval": lm_eval})[module].parse(argv) is not None
+        commands |= {"commands.lm_eval": lm_eval, "commands.keep": keep}
+        assert commands[module].parse(argv) is not None
 
 
 def test_what_they_name_is_there():

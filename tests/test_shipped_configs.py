@@ -12,6 +12,7 @@ from small_models import byte_model
 import fmjax
 from fmjax import config as configs
 from fmjax.assemble import build_module
+from fmjax.planning.plan import shapes
 from fmjax.training.loop import train
 from fmjax.training.program import make_program
 from tests.interop.folders import stand_for_hub_ids
@@ -77,6 +78,18 @@ def test_vit_b16_has_its_published_size_and_traces():
     program = make_program(config, module, row)
     assert sum(leaf.size for leaf in jax.tree.leaves(program.spec.shapes.params)) == 86_567_656
     assert module.flops_per_example({}) == pytest.approx(3 * 2 * 17.56e9, rel=0.01)  # 17.6 GMACs forward
+
+
+@pytest.mark.parametrize("name, parameters", [("dit_xl2_256", 675e6), ("mmdit_2b", 2_028_328_000)])
+def test_large_denoisers_have_their_published_size_and_trace(name, parameters):
+    config = configs.resolve(configs.load_config_file(str(FOLDER / f"{name}.py")) | {"mesh": {"data": 1, "fsdp": 8}})
+    module, row = shapes(config, pathlib.Path())
+    program = make_program(config, module, row)
+    found = sum(leaf.size for leaf in jax.tree.leaves(program.spec.shapes.params))
+    assert found == pytest.approx(parameters, rel=1e-3)
+    with jax.set_mesh(program.mesh):
+        _, metrics = jax.eval_shape(program.train_step, program.spec.shapes, program.batch_spec, program.key)
+    assert metrics["loss"].shape == ()
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,20 @@
 
 --output=FILE.png [--prompt=PROMPT ...] [--image=FILE ...] [--OPTION=VALUE ...]
 --rerank=RUN --keep=N                       of the images of each prompt, those that a model of pairs finds nearest
+--prompts=FILE.jsonl --output=FOLDER        a file for each; a second call goes on where a first one stopped
 --image=FILE                                texts, of a model that writes captions: printed, or to --output=FILE.txt
 """
 
 import argparse
 import dataclasses
+import inspect
 import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmjax.commands import cli, launch, media, rerank
+from fmjax.commands import cli, launch, media, rerank, value_folder
 from fmjax.commands.config_meanings import meanings
 from fmjax.config_fields import field_types
 from fmjax.config_values import FlagText, coerce
@@ -46,6 +48,7 @@ def parse(argv: list[str], generator: type):
     add("--mesh", type=cli.mesh, default=None, help="split the model over devices, such as fsdp:2,tensor:2")
     about = "what to make, such as a label; repeatable (default: some of all)"
     add("--prompt", action="append", default=None, help=about)
+    add("--prompts", help='JSONL, on each line {"prompt": TEXT} or a JSON string; --output is a folder')
     add("--output", help="file to write, several values go into it together; texts (.txt) are printed without one")
     media.add_flags(parser)
     rerank.add_flags(parser)
@@ -58,6 +61,15 @@ def parse(argv: list[str], generator: type):
     options = {name: coerce(getattr(flags, name), fields[name][0], f"--{name}") for name in fields if name in flags}
     generator.Options(**options)  # refuses what is out of range before anything slow
     rerank.check(flags, options)
+    if "prompts" in flags:
+        if flags.prompt or media.given(flags):
+            raise InputError("--prompts has all the prompts; leave --prompt, --image and --audio out")
+        if "rerank" in flags:
+            raise InputError("--rerank is for images that go into one file; leave it out with --prompts")
+        if "only" not in inspect.signature(generator.run).parameters:
+            raise InputError(f"--prompts={flags.prompts}: this model makes no folder of values; give --prompt")
+        if "output" not in flags:
+            raise InputError("--prompts needs an --output=FOLDER")
     return flags, options
 
 
@@ -66,12 +78,16 @@ def main(argv: list[str], generator: type) -> None:
     flags, options = parse(argv, generator)
     cli.log_to_stderr()
     output = pathlib.Path(flags.output).expanduser() if "output" in flags else None
-    _check_output(output, flags.model)
+    if "prompts" in flags:
+        value_folder.check_output(output)
+        flags.prompts = value_folder.read_prompts(flags.prompts)
+    else:
+        _check_output(output, flags.model)
     from fmjax.cache_folder import use_compilation_cache
 
     use_compilation_cache()
     with launch.together(flags):
-        _write(flags, options, output, generator)
+        (_write_folder if "prompts" in flags else _write)(flags, options, output, generator)
 
 
 def _check_output(output: pathlib.Path | None, path: str) -> None:
@@ -94,12 +110,41 @@ def _check_output(output: pathlib.Path | None, path: str) -> None:
         raise InputError(f"--output={str(output)!r}: this model's values are written as {codec.suffix} files")
 
 
+def _load(flags):
+    from fmjax.load import load
+
+    return load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=sys.stderr.isatty())
+
+
+def _write_folder(flags, options: dict, output: pathlib.Path, generator: type) -> None:
+    import jax
+
+    if jax.process_count() > 1:
+        raise InputError(f"--prompts is for one process, here are {jax.process_count()}; give --coordinator=none to it")
+    model, chosen = _load(flags), generator.Options(**options)
+    model.can("generate")
+
+    def write(value, path: pathlib.Path, facts: dict) -> None:
+        with replacing(path) as partial:
+            model.codec.write(value, partial)
+            if path.suffix == ".png":
+                about = {"model": model.source, "step": model.step} | dataclasses.asdict(chosen) | facts
+                write_metadata(partial, about)
+
+    try:
+        added = value_folder.complete_folder(
+            model, flags.prompts, output, generator, chosen, write, progress=sys.stderr.isatty()
+        )
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command completes {output}", file=sys.stderr)
+        raise
+    print(f"{output} is complete: {added} files added" if added else f"{output} was complete already")
+
+
 def _write(flags, options: dict, output: pathlib.Path | None, generator: type) -> None:
     import jax
 
-    from fmjax.load import load
-
-    model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=sys.stderr.isatty())
+    model = _load(flags)
     prompts = media.prompts(flags, model, flags.prompt or [], getattr(generator, "takes", ()))
     values = rerank.kept(flags, options, model.generate(prompts or None, **options))
     if jax.process_index() == 0 and output is None:

@@ -9,6 +9,7 @@ DATASETS = Registry(
         "digit_captions": "fmjax.data.digit_captions:DigitCaptions",
         "digits": "fmjax.data.digits:Digits",
         "images": "fmjax.data.images:ImageData",
+        "kept": "fmjax.data.kept:Kept",
         "masked_text": "fmjax.data.masked_text:MaskedTextData",
         "pairs": "fmjax.data.pairs:PairData",
         "pixels": "fmjax.data.pixels:PixelData",

@@ -2,25 +2,22 @@
 
 import collections
 import dataclasses
-import functools
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fmjax.diffusion import SAMPLERS
-from fmjax.diffusion.grids import SPACINGS, Grid, inverted, make_grid
-from fmjax.diffusion.guidance import Guidance, predictor
-from fmjax.diffusion.samplers import Euler, columns, sample
+from fmjax.diffusion.grids import SPACINGS, inverted, make_grid
+from fmjax.diffusion.guidance import Guidance
+from fmjax.diffusion.samplers import Euler, columns
 from fmjax.errors import ConfigError, InputError, RunError
 from fmjax.inference.checks import check_list, check_whole, is_number
+from fmjax.inference.denoising_program import Static, beginning, denoised
+from fmjax.inference.denoising_prompts import prompts_of
 from fmjax.inference.images import mask_of, values_of
 from fmjax.layers.checks import check_choice
-from fmjax.layers.modulation import NO_LABEL
-from fmjax.parallel.placement import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,60 +116,70 @@ class Options:
 class Denoising:
     """From noise to data by what the module says of x0 and noise (`fmjax.objectives.diffusion.Diffusion`).
 
-    Prompts are values of the codec "label" (numbers, or names where the classes have them), or None for no label.
+    Prompts are values of the codec "label" (numbers, or names where the classes have them) or, of a model that is told
+    in words, captions; None is no condition.
     """
 
     Options = Options
 
     def __init__(self, model):
         self.model = model
-        self.labels = model.codecs.get("label")
+        self.prompts = prompts_of(model)
 
     @staticmethod
     def lacks(model) -> str | None:
         if model.codec is None:
             makes = model.objective.makes
             return f"it has no codec {makes!r} to write its values with; was it saved without codecs.json?"
-        return None
+        return prompts_of(model).lacks(model)
 
     def default_prompts(self) -> Sequence[Any]:
-        """Every class; a model without classes makes one value of none."""
-        return range(self.labels.num_classes) if self.labels is not None else [None]
+        """Every class; a model without classes makes one value of none. Captions: those of its samples."""
+        return self.prompts.default()
 
-    def run(self, prompts: Sequence[Any], options: Options) -> Iterator[tuple[int, Any]]:
+    def run(
+        self, prompts: Sequence[Any], options: Options, only: Container[int] | None = None
+    ) -> Iterator[tuple[int, Any]]:
         """(index, value): see `fmjax.inference.generators.Generator`.
+
+        only: indices of the values that are made; None is all.
 
         Raises InputError for what the model cannot do, RunError for a value that is not finite.
         """
         check_list("prompts", prompts)
         model, codec = self.model, self.model.codec
+        if not prompts:
+            return
         program = self._program(options)
-        labels = [self._label(prompt) for prompt in prompts]
-        # What a value is drawn with: its label and the number of the copy.
+        numbers, told = self.prompts.arrays(prompts)
+        # What a value is drawn with: its prompt's number and that of the copy.
         copies, jobs = collections.Counter(), []
-        for label in labels:
+        for place, number in enumerate(numbers.tolist()):
             for _ in range(options.num_samples):
-                jobs.append((label, copies[label]))
-                copies[label] += 1
+                jobs.append((number, copies[number], place))
+                copies[number] += 1
+        wanted = [index for index in range(len(jobs)) if only is None or index in only]
         placement = model.placement
-        size = max(min(options.batch_size, len(jobs)), 1)
+        size = max(min(options.batch_size, len(wanted)), 1)
         size += -size % (1 if placement is None else placement.num_row_shards)
         inside = model.inference if placement is None else placement.scoring
-        for first in range(0, len(jobs), size):
-            part = jobs[first : first + size]
-            filled = np.array(part + part[-1:] * (size - len(part)), np.int32)
+        for first in range(0, len(wanted), size):
+            part = wanted[first : first + size]
+            filled = np.array([jobs[index] for index in part + part[-1:] * (size - len(part))], np.int32)
             with inside():
-                arrays = program(jax.random.key(options.seed), filled)
-            for index, array in enumerate(np.asarray(arrays)[: len(part)]):
+                rows = {name: array[filled[:, 2]] for name, array in told.items()}
+                arrays = program(jax.random.key(options.seed), filled[:, :2], rows)
+            for index, array in zip(part, np.asarray(arrays)):
                 if not np.isfinite(array).all():
                     raise RunError(
-                        f"value {first + index} of {model} is not finite. Diverged weights do that, numbers too large "
+                        f"value {index} of {model} is not finite. Diverged weights do that, numbers too large "
                         "for float16, or guidance that is too strong; nothing is written"
                     )
-                yield first + index, codec.decode({codec.array: array})
+                yield index, codec.decode({codec.array: array})
 
     def _program(self, options: Options):
-        """(key, jobs) -> values, with all else that the options say; checked before anything is computed."""
+        """(key, jobs, arrays of prompts) -> values, with all else that the options say; checked before anything is
+        computed. Without arrays the jobs' numbers are labels."""
         model, objective, codec = self.model, self.model.objective, self.model.codec
         sampler, guidance = options.made_sampler, options.made_guidance
         self._check_guidance(options)
@@ -188,24 +195,45 @@ class Denoising:
             mask = mask_of(codec, options.mask)
         if options.invert:
             back = columns(Euler(), inverted(grid, process), process)
-        static = _Static(
-            model.module, codec.shape, process, objective.target, sampler, guidance, objective.learned_variance,
-            options.clip,
-        )  # fmt: skip
+        if getattr(objective, "of_latents", False) and objective.first_stage is None:
+            raise InputError(f"{model} makes latents: its objective.first_stage names nothing to decode them with")
+        named = {name: getattr(objective, name, None) for name in getattr(objective, "OPENED", ())}
+        others = {name: model.opened(name) for name, path in named.items() if path is not None}
+        static = Static(model.module, codec.shape, objective, sampler, guidance, options.clip)
         arrays = {
             "along": columns(sampler, grid, process), "back": back, "image": image, "mask": mask,
-            "start": _start(grid, process, image is not None),
-            "negative": np.int32(NO_LABEL if options.negative is None else self._label(options.negative)),
+            "start": beginning(grid, process, image is not None), "others": others,
+            "carry": self._scaling() if "first_stage" in others else None, "negative": self._negative(options),
         }  # fmt: skip
-        return lambda key, jobs: _sample(static, model.variables, key, jobs, arrays)
+
+        def program(key, jobs, told=None):
+            told = {"labels": jobs[:, 0]} if told is None else told
+            return denoised(static, model.variables, key, jobs, told, arrays)
+
+        return program
+
+    def _scaling(self) -> dict[str, Any]:
+        """How latents are scaled: as the run has carried it, or as the objective says."""
+        carry, objective = self.model.carry or {}, self.model.objective
+        if "scale" in carry:
+            return {name: carry[name] for name in ("shift", "scale")}
+        if objective.latent_scale is None:
+            raise InputError(f"{self.model} does not know the scale of its latents, which its run carried")
+        return {"shift": np.float32(objective.latent_shift), "scale": np.float32(objective.latent_scale)}
+
+    def _negative(self, options: Options) -> dict[str, np.ndarray] | None:
+        """Arrays of the one row that is guided away from; None for that without a condition."""
+        if options.negative is None:
+            return None
+        return {name: array[0] for name, array in self.prompts.arrays([options.negative])[1].items()}
 
     def _check_guidance(self, options: Options) -> None:
         told = f"guidance = {options.guidance}: {self.model}"
         if options.guidance == 1.0:
             return
-        if self.labels is None:
+        if not self.prompts.known:
             raise InputError(f"{told} takes no labels to be guided by; leave guidance out")
-        knows = self.model.objective.label_dropout > 0 and getattr(self.model.module, "null_class", True)
+        knows = self.model.objective.label_dropout > 0 and self.prompts.can_do_without
         if options.negative is None and not knows:
             raise InputError(
                 f"{told} was trained with objective.label_dropout = 0, or has no row for no label, so it does not know "
@@ -218,72 +246,3 @@ class Denoising:
                 f"variance = {options.variance!r}: {self.model} does not predict a step's variance, as it was trained "
                 "without objective.learned_variance; give variance = 'small' or 'large'"
             )
-
-    def _label(self, prompt) -> int:
-        if prompt is None:
-            if not getattr(self.model.module, "null_class", True):
-                raise InputError(f"{self.model} has no row for no label; give a label as prompt")
-            return NO_LABEL
-        if self.labels is None:
-            raise InputError(f"{self.model} takes no prompts, got {prompt!r}")
-        return int(self.labels.encode(prompt)["labels"])
-
-
-def _start(grid: Grid, process, has_image: bool) -> np.ndarray:
-    """float32 [2]: what the initial image and the noise are multiplied by at the beginning. Without an image the noise
-    has the variance that data would add."""
-    alpha, sigma = grid.alphas[0], grid.sigmas[0]
-    if has_image:
-        return np.array([alpha, sigma], np.float32)
-    return np.array([0.0, np.hypot(alpha * process.data_std, sigma)], np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """What a program is compiled for, besides the shapes of arrays."""
-
-    module: Any
-    shape: tuple[int, ...]
-    process: Any
-    target: Any
-    sampler: Any
-    guidance: Guidance
-    splits_variance: bool
-    clip: float | None
-
-
-@functools.partial(jax.jit, static_argnames=("static",))
-def _sample(static: _Static, variables, key, jobs, arrays):
-    """float32 [B, *shape] for jobs int32 [B, 2]: a label and a number that noise is drawn with."""
-    labels, takes_labels = jobs[:, 0], "labels" in inspect.signature(type(static.module).__call__).parameters
-    keys = jax.vmap(lambda job: jax.random.fold_in(jax.random.fold_in(key, job[0] + 1), job[1]))(jobs)
-    noise = jax.vmap(lambda one: jax.random.normal(jax.random.fold_in(one, 0), static.shape))(keys)
-    image, mask = arrays["image"], arrays["mask"]
-
-    def apply(x, times, given):
-        told = {"labels": labels if given else jnp.full_like(labels, arrays["negative"])} if takes_labels else {}
-        return static.module.apply(variables, inputs=x, times=times, **told).astype(jnp.float32)
-
-    def predict(guidance, clip):
-        return predictor(
-            apply, static.process, static.target, guidance, splits_variance=static.splits_variance, clip=clip
-        )
-
-    def draw(index):
-        return jax.vmap(lambda one: jax.random.normal(jax.random.fold_in(one, index + 1), static.shape))(keys)
-
-    def keep(x, c):
-        """Outside of the mask the image, as noisy as x is."""
-        return jnp.where(mask, x, c["end_alpha"] * image + c["end_sigma"] * noise)
-
-    x = arrays["start"][1] * noise + (0.0 if image is None else arrays["start"][0] * image)
-    if arrays["back"] is not None:
-        beginning = jnp.broadcast_to(image, noise.shape)
-        x = sample(Euler(), predict(Guidance(), None), beginning, arrays["back"])
-        noise = (x - arrays["start"][0] * image) / arrays["start"][1]
-    return whole(
-        sample(
-            static.sampler, predict(static.guidance, static.clip), x, arrays["along"], draw,
-            None if mask is None else keep,
-        )
-    )  # fmt: skip

@@ -67,6 +67,13 @@ def _classes(module) -> list:
     return found
 
 
+def content_fingerprint(other) -> str:
+    """Of a model in the step, a `fmjax.objectives.base.OtherModel`: its module, and the content of its arrays."""
+    arrays = (other.params, other.state, *([other.carry] if other.carry else []))
+    parts = [describe(other.module), *array_fingerprints(arrays)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
 def array_fingerprints(tree) -> list[str]:
     """Path, shape, dtype and a digest of the content of every array of a tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -1,4 +1,4 @@
-"""The Diffusion Transformer as diffusers publishes it: one part of a pipeline, whose others no family knows yet.
+"""The Diffusion Transformer as diffusers publishes it: alone, or in a pipeline with an autoencoder and a scheduler.
 
 The weights were trained with frequencies of the time that diffusers' class, as it is made, shifts by one, and with 1e-6
 in every norm, where the published configs have 1e-5 for one of each block's two. What is computed here is what was
@@ -7,7 +7,10 @@ trained; diffusers does it with `norm1.emb.time_proj.downscale_freq_shift = 0` i
 
 import logging
 
+from fmjax.data.codecs.image import ImageCodec
 from fmjax.errors import ConfigError
+from fmjax.interop import scheduler
+from fmjax.interop.autoencoder_kl import AUTOENCODER_KL
 from fmjax.interop.config_keys import Constant, Expected, Key, Rule, always, ignored
 from fmjax.interop.family import Family, part_in_folder
 from fmjax.interop.preprocessor import default_labels
@@ -85,6 +88,47 @@ DIT = Family(
     ),
     ignored=(r"pos_embed\.pos_embed",),
 )
+
+
+def _beside(values) -> dict:
+    """What else the objective is: latents of the folder's autoencoder, of which a class is told."""
+    net, stage = values["transformer"], values.get("vae")
+    channels = net.get("in_channels", 4)
+    found = {"condition": "label", "learned_variance": net.get("out_channels", channels) == 2 * channels}
+    if stage is None:
+        return found
+    side = net.get("sample_size", 32)
+    return found | {
+        "first_stage": "vae", "latent_shape": (side, side, channels),
+        "latent_scale": stage.get("scaling_factor", 0.18215),
+    }  # fmt: skip
+
+
+def _images(values, module, source) -> ImageCodec | None:
+    """Of the images that a pipeline makes; None without an autoencoder."""
+    if (stage := values.get("vae")) is None:
+        return None
+    side = module.image_size * 2 ** (len(stage.get("block_out_channels", (64,))) - 1)
+    return ImageCodec(side, side, stage.get("out_channels", 3))
+
+
+def _write_target(section) -> dict:
+    """A pipeline takes the variance off before its scheduler sees it."""
+    target = getattr(section, "target", "eps")
+    name = target if isinstance(target, str) else target["name"]
+    words = {own: word for word, own in scheduler.TARGETS.items()}
+    if name not in words:
+        raise ConfigError(f"a scheduler of diffusers has no target {name!r} (it has {', '.join(words)})")
+    shift = getattr(section, "latent_shift", 0.0)
+    if shift:
+        raise ConfigError(f"objective.latent_shift = {shift}: a DiTPipeline has a scale of latents alone")
+    return {"prediction_type": words[name]}
+
+
+def _read_target(config, names, fields) -> dict:
+    return {"target": {"name": config.choice("prediction_type", scheduler.TARGETS, "epsilon")}}
+
+
 DIT_PIPELINE = Family(
     architectures=("DiTPipeline",),
     model_type="",
@@ -96,7 +140,14 @@ DIT_PIPELINE = Family(
         ),
     ),
     parts=(part_in_folder("transformer", DIT, field=""),),
+    beside={"first_stage": part_in_folder("vae", AUTOENCODER_KL)},
     in_folders=True,
+    objective={"name": "latent_diffusion"},
+    objective_beside=_beside,
+    objective_keys=(scheduler.KEYS[0], Rule(_read_target, _write_target), scheduler.KEYS[-1]),
+    objective_class="DDIMScheduler",
+    objective_part="scheduler",
+    read_codec=_images,
 )
 
 FAMILIES = (DIT, DIT_PIPELINE)

@@ -20,7 +20,7 @@ from fmjax.interop.published_objective import write_objective
 from fmjax.interop.safetensors_files import DIFFUSERS_STEM, STEM, Outgoing, write_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors
 from fmjax.layers.weights import merged
-from fmjax.small_files import replacing
+from fmjax.small_files import read_json, replacing
 
 MAX_SHARD_SIZE = 5_000_000_000
 
@@ -55,8 +55,8 @@ def save_published(
     ]
     for name, make in fixed_of(family, model.module).items():
         dtype = outgoing[0].dtype
-        shape = make().shape
-        outgoing.append(Outgoing(name, shape, dtype, lambda make=make, dtype=dtype: make().astype(dtype)))
+        if (numbers := make()) is not None:
+            outgoing.append(Outgoing(name, numbers.shape, dtype, lambda make=make, dtype=dtype: make().astype(dtype)))
     # A text beside images has its special tokens in its part's config, and nothing continues it.
     reads_tokens = kinds.reads_tokens(model.module) and not kinds.has_two_towers(model.module)
     values = (_token_ids(model, kept) if reads_tokens else {}) | values
@@ -76,6 +76,7 @@ def save_published(
             _write_json(folder / "generation_config.json", kept.get("generation") or _token_ids(model, kept) | bans)
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
+        _write_beside(model, family, folder)
         if family.processor and "image" in model.codecs:
             _write_json(folder / PREPROCESSOR, write_preprocessor(model.codecs["image"], family.processor))
 
@@ -102,6 +103,20 @@ def _write(
         _write_json(folder / name / f"{name}_config.json", values[name])
         values[name] = ["diffusers", family.objective_class]
     _write_json(folder / PARTS, values)
+
+
+def _write_beside(model, family: Family, folder: pathlib.Path) -> None:
+    """The models that the objective names by path and the family has in folders of their own, and their classes."""
+    index = folder / PARTS
+    for name, part in family.beside.items():
+        if getattr(model.objective, name, None) is None:
+            continue
+        other = model.opened(name)
+        alone = dict(config={}, tokenizer=None, codecs={}, carry=None, kept={}, functions={})
+        whole = dataclasses.replace(model, module=other.module, params=other.params, **alone)
+        save_published(whole, folder / part.name, architecture=part.family.architectures[0])
+        values = read_json(index) | {part.name: ["diffusers", part.family.architectures[0]]}
+        _write_json(index, values)
 
 
 def _token_ids(model, kept: dict) -> dict:

@@ -49,6 +49,8 @@ class Family:
         that `model_index.json` names there; empty for none.
       objective_part: the name of that folder; its file is called NAME_config.json.
       parts: families that it is made of.
+      beside: parts in folders of their own that the objective names by path, as the name of their folder, and that are
+        not in the module, such as the first stage of latents: field of the objective to part. A folder may lack them.
       in_folders: whether each part lies in a folder of its own, called as the part, beside `model_index.json`.
       objective: the section `objective` of what it was trained for, from which abilities follow; None for none.
       objective_beside: what else that section has by the keys of its parts: a function of the values of config.json.
@@ -74,6 +76,7 @@ class Family:
     objective_class: str = ""
     objective_part: str = ""
     parts: tuple["Part", ...] = ()
+    beside: Mapping[str, "Part"] = dataclasses.field(default_factory=dict)
     in_folders: bool = False
     objective: Mapping[str, Any] | None = None
     objective_beside: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
@@ -153,7 +156,7 @@ def table_of(family: Family, module, path: str = "", prefix: str = "") -> list[W
 
 MODULES = (
     "gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit", "resnet", "clip", "siglip", "mae", "image_gpt",
-    "swin", "timm_vit", "internimage", "unet", "autoencoder_kl", "prior_transformer",
+    "swin", "timm_vit", "internimage", "unet", "autoencoder_kl", "prior_transformer", "mmdit",
 )  # fmt: skip
 """Files of this folder with families; other packages name theirs as entry points of the group `fmjax.families`."""
 
@@ -246,6 +249,8 @@ def read_section(family: Family, values: Mapping[str, Any], names: Collection[st
     """
     config = PublishedConfig(values, source)
     fields = read_keys(family.keys, config, names)
+    for part in family.beside.values():
+        config.raw(part.key)
     if family.objective_part:
         config.raw(family.objective_part)
     else:

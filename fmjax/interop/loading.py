@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from fmjax.interop.preprocessor import read_codecs
 from fmjax.interop.published_objective import read_objective
 from fmjax.interop.weights import flatten
 from fmjax.models.state import STATE_KEY, state_shapes
+from fmjax.objectives.base import OtherModel
 from fmjax.parallel.placement import Placement
 
 log = logging.getLogger("fmjax")
@@ -131,9 +133,19 @@ def load_published(
     model = Model(
         module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement, codecs=codecs,
         carry={STATE_KEY: state} if state else None,
+        open_other=functools.partial(_open_beside, folder, objective, dtype, placement),
     )  # fmt: skip
     check_codecs(codecs, module, model.objective)
     return model
+
+
+def _open_beside(folder: pathlib.Path, objective, dtype: str, placement, name: str) -> OtherModel:
+    """The model that the objective of a published folder calls `name`: a folder in it, or what its path says."""
+    path = (objective or {}).get(name)
+    if path is None or not (folder / path).is_dir():
+        raise InputError(f"{str(folder)!r} has no {name}: it names {path!r}, and there is no such folder in it")
+    model = load_published(folder / path, dtype, placement)
+    return OtherModel(model.module, model.params, model.state)
 
 
 def described(published: Published) -> tuple[dict[str, Any] | None, dict[str, Any]]:

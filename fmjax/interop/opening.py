@@ -90,6 +90,9 @@ def _open_parts(folder: pathlib.Path) -> Published:
             known = part.family.architectures[0]
             raise InputError(f"{source!r}: part {part.name!r} is a {class_of(values[part.key])}, expected a {known}")
         found |= {part.prefix + name: tensor for name, tensor in read_folder(inside).items()}
+    for part in family.beside.values():
+        if classes.get(part.name) == part.family.architectures[0]:
+            values[part.key] = read_json(_part_folder(folder, part.name) / "config.json")
     settings = folder / family.objective_part / f"{family.objective_part}_config.json"
     if family.objective_part and settings.is_file():
         values[family.objective_part] = read_json(settings)

@@ -111,10 +111,11 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """A tensor that files hold and that follows from the module: its name, and its numbers as a function of that."""
+    """A tensor that files hold and that follows from the module: its name, and its numbers as a function of that; None
+    where files of such a module do not hold it."""
 
     name: str
-    make: Callable[[Any], np.ndarray]
+    make: Callable[[Any], np.ndarray | None]
 
 
 def linear(path: str, name: str, layout: Layout = LINEAR, **options) -> tuple[Weight, Weight]:

@@ -15,6 +15,26 @@ from fmjax.layers.transformer_config import TransformerConfig
 from fmjax.parallel.logical import constrain
 
 
+def project(c: TransformerConfig, x, source, of: str = ""):
+    """(queries [B, T, H, D] of x, keys and values [B, S, K, D] of source, None where it is None) in a module that
+    attends: its products, whose names begin with `of`, and the norms of queries and keys where the stack has them."""
+
+    def heads(name, source, number, axis, init):
+        kernel = Linear(number * c.head_dim, ("embed", axis), c.qkv_bias, init, c.dtype, name=f"{of}{name}")
+        return kernel(source).reshape(*source.shape[:2], number, c.head_dim)
+
+    q = heads("query", x, c.num_heads, "heads", c.qk_init)
+    k = v = None
+    if source is not None:
+        k = heads("key", source, c.num_kv_heads, "kv_heads", c.qk_init)
+        v = heads("value", source, c.num_kv_heads, "kv_heads", c.value_init)
+    if c.qk_norm:
+        norm = lambda name: Norm(c.norm, c.norm_epsilon, name=f"{of}{name}")
+        q = norm("q_norm")(q)
+        k = None if k is None else norm("k_norm")(k)
+    return q, k, v
+
+
 class Attention(nn.Module):
     """Multi-head attention with its four products."""
 
@@ -35,20 +55,8 @@ class Attention(nn.Module):
         c = self.config
         batch, length, _ = x.shape
         cross = memory is not None or (cache is not None and cache[0] is None)
-
-        def heads(name, source, number, axis, init):
-            kernel = Linear(number * c.head_dim, ("embed", axis), c.qkv_bias, init, c.dtype, name=name)
-            return kernel(source).reshape(*source.shape[:2], number, c.head_dim)
-
         source = memory if cross else x
-        q = heads("query", x, c.num_heads, "heads", c.qk_init)
-        k = v = None
-        if source is not None:
-            k = heads("key", source, c.num_kv_heads, "kv_heads", c.qk_init)
-            v = heads("value", source, c.num_kv_heads, "kv_heads", c.value_init)
-        if c.qk_norm:
-            q = Norm(c.norm, c.norm_epsilon, name="q_norm")(q)
-            k = None if k is None else Norm(c.norm, c.norm_epsilon, name="k_norm")(k)
+        q, k, v = project(c, x, source)
         if not cross and ropes is not None and ropes[kind] is not None:
             q, k = (apply_rope(x, ropes[kind]) for x in (q, k))
         axes = ("batch", "length", "act_heads", None)
@@ -87,6 +95,14 @@ class Attention(nn.Module):
         own = c.pattern[kind]
         masks = dict(window=own.window, mask=own.mask)
         return step.attend(entry, q, k, v, scale=c.query_scale, backend=c.attention, **masks)
+
+
+def mlp_of(c: TransformerConfig, name: str = "mlp") -> MLP:
+    """The MLP of a block."""
+    return MLP(
+        c.intermediate_size, c.activation, c.mlp_bias, c.mlp_init or c.value_init, c.residual_init,
+        c.norm if c.placement == "sub" else None, c.norm_epsilon, c.dtype, name=name,
+    )  # fmt: skip
 
 
 class Block(nn.Module):
@@ -156,11 +172,7 @@ class Block(nn.Module):
 
     @nn.nowrap
     def _mlp(self):
-        c = self.config
-        return MLP(
-            c.intermediate_size, c.activation, c.mlp_bias, c.mlp_init or c.value_init, c.residual_init,
-            c.norm if c.placement == "sub" else None, c.norm_epsilon, c.dtype, name="mlp",
-        )  # fmt: skip
+        return mlp_of(self.config)
 
     @nn.nowrap
     def _mlp_in_turns(self, x):

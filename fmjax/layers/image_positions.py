@@ -17,6 +17,16 @@ def grid_sinusoids(rows: int, columns: int, features: int) -> jax.Array:
     return jnp.concatenate(halves, axis=-1)
 
 
+def centred_sinusoids(rows: int, columns: int, features: int, grid: int, base: int) -> jax.Array:
+    """As `grid_sinusoids`, of a square of `grid` places that is as wide as `base` of them are there: those in its
+    middle, float32 [rows * columns, features] (Stable Diffusion 3, whose larger images have positions around those of
+    smaller ones)."""
+    row, column = jnp.divmod(jnp.arange(rows * columns), columns)
+    places = (column + (grid - columns) // 2, row + (grid - rows) // 2)
+    halves = [sinusoids(place * (base / grid), features // 2, interleaved=False) for place in places]
+    return jnp.concatenate(halves, axis=-1)
+
+
 def resized_positions(table: jax.Array, rows: int, columns: int) -> jax.Array:
     """Learned positions of a square grid of patches for one of another size: float32 [rows * columns, D] of [N, D].
 

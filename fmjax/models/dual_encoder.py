@@ -100,6 +100,13 @@ class DualEncoder(nn.Module):
         x = self.text.pooled(tokens, segment_ids, train=train)
         return unit(x if self.projection_size is None else self.text_projection(x))
 
+    def text_states(self, tokens, segment_ids=None, train: bool = False) -> dict[str, jax.Array | None]:
+        """What a text tower of this kind says of texts (`fmjax.models.text_tower.TextTower.text_states`); "vector" is
+        in the common space, of any length."""
+        states = self.text.text_states(tokens, segment_ids, train)
+        vector = states["vector"]
+        return states | {"vector": vector if self.projection_size is None else self.text_projection(vector)}
+
     def probabilities(self, image: jax.Array, text: jax.Array) -> jax.Array:
         """How likely it is that vectors of images float32 [B, E] belong to those of texts [N, E]: float32 [B, N], each
         row a distribution over the texts, or, of a family with a bias, each pair by itself."""

@@ -100,6 +100,17 @@ class TextTower(TextStack):
 
         Returns: float32 [B, D], D being projection_size or hidden_size.
         """
+        return self.text_states(tokens, segment_ids, train)["vector"]
+
+    pooled = __call__
+
+    def text_states(self, tokens, segment_ids=None, train: bool = False) -> dict[str, jax.Array | None]:
+        """What another module may attend to, by the names of its arguments; `tokens` and the rest as of `__call__`.
+
+        Returns: "memory" float [B, T, hidden_size], the last layer's output after its norm; "memory_mask" int32 [B, T],
+          0 for padding, None where all is attended; "vector" float32 [B, D], what `__call__` returns. T is max_length
+          where rows are filled up with `pad_id`.
+        """
         check_tokens(self, tokens)
         if tokens.shape[1] > self.max_length:
             raise ConfigError(f"texts of {tokens.shape[1]} tokens do not fit into max_length = {self.max_length}")
@@ -110,10 +121,9 @@ class TextTower(TextStack):
         x = constrain(tap(self, "embedded", x), ("batch", "length", "act_embed"))
         x, _ = self.stack(x, segment_ids=segment_ids, train=train)
         place = self._place(tokens, segment_ids)
-        x = jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]
-        return (x if self.projection_size is None else self.projection(x)).astype(jnp.float32)
-
-    pooled = __call__
+        vector = jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]
+        vector = vector if self.projection_size is None else self.projection(vector)
+        return {"memory": x, "memory_mask": segment_ids, "vector": vector.astype(jnp.float32)}
 
     @nn.nowrap
     def _filled(self, tokens, segment_ids):

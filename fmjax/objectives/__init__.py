@@ -16,6 +16,7 @@ OBJECTIVES = Registry(
         "discrete_vae": "fmjax.objectives.discrete_vae:DiscreteVAE",
         "distillation": "fmjax.objectives.distillation:Distillation",
         "flow_matching": "fmjax.objectives.diffusion:FlowMatching",
+        "latent_diffusion": "fmjax.objectives.latent_diffusion:LatentDiffusion",
         "mae": "fmjax.objectives.mae:MaskedAutoencoder",
         "masked_codes": "fmjax.objectives.masked_codes:MaskedCodes",
         "masked_diffusion": "fmjax.objectives.masked_diffusion:MaskedDiffusion",

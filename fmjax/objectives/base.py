@@ -46,8 +46,8 @@ Optional parts, each there if the method is:
     models(self) -> {name: path}
         Other models in the step, loaded as `fmjax.load` does on the run's mesh; `__call__` takes
         `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at
-        resume. Those that a generator opens by path too, when the run is loaded, are fields that `OPENED` names
-        (`Model.opened`).
+        resume. Those that the class attribute `CUT_ALIKE` names are given the data's tokens, and have to have its
+        tokenizer; fields that `OPENED` names are paths that a generator opens too, when the run is loaded.
     check_models(self, module, models) -> None
         Raises ConfigError where these models ({name: OtherModel}, perhaps of shapes alone) do not fit the module.
     check_objectives(self, objectives) -> None

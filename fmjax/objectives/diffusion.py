@@ -1,6 +1,7 @@
 """Diffusion: what a model says of noisy data, for any process, target, weighting and times (`fmjax.diffusion`)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, ClassVar
 
 import jax
@@ -90,14 +91,25 @@ class Diffusion:
     def __call__(self, apply_fn, params, batch, key, train: bool) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Sums over the batch: "loss", the weighted squared error a number of x, and the same by parts of t,
         "loss_bin_0" (near the data) and on; rows count by `loss_weights` [B]. With `learned_variance` also "bound"."""
-        x0, weights = batch[self.input_name], batch["loss_weights"]
+
+        def told(dropped):
+            given = {name: batch[name] for name in ("labels",) if name in batch}
+            null = self.without(given)
+            return {name: jnp.where(dropped & train, null[name], array) for name, array in given.items()}
+
+        return self.sums(apply_fn, params, batch, batch[self.input_name], told, key, train)
+
+    def sums(self, apply_fn, params, batch, x0, told: Callable, key, train: bool) -> dict:
+        """What `__call__` returns, of x0 [B, ...].
+
+        told: from which rows are dropped, bool [B], to what else the module is called with.
+        """
+        weights = batch["loss_weights"]
         u, noise, dropped = per_row(self._draw, batch["keys"], x0)
         times = self.times.quantile(self.process, batch["strata"] if self.stratified else u).astype(jnp.float32)
         x = self.process.mix(x0, noise, times)
         alpha, sigma = self.process.alpha(times), self.process.sigma(times)
-        inputs = {"inputs": _rows(self.process.input_scale(alpha, sigma), x) * x, "times": times}
-        if "labels" in batch:
-            inputs["labels"] = jnp.where(dropped & train, NO_LABEL, batch["labels"])
+        inputs = {"inputs": _rows(self.process.input_scale(alpha, sigma), x) * x, "times": times} | told(dropped)
         output = apply_fn({"params": params}, **inputs, train=train, rngs={"dropout": key} if train else None)
         output, between = self._split(output.astype(jnp.float32), x0.shape)
         a, b = (_rows(one, x) for one in self.target.coefficients(self.process, times, alpha, sigma))
@@ -115,6 +127,14 @@ class Diffusion:
             inside = weights * (bins == index)
             sums[f"loss_bin_{index}"] = (jnp.sum(errors * inside), inside.sum())
         return sums
+
+    def without(self, arrays) -> dict[str, np.ndarray]:
+        """Arrays of a row without a condition, for those of prompts, {name: [B, ...]}."""
+        return {"labels": np.int32(NO_LABEL)} if "labels" in arrays else {}
+
+    def told(self, arrays, text=None) -> dict:
+        """What the module is called with of a prompt's arrays, besides x and the times."""
+        return arrays
 
     def _draw(self, key, x):
         """(u in [0, 1) that a time is made of, noise, whether the label is dropped) of one row."""

@@ -1,7 +1,6 @@
 """Other models in the step: those an objective names by path, on the run's mesh; never trained, never saved with it.
 And where they lie, with the one that a run begins with."""
 
-import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +9,11 @@ import jax
 import numpy as np
 
 from fmjax.checkpoint_files import complete_steps, has_checkpoint
-from fmjax.code_digest import describe
 from fmjax.config import build
 from fmjax.data.prepared import content_hash, fingerprint
 from fmjax.errors import ConfigError, InputError
-from fmjax.inference.fingerprint import array_fingerprints
-from fmjax.load import described, find, load, load_shapes, trained_with
+from fmjax.inference.fingerprint import content_fingerprint
+from fmjax.load import check_cut_alike, described, find, load, load_shapes, trained_with
 from fmjax.models.state import kept_state, own_carry
 from fmjax.objectives import OBJECTIVES
 from fmjax.objectives.base import OtherModel
@@ -82,10 +80,13 @@ def open_models(objective, module, placement: Placement, abstract: bool = False)
     return found
 
 
-def check_prepared(config, codecs: Mapping[str, Any]) -> None:
+def check_prepared(config, codecs: Mapping[str, Any], data=None) -> None:
     """Raises ConfigError where a model of the objective was trained on values normalised otherwise than these codecs
-    do: it is given what they make, as it is."""
-    for name, path in getattr(build(config["objective"], OBJECTIVES), "models", dict)().items():
+    do, or, of those among its `CUT_ALIKE`, cut otherwise than `data` are: it is given what they make, as it is."""
+    objective = build(config["objective"], OBJECTIVES)
+    for name, path in getattr(objective, "models", dict)().items():
+        if data is not None and name in getattr(objective, "CUT_ALIKE", ()):
+            check_cut_alike(f"the objective's model {name!r}", path, data)
         for modality, theirs in described(path)[1].items():
             for field in ("mean", "std"):
                 ours, known = (getattr(codec, field, None) for codec in (codecs.get(modality), theirs))
@@ -113,7 +114,5 @@ def fingerprints(models: dict[str, OtherModel] | None, placement: Placement) -> 
     found = {}
     for name, model in (models or {}).items():
         with placement.inference():
-            arrays = (model.params, model.state, *([model.carry] if model.carry else []))
-            parts = [describe(model.module), *array_fingerprints(arrays)]
-        found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+            found[name] = content_fingerprint(model)
     return found

@@ -124,7 +124,7 @@ def prepare(config, workdir: pathlib.Path, cache_dir: pathlib.Path, progress: bo
     data = open_data(config, cache_dir, workdir, progress)
     module = build_module(config, data.model_fields)
     check_fit(data, module)
-    check_prepared(config, data.codecs)
+    check_prepared(config, data.codecs, data)
     say_context(config, module)
     config = completed(config, module)
     resume.check_config(workdir, config)

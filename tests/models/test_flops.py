@@ -12,6 +12,7 @@ from fmjax.models.autoencoder_kl import AutoencoderKL
 from fmjax.models.bert import Bert
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
+from fmjax.models.mmdit import MMDiT
 from fmjax.models.unet import UNet
 from fmjax.planning import counts, hlo
 
@@ -92,7 +93,7 @@ def test_allowed_pairs_are_counted(causal, window):
     assert allowed_pairs(20, causal=causal, window=window) == counted
 
 
-@pytest.mark.parametrize("name", ["unet", "autoencoder"])
+@pytest.mark.parametrize("name", ["unet", "autoencoder", "mmdit"])
 def test_formulas_of_nets_of_blocks_are_xlas_count(name):
     """Of the forward pass, a third of what is told, before anything is compiled; wide, so that products are nearly all.
     Each level of the U-Net has another attention."""
@@ -103,6 +104,13 @@ def test_formulas_of_nets_of_blocks_are_xlas_count(name):
         )  # fmt: skip
         inputs = module.example() | {"memory": jax.ShapeDtypeStruct((1, 40, 96), jnp.float32)}
         shapes = {"memory": (40, 96)}
+    elif name == "mmdit":
+        module = MMDiT(
+            image_size=16, num_channels=3, num_layers=2, hidden_size=256, num_heads=2, memory_size=64, vector_size=32,
+            attention="reference",
+        )  # fmt: skip
+        inputs = module.example() | {"memory": jax.ShapeDtypeStruct((1, 40, 64), jnp.float32)}
+        shapes = {"memory": (40, 64)}
     else:
         module, shapes = AutoencoderKL(image_size=8, num_channels=3, widths=(256, 384), num_blocks=1), {}
         inputs = module.example()

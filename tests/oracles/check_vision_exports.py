@@ -1,6 +1,6 @@
 """`transformers` and `diffusers` load what fmjax saves, with equal outputs. Needs them and the fixtures of
-make_vision_fixtures.py, make_resnet_fixtures.py, make_swin_fixtures.py, make_unet_fixtures.py and
-make_pair_fixtures.py; ends with exit code 1 where one differs:
+make_vision_fixtures.py, make_resnet_fixtures.py, make_swin_fixtures.py, make_unet_fixtures.py, make_mmdit_fixtures.py
+and make_pair_fixtures.py; ends with exit code 1 where one differs:
 
     python tests/oracles/check_vision_exports.py
 
@@ -20,6 +20,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "interop"), str(HERE.parent.parent)]
 
 import folders  # noqa: E402
+from make_mmdit_fixtures import CASES as MMDITS  # noqa: E402
 from make_resnet_fixtures import CASES as RESNETS  # noqa: E402
 from make_unet_fixtures import UNETS  # noqa: E402
 from make_vision_fixtures import as_trained  # noqa: E402
@@ -69,6 +70,11 @@ def unet_output(model_class, folder, fixture):
     return pytorch(model_class, folder)(torch.tensor(fixture["inputs"]), torch.tensor(fixture["times"]), **given).sample
 
 
+def mmdit_output(model_class, folder, fixture):
+    inputs, memory, vector, times = (torch.tensor(fixture[name]) for name in ("inputs", "memory", "vector", "times"))
+    return pytorch(model_class, folder)(inputs, memory, vector, times).sample
+
+
 def autoencoder_output(model_class, folder, fixture):
     model = pytorch(model_class, folder)
     return model.decode(model.encode(torch.tensor(fixture["images"])).latent_dist.mode()).sample
@@ -86,6 +92,7 @@ def main() -> int:
         ("siglip", transformers.SiglipModel, pair_output),
         ("dit", diffusers.DiTTransformer2DModel, dit_output),
         *((name, model_class, unet_output) for name, (model_class, _) in UNETS.items()),
+        *((name, diffusers.SD3Transformer2DModel, mmdit_output) for name in MMDITS),
         ("autoencoder_kl", diffusers.AutoencoderKL, autoencoder_output),
     ):
         fixture = folders.read_vision(name)

@@ -1,0 +1,126 @@
+"""Rows of arrays that were computed once and are kept: latents of images, states of texts, labels.
+
+A folder SPLIT for each of "train" and those that are evaluated holds a file NAME.npy an array, [rows, ...]; beside them
+may lie the `codecs.json` and the tokenizer of what they were made of. `python -m fmjax.commands.keep` writes such.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from fmjax.data.base import OpenData, Row
+from fmjax.data.codecs.base import load_codecs
+from fmjax.data.prepared import content_hash, fingerprint
+from fmjax.data.shuffle import shuffled_indices
+from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
+from fmjax.errors import ConfigError, DataError
+
+TRAIN = "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Rows of arrays in files, and `loss_weights` float32 [], 1.
+
+    Attributes:
+      source: the folder.
+      arrays: what a row has, as "latents:float16[32x32x4]" or "labels:int32[]", checked against the files, which is
+        known before they are there; none: what the files have.
+    """
+
+    RESUME_FREE: ClassVar[tuple[str, ...]] = ("source",)
+
+    source: str
+    arrays: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        self.declared  # checks them
+
+    @property
+    def declared(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a row, by name, that the config tells."""
+        found = {}
+        for text in self.arrays:
+            match = re.fullmatch(r"(\w+):(\w+)\[([\dx]*)\]", text)
+            if match is None:
+                raise ConfigError(f"data.arrays has {text!r}; expected a text such as 'latents:float16[32x32x4]'")
+            name, dtype, shape = match.groups()
+            try:
+                dtype = np.dtype(dtype)
+            except TypeError:
+                raise ConfigError(f"data.arrays has {text!r}: numpy knows no dtype {dtype!r}") from None
+            found[name] = jax.ShapeDtypeStruct(tuple(int(n) for n in shape.split("x") if n), dtype)
+        return found
+
+    @property
+    def example(self) -> dict[str, Any] | None:
+        """The arrays of a row, known without reading any data; None where the config tells none."""
+        return self.declared | {"loss_weights": jax.ShapeDtypeStruct((), np.float32)} if self.arrays else None
+
+    def open(
+        self, *, seed: int, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False
+    ) -> OpenData:
+        """The rows, shuffled anew each epoch by `seed`. Raises DataError for a folder without them, or with others."""
+        folder = pathlib.Path(self.source).expanduser()
+        splits = sorted(path.parent.name for path in folder.glob("*/*.npy"))
+        if TRAIN not in splits:
+            raise DataError(
+                f"data.source = {self.source!r} has no folder {TRAIN!r} with files NAME.npy; python -m "
+                "fmjax.commands.keep writes one"
+            )
+        rows = {split: _Rows(folder / split, self.declared) for split in dict.fromkeys(splits)}
+        train = rows.pop(TRAIN)
+        hashes = [content_hash(path, pathlib.Path(cache_dir)) for path in sorted(folder.glob("*/*.npy"))]
+        codecs = load_codecs(folder)
+        tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+        fields = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size}
+        if "tokens" in train[0]:
+            fields["max_length"] = len(train[0]["tokens"])
+        classes = getattr(codecs.get("label"), "num_classes", None)
+        return OpenData(
+            train=shuffled_indices(len(train), [seed, "kept"]).map(train.__getitem__),
+            evaluation=rows,
+            tokenizer=tokenizer,
+            codecs=codecs,
+            model_fields=fields | ({} if classes is None else {"num_classes": classes}),
+            identity={"dataset": f"kept:{fingerprint(hashes)}"},
+        )
+
+
+class _Rows(Sequence):
+    """The rows of a folder of files, read as they are asked for."""
+
+    def __init__(self, folder: pathlib.Path, declared: dict[str, jax.ShapeDtypeStruct]):
+        self._files = {path.stem: self._opened(path) for path in sorted(folder.glob("*.npy"))}
+        lengths = {name: len(file) for name, file in self._files.items()}
+        if len(set(lengths.values())) > 1 or 0 in lengths.values():
+            raise DataError(f"{folder}: its files have {lengths} rows; each array needs as many, and at least one")
+        found = {name: (file.shape[1:], file.dtype) for name, file in self._files.items()}
+        wanted = {name: (one.shape, one.dtype) for name, one in declared.items()}
+        for name in wanted:
+            if found.get(name) != wanted[name]:
+                has = "is not there" if name not in found else "is {1}{0}".format(*found[name])
+                shape, dtype = wanted[name]
+                raise DataError(f"{folder}: data.arrays says that {name!r} is {dtype}{list(shape)}, and it {has}")
+        if wanted:
+            self._files = {name: file for name, file in self._files.items() if name in wanted}
+
+    @staticmethod
+    def _opened(path: pathlib.Path) -> np.ndarray:
+        try:
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read as an array of numpy: {error}") from None
+
+    def __len__(self) -> int:
+        return len(next(iter(self._files.values())))
+
+    def __getitem__(self, index: int) -> Row:
+        index = range(len(self))[int(index)]
+        row = {name: np.array(file[index]) for name, file in self._files.items()}
+        return row | {"loss_weights": np.ones((), np.float32)}
