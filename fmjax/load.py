@@ -196,6 +196,7 @@ def _load_workdir(
         module, params, config, tokenizer, step, str(folder), identity, add_bos, placement,
         codecs=load_codecs(folder), carry=load_carry(folder, step, split),
         open_other=functools.partial(_open_other, folder, step, config, dtype, placement),
+        open_path=functools.partial(load, dtype=dtype, mesh=placement),
     )  # fmt: skip
     if model.codecs:
         check_codecs(model.codecs, module, model.objective)

@@ -12,6 +12,7 @@ from fmjax import convert, evaluate, generate, plan, search, train
 from fmjax.commands import keep, lm_eval, values
 from fmjax.inference.denoising import Denoising
 from fmjax.inference.drawn_codes import DrawnCodes
+from fmjax.inference.unclip import UpsampledImages
 from fmjax.inference.unmasked_images import UnmaskedImages
 from fmjax.inference.unmasking import Filling
 from tests.interop.folders import stand_for_hub_ids
@@ -39,7 +40,7 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
         assert config["train"]["steps"] > 0
     elif module == "generate" and "--output" in arguments and ".png" in arguments:
-        kinds = {"maskgit": UnmaskedImages, "dalle1": DrawnCodes}
+        kinds = {"maskgit": UnmaskedImages, "dalle1": DrawnCodes, "dalle2": UpsampledImages}
         kind = next((kind for name, kind in kinds.items() if name in arguments), Denoising)
         assert values.parse(argv, kind)[0].output.endswith(".png")
     elif module == "generate" and "t2i" in arguments:

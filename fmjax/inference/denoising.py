@@ -123,7 +123,7 @@ class Denoising:
     Options = Options
 
     def __init__(self, model):
-        self.model = model
+        self.model, self.codec = model, model.codec
         self.prompts = prompts_of(model)
 
     @staticmethod
@@ -147,7 +147,7 @@ class Denoising:
         Raises InputError for what the model cannot do, RunError for a value that is not finite.
         """
         check_list("prompts", prompts)
-        model, codec = self.model, self.model.codec
+        model, codec = self.model, self.codec
         if not prompts:
             return
         program = self._program(options)
@@ -180,7 +180,7 @@ class Denoising:
     def _program(self, options: Options):
         """(key, jobs, arrays of prompts) -> values, with all else that the options say; checked before anything is
         computed. Without arrays the jobs' numbers are labels."""
-        model, objective, codec = self.model, self.model.objective, self.model.codec
+        model, objective, codec = self.model, self.model.objective, self.codec
         sampler, guidance = options.made_sampler, options.made_guidance
         self._check_guidance(options)
         self._check_sampler(options, sampler)

@@ -15,10 +15,13 @@ GENERATORS = Registry(
         "captions": "fmjax.inference.captioning:Captions",
         "denoising": "fmjax.inference.denoising:Denoising",
         "drawn_codes": "fmjax.inference.drawn_codes:DrawnCodes",
+        "embedded_images": "fmjax.inference.unclip:EmbeddedImages",
+        "embeddings": "fmjax.inference.unclip:Embeddings",
         "pixels": "fmjax.inference.pixels:Pixels",
         "reconstruction": "fmjax.inference.reconstruction:Reconstruction",
         "unmasked_images": "fmjax.inference.unmasked_images:UnmaskedImages",
         "unmasking": "fmjax.inference.unmasking:Filling",
+        "upsampled_images": "fmjax.inference.unclip:UpsampledImages",
     },
 )
 """An objective names its models' generator in the attribute `generator`, by such a name or an import path; a model

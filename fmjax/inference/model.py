@@ -46,6 +46,7 @@ class Model(ContinuesTexts):
       functions: abilities of its own: functions of (model, inputs) by name; pytrees, such as `jax.tree_util.Partial`,
         of what they compute with.
       kept: what methods keep for their next call (`engine`).
+      open_path: as `fmjax.load`, for generators that go on from what other runs make; None where there is no path.
       open_other: from the name of another model of its objective to that model (`opened`); None where there are none.
     """
 
@@ -63,6 +64,7 @@ class Model(ContinuesTexts):
     carry: Any = None
     kept: dict = dataclasses.field(default_factory=dict)
     open_other: Callable | None = None
+    open_path: Callable | None = None
 
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))

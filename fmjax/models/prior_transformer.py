@@ -25,8 +25,8 @@ class PriorTransformer(Stacked):
     """A causal stack over the states of a text's tokens, the text's vector, the time, the image's noisy vector, and a
     learned token whose output is the answer. The defaults are the published shape, as diffusers has it.
 
-    `embedding_mean` and `embedding_std` say how vectors were prepared: a CLIP's times the one, plus the other
-    (`to_embedding`). No gradient reaches them.
+    `embedding_mean` and `embedding_std` say how a CLIP's vectors are prepared (`from_embedding`): the first is taken
+    off, and what is left divided by the second; at the start, for vectors of length 1. No gradient reaches them.
 
     Attributes:
       num_layers, hidden_size, num_heads: as in TransformerConfig.
@@ -79,21 +79,27 @@ class PriorTransformer(Stacked):
         )
         self.answer = own("answer", nn.initializers.normal(self.init_std), (size,))
         self.embedding_mean = own("embedding_mean", nn.initializers.zeros, (self.embedding_size,))
-        self.embedding_std = own("embedding_std", nn.initializers.ones, (self.embedding_size,))
+        spread = nn.initializers.constant(self.embedding_size**-0.5)
+        self.embedding_std = own("embedding_std", spread, (self.embedding_size,))
         self.stack = Transformer(self.transformer)
         self.head = linear(self.embedding_size, ("embed", None))
 
-    def __call__(self, inputs, times, memory=None, memory_mask=None, vector=None, train: bool = False) -> jax.Array:
+    def __call__(
+        self, inputs=None, times=None, memory=None, memory_mask=None, vector=None, train: bool = False
+    ) -> jax.Array:  # fmt: skip
         """The image's vector without noise, float32 [B, E].
 
         Args:
-          inputs: float32 [B, E], noisy.
+          inputs: float32 [B, E], noisy; None, as of memory and vector, to make parameters alone.
           times: float32 [B] in [0, 1].
           memory: [B, max_length, E], states of a text's tokens.
           memory_mask: int32 [B, max_length], 0 for padding; None for no padding.
           vector: [B, E], of the text.
           train: whether dropout is on.
         """
+        if self.is_initializing() and inputs is None:
+            known, names = self.example(), ("inputs", "memory", "vector")
+            inputs, memory, vector = (jnp.zeros((len(times), *known[name].shape[1:])) for name in names)
         if memory is None or vector is None:
             raise ConfigError("PriorTransformer is told `memory` and `vector` of a text; give it both")
         if memory.shape[1] != self.max_length:
@@ -109,6 +115,10 @@ class PriorTransformer(Stacked):
             seen = ones, ones.at[:, : self.max_length].set((memory_mask > 0).astype(jnp.int32))
         x, _ = self.stack(x, segment_ids=seen, train=train)
         return self.head(x[:, -1]).astype(jnp.float32)
+
+    def from_embedding(self, vectors: jax.Array) -> jax.Array:
+        """What the stack denoises, of a CLIP's vectors [B, E]."""
+        return (vectors - self.embedding_mean) / self.embedding_std
 
     def to_embedding(self, vectors: jax.Array) -> jax.Array:
         """A CLIP's vectors of what the stack denoised, [B, E]."""

@@ -1,0 +1,136 @@
+"""DALL-E 2: what its prior learns, in numpy; what is refused; and a run of each stage, which together draw captions."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import fmjax
+from fmjax import config as configs
+from fmjax import generate
+from fmjax.commands import cli
+from fmjax.errors import ConfigError, InputError
+from fmjax.models.unclip import EmbeddingToImage, Upsampler
+from fmjax.models.unet import UNet
+from fmjax.objectives.base import OtherModel
+from fmjax.objectives.unclip import EmbeddingDiffusion
+from fmjax.training.loop import train
+from fmjax.training.step import with_keys
+
+ROWS, WIDTH = 4_000, 4
+
+
+class Clip:
+    """Vectors of images are their pixels; of texts, their first tokens."""
+
+    image_size = None
+
+    def apply(self, variables, *images, method, tokens=None, segment_ids=None):
+        if method == "encode_images":
+            return images[0].reshape(len(images[0]), WIDTH)
+        memory = jnp.broadcast_to(tokens[..., None], (*tokens.shape, WIDTH)).astype(jnp.float32)
+        return {"memory": memory, "memory_mask": segment_ids, "vector": memory[:, 0]}
+
+
+def test_the_prior_learns_vectors_told_what_the_clip_says_of_captions():
+    rng, asked = np.random.default_rng(0), {}
+    images = rng.normal(size=(ROWS, 2, 2, 1)).astype(np.float32)
+    tokens, segments = rng.integers(1, 9, (ROWS, 3), np.int32), np.array([[1, 1, 0]] * ROWS, np.int32)
+    batch = {"images": images, "tokens": tokens, "segment_ids": segments, "loss_weights": np.ones(ROWS, np.float32)}
+    batch = with_keys(batch, jax.random.key(0))
+
+    def apply(variables, vectors=None, method=None, **told):
+        if method == "from_embedding":
+            return 3 * vectors
+        asked.update(told)
+        return jnp.zeros((ROWS, WIDTH))
+
+    objective = EmbeddingDiffusion(text="a CLIP", label_dropout=0.25)
+    sums = objective(apply, {}, batch, jax.random.key(0), True, models={"text": OtherModel(Clip())})
+    # The target is the prepared vector itself, of which the module said 0.
+    np.testing.assert_allclose(sums["loss"][0] / sums["loss"][1], (9 * images**2).mean(), rtol=1e-5)
+    dropped = ~np.asarray(asked["memory"]).any((1, 2))
+    assert dropped.mean() == pytest.approx(0.25, abs=0.03)
+    np.testing.assert_array_equal(asked["memory"][~dropped], np.repeat(tokens[~dropped, :, None], WIDTH, axis=2))
+    np.testing.assert_allclose(asked["vector"], np.where(dropped[:, None], 0.0, np.ones((ROWS, WIDTH))), atol=1e-5)
+    np.testing.assert_array_equal(asked["memory_mask"], np.where(dropped[:, None], 0, segments))
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="objective.text is empty: .* configs/clip_shapes.py makes"):
+        EmbeddingDiffusion()
+    net = dict(num_classes=0, widths=(8,), attention=("none",), mid="none", norm_groups=4, image_size=8)
+    with pytest.raises(ConfigError, match="attends to nothing"):
+        EmbeddingToImage(UNet(**net, num_channels=3))
+    with pytest.raises(ConfigError, match="num_channels = 3 and out_channels = None: it is given two images"):
+        Upsampler(UNet(**net, num_channels=3))
+    with pytest.raises(ConfigError, match="small_size = 3 has to divide the images' 8"):
+        Upsampler(UNet(**net, num_channels=2, out_channels=1), small_size=3)
+    with pytest.raises(ConfigError, match="num_classes = 3; set it to 0"):
+        Upsampler(UNet(**net | {"num_classes": 3}, num_channels=2, out_channels=1), small_size=4)
+
+
+SMALL = {"num_layers": 1, "hidden_size": 16, "num_heads": 2}
+NET = {"name": "unet", "num_classes": 0, "num_blocks": 1, "norm_groups": 4, "widths": [8, 8], "num_heads": [2, 2],
+       "num_layers": [1, 1]}  # fmt: skip
+BASE = {
+    "train": {"batch_size": 8, "log_every": 1, "tensorboard": False, "steps": 1},
+    "data": {"name": "digit_captions", "sequence_length": 40}, "optimizer": {"name": "adamw", "learning_rate": 1e-2},
+}  # fmt: skip
+PROCESS = {"process": {"name": "ddpm", "betas": "cosine"}}
+
+
+def test_three_stages_draw_pictures_of_captions(tmp_path):
+    own = dict(cache_dir=tmp_path / "cache", progress=False)
+    at = lambda name: str(tmp_path / name)
+    run = lambda name, **sections: train(configs.resolve(BASE | sections), tmp_path / name, **own)
+    run("clip", model={
+        "name": "clip", "projection_size": 16, "text": {"name": "text_tower", "max_length": 40, **SMALL},
+        "vision": {"name": "vit", "patch_size": 4, "num_classes": 0, **SMALL},
+    }, objective={"name": "contrastive"})  # fmt: skip
+    prior = dict(
+        train=BASE["train"] | {"steps": 4, "checkpoint_every": 2, "ema_decay": 0.9},
+        mesh={"data": 2, "fsdp": 2, "tensor": 2}, data=BASE["data"] | {"tokenizer": at("clip")},
+        model={"name": "prior_transformer", "embedding_size": 16, "max_length": 40, **SMALL},
+        objective={"name": "embedding_diffusion", "text": at("clip"), **PROCESS},
+    )  # fmt: skip
+    run("prior", **prior)
+    shutil.copytree(tmp_path / "prior", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/4")
+    run("cut", **prior)
+    one, again = fmjax.load(at("prior")), fmjax.load(at("cut"))
+    jax.tree.map(np.testing.assert_array_equal, one.params, again.params)
+    first, second = one.generate(["the digit two"], num_samples=2, steps=3, guidance=2.0)
+    assert np.linalg.norm(first) == pytest.approx(1, abs=1e-5) and (first != second).any()
+
+    cross = NET | {"attention": ["none", "cross"], "mid": "cross", "memory_size": 8}
+    run(
+        "decoder", train=BASE["train"] | {"sample_every": 1},
+        model={"name": "embedding_to_image", "embedding_size": 16, "denoiser": cross},
+        objective={"name": "embedded_images", "text": at("clip"), "sample_copies": 2, **PROCESS},
+    )  # fmt: skip
+    assert Image.open(tmp_path / "decoder/samples/1/all.png").size == (17, 17)
+    plain = NET | {"attention": ["none", "none"], "mid": "none", "num_channels": 2, "out_channels": 1}
+    run(
+        "upsampler", train=BASE["train"] | {"sample_every": 1},
+        model={"name": "upsampler", "small_size": 4, "denoiser": plain},
+        objective={"name": "upsampling", "sample_copies": 2, **PROCESS},
+    )  # fmt: skip
+
+    decoder = fmjax.load(at("decoder"))
+    options = dict(num_samples=2, steps=3, prior_steps=3, seed=1)
+    images = decoder.generate(["the digit two"], prior=at("prior"), guidance=2.0, **options)
+    assert images[0].shape == (8, 8, 1) and (images[0] != images[1]).any()
+    assert decoder.generate([images[0]], steps=3)[0].shape == (8, 8, 1)
+    with pytest.raises(InputError, match="by itself: give prior, a run of objective embedding_diffusion"):
+        decoder.generate(["the digit two"], steps=3)
+    with pytest.raises(InputError, match="which is not a run of objective embedding_diffusion"):
+        decoder.generate(["the digit two"], steps=3, prior=at("decoder"))
+    output = tmp_path / "two.png"
+    told = [f"--model={at('upsampler')}", f"--decoder={at('decoder')}", f"--prior={at('prior')}", "--steps=3"]
+    told += ["--decoder_steps=3", "--prior_steps=3", "--prompt=the digit two", f"--output={output}"]
+    assert cli.run(generate.main, told) == 0
+    assert Image.open(output).size == (8, 8)
