@@ -57,7 +57,7 @@ def load(
         are neither stacked nor copied; for a model that is only to generate.
       part: of a published model of several, such as "transformer" or "vision": the part that alone is loaded.
       sigma_rel: of a run with train.ema_sigma_rel, the width of the average of its parameters, whatever those it kept
-        (`fmjax.power_average`); None is the first of those.
+        (`fmjax.power_average`); None is the first of those. The model's config tells it, under "average".
 
     Raises: InputError for a path that holds no model, saying what was found; CheckpointError for damaged weights.
     """
@@ -186,6 +186,7 @@ def _load_workdir(
     else:
         widths = config.get("train", {}).get("ema_sigma_rel", ())
         params, step = load_average(folder, widths, sigma_rel, step, shardings)
+        config = {**config, "average": {"sigma_rel": sigma_rel}}
     params = merged(params)
     module, params = loading.cast(module, params, dtype)
     split = None if placement is None else lambda: _shardings(_carry(config, module, weights, placement))
@@ -195,7 +196,7 @@ def _load_workdir(
     model = Model(
         module, params, config, tokenizer, step, str(folder), identity, add_bos, placement,
         codecs=load_codecs(folder), carry=load_carry(folder, step, split),
-        open_other=functools.partial(_open_other, folder, step, config, dtype, placement),
+        open_other=functools.partial(open_other, folder, step, config, dtype, placement),
         open_path=functools.partial(load, dtype=dtype, mesh=placement),
     )  # fmt: skip
     if model.codecs:
@@ -203,7 +204,7 @@ def _load_workdir(
     return model
 
 
-def _open_other(folder: pathlib.Path, step: int, config, dtype: str, placement, name: str) -> OtherModel:
+def open_other(folder: pathlib.Path, step: int, config, dtype: str, placement, name: str) -> OtherModel:
     """The model that the objective of a run calls `name`. Raises InputError where it is not there, or is not the one
     that the run was trained with (which is compared in float32)."""
     path = config["objective"].get(name)

@@ -13,13 +13,16 @@ from fmjax.tasks import environments, functions
 from fmjax.tasks.protocol import Apply, Generate, Request, Rolling, Rollout, Score, Task
 
 
+MAKES = "make_images"
+
+
 def capabilities(model) -> set[str]:
     """What the model can be asked for: kinds of requests in small letters, names of functions, and what it can be
     adapted to: texts ("adapt"), or values of a modality that it has vectors of ("adapt:MODALITY"). One that has both
     in one space has "two_towers", one that makes images of no image "make_images"."""
     found = set(functions.available(model))
     if generators.makes_images(model):
-        found.add("make_images")
+        found.add(MAKES)
     if "complete" not in found:  # it makes values that are no continuations, as which `Generate` is answered
         found.discard("generate")
     if found & {"score", "act"}:  # a language model acts by the likelihood of each action's name
@@ -36,7 +39,7 @@ def capabilities(model) -> set[str]:
 WORDS = {
     "adapt": "vectors of texts",
     "two_towers": "images and texts in one space (as CLIP)",
-    "make_images": "images that are made of a class, a caption or nothing",
+    MAKES: "images that are made of a class, a caption or nothing",
 }
 
 

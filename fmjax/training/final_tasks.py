@@ -26,7 +26,7 @@ def check(names, data, module, config: dict) -> None:
     """Raises InputError, naming the task, for what would end a run at its very end.
 
     That is documents that cannot be read or are none, or a model that cannot answer: that lacks an ability which the
-    task asks for, or BOS and EOS where whole texts are scored.
+    task asks for, another model that its values are made with, or BOS and EOS where whole texts are scored.
 
     config: of the run, whose objective says what its models do.
     """
@@ -35,17 +35,20 @@ def check(names, data, module, config: dict) -> None:
     from fmjax.errors import InputError
     from fmjax.inference.model import Model
     from fmjax.tasks.catalogue import get_task
-    from fmjax.tasks.capabilities import check_capabilities
+    from fmjax.tasks.capabilities import MAKES, check_capabilities
     from fmjax.tasks.protocol import Rolling, TaskContext
     from fmjax.tasks.prepared import prepare
     from fmjax.tasks.trained_on import source_of
 
     model = Model(module, {}, config, data.tokenizer, codecs=dict(data.codecs))
-    context = TaskContext(_data_dir(), lambda: data, run_source=source_of(config))
+    run_data = config.get("data") or {}
+    context = TaskContext(_data_dir(), lambda: data, SEED, run_source=source_of(config), run_data=run_data)
     for name in names:
         try:
             prepared = prepare(get_task(name), context, limit=1)
             check_capabilities(model, [prepared])
+            if MAKES in prepared.task.uses:
+                _check_opened(model.objective)
         except InputError as error:
             raise type(error)(f"train.final_tasks: {error}") from None
         asks = {type(request) for group in prepared.requests for request in group}
@@ -53,6 +56,22 @@ def check(names, data, module, config: dict) -> None:
             raise ConfigError(
                 f"train.final_tasks, task {name}: scores whole texts from BOS or EOS, and the tokenizer has neither"
             )
+
+
+def _check_opened(objective) -> None:
+    """Raises InputError where a model that values are made with lies nowhere; those in the step are there."""
+    from fmjax.errors import InputError
+    from fmjax.load import find
+
+    in_step = getattr(objective, "models", dict)()
+    for name in getattr(objective, "OPENED", ()):
+        path = getattr(objective, name)
+        if path is None or name in in_step:
+            continue
+        try:
+            find(path)
+        except InputError as error:
+            raise type(error)(f"objective.{name}, which values are made with: {error}") from None
 
 
 def run(names, model, data, limit: int, progress: bool, folder: pathlib.Path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import time
@@ -17,7 +18,9 @@ from fmjax.data.codecs.base import fingerprint, save_codecs
 from fmjax.data.loader import Loader
 from fmjax.inference.model import Model
 from fmjax.layers.weights import bare
+from fmjax.load import load, open_other
 from fmjax.models.state import STATE_KEY, kept_state
+from fmjax.objectives.base import OtherModel
 from fmjax.parallel import watch
 from fmjax.parallel.hosts import check_same, connect
 from fmjax.parallel.sharding import local_rows
@@ -89,8 +92,16 @@ class Setup:
             placement=self.program.placement,
             codecs=dict(self.data.codecs),
             carry=state.carry,
-            open_other=(self.program.models or {}).__getitem__,
+            open_other=functools.partial(self._other, int(state.step)),
+            open_path=functools.partial(load, mesh=self.program.placement),
         )
+
+    def _other(self, step: int, name: str) -> OtherModel:
+        """A model that the objective names: one in the step, or one that values are made with alone."""
+        models = self.program.models or {}
+        if name in models:
+            return models[name]
+        return open_other(self.workdir, step, self.config.to_dict(), "float32", self.program.placement, name)
 
     def save(self) -> None:
         """Writes to the workdir what loading needs besides a checkpoint; process 0 does."""

@@ -13,12 +13,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 
 import fmjax
 from fmjax import config as configs
 from fmjax.checkpoint_files import complete_steps
 from fmjax.data.digits import Digits
 from fmjax.data.loader import Loader
+from fmjax.data.shapes.data import Shapes
 from fmjax.errors import ConfigError, InputError
 from fmjax.inference import scoring
 from fmjax.models.vit import ViT
@@ -31,7 +33,9 @@ from fmjax.training.checks import check_outputs
 from fmjax.training.metrics import read_metrics
 from fmjax.training.sampling import read_blocks
 from fmjax.training.settings import TrainConfig
+from fmjax.training.start import Setup
 from fmjax.training.stopping import Stop, stop_signals
+from tests.classifier import MODEL as CLASSIFIER
 
 TEXT = "the cat sees the dog and the dog sees a bird " * 20
 
@@ -120,6 +124,39 @@ def test_final_tasks_are_of_any_modality(tmp_path):
     final_tasks.check(["digits_test"], digits, module, config)
     with pytest.raises(InputError, match="train.final_tasks: .*ViT.* cannot answer: lambada_like needs rolling"):
         final_tasks.check(["tests.training.test_outputs:LambadaLike"], digits, module, config)
+
+
+def test_made_images_that_cannot_be_judged_at_the_end_are_refused_at_the_start(tmp_path):
+    shapes = Shapes(rows="colour", image_size=32, num_examples=8, eval_examples=8).open(seed=0, cache_dir=tmp_path)
+    module = ViT(num_layers=1, hidden_size=8, num_heads=2, patch_size=4, **shapes.model_fields)
+    config = {"objective": {"name": "diffusion"}, "data": {"name": "shapes", "rows": "colour", "image_size": 32}}
+    with pytest.raises(InputError, match="train.final_tasks: .*trained with data.rows = 'colour'"):
+        final_tasks.check(["made_captions"], shapes, module, config)
+    # Rows of latents need their first stage for images alone.
+    kept = {"name": "latent_diffusion", "input_name": "latents", "first_stage": str(tmp_path / "none"),
+            "latent_shape": (4, 4, 4), "condition": "label"}  # fmt: skip
+    with pytest.raises(InputError, match="objective.first_stage, which values are made with: .*none"):
+        final_tasks.check(["made_nearest:digits"], shapes, module, {"objective": kept})
+    CLASSIFIER.save(tmp_path / "none")
+    final_tasks.check(["made_nearest:digits"], shapes, module, {"objective": kept})
+
+
+def test_a_model_on_the_way_opens_what_its_values_are_made_with(tmp_path):
+    CLASSIFIER.save(tmp_path / "stage")
+    path, there = str(tmp_path / "stage"), object()
+    config = FrozenConfigDict({"objective": {"name": "latent_diffusion", "first_stage": path}})
+    data = types.SimpleNamespace(tokenizer=None, codecs={})
+    state = types.SimpleNamespace(step=3, carry={})
+
+    def model(models):
+        program = types.SimpleNamespace(module=None, average=lambda state: {}, placement=None, models=models)
+        return Setup(config, None, tmp_path, data, program, [], {}, False, False, 0.0, {}).model(state)
+
+    assert model({"first_stage": there}).opened("first_stage") is there
+    stage = model(None).opened("first_stage")
+    assert stage.module == CLASSIFIER.module
+    jax.tree.map(np.testing.assert_array_equal, stage.params, CLASSIFIER.params)
+    assert model(None).open_path(path).module == CLASSIFIER.module
 
 
 class LambadaLike(Task):
