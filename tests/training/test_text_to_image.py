@@ -1,9 +1,11 @@
 """Pictures drawn from words: by latents of a frozen autoencoder, told by a frozen or a trained encoder of texts."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,10 +251,22 @@ def test_what_cannot_be_drawn_is_refused(straight, parts, tmp_path):
 
 
 def test_a_first_stage_that_has_changed_is_refused(straight, parts):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fmjax.load.content_fingerprint", lambda other: "another")
+    """By one number among its weights."""
+    stage, aside = parts / "vae", parts / "vae_aside"
+    make = lambda: fmjax.load(straight).opened("first_stage")
+    assert make().module.image_size == 16
+    stage.rename(aside)
+    try:
+        model = fmjax.load(aside)
+        leaves, structure = jax.tree.flatten(model.params)
+        leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].add(1e-3)
+        dataclasses.replace(model, params=structure.unflatten(leaves)).save(stage)
         with pytest.raises(InputError, match="was trained with another objective.first_stage"):
-            fmjax.load(straight).generate([PROMPTS[0]], steps=1, sampler="euler")
+            make()
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        aside.rename(stage)
+    make()
 
 
 def test_pixels_do_without_a_first_stage(parts, tmp_path):
