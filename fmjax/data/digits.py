@@ -63,6 +63,7 @@ class Digits:
             model_fields={"image_size": 8, "num_channels": 1, "num_classes": 10},
             check=lambda module: check_module(module, CODEC, 10),
             identity={"dataset": f"digits:{content}"},
+            num_train=int((~test).sum()),
         )
 
 

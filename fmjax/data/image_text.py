@@ -167,4 +167,5 @@ def open_image_text(
         check=check,
         identity={"dataset": identity, "tokenizer": tokenizer.fingerprint},
         documents=lambda split="heldout": chosen_documents({key: part.texts for key, part in rows.items()}, split),
+        num_train=len(train),
     )  # fmt: skip

@@ -81,6 +81,7 @@ class ImageData(ImageSettings):
             check=lambda module: check_module(module, codec, len(names)),
             identity={"dataset": f"images:{found.content}"},
             trained_on=train.keys,
+            num_train=len(train),
         )  # fmt: skip
 
 

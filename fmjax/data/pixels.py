@@ -71,6 +71,7 @@ class PixelData:
             check=lambda module: _check_sequences(module, fields),
             identity=dict(opened.identity) | {"palette": fingerprint(codec)},
             trained_on=opened.trained_on,
+            num_train=opened.num_train,
         )
 
     def _check_channels(self, channels: int) -> None:

@@ -22,6 +22,8 @@ def lacks_bits(model) -> str | None:
         return "its objective is no diffusion of numbers, of whose bound bits are"
     if getattr(objective, "of_latents", False):
         return "it makes latents, whose bits are none of an image"
+    if (told := getattr(objective, "condition", "label")) not in ("label", "none"):
+        return f"it is told more of an image than its class (objective.condition = {told!r}), on top of which bits are"
     codec = model.codec
     if codec is None or (codec.mean, codec.std) != ((0.5,), (0.5,)):
         return "it has no codec of images from -1 to 1, whose levels are known"

@@ -120,6 +120,10 @@ class _Told(denoising.Denoising):
             raise InputError(f"negative = {options.negative!r}: {self.model} is guided away from no vector alone")
         super()._check_guidance(options)
 
+    def stages(self, options) -> dict[str, Any]:
+        """The loaded models that options name and captions go through, by the options' names."""
+        raise NotImplementedError
+
     def _opened(self, name: str, value: Any, what: str):
         """The stage before: a loaded model, or a path to it."""
         if value is None:
@@ -141,10 +145,17 @@ class EmbeddedImages(_Told):
 
     Options = DecoderOptions
 
+    def stages(self, options) -> dict[str, Any]:
+        """See `_Told`."""
+        return {} if options.prior is None else {"prior": self._prior(options)}
+
+    def _prior(self, options):
+        return self._opened("prior", options.prior, "a run of objective embedding_diffusion")
+
     def _values(self, prompts, options) -> dict[str, np.ndarray]:
         texts = [_is_caption(prompt) for prompt in prompts]
         if all(texts):
-            prior = self._opened("prior", options.prior, "a run of objective embedding_diffusion")
+            prior = self._prior(options)
             own = dict(seed=options.seed, steps=options.prior_steps, guidance=options.prior_guidance)
             vectors = np.stack(prior.generate(prompts, **own))
         elif not any(texts):
@@ -163,9 +174,19 @@ class UpsampledImages(_Told):
     Options = UpsamplerOptions
     known = False  # it has learnt nothing without a small image
 
+    def stages(self, options) -> dict[str, Any]:
+        """See `_Told`."""
+        if options.decoder is None:
+            return {}
+        decoder = self._decoder(options)
+        return {"decoder": decoder} | EmbeddedImages(decoder).stages(options)
+
+    def _decoder(self, options):
+        return self._opened("decoder", options.decoder, "a run of objective embedded_images")
+
     def _values(self, prompts, options) -> dict[str, np.ndarray]:
         if all(map(_is_caption, prompts)):
-            decoder = self._opened("decoder", options.decoder, "a run of objective embedded_images")
+            decoder = self._decoder(options)
             own = dict(prior=options.prior, prior_steps=options.prior_steps, prior_guidance=options.prior_guidance)
             own |= dict(seed=options.seed, steps=options.decoder_steps, guidance=options.decoder_guidance)
             prompts = decoder.generate(prompts, **own)

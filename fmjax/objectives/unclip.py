@@ -163,6 +163,7 @@ class EmbeddedImages(_Shown, ToldByCLIP):
     """
 
     generator: ClassVar[str] = "embedded_images"
+    condition: ClassVar[str] = "vector"
 
     def inputs(self, batch) -> dict:
         """What the module is initialised with: it knows the rest."""
@@ -197,6 +198,7 @@ class Upsampling(_Shown, Diffusion):
     """
 
     generator: ClassVar[str] = "upsampled_images"
+    condition: ClassVar[str] = "small"
 
     small_noise: float = 0.05
 

@@ -2,6 +2,7 @@
 
 from fmjax.errors import InputError
 from fmjax.tasks.capabilities import naming
+from fmjax.tasks.made.making import average
 from fmjax.tasks.made.references import reference
 from fmjax.tasks.made.settings import parse
 from fmjax.tasks.protocol import Apply, Task
@@ -48,10 +49,9 @@ class ImageBits(Task):
         return {"bits_per_dim": prior + between + last, "prior": prior, "between": between, "last": last}
 
     def gather(self, model, documents, answers):
-        ema = (model.config.get("train") or {}).get("ema_decay") or 0.0
         self.card = {
             "data": ":".join(self.words), "documents": len(documents), "size": list(model.codec.shape),
-            "draws": self.draws, "labels": self.labels, "seed": self.seed, "ema_decay": ema,
+            "draws": self.draws, "labels": self.labels, "seed": self.seed, **average(model),
         }  # fmt: skip
 
     def details(self):

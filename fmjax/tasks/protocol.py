@@ -60,7 +60,9 @@ class Apply:
     Attributes:
       function: "embed" and the others of `fmjax.tasks.functions`, an ability of the model ("classify"), those that
         `Task.adapt` added ("class_logits"), or an import path `package.module:function` of a function (model, list of
-        inputs) -> list of answers.
+        inputs) -> list of answers. Where its answers depend on more than the model and the inputs, such as a file that
+        these name, it has `depends_on(model, inputs)`, which says by what content (JSON-able; empty for nothing), so
+        that no stored answer of another is taken.
       inputs: a string, `Media` such as an image, or nested tuples of strings, numbers and media.
     """
 

@@ -59,6 +59,7 @@ class AnswerStore:
 
     def __init__(self, folder: pathlib.Path, model, fingerprint: str | None = None):
         self.path = folder / f"{fingerprint or model_fingerprint(model)}.jsonl"
+        self._model = model
         self._answers: dict[str, Any] = {}
         self._code: dict[str, str] = {}
         self._file, data = None, b""
@@ -108,9 +109,13 @@ class AnswerStore:
         fields = [type(request).__name__, request_fields(request), seed if drawn else None]
         path = request.function if isinstance(request, Apply) else getattr(request, "environment", "")
         if ":" in path:  # code that only this request names
+            function = import_object(path, "function")
             if path not in self._code:
-                self._code[path] = code_digest([import_object(path, "function")])
+                self._code[path] = code_digest([function])
             fields.append(self._code[path])
+            depends_on = getattr(function, "depends_on", None) if isinstance(request, Apply) else None
+            if depends_on is not None and (besides := depends_on(self._model, request.inputs)):
+                fields.append(besides)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ NOT_COMPUTING = {
     "tasks/protocol.py tasks/reading.py": "documents and requests, which answers are kept under",
     "tasks/capabilities.py": "which requests are refused, and with what words",
     "tasks/cost.py tasks/store.py": "what becomes of answers",
+    "tasks/made/other_models.py": "names and digests of other models, which answers are kept under too",
 }
 """Files of fmjax that computing ones take names from, and why answers are not computed by them."""
 

@@ -1,6 +1,8 @@
 """DALL-E 2: what its prior learns, in numpy; what is refused; and a run of each stage, which together draw captions."""
 
+import dataclasses
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,13 @@ from fmjax import config as configs
 from fmjax import generate
 from fmjax.commands import cli
 from fmjax.errors import ConfigError, InputError
+from fmjax.inference import unclip
 from fmjax.models.unclip import EmbeddingToImage, Upsampler
 from fmjax.models.unet import UNet
 from fmjax.objectives.base import OtherModel
 from fmjax.objectives.unclip import EmbeddingDiffusion
+from fmjax.tasks.made import references
+from fmjax.tasks.runner import run_tasks
 from fmjax.training.loop import train
 from fmjax.training.step import with_keys
 
@@ -83,7 +88,51 @@ BASE = {
 PROCESS = {"process": {"name": "ddpm", "betas": "cosine"}}
 
 
-def test_three_stages_draw_pictures_of_captions(tmp_path):
+def test_what_options_name_is_opened_by_the_paths():
+    """For answers that are kept, and cards: a path says nothing of what lies there."""
+    loaded = []
+
+    def stage(generator):
+        objective = types.SimpleNamespace(generator=generator, makes="image")
+        return types.SimpleNamespace(objective=objective, codec=None, codecs={}, kept={}, open_path=opened)
+
+    def opened(path):
+        loaded.append(path)
+        return stage({"p": "embeddings", "d": "embedded_images"}[path])
+
+    decoder, upsampler = stage("embedded_images"), stage("upsampled_images")
+    for model, options, names in [
+        (decoder, unclip.DecoderOptions(), []),
+        (decoder, unclip.DecoderOptions(prior="p"), ["prior"]),
+        (upsampler, unclip.UpsamplerOptions(prior="p"), []),
+        (upsampler, unclip.UpsamplerOptions(decoder="d"), ["decoder"]),
+        (upsampler, unclip.UpsamplerOptions(decoder="d", prior="p"), ["decoder", "prior"]),
+    ]:
+        kind = unclip.EmbeddedImages if model is decoder else unclip.UpsampledImages
+        found = kind(model).stages(options)
+        assert list(found) == names and kind(model).stages(options) == found
+    assert loaded == ["p", "d", "p"]  # each once
+    with pytest.raises(InputError, match="which is not a run of objective embedding_diffusion"):
+        unclip.EmbeddedImages(stage("embedded_images")).stages(unclip.DecoderOptions(prior="d"))
+
+
+def assert_judged_anew(decoder, folder):
+    """A task's images are made again once another prior lies at the path, of which the card tells."""
+    prior, cards = folder / "one_prior", []
+    task = f"made_nearest:own:steps=2:prior_steps=2:prior={prior}"
+    for name, lines in (("prior", 2), ("prior", 2), ("cut", 4)):
+        shutil.copytree(folder / name, prior, ignore=shutil.ignore_patterns("4") if name == "cut" else None)
+        again = dataclasses.replace(decoder, kept={})
+        (result,) = run_tasks(again, [task], limit=2, answers_dir=folder / "answers").values()
+        cards.append(result.details["card"]["prior"]["weights"])
+        (answers,) = (folder / "answers").glob("*.jsonl")
+        assert len(answers.read_text().splitlines()) == lines
+        shutil.rmtree(prior)
+    assert cards[0] == cards[1] != cards[2]
+
+
+def test_three_stages_draw_pictures_of_captions(tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "TRAINING_ROWS", 20)
     own = dict(cache_dir=tmp_path / "cache", progress=False)
     at = lambda name: str(tmp_path / name)
     run = lambda name, **sections: train(configs.resolve(BASE | sections), tmp_path / name, **own)
@@ -121,6 +170,7 @@ def test_three_stages_draw_pictures_of_captions(tmp_path):
     )  # fmt: skip
 
     decoder = fmjax.load(at("decoder"))
+    assert_judged_anew(decoder, tmp_path)
     options = dict(num_samples=2, steps=3, prior_steps=3, seed=1)
     images = decoder.generate(["the digit two"], prior=at("prior"), guidance=2.0, **options)
     assert images[0].shape == (8, 8, 1) and (images[0] != images[1]).any()

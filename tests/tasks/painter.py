@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -79,3 +80,29 @@ PAINTER = Model(
     codecs={"image": ImageCodec(64, 64, 3)},
 )  # fmt: skip
 DIGIT_PAINTER = dataclasses.replace(PAINTER, codecs={"image": CODEC, "label": LabelCodec(10)})
+
+
+@dataclasses.dataclass(frozen=True)
+class StagedOptions(Options):
+    """Attributes:
+    prior: a model by its path, or none.
+    """
+
+    prior: Any = None
+
+
+class StagedPainter(Painter):
+    """A painter whose options may name another model, which it opens."""
+
+    Options = StagedOptions
+
+    def stages(self, options):
+        return {} if options.prior is None else {"prior": self.model.open_path(options.prior)}
+
+
+@dataclasses.dataclass(frozen=True)
+class StagedPainting(Painting):
+    generator = "tests.tasks.painter:StagedPainter"
+
+
+STAGED = dataclasses.replace(DIGIT_PAINTER, config={"objective": {"name": "tests.tasks.painter:StagedPainting"}})

@@ -4,8 +4,10 @@ import collections
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,20 +17,21 @@ from fmjax import config as configs
 from fmjax.commands import cli
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.codecs.label import LabelCodec
-from fmjax.data.digits import CODEC, read_digits
+from fmjax.data.digits import CODEC, Digits, read_digits
 from fmjax.data.shapes.data import CLASSES
 from fmjax.data.shapes.drawing import draw
 from fmjax.data.shapes.scenes import Look, Thing
-from fmjax.errors import InputError
+from fmjax.errors import DataError, InputError
 from fmjax.load import Model
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.compare import compare
-from fmjax.tasks.made import classified
+from fmjax.tasks.images import DigitsData
+from fmjax.tasks.made import classified, references
 from fmjax.tasks.made.making import decoded, encoded
 from fmjax.tasks.runner import run_tasks
 from fmjax.training.loop import train
 from tests.classifier import MODEL as CLASSIFIER
-from tests.tasks.painter import DIGIT_PAINTER, PAINTER, Painter
+from tests.tasks.painter import DIGIT_PAINTER, PAINTER, STAGED, Painter
 
 IMAGES, LABELS, IS_TEST = read_digits()
 
@@ -188,6 +191,59 @@ def test_scores_of_unlike_cards_are_not_compared(tmp_path, capsys):
     assert "ema_decay: 0.9 of the first, 0.0 of the second. Evaluate one of them again" in capsys.readouterr().err
 
 
+def test_the_card_names_the_average_that_makes_the_images():
+    kept = {"train": {"ema_decay": 0.0, "ema_sigma_rel": (0.05, 0.1)}}
+    for more, said in [
+        ({}, {"ema_decay": 0.9}),
+        ({"train": {}}, {"ema_decay": 0.0}),
+        (kept, {"ema_sigma_rel": 0.05}),
+        (kept | {"average": {"sigma_rel": 0.2}}, {"ema_sigma_rel": 0.2}),
+    ]:
+        model = dataclasses.replace(MODEL, config=MODEL.config | more)
+        for task in ("made_nearest:digits:steps=2:sampler=euler", "image_bits:digits:draws=1"):
+            card = only(model, task, limit=2).details["card"]
+            assert {name: value for name, value in card.items() if name.startswith("ema")} == said
+
+
+def test_images_are_made_anew_where_another_model_lies_at_the_same_path(tmp_path, classifier):
+    """And the card tells it by its weights, not by its path."""
+    prior, cards = tmp_path / "prior", []
+    other = dataclasses.replace(CLASSIFIER, params=jax.tree.map(lambda x: x + 0.1, CLASSIFIER.params))
+    for number, model in enumerate((CLASSIFIER, CLASSIFIER, other)):
+        shutil.rmtree(prior, ignore_errors=True)
+        model.save(prior)
+        # As another process sees it: nothing is opened yet.
+        fresh = dataclasses.replace(STAGED, kept={}, open_path=fmjax.load)
+        result = only(fresh, f"made_nearest:digits:prior={prior}", limit=5, answers_dir=tmp_path / "answers")
+        assert Painter.made.total() == (5, 5, 10)[number]
+        cards.append(result.details["card"]["prior"])
+    assert cards[0] == cards[1] != cards[2] and {card["name"] for card in cards} == {"prior"}
+    assert str(tmp_path) not in json.dumps(cards)
+
+
+def test_the_card_tells_of_which_rows_the_training_images_are(monkeypatch, tmp_path):
+    data, count = Digits().open(seed=0, cache_dir=tmp_path), int((~IS_TEST).sum())
+    assert data.num_train == count
+    for rows, opened, said in [
+        (count, data, None),
+        (50, data, f"the first 50 of {count}"),
+        (50, dataclasses.replace(data, num_train=None), "the first 50 of more, or not: the data do not tell"),
+    ]:
+        monkeypatch.setattr(references, "TRAINING_ROWS", rows)
+        result = only(MODEL, "made_nearest:own:steps=2:sampler=euler", limit=3, data=opened)
+        assert result.details["card"].get("training_rows") == said
+    with pytest.raises(DataError, match="hold no images"):
+        latents = dataclasses.replace(data, train=[{"latents": np.zeros(3)}])
+        only(MODEL, "made_nearest:own:steps=2:sampler=euler", limit=3, data=latents)
+
+
+def test_too_few_training_images_for_a_manifold_are_refused(monkeypatch):
+    training = DigitsData.training
+    monkeypatch.setattr(DigitsData, "training", lambda self, context: training(self, context)[:3])
+    with pytest.raises(InputError, match="3 training images have no 3 nearest others; give a smaller k"):
+        only(MODEL, "made_coverage:digits:steps=2:sampler=euler", limit=5)
+
+
 def test_a_short_run_is_judged_by_its_own_images(tmp_path):
     short = {
         "train.steps": "6", "train.batch_size": "8", "train.checkpoint_every": "6", "train.eval_every": "0",
@@ -227,6 +283,9 @@ def test_a_short_run_is_judged_by_its_own_images(tmp_path):
         ("made_distance:digits:steps=few", "steps = 'few'"),
         ("made_captions:heldou", "did you mean 'heldout'"),
         ("made_distance:digits:prompts=all", "only prompts=none"),
+        ("made_accuracy:digits:classifier=x:prompts=none", "not set here: the score is about what images are"),
+        ("made_training:digits:prompts=none", "task made_training:digits:prompts=none: prompts is not set here"),
+        ("made_captions:prompts=none", "prompts is not set here"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(task, message):
@@ -253,3 +312,16 @@ def test_bits_of_images_are_a_bound_with_a_card():
         get_task("image_bits:digits:steps=3")
     with pytest.raises(InputError, match="image_bits"):
         run_tasks(CLASSIFIER, ["image_bits:digits"], limit=3)
+
+
+def test_bits_are_of_models_that_are_told_a_class_at_most():
+    told = lambda **objective: dataclasses.replace(MODEL, config={"objective": objective})
+    told(name="latent_diffusion", condition="label").can("image_bits")
+    for objective in [
+        dict(name="latent_diffusion"),
+        dict(name="latent_diffusion", condition="states"),
+        dict(name="embedded_images", text="a CLIP"),
+        dict(name="upsampling"),
+    ]:
+        with pytest.raises(InputError, match="cannot image_bits: it is told more of an image than its class"):
+            told(**objective).can("image_bits")

@@ -16,6 +16,7 @@ from fmjax.checkpoint_files import read_item
 from fmjax.commands import cli
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.power_average import exponent, mixture, products, share
+from fmjax.tasks.made import making
 from fmjax.training.loop import train
 from fmjax.training.settings import TrainConfig
 from fmjax.training.state import TrainState
@@ -124,7 +125,10 @@ def test_a_run_keeps_two_resumes_and_gives_any(tmp_path):
     jax.tree.map(close, model.params, want)
     argv = [f"--input={workdir / 'checkpoints/6'}", f"--output={tmp_path / 'saved'}", "--to=fmjax", "--sigma_rel=0.1"]
     assert cli.run(convert.main, argv) == 0
-    jax.tree.map(close, fmjax.load(tmp_path / "saved").params, want)
+    saved_again = fmjax.load(tmp_path / "saved")
+    jax.tree.map(close, saved_again.params, want)
+    assert making.average(fmjax.load(workdir)) == {"ema_sigma_rel": 0.05}  # of what is made with it
+    assert making.average(model) == making.average(saved_again) == {"ema_sigma_rel": 0.1}
     with pytest.raises(InputError, match="sigma_rel = 0.3 must be above 0 and at most 0.25"):
         fmjax.load(workdir, sigma_rel=0.3)
     plain = tmp_path / "plain"

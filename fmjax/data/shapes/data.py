@@ -173,6 +173,7 @@ class Shapes:
             model_fields={"image_size": self.image_size, "num_channels": 3, "num_classes": len(names)},
             check=lambda module: check_module(module, codec, len(names)),
             identity={"dataset": f"{identity}:{self.rows}"},
+            num_train=len(train),
         )
 
 

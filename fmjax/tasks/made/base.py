@@ -23,7 +23,8 @@ class MadeImages(Task):
     A subclass gives `measure`, called once with all images.
 
     Attributes:
-      keys: settings of the task, with those of all: "copies" and "prompts" ("none": nothing is said of what to make).
+      keys: settings of the task, with that of all, "copies". One that judges images whatever they are of has "prompts"
+        ("none": nothing is said of what to make).
       required: those of them without which there is no score.
     """
 
@@ -36,7 +37,9 @@ class MadeImages(Task):
         self.name = f"{type(self).name}:{argument}".removesuffix(":")
         self.card: dict[str, Any] = {}
         with naming(self):
-            self.settings = parse(argument, ("copies", "prompts", *self.keys), self.required)
+            self.settings = parse(argument, ("copies", *self.keys), self.required)
+            if "prompts" not in self.keys and "prompts" in dict(self.settings.options):
+                raise InputError("prompts is not set here: the score is about what images are asked for; leave it out")
             self.data = self.open_reference(self.settings.words)
             self.copies = self.settings.count("copies", 1)
             if self.settings.own.get("prompts", "none") != "none":
@@ -89,12 +92,14 @@ class MadeImages(Task):
 
     def training(self, count: int | None = None) -> list[dict]:
         """Training images, `count` of them, or all where there are fewer, in an order by content; the card says how
-        many."""
+        many, and of which where they are not of all."""
         found = list(self.data.training(self.context))
         if count is not None and count < len(found):
             order = {id(one): _place(one, self.context.seed) for one in found}
             found = sorted(found, key=lambda one: order[id(one)])[:count]
         self.card["training_images"] = len(found)
+        if left_out := getattr(self.data, "left_out", ""):
+            self.card["training_rows"] = left_out
         return found
 
     def by_document(self, values: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ log = logging.getLogger("fmjax")
 class _Extracted(MadeImages):
     """Of vectors of images: `extractor=PATH` is a model whose vectors they are, otherwise they are the pixels."""
 
-    keys = ("extractor",)
+    keys = ("extractor", "prompts")
 
     def __init__(self, argument: str):
         super().__init__(argument)
@@ -87,7 +87,7 @@ class MadeCoverage(_Extracted):
     """Precision and recall (Kynkäänniemi et al. 2019): the share of made images in the manifold of the real ones, and
     of real images in that of the made ones; `_train`: of training images in the place of made ones."""
 
-    name, version, keys = "made_coverage", "1", ("extractor", "k")
+    name, version, keys = "made_coverage", "1", ("extractor", "prompts", "k")
     description = (
         "made_coverage:DATA[:extractor=PATH][:k=3][:OPTION=VALUE...], precision and recall of as many made images as "
         "real ones, and of training images (_train)"
@@ -107,6 +107,8 @@ class MadeCoverage(_Extracted):
             raise InputError(f"{len(documents)} images have no {self.k} nearest others; take more, or give k")
         real, found = self.vectors(self.real(documents)), {}
         train = self.real(self.training(len(made)))
+        if len(train) <= self.k:
+            raise InputError(f"{len(train)} training images have no {self.k} nearest others; give a smaller k")
         for side, images in {"": made, "_train": train}.items():
             vectors = self.vectors(images)
             found[f"precision{side}"] = inside(vectors, real, self.k)

@@ -15,6 +15,8 @@ from fmjax.config_fields import field_types
 from fmjax.config_values import FlagText, coerce
 from fmjax.inference import generators
 from fmjax.inference.checks import check_options
+from fmjax.inference.fingerprint import model_fingerprint
+from fmjax.tasks.made.other_models import name_of, weights_of
 
 MAKE = f"{__name__}:make"
 """The function of `Apply` that makes images: inputs (prompt, number of the copy, options, seed)."""
@@ -53,6 +55,26 @@ def make(model, inputs: Sequence[tuple[Any, int, tuple, int]]) -> list[str]:
     return [found[place] for place in range(len(inputs))]
 
 
+def stages(model, options: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
+    """The loaded models that options of the model's generator name by path, by the options' names."""
+    generator = generators.kind_of(model)(model)
+    if not hasattr(generator, "stages"):
+        return {}
+    return generator.stages(generator_options(model, options, seed))
+
+
+def _content_of_stages(model, inputs: tuple[Any, int, tuple, int]) -> dict[str, str]:
+    """Fingerprints of `stages`: a path says nothing of what lies there."""
+    _, _, options, seed = inputs
+    kept = model.kept.setdefault("content of stages", {})
+    if options not in kept:
+        kept[options] = {name: model_fingerprint(one) for name, one in stages(model, options, seed).items()}
+    return kept[options]
+
+
+make.depends_on = _content_of_stages  # see `fmjax.tasks.protocol.Apply`
+
+
 def encoded(image: np.ndarray) -> str:
     """An image uint8 [H, W, 1 or 3] as the base64 of a PNG file."""
     file = io.BytesIO()
@@ -67,10 +89,21 @@ def decoded(text: str) -> np.ndarray:
 
 
 def card(model, options: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
-    """How images are made: the generator with all of its options, and the average of weights that makes them."""
+    """How images are made: the generator with all of its options, the weights of other models that these name, and the
+    average of weights that makes them."""
     chosen = generator_options(model, options, seed)
     shown = {name: value for name, value in dataclasses.asdict(chosen).items() if name != "batch_size"}
     unset = ("num_samples", "init_image", "mask", "invert", "strength", "negative")
     kept = {name: value for name, value in shown.items() if name not in unset}
-    ema = (model.config.get("train") or {}).get("ema_decay") or 0.0
-    return {"generator": type(chosen).__module__.rpartition(".")[2], **kept, "seed": seed, "ema_decay": ema}
+    for name, stage in stages(model, options, seed).items():
+        kept[name] = {"name": name_of(kept[name]), "weights": weights_of(stage)}
+    return {"generator": type(chosen).__module__.rpartition(".")[2], **kept, "seed": seed, **average(model)}
+
+
+def average(model) -> dict[str, Any]:
+    """Which average of its run's weights a model has: {"ema_sigma_rel": width} of one by a power function (the one that
+    it was loaded with, or else the first that its run kept), otherwise {"ema_decay": decay}, 0 for none."""
+    settings = model.config.get("train") or {}
+    width = (model.config.get("average") or {}).get("sigma_rel")
+    widths = (width,) if width is not None else tuple(settings.get("ema_sigma_rel") or ())
+    return {"ema_sigma_rel": widths[0]} if widths else {"ema_decay": settings.get("ema_decay") or 0.0}

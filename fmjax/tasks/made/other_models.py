@@ -15,19 +15,31 @@ from fmjax.inference.fingerprint import array_fingerprints
 PIXELS = "pixels"
 
 
+def name_of(path: str) -> str:
+    """For metrics and cards: the last word of a model's path, and the run's of a checkpoint's."""
+    parts = pathlib.PurePath(path).parts
+    named = [parts[-3], parts[-1]] if parts[-2:-1] == ("checkpoints",) and len(parts) > 2 else parts[-1:]
+    return re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(named))
+
+
+def weights_of(model) -> str:
+    """16 hexadecimal digits of a model's parameters and what its run carried."""
+    with model.inference():
+        lines = array_fingerprints((model.params, model.carry))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
 class OtherModel:
     """A model by its path, loaded when it is used first.
 
     Attributes:
       path: of a run, one of its checkpoints, or a published model.
-      name: for metrics and cards: the last word of the path.
+      name: `name_of` the path.
     """
 
     def __init__(self, path: str):
         self.path = path
-        parts = pathlib.PurePath(path).parts
-        named = [parts[-3], parts[-1]] if parts[-2:-1] == ("checkpoints",) and len(parts) > 2 else parts[-1:]
-        self.name = re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(named))
+        self.name = name_of(path)
 
     def check(self, ability: str) -> None:
         """Raises InputError where there is no model."""
@@ -42,9 +54,7 @@ class OtherModel:
 
     def card(self) -> dict[str, Any]:
         """{"name", "weights"}: a digest of the weights, which a path may name others of elsewhere."""
-        with self.model.inference():
-            lines = array_fingerprints((self.model.params, self.model.carry))
-        return {"name": self.name, "weights": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]}
+        return {"name": self.name, "weights": weights_of(self.model)}
 
     def classes(self, images: np.ndarray) -> list[str]:
         """The likeliest class of each of images uint8 [N, H, W, C]. Raises InputError for a model without classes."""

@@ -12,7 +12,8 @@ from fmjax.tasks.images import DigitsData, FashionMNISTData, FolderData, MNISTDa
 from fmjax.tasks.protocol import TaskContext
 
 TRAINING_ROWS = 10_000
-"""Rows that `own` takes for the training images of a run, whose rows do not end; equal ones count once."""
+"""Rows that `own` takes for the training images of a run, whose rows do not end: of data that have more, or do not
+tell, the first; equal ones count once."""
 
 
 class _Folder(FolderData):
@@ -20,10 +21,14 @@ class _Folder(FolderData):
 
 
 class OwnImages:
-    """`own[:PART]`: the images of the model's own run, by the part that is evaluated there."""
+    """`own[:PART]`: the images of the model's own run, by the part that is evaluated there.
+
+    Attributes:
+      left_out: what a card says where `training` is not all that the run trained on; "" where it is.
+    """
 
     def __init__(self, part: str = ""):
-        self.part = part
+        self.part, self.left_out = part, ""
 
     def documents(self, context: TaskContext) -> list[dict]:
         opened = self._opened(context)
@@ -35,6 +40,8 @@ class OwnImages:
 
     def training(self, context: TaskContext) -> list[dict]:
         opened = self._opened(context)
+        if opened.num_train is None or opened.num_train > TRAINING_ROWS:
+            self.left_out = f"the first {TRAINING_ROWS} of {opened.num_train or 'more, or not: the data do not tell'}"
         found = {}
         for index in range(TRAINING_ROWS):
             document = _document(opened, opened.train[index], f"train/{index}")
@@ -43,7 +50,8 @@ class OwnImages:
 
     def _opened(self, context):
         opened = context.open_data()
-        if "image" not in opened.codecs:
+        codec = opened.codecs.get("image")
+        if codec is None or codec.array not in opened.train[0]:
             raise DataError("the data of the model's run hold no images; name others, such as digits")
         return opened
 
