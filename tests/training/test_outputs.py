@@ -127,9 +127,10 @@ def test_final_tasks_are_of_any_modality(tmp_path):
 
 
 def test_made_images_that_cannot_be_judged_at_the_end_are_refused_at_the_start(tmp_path):
-    shapes = Shapes(rows="colour", image_size=32, num_examples=8, eval_examples=8).open(seed=0, cache_dir=tmp_path)
+    fields = {"rows": "colour", "kinds": ("one", "many"), "image_size": 32, "eval_examples": 8}
+    shapes = Shapes(**fields).open(seed=0, cache_dir=tmp_path)
     module = ViT(num_layers=1, hidden_size=8, num_heads=2, patch_size=4, **shapes.model_fields)
-    config = {"objective": {"name": "diffusion"}, "data": {"name": "shapes", "rows": "colour", "image_size": 32}}
+    config = {"objective": {"name": "diffusion"}, "data": {"name": "shapes"} | fields}
     with pytest.raises(InputError, match="train.final_tasks: .*trained with data.rows = 'colour'"):
         final_tasks.check(["made_captions"], shapes, module, config)
     # Rows of latents need their first stage for images alone.
