@@ -82,7 +82,7 @@ def prompts(says: bool) -> dict[str, list[str]]:
 
 
 def zero_shot(model, config) -> dict[str, float]:
-    """Shares of pictures whose colour and shape, of all 48, are the likeliest in words."""
+    """Shares of pictures whose colour and shape, of all 48 pairs, are the likeliest in words; of these each alone."""
     from fmjax.cache_folder import cache_dir
     from fmjax.data.shapes.data import CLASSES, Shapes
 
@@ -96,8 +96,10 @@ def zero_shot(model, config) -> dict[str, float]:
         images = [model.codecs["image"].decode(row) for row in rows]
         for kind, templates in prompts(config.data.says_size).items():
             answers = model.classify(images, words, templates=templates, top_k=1)
-            right = [answer[0][0] == words[int(row["labels"])] for answer, row in zip(answers, rows)]
-            found[split + kind] = sum(right) / len(right)
+            pairs = [(answer[0][0].split(), words[int(row["labels"])].split()) for answer, row in zip(answers, rows)]
+            parts = {"": slice(None), ", colour": slice(-2, -1), ", shape": slice(-1, None)}
+            for part, place in parts.items():
+                found[split + kind + part] = sum(said[place] == true[place] for said, true in pairs) / len(pairs)
     return found
 
 
