@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fmjax.diffusion import PROCESSES, TARGETS
+from fmjax.diffusion.consistency import ConsistencyOutput
 from fmjax.diffusion.processes import DDPM, EDM, Cosine, Flow, VariancePreserving
 from fmjax.diffusion.targets import X0, EDMOutput, Eps, Score, V, Velocity, check_target, solve
 from fmjax.diffusion.times import LogitNormal, LogNormal, Uniform
@@ -65,6 +66,16 @@ def convert(x, prediction, process, source, wanted, t):
     return a * x0 + b * eps
 
 
+def consistency_output(process, x0, x, alpha, sigma):
+    """F where x0 is the function's value c_skip x + c_out F, with the paper's c_skip and c_out (Song et al. 2023, appendix
+    C) of a process whose alpha is 1: sigma / alpha is its noise, x / alpha its point."""
+    low = process.ends[0]
+    least, level = process.sigma(low) / process.alpha(low), sigma / alpha
+    skip = process.data_std**2 / ((level - least) ** 2 + process.data_std**2)
+    out = process.data_std * (level - least) / jnp.sqrt(process.data_std**2 + level**2)
+    return (x0 - skip * x / alpha) / out
+
+
 @pytest.mark.parametrize("name", PROCESS)
 def test_any_target_becomes_any_other(name):
     process, rng = PROCESS[name], np.random.default_rng(0)
@@ -79,6 +90,7 @@ def test_any_target_becomes_any_other(name):
         Eps: eps, X0: x0, Score: -eps / sigma, Velocity: d_alpha * x0 + d_sigma * eps,
         V: (alpha * eps - sigma * x0) if name != "flow" else (alpha * eps - sigma * x0) / jnp.hypot(alpha, sigma),
         EDMOutput: (x0 - skip * x) / out,  # eq. 7 and table 1 of the paper, where alpha is 1
+        ConsistencyOutput: consistency_output(process, x0, x, alpha, sigma),
     }  # fmt: skip
     if name == "edm":
         want[V] = -want[EDMOutput]
