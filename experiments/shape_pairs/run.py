@@ -95,7 +95,7 @@ def zero_shot(model, config) -> dict[str, float]:
         rows = [rows[i] for i in range(len(rows))]
         images = [model.codecs["image"].decode(row) for row in rows]
         for kind, templates in prompts(config.data.says_size).items():
-            answers = model.classify(images, words, templates=templates, top_k=1)
+            answers = model.classify(images, words, templates=templates, alternatives=True, top_k=1)
             pairs = [(answer[0][0].split(), words[int(row["labels"])].split()) for answer, row in zip(answers, rows)]
             parts = {"": slice(None), ", colour": slice(-2, -1), ", shape": slice(-1, None)}
             for part, place in parts.items():

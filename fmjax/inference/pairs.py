@@ -116,7 +116,15 @@ def class_vectors(
     progress: str | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Vectors of classes, float32 [C, E], of length 1: of each the mean of its texts' vectors, one text a template,
-    made of length 1 again (Radford et al. 2021, section 3.1.4).
+    made of length 1 again (Radford et al. 2021, section 3.1.4). Raises as `template_vectors`."""
+    vectors = template_vectors(model, classes, templates, batch_size, progress).mean(axis=1)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def template_vectors(
+    model, classes: Sequence[str], templates: Sequence[str], batch_size: int | None = None, progress: str | None = None
+) -> np.ndarray:
+    """Vectors of classes in templates, float32 [C, T, E], of length 1.
 
     Raises InputError for no classes or templates, a class that is there twice, and a template without one {}.
     """
@@ -131,13 +139,12 @@ def class_vectors(
         if template.count("{}") != 1:
             raise InputError(f"the template {template!r} must have one {{}}, where the class stands")
     texts = [template.replace("{}", name) for name in classes for template in templates]
-    vectors = embed_texts(model, texts, batch_size, progress).reshape(len(classes), len(templates), -1).mean(axis=1)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return embed_texts(model, texts, batch_size, progress).reshape(len(classes), len(templates), -1)
 
 
 def classify(
     model, images: Sequence[Any], classes: Sequence[str] | None = None, *, templates: Sequence[str] = ("{}",),
-    top_k: int | None = None, batch_size: int | None = None, progress: str | None = None,
+    alternatives: bool = False, top_k: int | None = None, batch_size: int | None = None, progress: str | None = None,
 ) -> list[list[tuple[str, float]]]:  # fmt: skip
     """For each image the `top_k` likeliest of classes that are told in words, (class, probability) each.
 
@@ -145,6 +152,8 @@ def classify(
       images: values of the modality that the model reads.
       classes: texts, such as ["a cat", "a dog"].
       templates: texts with one {}, in which each class is put: an ensemble of prompts (`class_vectors`).
+      alternatives: for templates that say different things, such as where the thing is: an image is of a class if one
+        of the class's texts fits (`DualEncoder.probabilities_of_any`). A mean of such texts' vectors fits no image.
       top_k: None is all of them.
       batch_size: of one forward pass; None goes by the platform.
       progress: label of a progress bar; None shows none.
@@ -157,12 +166,14 @@ def classify(
         raise InputError(f"{model} classifies by words: give it some, as in m.classify(images, ['a cat', 'a dog'])")
     if top_k is not None:
         check_whole(1, len(classes), top_k=top_k)
-    names = class_vectors(model, classes, templates, batch_size)
+    of_texts = template_vectors if alternatives else class_vectors
+    names = of_texts(model, classes, templates, batch_size)
     vectors = embed(model, values_of(model, images), batch_size=batch_size, progress=progress)
     if not len(vectors):
         return []
     with model.inference():
-        found = np.asarray(_probabilities(model.module, model.variables, vectors, names))
+        method = "probabilities_of_any" if alternatives else "probabilities"
+        found = np.asarray(_probabilities(model.module, model.variables, vectors, names, method))
     best = np.argsort(-found, axis=-1, kind="stable")[:, :top_k]
     return [[(classes[i], float(row[i])) for i in order] for row, order in zip(found, best)]
 
@@ -189,7 +200,7 @@ def _encode(module: nn.Module, variables, arrays, method: str) -> jax.Array:
     return whole(module.apply(variables, **arrays, method=method))
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def _probabilities(module: nn.Module, variables, image, text) -> jax.Array:
-    return whole(module.apply(variables, image, text, method="probabilities"))
+@functools.partial(jax.jit, static_argnames=("module", "method"))
+def _probabilities(module: nn.Module, variables, image, text, method: str) -> jax.Array:
+    return whole(module.apply(variables, image, text, method=method))
 

@@ -113,6 +113,13 @@ class DualEncoder(nn.Module):
         logits = jnp.exp(self.log_scale) * image @ text.T
         return jax.nn.softmax(logits) if self.initial_bias is None else jax.nn.sigmoid(logits + self.bias)
 
+    def probabilities_of_any(self, image: jax.Array, texts: jax.Array) -> jax.Array:
+        """How likely it is that some of each class's texts, vectors [C, N, E], belongs to vectors of images [B, E]:
+        float32 [B, C], each row a distribution, or, of a family with a bias, each class by itself as if its texts were
+        independent."""
+        found = self.probabilities(image, texts.reshape(-1, texts.shape[-1])).reshape(len(image), *texts.shape[:2])
+        return found.sum(-1) if self.initial_bias is None else 1 - jnp.prod(1 - found, axis=-1)
+
     @property
     def FREE_AXES(self) -> dict[str, int]:
         return getattr(self.vision, "FREE_AXES", {})

@@ -67,8 +67,8 @@ def convert(x, prediction, process, source, wanted, t):
 
 
 def consistency_output(process, x0, x, alpha, sigma):
-    """F where x0 is the function's value c_skip x + c_out F, with the paper's c_skip and c_out (Song et al. 2023, appendix
-    C) of a process whose alpha is 1: sigma / alpha is its noise, x / alpha its point."""
+    """F where x0 is the function's value c_skip x + c_out F, with the paper's c_skip and c_out (Song et al. 2023,
+    appendix C) of a process whose alpha is 1: sigma / alpha is its noise, x / alpha its point."""
     low = process.ends[0]
     least, level = process.sigma(low) / process.alpha(low), sigma / alpha
     skip = process.data_std**2 / ((level - least) ** 2 + process.data_std**2)
