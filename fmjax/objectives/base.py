@@ -48,6 +48,9 @@ Optional parts, each there if the method is:
         `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at
         resume. Those that the class attribute `CUT_ALIKE` names are given the data's tokens, and have to have its
         tokenizer; fields that `OPENED` names are paths that a generator opens too, when the run is loaded.
+    resume_free(self) -> (field, ...)
+        As the class attribute `RESUME_FREE` of any plugin, fields that may change between a run and its resumption, of
+        the objective as it is configured.
     check_models(self, module, models) -> None
         Raises ConfigError where these models ({name: OtherModel}, perhaps of shapes alone) do not fit the module.
     check_objectives(self, objectives) -> None
@@ -241,6 +244,11 @@ def _shown(value) -> str:
         return f"({', '.join(map(_shown, value))})"
     shape = getattr(value, "shape", None)
     return type(value).__name__ if shape is None else f"an array of shape {list(shape)}"
+
+
+BESIDE = 2**31 - 1
+"""What a row's key is folded with for draws beside those of a base class, which splits the key: `fold_in(key, i)` is
+`split(key, n)[i]` for i below n, so that a small number would draw the same again."""
 
 
 def is_on_policy(objective) -> bool:

@@ -1,7 +1,7 @@
 """Diffusion of latents, told in words (Rombach et al. 2022, https://arxiv.org/abs/2112.10752); or of pixels."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,11 @@ from fmjax.data.captions import CaptionRows
 from fmjax.errors import ConfigError, DataError
 from fmjax.layers.checks import check_choice
 from fmjax.models.text_to_image import check_encoder, check_widths
-from fmjax.objectives.base import Proposal
+from fmjax.objectives.base import BESIDE, Proposal
 from fmjax.objectives.diffusion import Diffusion
 
 CONDITIONS = ("caption", "states", "label", "none")
 STATES = ("memory", "memory_mask", "vector")
-DRAWN = 1
-"""What a row's key is folded with where its latents are drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +32,7 @@ class LatentDiffusion(Diffusion):
       latent_shape: of its latents: (height, width, channels).
       latent_scale, latent_shift: x0 is (latents - latent_shift) * latent_scale. A scale of None: both are measured, so
         that the latents of the first batch have mean 0 and variance 1; the first step itself sees them as they are.
+        What a published first stage says of it (`scaling_factor`, `shift_factor`) has to be given here to hold.
       condition: what the module is told: "caption", "states" (what an encoder said of captions, kept in the rows:
         `memory` and, where there are, `memory_mask` and `vector`; zeros in their place for none), "label" or "none".
       text: a frozen encoder of captions with `text_states`, such as a run of CLIP, whose tokenizer `data.tokenizer` has
@@ -93,6 +92,24 @@ class LatentDiffusion(Diffusion):
             return ("memory", *(name for name in STATES[1:] if name in batch))
         return {"caption": ("tokens", "segment_ids"), "label": ("labels",), "none": ()}[self.condition]
 
+    def resume_free(self) -> tuple[str, ...]:
+        """Of latents that are kept: what they are decoded by, which no step asks for."""
+        return ("first_stage", "latent_shape") if self.keeps else ()
+
+    def scaling(self, carry) -> dict[str, Any]:
+        """{"shift", "scale"} of latents: as the config says, or as a run has carried what it measured.
+
+        Raises ConfigError where neither is there.
+        """
+        if self.latent_scale is not None:
+            return {"shift": np.float32(self.latent_shift), "scale": np.float32(self.latent_scale)}
+        if "scale" not in (carry or {}):
+            raise ConfigError(
+                "objective.latent_scale = None, and no run has carried the scale of its latents; set it to 1 / their "
+                "deviation"
+            )
+        return {name: carry[name] for name in ("shift", "scale")}
+
     def models(self) -> dict[str, str]:
         """See `fmjax.objectives.base`."""
         in_step = (not self.keeps, self.condition == "caption")
@@ -147,13 +164,8 @@ class LatentDiffusion(Diffusion):
             return x
         if not self.keeps:
             stage = models["first_stage"]
-            size = getattr(stage.module, "image_size", None)
-            if size is not None and x.shape[1:3] != (size, size):
-                raise ConfigError(
-                    f"objective.first_stage = {self.first_stage!r} encodes images of {size}x{size} pixels, and the "
-                    f"data have {x.shape[1]}x{x.shape[2]}; set data.image_size = {size}"
-                )
-            keys = jax.vmap(jax.random.fold_in, (0, None))(batch["keys"], DRAWN)
+            check_images(stage.module, self.first_stage, x.shape[1:])
+            keys = jax.vmap(jax.random.fold_in, (0, None))(batch["keys"], BESIDE)
             x = jax.lax.stop_gradient(stage.apply(x, keys, method="encode"))
         if x.shape[1:] != tuple(self.latent_shape):
             raise ConfigError(
@@ -253,3 +265,13 @@ class LatentDiffusion(Diffusion):
     def can_sample(self, module, data) -> bool:
         """Whether it is known what to draw, and by which first stage."""
         return not self.keeps and (bool(self.sample_prompts) or self.condition in ("label", "none"))
+
+
+def check_images(stage, path: str, shape: tuple[int, ...]) -> None:
+    """Raises ConfigError where the first stage of this path encodes images of another size than [H, W, C]."""
+    size = getattr(stage, "image_size", None)
+    if size is not None and tuple(shape[:2]) != (size, size):
+        raise ConfigError(
+            f"objective.first_stage = {path!r} encodes images of {size}x{size} pixels, and the data have "
+            f"{shape[0]}x{shape[1]}; set data.image_size = {size}"
+        )

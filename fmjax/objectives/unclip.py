@@ -13,11 +13,8 @@ from fmjax.errors import ConfigError
 from fmjax.layers.norm import unit
 from fmjax.layers.pooling import average_pool
 from fmjax.models.unclip import image_vectors, scaled
-from fmjax.objectives.base import per_row
+from fmjax.objectives.base import BESIDE, per_row
 from fmjax.objectives.diffusion import Diffusion
-
-DRAWN = 1
-"""What a row's key is folded with where the noise of its small image is drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +109,17 @@ class EmbeddingDiffusion(ToldByCLIP):
     def check_models(self, module, models) -> None:
         """Raises ConfigError where the CLIP does not fit the module."""
         super().check_models(module, models)
-        width = models["text"].module.text.hidden_size
-        if width != module.embedding_size:
+        tower = models["text"].module.text
+        if tower.hidden_size != module.embedding_size:
             raise ConfigError(
                 f"model.embedding_size = {module.embedding_size}, and the states of the texts of {self.text!r} are "
-                f"{width} wide; take a CLIP whose text tower is as wide as its projections"
+                f"{tower.hidden_size} wide; take a CLIP whose text tower is as wide as its projections"
+            )
+        length = getattr(tower, "max_length", None)
+        if length not in (None, module.max_length):  # as many are told where vectors are made
+            raise ConfigError(
+                f"model.max_length = {module.max_length}, and {self.text!r} reads {length} tokens of a caption; set "
+                "it to that, and data.sequence_length"
             )
 
     def check(self, module, data) -> None:
@@ -193,6 +196,7 @@ class Upsampling(_Shown, Diffusion):
     its small one. Other attributes are those of `Diffusion`.
 
     Attributes:
+      label_dropout: 0, as nothing is learnt without the small image.
       small_noise: deviation of the noise on the small images while it learns, so that it forgives what made images lack
         (the paper blurs them).
     """
@@ -200,12 +204,18 @@ class Upsampling(_Shown, Diffusion):
     generator: ClassVar[str] = "upsampled_images"
     condition: ClassVar[str] = "small"
 
+    label_dropout: float = 0.0
     small_noise: float = 0.05
 
     def __post_init__(self):
         super().__post_init__()
         if not self.small_noise >= 0:
             raise ConfigError(f"objective.small_noise = {self.small_noise} must be at least 0")
+        if self.label_dropout:
+            raise ConfigError(
+                f"objective.label_dropout = {self.label_dropout}: upsampling drops nothing, as each row is told its "
+                "small image; leave it out"
+            )
 
     def inputs(self, batch) -> dict:
         """What the module is initialised with: it knows the rest."""
@@ -219,7 +229,7 @@ class Upsampling(_Shown, Diffusion):
         side = apply_fn({"params": params}, method="side")
         small = average_pool(images, images.shape[1] // side)
         if train:
-            draw = lambda key: jax.random.normal(jax.random.fold_in(key, DRAWN), small.shape[1:])
+            draw = lambda key: jax.random.normal(jax.random.fold_in(key, BESIDE), small.shape[1:])
             small = small + self.small_noise * per_row(draw, batch["keys"])
         return self.sums(apply_fn, params, batch, images, lambda _: {"small": small}, key, train)
 

@@ -127,7 +127,7 @@ class VAE(Autoencoding):
         return {"scale": scale, **self.next_turn(carry, found["critic"])}
 
     def reduce(self, sums) -> dict:
-        """The means; "latent_deviation" is what a `scaling_factor` of 1 / it brings to 1."""
+        """The means; "latent_deviation" is that of a draw's numbers, which diffusion brings to 1."""
         means = {name: total / jnp.maximum(weight, 1e-20) for name, (total, weight) in sums.items()}
         variance = means.pop("latent_square") - means["latent_mean"] ** 2
         return means | {"latent_deviation": jnp.sqrt(jnp.maximum(variance, 0.0))}

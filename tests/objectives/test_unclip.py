@@ -19,7 +19,7 @@ from fmjax.inference import unclip
 from fmjax.models.unclip import EmbeddingToImage, Upsampler
 from fmjax.models.unet import UNet
 from fmjax.objectives.base import OtherModel
-from fmjax.objectives.unclip import EmbeddingDiffusion
+from fmjax.objectives.unclip import EmbeddingDiffusion, Upsampling
 from fmjax.tasks.made import references
 from fmjax.tasks.runner import run_tasks
 from fmjax.training.loop import train
@@ -62,6 +62,39 @@ def test_the_prior_learns_vectors_told_what_the_clip_says_of_captions():
     np.testing.assert_array_equal(asked["memory"][~dropped], np.repeat(tokens[~dropped, :, None], WIDTH, axis=2))
     np.testing.assert_allclose(asked["vector"], np.where(dropped[:, None], 0.0, np.ones((ROWS, WIDTH))), atol=1e-5)
     np.testing.assert_array_equal(asked["memory_mask"], np.where(dropped[:, None], 0, segments))
+
+
+def test_the_noise_of_small_images_is_none_of_what_the_large_are_mixed_with():
+    rows, shape, seen = 256, (4, 4, 1), {}
+    images = {"images": np.zeros((rows, *shape), np.float32), "loss_weights": np.ones(rows, np.float32)}
+    batch = with_keys(images, jax.random.key(0))
+
+    def apply(variables, inputs=None, times=None, small=None, method=None, **_):
+        if method == "side":
+            return 2
+        sigma = Upsampling().process.sigma(times).reshape(-1, 1, 1, 1)
+        seen.update(small=np.asarray(small), noise=np.asarray(inputs / sigma))
+        return 0 * inputs
+
+    Upsampling(small_noise=0.5)(apply, {}, batch, jax.random.key(1), True)
+    small, noise = seen["small"].reshape(rows, -1), seen["noise"].reshape(rows, -1)
+    assert small.std() == pytest.approx(0.5, abs=0.05) and noise.std() == pytest.approx(1, abs=0.05)
+    each = np.corrcoef(small.T, noise.T)[: small.shape[1], small.shape[1] :]
+    assert abs(each).max() < 0.3
+    with pytest.raises(ConfigError, match="label_dropout = 0.1: upsampling drops nothing"):
+        Upsampling(label_dropout=0.1)
+
+
+def test_a_prior_reads_as_many_tokens_as_its_clip():
+    """Where vectors are made, captions are as long as the CLIP says."""
+    methods = dict.fromkeys(("encode_images", "encode_texts", "text_states"))
+    clip = lambda n: OtherModel(types.SimpleNamespace(
+        **methods, projection_size=16, text=types.SimpleNamespace(hidden_size=16, max_length=n)
+    ))  # fmt: skip
+    objective, module = EmbeddingDiffusion(text="a CLIP"), types.SimpleNamespace(embedding_size=16, max_length=24)
+    objective.check_models(module, {"text": clip(24)})
+    with pytest.raises(ConfigError, match="model.max_length = 24, and 'a CLIP' reads 40 tokens of a caption"):
+        objective.check_models(module, {"text": clip(40)})
 
 
 def test_what_does_not_fit_is_refused():
