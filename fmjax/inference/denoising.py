@@ -196,14 +196,18 @@ class Denoising:
         if options.invert:
             back = columns(Euler(), inverted(grid, process), process)
         if getattr(objective, "of_latents", False) and objective.first_stage is None:
-            raise InputError(f"{model} makes latents: its objective.first_stage names nothing to decode them with")
+            raise InputError(
+                f"{model} makes latents, and its objective.first_stage names nothing to decode them with; call its "
+                "fmjax.train again with --config.objective.first_stage=MODEL and --config.objective.latent_shape=H,W,C"
+            )
         named = {name: getattr(objective, name, None) for name in getattr(objective, "OPENED", ())}
         others = {name: model.opened(name) for name, path in named.items() if path is not None}
         static = Static(model.module, codec.shape, objective, sampler, guidance, options.clip)
         arrays = {
             "along": columns(sampler, grid, process), "back": back, "image": image, "mask": mask,
             "start": beginning(grid, process, image is not None), "others": others,
-            "carry": self._scaling() if "first_stage" in others else None, "negative": self._negative(options),
+            "carry": objective.scaling(model.carry) if "first_stage" in others else None,
+            "negative": self._negative(options),
         }  # fmt: skip
 
         def program(key, jobs, told=None):
@@ -211,15 +215,6 @@ class Denoising:
             return denoised(static, model.variables, key, jobs, told, arrays)
 
         return program
-
-    def _scaling(self) -> dict[str, Any]:
-        """How latents are scaled: as the run has carried it, or as the objective says."""
-        carry, objective = self.model.carry or {}, self.model.objective
-        if "scale" in carry:
-            return {name: carry[name] for name in ("shift", "scale")}
-        if objective.latent_scale is None:
-            raise InputError(f"{self.model} does not know the scale of its latents, which its run carried")
-        return {"shift": np.float32(objective.latent_shift), "scale": np.float32(objective.latent_scale)}
 
     def _negative(self, options: Options) -> dict[str, np.ndarray] | None:
         """Arrays of the one row that is guided away from; None for that without a condition."""

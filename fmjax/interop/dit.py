@@ -125,6 +125,20 @@ def _write_target(section) -> dict:
     return {"prediction_type": words[name]}
 
 
+def _write_stage(model, stage):
+    """The autoencoder with the scale that the model's latents have: a pipeline knows no other."""
+    found = model.objective.scaling(model.carry)
+    if shift := float(found["shift"]):
+        raise ConfigError(
+            f"latents of {model} were shifted by {shift:.4g}, and a DiTPipeline has a scale of latents alone; train "
+            "with objective.latent_scale = 1 / their deviation, which shifts nothing"
+        )
+    if not hasattr(stage, "scaling_factor"):
+        return stage  # which no AutoencoderKL is
+    # As the config has it, where it does: a carry has rounded it.
+    return stage.clone(scaling_factor=model.objective.latent_scale or float(found["scale"]))
+
+
 def _read_target(config, names, fields) -> dict:
     return {"target": {"name": config.choice("prediction_type", scheduler.TARGETS, "epsilon")}}
 
@@ -141,6 +155,7 @@ DIT_PIPELINE = Family(
     ),
     parts=(part_in_folder("transformer", DIT, field=""),),
     beside={"first_stage": part_in_folder("vae", AUTOENCODER_KL)},
+    write_beside=_write_stage,
     in_folders=True,
     objective={"name": "latent_diffusion"},
     objective_beside=_beside,

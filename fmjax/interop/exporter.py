@@ -112,8 +112,9 @@ def _write_beside(model, family: Family, folder: pathlib.Path) -> None:
         if getattr(model.objective, name, None) is None:
             continue
         other = model.opened(name)
+        module = other.module if family.write_beside is None else family.write_beside(model, other.module)
         alone = dict(config={}, tokenizer=None, codecs={}, carry=None, kept={}, functions={})
-        whole = dataclasses.replace(model, module=other.module, params=other.params, **alone)
+        whole = dataclasses.replace(model, module=module, params=other.params, **alone)
         save_published(whole, folder / part.name, architecture=part.family.architectures[0])
         values = read_json(index) | {part.name: ["diffusers", part.family.architectures[0]]}
         _write_json(index, values)

@@ -51,6 +51,8 @@ class Family:
       parts: families that it is made of.
       beside: parts in folders of their own that the objective names by path, as the name of their folder, and that are
         not in the module, such as the first stage of latents: field of the objective to part. A folder may lack them.
+      write_beside: the module of such a part as it is written: a function of a `fmjax.load.Model` and that module,
+        which raises ConfigError for what the folder cannot say; None writes it as it is.
       in_folders: whether each part lies in a folder of its own, called as the part, beside `model_index.json`.
       objective: the section `objective` of what it was trained for, from which abilities follow; None for none.
       objective_beside: what else that section has by the keys of its parts: a function of the values of config.json.
@@ -77,6 +79,7 @@ class Family:
     objective_part: str = ""
     parts: tuple["Part", ...] = ()
     beside: Mapping[str, "Part"] = dataclasses.field(default_factory=dict)
+    write_beside: Callable[[Any, nn.Module], nn.Module] | None = None
     in_folders: bool = False
     objective: Mapping[str, Any] | None = None
     objective_beside: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None

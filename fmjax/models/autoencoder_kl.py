@@ -25,7 +25,8 @@ class AutoencoderKL(ImageModule):
       num_blocks: residual blocks of a level of the encoder; the decoder has one more.
       mid_attention: whether places attend to each other on the last level.
       moment_conv, latent_conv: whether a convolution 1x1 follows the encoder, and one comes before the decoder.
-      scaling_factor, shift_factor: latents as diffusion has them are (latents - shift_factor) * scaling_factor.
+      scaling_factor, shift_factor: what a published folder says to its pipelines, which scale latents so: (latents -
+        shift_factor) * scaling_factor. Nothing here does: `objective.latent_scale` and `latent_shift` say it of a run.
       norm_groups: of the group norms.
       dtype: dtype of the products.
     """
@@ -79,14 +80,6 @@ class AutoencoderKL(ImageModule):
     def decode(self, latents: jax.Array) -> jax.Array:
         """Images float32 [B, H, W, C] of latents float32 [B, h, w, latent_channels]."""
         return self.decoder(self.from_latents(latents) if self.latent_conv else latents)
-
-    def scaled(self, latents: jax.Array) -> jax.Array:
-        """Latents as diffusion has them."""
-        return (latents - self.shift_factor) * self.scaling_factor
-
-    def unscaled(self, latents: jax.Array) -> jax.Array:
-        """What `scaled` was given."""
-        return latents / self.scaling_factor + self.shift_factor
 
     def __call__(self, images, train: bool = False) -> jax.Array:
         """The images, encoded to the means of their latents and decoded."""

@@ -3,6 +3,7 @@
 make_dit_pipeline_fixture.py wrote the fixture.
 """
 
+import dataclasses
 import json
 
 import folders
@@ -16,7 +17,8 @@ from fmjax.data.codecs.image import ImageCodec
 from fmjax.diffusion.grids import make_grid
 from fmjax.diffusion.guidance import Guidance, predictor
 from fmjax.diffusion.samplers import DDIM, columns, sample
-from fmjax.errors import InputError
+from fmjax.errors import ConfigError, InputError
+from fmjax.layers.modulation import NO_LABEL
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +27,14 @@ def case(tmp_path_factory):
     return folders.loaded_vision(tmp_path_factory.mktemp("published"), "dit_pipeline")
 
 
-def made(fixture, model):
+def made(fixture, model, guidance=1.0):
     """Five steps of DDIM from the fixture's noise, decoded by the folder's autoencoder."""
-    objective, labels = model.objective, fixture["labels"]
+    objective, labels = model.objective, {True: fixture["labels"], False: np.full(2, NO_LABEL)}
 
     @jax.jit
     def run(params, stage, noise):
-        apply = lambda x, times, given: model.module.apply({"params": params}, x, times, labels)
-        predict = predictor(apply, objective.process, objective.target, Guidance(), splits_variance=True)
+        apply = lambda x, times, given: model.module.apply({"params": params}, x, times, labels[given])
+        predict = predictor(apply, objective.process, objective.target, Guidance(guidance), splits_variance=True)
         along = columns(DDIM(), make_grid(objective.process, 5, "trailing"), objective.process)
         latents = sample(DDIM(), predict, noise, along)
         return stage.apply(latents / objective.latent_scale, method="decode")
@@ -45,6 +47,8 @@ def test_the_same_noise_becomes_the_same_images(case):
     fixture, _, model = case
     assert fixture["images"].std() > 0.05
     np.testing.assert_allclose(made(fixture, model), fixture["images"], atol=1e-4)
+    assert np.abs(fixture["guided"] - fixture["images"]).max() > 0.05
+    np.testing.assert_allclose(made(fixture, model, 4.0), fixture["guided"], atol=2e-4)
 
 
 def test_it_makes_images_of_classes(case):
@@ -72,6 +76,25 @@ def test_saving_gives_the_folder_back(case, tmp_path):
     again = fmjax.load(tmp_path / "saved")
     assert again.objective == model.objective and again.codecs["image"] == model.codecs["image"]
     np.testing.assert_array_equal(made(fixture, again), made(fixture, model))
+
+
+def test_a_run_goes_out_with_the_scale_of_its_latents(case, tmp_path):
+    """Not with its autoencoder's, which the run did not ask for."""
+    _, _, model = case
+    section = model.config["objective"] | {"latent_scale": None}
+    run = lambda **carry: dataclasses.replace(
+        model, config=model.config | {"objective": section}, carry={"measured": np.int32(1), **carry}, kept={}
+    )
+    measured = run(shift=np.float32(0), scale=np.float32(1.25))
+    measured.save(tmp_path / "measured", format="hf")
+    assert json.loads((tmp_path / "measured/vae/config.json").read_text())["scaling_factor"] == 1.25
+    again = fmjax.load(tmp_path / "measured")
+    images, expected = (one.generate([2], steps=3, sampler="ddim", seed=1)[0] for one in (again, measured))
+    np.testing.assert_array_equal(images, expected)
+    assert (images != model.generate([2], steps=3, sampler="ddim", seed=1)[0]).any()
+    with pytest.raises(ConfigError, match="shifted by 0.5, and a DiTPipeline has a scale of latents alone"):
+        run(shift=np.float32(0.5), scale=np.float32(1.25)).save(tmp_path / "shifted", format="hf")
+    assert not (tmp_path / "shifted").exists()
 
 
 def test_without_its_autoencoder_it_has_nothing_to_decode_with(case, tmp_path):

@@ -4,6 +4,7 @@ Needs torch and diffusers. Run from anywhere: python make_dit_pipeline_fixture.p
 
     file/NAME, weight/PART/NAME: the folder as `save_pretrained` writes it
     noise [2, 4, 4, 4], labels [2], images [2, 8, 8, 3] from 0 to 1: of five steps of DDIM
+    guided: the same with a guidance of 4
 """
 
 import pathlib
@@ -14,6 +15,11 @@ import numpy as np
 import torch
 from make_unet_fixtures import HERE, spread
 from make_vision_fixtures import as_trained, files_of
+
+
+def none_of_three(module, arguments, named):
+    """The pipeline's label for none is 1000, that of a model of 1000 classes; of one of three it is 3."""
+    return arguments, named | {"class_labels": named["class_labels"].clamp(max=3)}
 
 
 def main():
@@ -35,12 +41,14 @@ def main():
         pipeline.save_pretrained(folder)
         found = files_of(pathlib.Path(folder))
     as_trained(model)
+    model.register_forward_pre_hook(none_of_three, with_kwargs=True)
     labels = [2, 0]
     noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-    made = pipeline(
-        labels, guidance_scale=1.0, generator=torch.Generator().manual_seed(1), num_inference_steps=5, output_type="np"
-    )
-    found |= dict(noise=noise.numpy(), labels=np.int32(labels), images=made.images)
+    found |= dict(noise=noise.numpy(), labels=np.int32(labels))
+    for name, scale in (("images", 1.0), ("guided", 4.0)):
+        own = torch.Generator().manual_seed(1)
+        made = pipeline(labels, guidance_scale=scale, generator=own, num_inference_steps=5, output_type="np")
+        found[name] = made.images
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
     np.savez_compressed(HERE / "dit_pipeline.npz", **found, versions=versions)
     print((HERE / "dit_pipeline.npz").stat().st_size, "bytes;", versions)
