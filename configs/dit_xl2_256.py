@@ -5,9 +5,9 @@ latents 32x32x4 of ImageNet, a batch of 256, AdamW at 1e-4, a moving average of 
     python -m fmjax.plan --config=configs/dit_xl2_256.py --topology=v5e:4x4
 
 The latents are kept: behind the colon is a folder as `fmjax.data.kept` reads it, whose train/latents.npy and
-train/labels.npy `python -m fmjax.commands.keep` writes; 0.18215 is the scale of Stable Diffusion's autoencoder, which
-made the paper's. `--config.objective.first_stage=` that autoencoder and
-`--config.objective.latent_shape=32,32,4` draw images of a run.
+train/labels.npy `python -m fmjax.commands.keep --dtype=float16` writes, with a codecs.json; 0.18215 is the scale of
+Stable Diffusion's autoencoder, which made the paper's. To draw images of a run, call its command again with
+`--config.objective.first_stage=` that autoencoder and `--config.objective.latent_shape=32,32,4`, which are noted.
 
 Planned for v5e:4x4 (2026-11-29, JAX 0.10.2, libtpu 0.0.42.1): 7 of 16 GiB a chip, 99.4% of the compiled FLOPs
 useful, a step of at least 0.07 s, limited by the links of fsdp; not run on such a slice yet.

@@ -206,24 +206,35 @@ def _load_workdir(
 
 def open_other(folder: pathlib.Path, step: int, config, dtype: str, placement, name: str) -> OtherModel:
     """The model that the objective of a run calls `name`. Raises InputError where it is not there, or is not the one
-    that the run was trained with (which is compared in float32)."""
+    that the run was trained with, or that made its rows."""
     path = config["objective"].get(name)
     try:
-        model = load(path, dtype=dtype, mesh=placement)
+        model = load(path, mesh=placement)  # in float32, as it was when its content was written down
     except InputError as error:
         raise type(error)(
             f"{str(folder)!r} needs its objective.{name} = {path!r}, as it was trained with it: {error}"
         ) from None
-    other = OtherModel(model.module, model.params, model.state, own_carry(model.carry))
-    before = _saved(folder, step).get("model", {}).get(name)
+    saved = _saved(folder, step)
+    before = saved.get("model", {}).get(name, saved.get("data", {}).get(name))
+    if before is not None:
+        now = content_of(model)
+        if now != before:
+            raise InputError(
+                f"{str(folder)!r} was trained with another objective.{name} than {path!r} now is (its content was "
+                f"{before}, is {now}); put that back, or train again"
+            )
+    return _other(model, dtype)
+
+
+def _other(model: Model, dtype: str = "float32") -> OtherModel:
+    module, params = loading.cast(model.module, model.params, dtype)
+    return OtherModel(module, params, model.state, own_carry(model.carry))
+
+
+def content_of(model: Model) -> str:
+    """What a model of an objective is by its content: of one that is loaded in float32."""
     with model.inference():
-        now = content_fingerprint(other) if before is not None and dtype == "float32" else before
-    if now != before:
-        raise InputError(
-            f"{str(folder)!r} was trained with another objective.{name} than {path!r} now is (its content was "
-            f"{before}, is {now}); put that back, or train again"
-        )
-    return other
+        return content_fingerprint(_other(model))
 
 
 def _carry(config, module, weights, placement: Placement):

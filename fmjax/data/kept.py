@@ -1,7 +1,8 @@
 """Rows of arrays that were computed once and are kept: latents of images, states of texts, labels.
 
 A folder SPLIT for each of "train" and those that are evaluated holds a file NAME.npy an array, [rows, ...]; beside them
-may lie the `codecs.json` and the tokenizer of what they were made of. `python -m fmjax.commands.keep` writes such.
+may lie the `codecs.json` and the tokenizer of what they were made of, and in `made_by.json` the content of the models
+that made them, by the name that an objective has for each. `python -m fmjax.commands.keep` writes such.
 """
 
 import dataclasses
@@ -19,8 +20,10 @@ from fmjax.data.prepared import content_hash, fingerprint
 from fmjax.data.shuffle import shuffled_indices
 from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
 from fmjax.errors import ConfigError, DataError
+from fmjax.small_files import read_json
 
 TRAIN = "train"
+MADE_BY = "made_by.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Kept:
         rows = {split: _Rows(folder / split, self.declared) for split in dict.fromkeys(splits)}
         train = rows.pop(TRAIN)
         hashes = [content_hash(path, pathlib.Path(cache_dir)) for path in sorted(folder.glob("*/*.npy"))]
+        made_by = read_json(folder / MADE_BY, error=DataError) if (folder / MADE_BY).is_file() else {}
         codecs = load_codecs(folder)
         tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
         fields = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size}
@@ -88,7 +92,7 @@ class Kept:
             tokenizer=tokenizer,
             codecs=codecs,
             model_fields=fields | ({} if classes is None else {"num_classes": classes}),
-            identity={"dataset": f"kept:{fingerprint(hashes)}"},
+            identity={**made_by, "dataset": f"kept:{fingerprint(hashes)}"},
         )
 
 

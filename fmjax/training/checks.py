@@ -62,7 +62,8 @@ def check_outputs(settings: TrainConfig, objective, module, data, config: dict =
             "with this model and these data; set it to 0"
         )
     makes = getattr(objective, "makes", None)
-    if makes not in (None, *data.codecs) and (can_sample or hasattr(objective, "generator")):
+    keeps = getattr(objective, "keeps", False)  # latents, which may lie there without what images of them look like
+    if makes not in (None, *data.codecs) and (can_sample or hasattr(objective, "generator")) and not keeps:
         raise ConfigError(
             f"objective {type(objective).__name__} makes values of modality {makes!r}, and these data have no codec "
             f"for it to write them with (they have {', '.join(data.codecs) or 'none'}): `codecs` of what `open` returns"

@@ -87,15 +87,21 @@ def check_prepared(config, codecs: Mapping[str, Any], data=None) -> None:
     for name, path in getattr(objective, "models", dict)().items():
         if data is not None and name in getattr(objective, "CUT_ALIKE", ()):
             check_cut_alike(f"the objective's model {name!r}", path, data)
-        for modality, theirs in described(path)[1].items():
-            for field in ("mean", "std"):
-                ours, known = (getattr(codec, field, None) for codec in (codecs.get(modality), theirs))
-                if ours is not None and known is not None and not _same(ours, known):
-                    raise ConfigError(
-                        f"the objective's model {name!r}, {path!r}, reads values of modality {modality!r} with {field} "
-                        f"= {known}, and those of these data have {field} = {ours}; give the data the model's (such as "
-                        f"data.{field}), or name a model that was trained on values as they are"
-                    )
+        check_normalised(name, path, codecs)
+
+
+def check_normalised(name: str, path: str, codecs: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the objective's model `name` was trained on values normalised otherwise than these
+    codecs do."""
+    for modality, theirs in described(path)[1].items():
+        for field in ("mean", "std"):
+            ours, known = (getattr(codec, field, None) for codec in (codecs.get(modality), theirs))
+            if ours is not None and known is not None and not _same(ours, known):
+                raise ConfigError(
+                    f"the objective's model {name!r}, {path!r}, reads values of modality {modality!r} with {field} "
+                    f"= {known}, and those of these data have {field} = {ours}; give the data the model's (such as "
+                    f"data.{field}), or name a model that was trained on values as they are"
+                )
 
 
 def _same(ours, theirs) -> bool:

@@ -85,9 +85,11 @@ def _fill_defaults(section, plugin) -> None:
 def resume_free(config: Mapping) -> list[str]:
     """Dotted keys that the plugins of a config let change between a run and its resumption.
 
-    A plugin names such fields, which do not change what is learnt, in its class attribute `RESUME_FREE`.
+    A plugin names such fields, which do not change what is learnt, in its class attribute `RESUME_FREE`; an objective
+    those that follow from others in its method `resume_free`.
     """
-    return [
+    objective = build(config["objective"], OBJECTIVES)
+    return [f"objective.{field}" for field in getattr(objective, "resume_free", tuple)()] + [
         f"{key}.{field}"
         for key, registry in (PLUGINS | OPTIONAL).items()
         if key in config
