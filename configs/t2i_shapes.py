@@ -31,7 +31,8 @@ JOINT = {"name": "mmdit", "num_layers": 6, "hidden_size": 128, "num_heads": 4, "
 
 
 def get_config(first_stage: str = ""):
-    is_joint, first_stage = first_stage.startswith("joint"), first_stage.removeprefix("joint").removeprefix("+")
+    is_joint = first_stage.split("+")[0] == "joint"
+    first_stage = first_stage.removeprefix("joint").removeprefix("+") if is_joint else first_stage
     first_stage, _, kept = first_stage.partition("@")
     if is_joint:
         denoiser = JOINT | {"patch_size": 1 if first_stage else 4}

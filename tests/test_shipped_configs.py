@@ -12,6 +12,7 @@ from small_models import byte_model
 import fmjax
 from fmjax import config as configs
 from fmjax.assemble import build_module
+from fmjax.commands import keep
 from fmjax.planning.plan import shapes
 from fmjax.training.loop import train
 from fmjax.training.program import make_program
@@ -90,6 +91,26 @@ def test_large_denoisers_have_their_published_size_and_trace(name, parameters):
     with jax.set_mesh(program.mesh):
         _, metrics = jax.eval_shape(program.train_step, program.spec.shapes, program.batch_spec, program.key)
     assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("name", ["dit_xl2_256", "mmdit_2b"])
+def test_kept_latents_are_declared_as_the_command_writes_them(name):
+    """`keep`, with the flag that the page names, and else by its default."""
+    file = FOLDER / f"{name}.py"
+    (dtype,) = re.findall(r"fmjax\.commands\.keep\s+(?:--dtype=(\w+))?", file.read_text())
+    wanted = keep.parse(["--config=x", "--output=x", *([f"--dtype={dtype}"] if dtype else [])])[0].dtype
+    arrays = configs.resolve(configs.load_config_file(str(file))).data.arrays
+    assert [text.split("[")[0] for text in arrays][0] == f"latents:{wanted}"
+
+
+def test_a_first_stage_whose_name_begins_like_a_mode_is_one():
+    made = lambda argument: configs.resolve(configs.load_config_file(f"{FOLDER / 't2i_shapes.py'}:{argument}"))
+    for argument, denoiser, stage in (
+        ("joint", "mmdit", None), ("joint+runs/vae", "mmdit", "runs/vae"), ("joint_vae", "unet", "joint_vae"),
+        ("runs/vae+1", "unet", "runs/vae+1"),
+    ):  # fmt: skip
+        found = made(argument)
+        assert (found.model.denoiser.name, found.objective.first_stage) == (denoiser, stage)
 
 
 @pytest.mark.parametrize(
