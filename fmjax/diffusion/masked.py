@@ -25,8 +25,9 @@ class Masking(Process):
     """How many tokens are hidden at a time.
 
     Attributes:
-      schedule: "linear": t are hidden (MDLM); "cosine": sin(pi t / 2), few at the beginning of sampling and many at its
-        end (MaskGIT, Chang et al. 2022, https://arxiv.org/abs/2202.04200, section 3.3).
+      schedule: "linear": t are hidden (MDLM); "cosine": sin(pi t / 2), by which equal steps show few tokens at the
+        beginning of sampling and many at its end (MaskGIT, Chang et al. 2022, https://arxiv.org/abs/2202.04200, section
+        3.3).
       min_time: the least time that a model is asked at.
     """
 
