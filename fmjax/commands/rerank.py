@@ -5,6 +5,7 @@ from typing import Any
 
 from fmjax.commands import cli
 from fmjax.errors import InputError
+from fmjax.inference import pairs
 from fmjax.inference.reranking import best, check_scorer
 
 
@@ -29,13 +30,22 @@ def check(flags, options: dict) -> None:
         )
 
 
-def kept(flags, options: dict, values: Sequence[Any]) -> list:
-    """The images to write, of each prompt the nearest first; all of them without --rerank."""
+def opened(flags):
+    """The model that ranks; None without --rerank. Raises InputError, before any image is made, for one that cannot
+    rank, or does not read a prompt."""
     if "rerank" not in flags:
-        return list(values)
+        return None
     from fmjax.load import load
 
     scorer = load(flags.rerank, dtype=flags.dtype, mesh=flags.mesh)
     check_scorer(scorer)
+    pairs.framed(scorer, flags.prompt)  # refuses captions that it does not read
+    return scorer
+
+
+def kept(scorer, flags, options: dict, values: Sequence[Any]) -> list:
+    """The images to write, of each prompt the nearest first; all of them without a scorer (`opened`)."""
+    if scorer is None:
+        return list(values)
     chosen = best(scorer, flags.prompt, values, options["num_samples"], getattr(flags, "keep", 1))
     return [values[index] for index in chosen]

@@ -144,9 +144,9 @@ def _write_folder(flags, options: dict, output: pathlib.Path, generator: type) -
 def _write(flags, options: dict, output: pathlib.Path | None, generator: type) -> None:
     import jax
 
-    model = _load(flags)
+    scorer, model = rerank.opened(flags), _load(flags)
     prompts = media.prompts(flags, model, flags.prompt or [], getattr(generator, "takes", ()))
-    values = rerank.kept(flags, options, model.generate(prompts or None, **options))
+    values = rerank.kept(scorer, flags, options, model.generate(prompts or None, **options))
     if jax.process_index() == 0 and output is None:
         print(*values, sep="\n")
     elif jax.process_index() == 0:

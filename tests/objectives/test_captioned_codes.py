@@ -15,7 +15,8 @@ from fmjax import config as configs
 from fmjax import generate
 from fmjax.commands import cli
 from fmjax.errors import ConfigError, InputError
-from fmjax.inference import pairs, reranking
+from fmjax.inference import pairs, reranking, values
+from fmjax.inference.drawn_codes import DrawnCodes
 from fmjax.models.dalle import Dalle
 from fmjax.models.discrete_vae import DiscreteVAE
 from fmjax.models.vit import ViT
@@ -83,8 +84,8 @@ def test_what_does_not_fit_is_refused():
 
 def test_the_nearest_images_of_each_prompt_are_kept(monkeypatch):
     vectors = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
-    scorer = types.SimpleNamespace(module=types.SimpleNamespace(encode_images=1, encode_texts=1))
-    monkeypatch.setattr(pairs, "lacks_vectors", lambda model: None)
+    scorer = types.SimpleNamespace(module=types.SimpleNamespace(encode_images=1, encode_texts=1), tokenizer=1)
+    monkeypatch.setattr(values, "lacks_reading", lambda model: None)
     embed = lambda model, texts=None, images=None: np.array([vectors[x] for x in texts] if texts else images)
     monkeypatch.setattr(pairs, "embed", embed)
     images = [[0.6, 0.8], [0.8, 0.6], [1.0, 0.0], [0.6, 0.8], [0.8, 0.6], [0.0, -1.0]]
@@ -93,6 +94,9 @@ def test_the_nearest_images_of_each_prompt_are_kept(monkeypatch):
         reranking.best(scorer, ["a", "b"], images, 3, 4)
     with pytest.raises(InputError, match="no vectors of images and texts to rank by"):
         reranking.best(types.SimpleNamespace(module=ViT()), ["a"], images, 6, 1)
+    monkeypatch.setattr(values, "lacks_reading", lambda model: "it has no codec of images")
+    with pytest.raises(InputError, match="cannot rank images: it has no codec of images"):
+        reranking.best(scorer, ["a", "b"], images, 3, 2)
 
 
 TRAIN = {"batch_size": 8, "log_every": 1, "tensorboard": False}
@@ -111,7 +115,7 @@ CLIP = FIRST_STAGE | {
 }  # fmt: skip
 
 
-def test_a_run_of_two_stages_resumes_and_draws_pictures_of_captions(tmp_path):
+def test_a_run_of_two_stages_resumes_and_draws_pictures_of_captions(tmp_path, monkeypatch, capsys):
     first, clip, workdir, cut = (tmp_path / name for name in ("first", "clip", "run", "cut"))
     own = dict(cache_dir=tmp_path / "cache", progress=False)
     train(configs.resolve(FIRST_STAGE), first, **own)
@@ -156,3 +160,13 @@ def test_a_run_of_two_stages_resumes_and_draws_pictures_of_captions(tmp_path):
     assert Image.open(output).text["rerank"] == str(clip)
     assert cli.run(generate.main, [*told, "--keep=2"]) == 2
     assert cli.run(generate.main, [*told, f"--rerank={clip}", "--keep=4"]) == 2
+    # A scorer that cannot rank is refused before any image is made.
+    monkeypatch.setattr(DrawnCodes, "run", lambda *_, **__: pytest.fail("images are made"))
+    for scorer, message in [
+        (workdir, "no vectors of images and texts to rank by"), (tmp_path / "none", "none"),
+    ]:  # fmt: skip
+        capsys.readouterr()
+        assert cli.run(generate.main, [*told, f"--rerank={scorer}"]) == 2
+        assert message in capsys.readouterr().err
+    long = f"--prompt={'the digit two ' * 4}"
+    assert cli.run(generate.main, [*told[:2], long, *told[3:], f"--rerank={clip}"]) == 2
