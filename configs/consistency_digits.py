@@ -2,7 +2,7 @@
 
     python -m fmjax.train --config=configs/dit_digits.py --workdir=runs/dit_digits
     python -m fmjax.train --config=configs/consistency_digits.py:runs/dit_digits --workdir=runs/consistency_digits
-    python -m fmjax.generate --model=runs/consistency_digits --output=grid.png --sampler=consistency --steps=2
+    python -m fmjax.generate --model=runs/consistency_digits --output=grid.png --steps=2
 
 The teacher is named after the colon; the run begins with its parameters, and learns what it says with a guidance of
 1.5. Flow matching goes to data without noise, so that the velocity is a consistency model's output as it is. No run has

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from fmjax.diffusion import SAMPLERS
+from fmjax.diffusion.consistency import Consistency
 from fmjax.diffusion.grids import SPACINGS, inverted, make_grid
 from fmjax.diffusion.guidance import Guidance
 from fmjax.diffusion.samplers import Euler, columns
@@ -26,9 +27,8 @@ class Options:
 
     Attributes:
       steps: of the sampler from noise to data.
-      sampler: "heun" (two evaluations of the model a step), "euler", "dpmpp_2m", "ddim", "ancestral",
-        "euler_ancestral" or "consistency" (of one step or a few, of a model that learned that): see
-        fmjax/diffusion/README.md.
+      sampler: "heun" (two evaluations of the model a step), "euler", "dpmpp_2m", "ddim", "ancestral" or
+        "euler_ancestral"; of a run of objective consistency "consistency" alone. See fmjax/diffusion/README.md.
       eta: of sampler "ddim": from 0, none, to 1, as much noise in each step as ancestral sampling draws.
       variance: of sampler "ancestral": "small", "large" or "learned".
       spacing: of the times: "trailing", "leading", "linspace" or "karras"; none: the sampler's or the process's own.
@@ -236,6 +236,11 @@ class Denoising:
             )
 
     def _check_sampler(self, options: Options, sampler) -> None:
+        if isinstance(sampler, Consistency):
+            raise InputError(
+                f"sampler = {options.sampler!r}: {self.model} did not learn to go to the data in one step, as it is no "
+                "run of objective consistency; take heun, dpmpp_2m or ddim"
+            )
         if sampler.needs_variance and not self.model.objective.learned_variance:
             raise InputError(
                 f"variance = {options.variance!r}: {self.model} does not predict a step's variance, as it was trained "

@@ -13,6 +13,7 @@ GENERATORS = Registry(
     {
         "autoregressive": "fmjax.inference.autoregressive:Autoregressive",
         "captions": "fmjax.inference.captioning:Captions",
+        "consistency": "fmjax.inference.consistency:Consistent",
         "denoising": "fmjax.inference.denoising:Denoising",
         "drawn_codes": "fmjax.inference.drawn_codes:DrawnCodes",
         "embedded_images": "fmjax.inference.unclip:EmbeddedImages",

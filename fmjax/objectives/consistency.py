@@ -27,8 +27,8 @@ class ConsistencyModel(Diffusion):
     gradient goes.
 
     The path goes from noise mixed into data by one step of the teacher (algorithm 2), or, without one, along the
-    straight line of the same data and noise (algorithm 3). The function is x0 by the target; samples are drawn with
-    sampler "consistency", in one step or a few.
+    straight line of the same data and noise (algorithm 3). The function is x0 by the target; samples are drawn in one
+    step or a few (`fmjax.inference.consistency`).
 
     Attributes:
       target: what the module returns; "consistency", or one of a process without noise at its least time.
@@ -46,6 +46,7 @@ class ConsistencyModel(Diffusion):
     """
 
     RESUME_FREE: ClassVar[tuple[str, ...]] = (*Diffusion.RESUME_FREE, "sample_steps")
+    generator: ClassVar[str] = "consistency"
 
     target: Annotated[dict, TARGETS] = "consistency"
     teacher: str | None = None
@@ -198,6 +199,5 @@ class ConsistencyModel(Diffusion):
         """Values of the modality, a row of `sample_copies` for each prompt."""
         seed = int(jax.random.bits(key) >> 1)
         return model.generate(
-            self.sample_prompts or None, num_samples=self.sample_copies, seed=seed, sampler="consistency",
-            steps=self.sample_steps,
-        )  # fmt: skip
+            self.sample_prompts or None, num_samples=self.sample_copies, seed=seed, steps=self.sample_steps
+        )

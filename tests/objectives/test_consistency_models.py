@@ -2,6 +2,7 @@
 
 import shutil
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +10,16 @@ import pytest
 
 import fmjax
 from fmjax import config as configs
+from fmjax.commands.values import generator_named_by
+from fmjax.data.codecs.image import ImageCodec
 from fmjax.diffusion.processes import Flow
-from fmjax.errors import ConfigError
+from fmjax.errors import ConfigError, InputError
+from fmjax.inference.consistency import Consistent
+from fmjax.inference.model import Model
 from fmjax.layers.modulation import NO_LABEL
 from fmjax.objectives.base import OtherModel, per_row
 from fmjax.objectives.consistency import ConsistencyModel
+from fmjax.tasks.made import making
 from fmjax.training.loop import train
 from fmjax.training.step import with_keys
 
@@ -74,6 +80,36 @@ def test_the_loss_is_that_of_the_paper_by_hand():
     np.testing.assert_allclose(carry["average"]["slope"], 0.9 * 0.5 + 0.1 * 0.7, rtol=1e-6)
 
 
+class Velocity(nn.Module):
+    """Half of x, for images without labels."""
+
+    @nn.compact
+    def __call__(self, inputs, times, train=False):
+        return 0.5 * inputs
+
+
+def test_a_model_is_drawn_from_by_its_own_sampler():
+    section = {"name": "consistency", "process": {"name": "flow"}, "target": {"name": "velocity"}}
+    model = Model(Velocity(), {}, {"objective": section}, codecs={"image": ImageCodec(2, 2, 1)})
+    (image,) = model.generate(seed=1)
+    np.testing.assert_array_equal(image, model.generate(seed=1, sampler="consistency", steps=2)[0])
+    # Tasks about made images draw so too, and their cards say it.
+    np.testing.assert_array_equal(making.decoded(making.make(model, [(None, 0, (), 1)])[0]), image)
+    shown = making.card(model, (), 1)
+    assert (shown["generator"], shown["sampler"], shown["steps"]) == ("consistency", "consistency", 2)
+    for options, message in [
+        (dict(sampler="heun"), "sampler = 'heun': .* says where a path ends, .* leave sampler out"),
+        (dict(sampler="ddim", eta=1.0), "sampler = 'ddim'"),
+        (dict(init_image=image, invert=True), "invert = True follows a path back to its noise"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            model.generate(**options)
+    denoiser = Model(Velocity(), {}, {"objective": {"name": "flow_matching"}}, codecs=model.codecs)
+    with pytest.raises(InputError, match="sampler = 'consistency': .* is no run of objective consistency"):
+        denoiser.generate(sampler="consistency", steps=2)
+    assert making.card(denoiser, (), 1)["sampler"] == "heun"
+
+
 TRAIN = {"batch_size": 8, "log_every": 1, "tensorboard": False}
 TEACHER = {
     "train": TRAIN | {"steps": 3},
@@ -102,7 +138,11 @@ def test_a_run_distils_resumes_and_draws_in_one_step_and_in_two(tmp_path):
     for ours, theirs in ((model.params, again.params), (model.carry, again.carry)):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     (one,) = model.generate([3], sampler="consistency", steps=1, seed=2)
-    (two,) = model.generate([3], sampler="consistency", steps=2, seed=2)
+    (two,) = model.generate([3], seed=2)
+    np.testing.assert_array_equal(two, model.generate([3], sampler="consistency", steps=2, seed=2)[0])
+    assert generator_named_by([f"--model={workdir}"]) is Consistent
+    with pytest.raises(InputError, match="sampler = 'consistency': .* is no run of objective consistency"):
+        fmjax.load(teacher).generate([3], sampler="consistency", steps=1)
     assert one.shape == two.shape == (8, 8, 1) and (one != two).any()
     # In one step it is what the module says of x0 of the noise.
     noise = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(2), 3 + 1), 0), 0)
