@@ -1,6 +1,5 @@
 """Values out of noise: what a diffusion model says of x0, followed by a sampler in one program."""
 
-import collections
 import dataclasses
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
@@ -13,8 +12,9 @@ from fmjax.diffusion.consistency import Consistency
 from fmjax.diffusion.grids import SPACINGS, inverted, make_grid
 from fmjax.diffusion.guidance import Guidance
 from fmjax.diffusion.samplers import Euler, columns
-from fmjax.errors import ConfigError, InputError, RunError
+from fmjax.errors import ConfigError, InputError
 from fmjax.inference.checks import check_list, check_whole, is_number
+from fmjax.inference.copies import made
 from fmjax.inference.denoising_program import Static, beginning, denoised
 from fmjax.inference.denoising_prompts import prompts_of
 from fmjax.inference.images import mask_of, values_of
@@ -147,35 +147,16 @@ class Denoising:
         Raises InputError for what the model cannot do, RunError for a value that is not finite.
         """
         check_list("prompts", prompts)
-        model, codec = self.model, self.codec
-        if not prompts:
+        if not len(prompts):
             return
-        program = self._program(options)
+        denoise = self._program(options)
         numbers, told = self.prompts.arrays(prompts)
-        # What a value is drawn with: its prompt's number and that of the copy.
-        copies, jobs = collections.Counter(), []
-        for place, number in enumerate(numbers.tolist()):
-            for _ in range(options.num_samples):
-                jobs.append((number, copies[number], place))
-                copies[number] += 1
-        wanted = [index for index in range(len(jobs)) if only is None or index in only]
-        placement = model.placement
-        size = max(min(options.batch_size, len(wanted)), 1)
-        size += -size % (1 if placement is None else placement.num_row_shards)
-        inside = model.inference if placement is None else placement.scoring
-        for first in range(0, len(wanted), size):
-            part = wanted[first : first + size]
-            filled = np.array([jobs[index] for index in part + part[-1:] * (size - len(part))], np.int32)
-            with inside():
-                rows = {name: array[filled[:, 2]] for name, array in told.items()}
-                arrays = program(jax.random.key(options.seed), filled[:, :2], rows)
-            for index, array in zip(part, np.asarray(arrays)):
-                if not np.isfinite(array).all():
-                    raise RunError(
-                        f"value {index} of {model} is not finite. Diverged weights do that, numbers too large "
-                        "for float16, or guidance that is too strong; nothing is written"
-                    )
-                yield index, codec.decode({codec.array: array})
+
+        def program(places, copies):
+            rows = {name: array[places] for name, array in told.items()}
+            return denoise(jax.random.key(options.seed), np.stack([numbers[places], copies], axis=1), rows)
+
+        yield from made(self.model, self.codec, numbers.tolist(), options, program, only)
 
     def _program(self, options: Options):
         """(key, jobs, arrays of prompts) -> values, with all else that the options say; checked before anything is

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fmjax.data.captions import CaptionRows
-from fmjax.errors import DataError, InputError
+from fmjax.errors import InputError
+from fmjax.inference.prompts import caption_row
 from fmjax.layers.modulation import NO_LABEL
 
 
@@ -85,8 +85,8 @@ class Captions:
 
         Raises InputError for what is no text, is empty, or has more tokens than the model's encoder reads.
         """
-        rows = CaptionRows(self.model.tokenizer, self.length, "error", "the context")
-        made = [self._row(rows, prompt) for prompt in prompts]
+        length = self.length
+        made = [self._row(prompt, length) for prompt in prompts]
         numbers = [-1 if prompt is None else _number(prompt) for prompt in prompts]
         return np.array(numbers, np.int32), {name: np.stack([row[name] for row in made]) for name in made[0]}
 
@@ -98,24 +98,12 @@ class Captions:
         length = getattr(encoder, "max_length", None)
         return model.config["data"]["sequence_length"] if length is None else length
 
-    def _row(self, rows: CaptionRows, prompt) -> dict[str, np.ndarray]:
-        if prompt is None and self.model.objective.condition == "states":
+    def _row(self, prompt, length: int) -> dict[str, np.ndarray]:
+        if prompt is not None:
+            return caption_row(self.model, prompt, length)
+        if self.model.objective.condition == "states":
             raise InputError(f"{self.model} was told the states of captions: give a caption")
-        if prompt is None:
-            like = {"tokens": np.zeros((1, self.length), np.int32)}
-            return self.model.objective.without(like)
-        if not isinstance(prompt, str):
-            raise InputError(f"a prompt of {self.model} is a text, got {prompt!r}")
-        try:
-            return rows(prompt)
-        except DataError as error:
-            if not prompt.strip():
-                raise InputError("a prompt is empty; leave it out, or say what to draw") from None
-            found = len(rows.tokenizer.encode_pair(prompt)[0])
-            raise InputError(
-                f"prompt {prompt[:60]!r} has {found} tokens, more than the {rows.length} of the context of "
-                f"{self.model}; shorten it"
-            ) from error
+        return self.model.objective.without({"tokens": np.zeros((1, length), np.int32)})
 
 
 def _number(prompt: str) -> int:

@@ -1,10 +1,9 @@
 """Images of captions: codes drawn one after the other, decoded by the first stage that they are of."""
 
-import collections
 import dataclasses
 import functools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fmjax.data.captions import CaptionRows
-from fmjax.errors import DataError, InputError, RunError
+from fmjax.errors import InputError
 from fmjax.inference.checks import check_list, check_whole
+from fmjax.inference.copies import made
+from fmjax.inference.prompts import caption_row
 from fmjax.inference.sampler import Sampling, Settings, sample
 from fmjax.objectives.first_stage import images_of
 from fmjax.parallel.placement import whole
@@ -68,53 +68,40 @@ class DrawnCodes:
     def default_prompts(self) -> Sequence[Any]:
         raise InputError(f"{self.model} makes images of captions: give it some")
 
-    def run(self, prompts: Sequence[Any], options: Options) -> Iterator[tuple[int, Any]]:
+    def run(
+        self, prompts: Sequence[Any], options: Options, only: Container[int] | None = None
+    ) -> Iterator[tuple[int, Any]]:
         """(index, image): see `fmjax.inference.generators.Generator`.
+
+        only: indices of the images that are made; None is all.
 
         Raises InputError for what is no caption, or one longer than the model reads; RunError for an image that is not
         finite.
         """
         check_list("prompts", prompts)
-        model, codec = self.model, self.model.codec
-        copies, jobs = collections.Counter(), []
-        for prompt in prompts:
-            row = self._row(prompt)
-            for _ in range(options.num_samples):
-                jobs.append(row | {"draw": np.array([zlib.crc32(prompt.encode()), copies[prompt]], np.uint32)})
-                copies[prompt] += 1
-        first_stage, placement = model.opened("first_stage"), model.placement
-        size = max(min(options.batch_size, len(jobs)), 1)
-        size += -size % (1 if placement is None else placement.num_row_shards)
-        inside = model.inference if placement is None else placement.scoring
-        for first in range(0, len(jobs), size):
-            part = jobs[first : first + size]
-            filled = part + part[-1:] * (size - len(part))
-            rows = jax.tree.map(lambda *one: np.stack(one), *filled)
-            with inside():
-                made = _make(model.module, options.sampling, model.params, first_stage, options.seed, rows)
-            for index, array in enumerate(np.asarray(made)[: len(part)]):
-                if not np.isfinite(array).all():
-                    raise RunError(f"image {first + index} of {model} is not finite; nothing is written")
-                yield first + index, codec.decode({codec.array: array})
-
-    def _row(self, prompt) -> dict[str, np.ndarray]:
-        """`tokens` and `segment_ids` of a caption."""
+        if not len(prompts):
+            return
         model = self.model
-        if not isinstance(prompt, str):
-            raise InputError(f"a prompt of {model} is a caption, got {prompt!r}")
-        most = model.module.max_length
-        try:
-            return CaptionRows(model.tokenizer, most, "error", "what the model reads, model.max_length")(prompt)
-        except DataError as error:
-            raise InputError(f"{str(error).partition('; raise it')[0]}; shorten it") from None
+        rows = [caption_row(model, prompt, model.module.max_length) for prompt in prompts]
+        told = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        texts = np.array([zlib.crc32(prompt.encode()) for prompt in prompts], np.uint32)
+        first_stage = model.opened("first_stage")
+
+        def program(places, copies):
+            batch = {name: array[places] for name, array in told.items()}
+            batch["draw"] = np.stack([texts[places], copies.astype(np.uint32)], axis=1)
+            key = jax.random.key(options.seed)
+            return _make(model.module, options.sampling, model.params, first_stage, key, batch)
+
+        yield from made(model, model.codec, prompts, options, program, only)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "sampling"))
-def _make(module, sampling: Sampling, params, first, seed, rows):
+def _make(module, sampling: Sampling, params, first, key, rows):
     """float32 [B, H, W, C] for captions of [B, T], and "draw" uint32 [B, 2], of which a row's keys are made."""
     module, params = module.unrolled(params)
     apply = functools.partial(module.apply, {"params": params})
-    draws, key = rows.pop("draw"), jax.random.key(seed)
+    draws = rows.pop("draw")
     keys = jax.vmap(lambda draw: jax.random.fold_in(jax.random.fold_in(key, draw[0]), draw[1]))(draws)
     settings = Settings(*(jnp.full(len(draws), value) for value in sampling.values))
 

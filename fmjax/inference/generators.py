@@ -54,6 +54,9 @@ class Generator(Protocol):
 
         The same prompt and seed give the same value, up to rounding, whatever else is among the prompts; copies differ.
         Raises InputError for a prompt of another kind.
+
+        One that also takes `only`, indices of the values that are made (None is all), completes a folder of them, and
+        makes a task's images one by one (`fmjax.inference.copies`).
         """
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from fmjax.data.captions import CaptionRows
 from fmjax.data.codecs.media import described
 from fmjax.data.tokenizers import chat
 from fmjax.errors import InputError
@@ -83,6 +86,23 @@ def _part(model, column: list[Any], kind: str) -> Any:
         if not isinstance(value, str):
             raise InputError(f"prompt {place} has {described(value)} where a text stands")
     return column
+
+
+def caption_row(model, caption: Any, length: int) -> dict[str, np.ndarray]:
+    """`tokens` and `segment_ids`, int32 [length] each, of a caption.
+
+    Raises InputError for what is no text, is empty, or has more than `length` tokens.
+    """
+    if not isinstance(caption, str):
+        raise InputError(f"a prompt of {model} is a caption, got {caption!r}")
+    if not caption.strip():
+        raise InputError("a prompt is empty; leave it out, or say what to draw")
+    found = len(model.tokenizer.encode_pair(caption)[0])
+    if found > length:
+        raise InputError(
+            f"prompt {caption[:60]!r} has {found} tokens, more than the {length} that {model} reads; shorten it"
+        )
+    return CaptionRows(model.tokenizer, length)(caption)
 
 
 def encode_chat(model, messages: Sequence[Mapping[str, Any]], **options) -> list[int]:

@@ -1,20 +1,20 @@
 """Images out of masks: codes that a model fills in step by step, decoded by the first stage that they are of."""
 
-import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.data.captions import CaptionRows
 from fmjax.diffusion.guidance import Guidance
 from fmjax.diffusion.masked import Unmasking, unmask
-from fmjax.errors import DataError, InputError, RunError
+from fmjax.errors import InputError
 from fmjax.inference.checks import check_list, check_whole, is_number
+from fmjax.inference.copies import made
+from fmjax.inference.prompts import caption_row
 from fmjax.layers.modulation import NO_LABEL
 from fmjax.objectives.first_stage import images_of
 from fmjax.parallel.placement import whole
@@ -98,40 +98,32 @@ class UnmaskedImages:
         """Every class; of a model without classes one image of no caption."""
         return range(self.labels.num_classes) if self.labels is not None else [None]
 
-    def run(self, prompts: Sequence[Any], options: Options) -> Iterator[tuple[int, Any]]:
+    def run(
+        self, prompts: Sequence[Any], options: Options, only: Container[int] | None = None
+    ) -> Iterator[tuple[int, Any]]:
         """(index, image): see `fmjax.inference.generators.Generator`.
+
+        only: indices of the images that are made; None is all.
 
         Raises InputError for a prompt that the model does not read, and for guidance of a model that was never trained
         without a condition; RunError for an image that is not finite.
         """
         check_list("prompts", prompts)
-        model, codec = self.model, self.model.codec
-        other = self._other(options)
-        copies, jobs = collections.Counter(), []
-        for prompt in prompts:
-            condition = self._condition(prompt)
-            told = tuple(condition["source_tokens"]) if self.reads_captions else condition.get("classes")
-            for _ in range(options.num_samples):
-                jobs.append((condition, copies[told]))
-                copies[told] += 1
+        if not len(prompts):
+            return
+        model, other = self.model, self._other(options)
+        rows = [self._condition(prompt) for prompt in prompts]
+        told = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        identities = [tuple(row["source_tokens"]) if self.reads_captions else row.get("classes") for row in rows]
         first_stage = model.opened("first_stage")
         static = _Static(model.module, model.objective.process, options.unmasking, options.made_guidance)
-        placement = model.placement
-        size = max(min(options.batch_size, len(jobs)), 1)
-        size += -size % (1 if placement is None else placement.num_row_shards)
-        inside = model.inference if placement is None else placement.scoring
-        for first in range(0, len(jobs), size):
-            part = jobs[first : first + size]
-            filled = part + part[-1:] * (size - len(part))
-            rows = jax.tree.map(lambda *one: np.stack(one), *(condition for condition, _ in filled))
-            numbers = np.array([number for _, number in filled], np.int32)
-            with inside():
-                key = jax.random.key(options.seed)
-                made = _make(static, model.variables, first_stage, key, rows, other, numbers)
-            for index, array in enumerate(np.asarray(made)[: len(part)]):
-                if not np.isfinite(array).all():
-                    raise RunError(f"image {first + index} of {model} is not finite; nothing is written")
-                yield first + index, codec.decode({codec.array: array})
+
+        def program(places, copies):
+            batch = {name: array[places] for name, array in told.items()}
+            key = jax.random.key(options.seed)
+            return _make(static, model.variables, first_stage, key, batch, other, copies)
+
+        yield from made(model, model.codec, identities, options, program, only)
 
     def _other(self, options: Options) -> dict | None:
         """What to be guided away from; None where nothing guides."""
@@ -156,12 +148,7 @@ class UnmaskedImages:
             most = model.module.max_length
             if prompt is None:
                 return dict.fromkeys(("source_tokens", "source_segment_ids"), np.zeros(most, np.int32))
-            if not isinstance(prompt, str):
-                raise InputError(f"a prompt of {model} is a caption, got {prompt!r}")
-            try:
-                row = CaptionRows(model.tokenizer, most, "error", "what the model reads, model.max_length")(prompt)
-            except DataError as error:
-                raise InputError(f"{str(error).partition('; raise it')[0]}; shorten it") from None
+            row = caption_row(model, prompt, most)
             return {"source_tokens": row["tokens"], "source_segment_ids": row["segment_ids"]}
         if self.labels is None:
             if prompt is not None:

@@ -160,7 +160,7 @@ def test_a_run_of_two_stages_resumes_and_draws_pictures_of_captions(tmp_path):
     assert (among[2] != image).any()
     split = fmjax.load(workdir, mesh={"data": 4, "tensor": 2}).generate(["the digit two"], **options)[0]
     np.testing.assert_allclose(split.astype(int), image, atol=1)
-    with pytest.raises(InputError, match=r"has \d+ tokens, more than what the model reads, .* = 40; shorten it"):
+    with pytest.raises(InputError, match=r"has \d+ tokens, more than the 40 that .* reads; shorten it"):
         model.generate(["the digit " + "two " * 10])
     with pytest.raises(InputError, match="is a caption, got 3"):
         model.generate([3])

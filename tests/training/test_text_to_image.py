@@ -229,9 +229,9 @@ def test_a_file_of_prompts_makes_a_folder_that_goes_on(straight, tmp_path, capsy
 def test_what_cannot_be_drawn_is_refused(straight, parts, tmp_path):
     model = fmjax.load(straight)
     for prompts, message in [
-        (["a red circle " * 20], "more than the 96 of the context"),
+        (["a red circle " * 20], "more than the 96 that .* reads; shorten it"),
         ([" "], "a prompt is empty"),
-        ([7], "is a text, got 7"),
+        ([7], "is a caption, got 7"),
     ]:
         with pytest.raises(InputError, match=message):
             model.generate(prompts)
