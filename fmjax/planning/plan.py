@@ -102,6 +102,7 @@ def shapes(config, cache_dir: pathlib.Path):
     """(module, one row of data as ShapeDtypeStructs), without reading the data where the config tells both."""
     from fmjax.config import build
     from fmjax.data import DATASETS
+    from fmjax.objectives import OBJECTIVES
 
     data = build(config["data"], DATASETS)
     module = build_module(config, {})
@@ -110,7 +111,7 @@ def shapes(config, cache_dir: pathlib.Path):
         check_foreseen(config)
         opened = open_data(config, cache_dir, progress=True)
         module = build_module(config, opened.model_fields)
-        check_fit(opened, module)
+        check_fit(opened, module, build(config["objective"], OBJECTIVES))
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(opened.train[0]))
     return module, example
 

@@ -12,12 +12,16 @@ from fmjax.training.settings import TrainConfig
 log = logging.getLogger("fmjax")
 
 
-def check_fit(data, module) -> None:
-    """Raises ConfigError when the data and the module do not fit each other."""
+def check_fit(data, module, objective=None) -> None:
+    """Raises ConfigError when the data and the module do not fit each other.
+
+    A bare denoiser of latents reads no images of the data: the objective compares it with their first stage.
+    """
     missing = [k for k in data.model_fields if getattr(module, k, 0) is None]
     if missing:
         raise ConfigError(f"model.{missing[0]} is not set and the data does not tell it")
-    data.check(module)
+    if not getattr(objective, "of_latents", False) or hasattr(module, "denoiser"):
+        data.check(module)
 
 
 def say_context(config, module) -> None:

@@ -20,6 +20,7 @@ from fmjax.inference.model import Model
 from fmjax.layers.weights import bare
 from fmjax.load import load, open_other
 from fmjax.models.state import STATE_KEY, kept_state
+from fmjax.objectives import OBJECTIVES
 from fmjax.objectives.base import OtherModel
 from fmjax.parallel import watch
 from fmjax.parallel.hosts import check_same, connect
@@ -134,7 +135,7 @@ def prepare(config, workdir: pathlib.Path, cache_dir: pathlib.Path, progress: bo
     check_foreseen(config)
     data = open_data(config, cache_dir, workdir, progress)
     module = build_module(config, data.model_fields)
-    check_fit(data, module)
+    check_fit(data, module, build(config["objective"], OBJECTIVES))
     check_prepared(config, data.codecs, data)
     say_context(config, module)
     config = completed(config, module)

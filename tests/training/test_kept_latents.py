@@ -17,6 +17,7 @@ from fmjax.data.codecs.image import ImageCodec
 from fmjax.errors import ConfigError, InputError
 from fmjax.inference.model import Model
 from fmjax.models import MODELS
+from fmjax.planning.plan import shapes
 from fmjax.training import resume
 from fmjax.training.loop import train
 
@@ -96,6 +97,21 @@ def test_a_run_is_told_afterwards_what_decodes_its_latents(vae, rows, tmp_path):
     for dtype in ("float32", "bfloat16"):
         with pytest.raises(InputError, match="was trained with another objective.first_stage"):
             fmjax.load(workdir, dtype=dtype).generate([3], steps=2)
+
+
+def test_classes_are_drawn_by_a_denoiser_of_latents_that_are_encoded_in_each_step(vae, tmp_path):
+    """Which is of another size than the images of the data; of as many classes."""
+    workdir = run(encoded(vae), tmp_path / "run")
+    assert fmjax.load(workdir).generate([3], steps=2)[0].shape == (8, 8, 1)
+    module, row = shapes(encoded(vae), tmp_path / "cache")  # as a plan asks
+    assert module.image_size == 4 and row["images"].shape == (8, 8, 1)
+    few = encoded(vae).to_dict()
+    few["model"]["num_classes"] = 9
+    with pytest.raises(ConfigError, match="num_classes = 9, .* the label 9"):
+        run(configs.resolve(few), tmp_path / "few")
+    other = autoencoder(tmp_path / "other", 5, side=16)
+    with pytest.raises(ConfigError, match="latents of .* are .8, 8, 2."):
+        run(encoded(other), tmp_path / "run2")
 
 
 def test_of_rows_that_are_encoded_in_each_step_the_first_stage_stays(tmp_path):
