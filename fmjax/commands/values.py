@@ -1,7 +1,7 @@
 """`fmjax.generate` for models that do more than continue texts: flags from the generator's options, values to a file.
 
 --output=FILE.png [--prompt=PROMPT ...] [--image=FILE ...] [--OPTION=VALUE ...]
---rerank=RUN --keep=N                       of the images of each prompt, those that a model of pairs finds nearest
+--rerank=RUN --best=N                       of the images of each prompt, those that a model of pairs finds nearest
 --prompts=FILE.jsonl --output=FOLDER        a file for each; a second call goes on where a first one stopped
 --image=FILE                                texts, of a model that writes captions: printed, or to --output=FILE.txt
 """
@@ -158,7 +158,7 @@ def _write(flags, options: dict, output: pathlib.Path | None, generator: type) -
                 codec.write_all(values, partial)
             if output.suffix == ".png":
                 described = {"model": model.source, "step": model.step, "prompt": flags.prompt or []}
-                described |= {name: getattr(flags, name, None) for name in ("rerank", "keep")}
+                described |= {name: getattr(flags, name, None) for name in ("rerank", "best")}
                 write_metadata(partial, described | dataclasses.asdict(generator.Options(**options)))
         what = f"{model.objective.makes} of {' x '.join(map(str, codec.shape))}" if model.codec else "text"
         print(f"wrote {output} ({output.stat().st_size:,} bytes): {len(values)} x {what}")

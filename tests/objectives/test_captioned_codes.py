@@ -158,8 +158,8 @@ def test_a_run_of_two_stages_resumes_and_draws_pictures_of_captions(tmp_path, mo
     cosines = scorer.embed(texts=["the digit two"]) @ scorer.embed(images=images).T
     np.testing.assert_array_equal(np.asarray(Image.open(output)), images[cosines.argmax()][..., 0])
     assert Image.open(output).text["rerank"] == str(clip)
-    assert cli.run(generate.main, [*told, "--keep=2"]) == 2
-    assert cli.run(generate.main, [*told, f"--rerank={clip}", "--keep=4"]) == 2
+    assert cli.run(generate.main, [*told, "--best=2"]) == 2
+    assert cli.run(generate.main, [*told, f"--rerank={clip}", "--best=4"]) == 2
     # A scorer that cannot rank is refused before any image is made.
     monkeypatch.setattr(DrawnCodes, "run", lambda *_, **__: pytest.fail("images are made"))
     for scorer, message in [
