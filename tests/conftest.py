@@ -22,6 +22,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if version("jaxlib").startswith("0.10."):  # XLA ends the process at a flag that it does not know
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    # By default simulated devices may come to collectives that do not depend on each other in unlike orders, and then
+    # hold all threads waiting for one another until XLA aborts.
+    flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
     os.environ.setdefault("XLA_FLAGS", flags)
 os.environ.setdefault("FMJAX_CACHE", str(CACHE / "fmjax"))
 
