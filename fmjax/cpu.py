@@ -6,6 +6,9 @@ model's step (experiments/quickstart). Kept in the heap, the same pages are used
 
 A program takes its temporaries when it is called. Called while the one before it still runs, as JAX calls a step, it
 takes them beside that one's, and the heap ends with two or three times what a step needs.
+
+Simulated devices of one process share its threads. XLA 0.10 may let them come to collectives that do not depend on each
+other in unlike orders; then all threads wait for one another until XLA aborts the process.
 """
 
 import ctypes
@@ -13,6 +16,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+from importlib.metadata import version
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -35,6 +39,7 @@ def has_tpu() -> bool:
 def set_up_training() -> None:
     """What is below, for a process that trains; to be called before JAX is imported."""
     keep_freed_memory()
+    order_collectives()
     run_in_turn()
 
 
@@ -52,6 +57,26 @@ def keep_freed_memory() -> bool:
     return all([libc.mallopt(name, value) for name, value in settings])
 
 
+def order_collectives() -> bool:
+    """Makes simulated devices come to collectives in one order; to be called before JAX starts its devices.
+
+    Does nothing, and returns False, without several simulated devices, where XLA_FLAGS say something of it, and for
+    versions of XLA of which it is not known that they have the flag: XLA ends the process at one that it does not know.
+    """
+    flag, flags = "--xla_cpu_enable_concurrency_optimized_scheduler", os.environ.get("XLA_FLAGS", "")
+    if not only_cpu() or not _simulated() or flag in flags or not version("jaxlib").startswith("0.10."):
+        return False
+    os.environ["XLA_FLAGS"] = f"{flags} {flag}=false".strip()
+    return True
+
+
+def _simulated() -> bool:
+    """Whether this process has several simulated devices."""
+    import jax
+
+    return jax.config.jax_num_cpu_devices > 1 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+
+
 def run_in_turn() -> bool:
     """Makes a call of a program return when it has run, not before; to be called before JAX starts its devices.
 
@@ -60,8 +85,7 @@ def run_in_turn() -> bool:
     """
     import jax
 
-    several = jax.config.jax_num_cpu_devices > 1 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not only_cpu() or several:
+    if not only_cpu() or _simulated():
         return False
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     return True

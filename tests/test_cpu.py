@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -39,6 +40,7 @@ def test_steps_reuse_their_pages():
 
 READY = """
 import sys
+from importlib.metadata import version
 from fmjax import cpu
 if sys.argv[1] == "in turn":
     cpu.set_up_training()
@@ -83,3 +85,29 @@ def test_it_is_left_alone_for_accelerators(monkeypatch, tmp_path):
     assert cpu.only_cpu()  # the package is there for its compiler
     (tmp_path / "accel0").touch()
     assert not cpu.only_cpu()
+
+
+ORDERED = """
+import os
+from fmjax import cpu
+print(cpu.order_collectives(), os.environ["XLA_FLAGS"])
+import jax
+assert jax.jit(lambda x: x + 1)(1) == 2  # XLA knows what it was told
+"""
+
+
+@pytest.mark.parametrize("devices, flags, expected", [
+    ("2", "", "True --xla_cpu_enable_concurrency_optimized_scheduler=false"),
+    ("1", "--xla_force_host_platform_device_count=2",
+     "True --xla_force_host_platform_device_count=2 --xla_cpu_enable_concurrency_optimized_scheduler=false"),
+    ("1", "", "False "),
+    ("2", "--xla_cpu_enable_concurrency_optimized_scheduler=true",
+     "False --xla_cpu_enable_concurrency_optimized_scheduler=true"),
+])  # fmt: skip
+@pytest.mark.skipif(not version("jaxlib").startswith("0.10."), reason="left alone for other versions of XLA")
+def test_simulated_devices_come_to_collectives_in_one_order(devices, flags, expected):
+    variables = {"JAX_NUM_CPU_DEVICES": devices, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    found = subprocess.run(
+        [sys.executable, "-c", ORDERED], capture_output=True, text=True, check=True, env=os.environ | variables
+    )
+    assert found.stdout == expected + "\n"
