@@ -1,6 +1,7 @@
 """From a resolved config to its data and its module: what training, planning, loading and evaluation all need."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -99,6 +100,8 @@ def build_weights(config):
     return build(config["weights"], WEIGHTS) if config.get("weights") else None
 
 
+# Traced once for the shapes, for the arrays, and for each model of its kind that is loaded.
+@functools.partial(jax.jit, static_argnames=("module", "weights"))
 def init_params(module: nn.Module, key: jax.Array, inputs: dict, weights=None):
     """Parameters of `module`, with their boxes of logical axis names, as `weights` (`build_weights`) makes them.
 

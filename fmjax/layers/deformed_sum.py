@@ -25,6 +25,7 @@ from jax import lax
 from fmjax.layers.derivatives import with_backward
 
 
+@functools.partial(jax.jit, static_argnames=("size", "reach"))  # blocks of one shape are traced once
 def deformed_sum(
     x: jax.Array, offsets: jax.Array, weights: jax.Array, size: int = 3, reach: int | None = 2
 ) -> jax.Array:
