@@ -1,4 +1,4 @@
-"""InternImage: its published size, what its options do, and a short run that is split, loaded and planned."""
+"""InternImage: its published size, what its options do, and a short run that is split and loaded."""
 
 import pathlib
 
@@ -11,7 +11,6 @@ import fmjax
 from fmjax import config as configs
 from fmjax.errors import ConfigError
 from fmjax.models.internimage import InternImage
-from fmjax.planning.plan import plan
 from fmjax.training.loop import train
 
 FILE = pathlib.Path(__file__).parents[2] / "configs" / "internimage_digits.py"
@@ -46,7 +45,7 @@ def test_published_sizes(options, millions, gigaflops):
     """Parameters and multiplications of a forward pass over 224x224 pixels as the paper's table 2 has them."""
     if options:
         options |= dict(layer_scale=1.0, post_norm=True)
-    module = InternImage(image_size=224, num_channels=3, num_classes=1000, **options)
+    module = InternImage(image_size=224, num_channels=3, num_classes=1000, reach=None, **options)
     shapes = jax.eval_shape(module.init, jax.random.key(0), module.example()["images"])
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     assert count / 1e6 == pytest.approx(millions, rel=0.003)
@@ -68,7 +67,7 @@ def test_windows_change_nothing():
 
 
 def test_blocks_are_left_out_of_rows_at_random():
-    module, variables = made(path_dropout=0.9)
+    module, variables = made(path_dropout=0.9, reach=None)
     apply = jax.jit(lambda key: module.apply(
         variables, IMAGES, train=True, rngs={"dropout": key}, method="maps"
     ))  # fmt: skip
@@ -76,9 +75,9 @@ def test_blocks_are_left_out_of_rows_at_random():
     np.testing.assert_array_equal(one, again)
     assert not np.allclose(one, other)
     plain = module.clone(path_dropout=0.0)
-    evaluated = [jax.jit(one.apply)(variables, IMAGES) for one in (plain, module)]  # of which none leaves any out
-    assert np.isfinite(evaluated[0]).all()
-    np.testing.assert_array_equal(*evaluated)
+    # In evaluation none is left out: both are one program.
+    programs = [jax.jit(one.apply).lower(variables, IMAGES) for one in (plain, module)]
+    assert programs[0].as_text() == programs[1].as_text()
 
 
 def test_sizes_that_do_not_fit_are_refused():
@@ -93,7 +92,7 @@ def test_sizes_that_do_not_fit_are_refused():
             InternImage(**options)
 
 
-def test_a_run_is_split_loaded_and_planned(tmp_path):
+def test_a_run_is_split_and_loaded(tmp_path):
     changed = {
         "model.hidden_size": "16", "model.depths": "(1,)", "model.groups": "(2,)", "model.reach": "1",
         "model.stem_strides": "(1,2)", "train.batch_size": "16", "train.steps": "2", "mesh.data": "4", "mesh.fsdp": "2",
@@ -105,5 +104,4 @@ def test_a_run_is_split_loaded_and_planned(tmp_path):
     model = fmjax.load(tmp_path / "run")
     found = model.classify([np.zeros((8, 8, 1), np.uint8)], top_k=2)
     assert len(found[0]) == 2 and model.embed(images=[np.zeros((8, 8, 1), np.uint8)]).shape == (1, 24)
-    planned = plan(config, jax.devices(), "cpu:8", cache_dir=tmp_path)
-    assert planned.carry_bytes == 4 * 2 * 24
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.state)) == 2 * 24

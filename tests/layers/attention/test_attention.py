@@ -34,20 +34,21 @@ def by_hand(case, q, k, v, ids):
     query_ids, key_ids = (None, None) if ids is None else ids if isinstance(ids, tuple) else (ids, ids)
     out = np.zeros(q.shape)
     for b in range(q.shape[0]):
+        allowed = np.array([
+            [
+                (not case.causal or s <= t)
+                and (case.window is None or abs(t - s) < case.window)
+                and (ids is None or query_ids[b, t] == key_ids[b, s])
+                and (case.mask is None or in_image(case.mask, t, s))
+                for s in range(k.shape[1])
+            ]
+            for t in range(q.shape[1])
+        ])
         for h in range(q.shape[2]):
-            for t in range(q.shape[1]):
-                allowed = [
-                    s
-                    for s in range(k.shape[1])
-                    if (not case.causal or s <= t)
-                    and (case.window is None or abs(t - s) < case.window)
-                    and (ids is None or query_ids[b, t] == key_ids[b, s])
-                    and (case.mask is None or in_image(case.mask, t, s))
-                ]
-                head = h // (q.shape[2] // k.shape[2])
-                logits = k[b, allowed, head] @ q[b, t, h] / np.sqrt(q.shape[3])
-                weights = np.exp(logits - logits.max())
-                out[b, t, h] = weights @ v[b, allowed, head] / weights.sum()
+            head = h // (q.shape[2] // k.shape[2])
+            logits = np.where(allowed, q[b, :, h] @ k[b, :, head].T / np.sqrt(q.shape[3]), -np.inf)
+            weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+            out[b, :, h] = weights @ v[b, :, head] / weights.sum(axis=1, keepdims=True)
     return out
 
 
