@@ -1,12 +1,14 @@
-"""Models of two layers over bytes, with what chats need; and parameters that are not as they were at the start."""
+"""Models of random weights, without a training; and parameters that are not as they were at the start."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.config import build
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.load import Model
+from fmjax.models import MODELS
 from fmjax.models.gpt import GPT
 
 TEMPLATE = (
@@ -36,3 +38,18 @@ def byte_model(tokenizer=None, max_length: int = 64, **config) -> Model:
     module = GPT(**sizes, vocab_size=tokenizer.vocab_size)
     params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(module, params, {"model": {"name": "gpt", **sizes}, **config}, tokenizer)
+
+
+def random_model(section: dict, tokenizer=None, image=None, seed: int = 5, carry=None, **config) -> Model:
+    """What a run of a module would leave, `section` being its complete `config.model`.
+
+    Args:
+      image: codec of images.
+      carry: what the run's objective would carry.
+      config: further sections of the run's config.
+    """
+    module = build(section, MODELS)
+    inputs = {name: jnp.zeros(one.shape, one.dtype) for name, one in module.example().items()}
+    params = nn.unbox(jax.jit(lambda key: module.init(key, **inputs)["params"])(jax.random.key(seed)))
+    codecs = {} if image is None else {"image": image}
+    return Model(module, params, {"model": section, **config}, tokenizer, codecs=codecs, carry=carry)

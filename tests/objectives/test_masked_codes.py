@@ -1,5 +1,5 @@
-"""Codes of a first stage, hidden and predicted: the loss in numpy, what is refused, and a run of two stages that goes
-on where it was cut and draws pictures."""
+"""Codes of a first stage, hidden and predicted: the loss in numpy, what is refused, and a run of two stages that draws
+pictures."""
 
 import dataclasses
 import shutil
@@ -16,6 +16,7 @@ from fmjax import config as configs
 from fmjax import generate
 from fmjax.commands import cli
 from fmjax.data.codecs.label import LabelCodec
+from fmjax.data.digits import CODEC
 from fmjax.diffusion.masked import Masking
 from fmjax.errors import ConfigError, InputError
 from fmjax.layers.modulation import NO_LABEL
@@ -27,6 +28,7 @@ from fmjax.objectives.masked_codes import MaskedCodes, without_condition
 from fmjax.training.loop import train
 from fmjax.training.program import make_program
 from fmjax.training.step import with_keys
+from tests.small_models import random_model
 
 BOOK = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)
 COUNTS = np.array([2.0, 1.0, 4.0], np.float32)
@@ -118,38 +120,38 @@ def test_what_does_not_fit_is_refused():
         objective.check(MaskGIT(num_classes=5), rows(images=1, labels=1))
 
 
-TRAIN = {"batch_size": 8, "log_every": 1, "tensorboard": False}
-FIRST_STAGE = {
-    "train": TRAIN | {"steps": 3},
-    "model": {"name": "conv_autoencoder", "hidden_size": 8, "inner_size": 4, "num_blocks": 1, "num_halvings": 1,
-              "code_size": 4},
-    "objective": {"name": "vq_autoencoder", "num_codes": 12},
-    "data": {"name": "digit_captions", "sequence_length": 40},
-    "optimizer": {"name": "adamw", "learning_rate": 1e-2},
-}  # fmt: skip
+FIRST_STAGE = {"name": "conv_autoencoder", "hidden_size": 8, "inner_size": 4, "num_blocks": 1, "num_halvings": 1,
+               "code_size": 4, "image_size": 8, "num_channels": 1}  # fmt: skip
+OBJECTIVE = {"name": "vq_autoencoder", "num_codes": 12}
 
 
-def test_a_run_of_two_stages_resumes_and_draws_pictures_of_captions(tmp_path):
-    first, workdir, cut = (tmp_path / name for name in ("first", "run", "cut"))
-    train(configs.resolve(FIRST_STAGE), first, cache_dir=tmp_path / "cache", progress=False)
-    config = configs.resolve(FIRST_STAGE | {
-        "train": TRAIN | {"steps": 6, "checkpoint_every": 4, "ema_decay": 0.9, "accumulate_steps": 2},
+def first_stage(seed):
+    """A random autoencoder with a random codebook."""
+    book = np.random.default_rng(seed).normal(size=(12, 4)).astype(np.float32)
+    carry = {"counts": np.ones(12, np.float32), "sums": book}
+    return random_model(FIRST_STAGE, image=CODEC, carry=carry, objective=OBJECTIVE)
+
+
+def test_a_run_of_two_stages_draws_pictures_of_captions(tmp_path):
+    first, workdir = tmp_path / "first", tmp_path / "run"
+    first_stage(0).save(first)
+    config = configs.resolve({
+        "train": {"batch_size": 8, "steps": 2, "log_every": 1, "tensorboard": False, "ema_decay": 0.9,
+                  "accumulate_steps": 2},
         "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         "model": {"name": "maskgit", "num_layers": 2, "hidden_size": 16, "num_heads": 2, "num_codes": 12,
                   "num_places": 16},
         "objective": {"name": "masked_codes", "first_stage": str(first), "sample_prompts": ["the digit two"],
                       "sample_copies": 2},
+        "data": {"name": "digit_captions", "sequence_length": 40},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-2},
     })  # fmt: skip
     train(config, workdir, cache_dir=tmp_path / "cache", progress=False)
-    assert Image.open(workdir / "samples/6/all.png").size == (17, 8)
-    shutil.copytree(workdir, cut)
-    shutil.rmtree(cut / "checkpoints/6")
-    train(config, cut, cache_dir=tmp_path / "cache", progress=False)
-    model, again = fmjax.load(workdir), fmjax.load(cut)
-    jax.tree.map(np.testing.assert_array_equal, model.params, again.params)
+    assert Image.open(workdir / "samples/2/all.png").size == (17, 8)
+    model = fmjax.load(workdir)
 
     output = tmp_path / "two.png"
-    options = dict(guidance=2.0, steps=3, seed=4)
+    options = dict(guidance=2.0, steps=3, seed=4, batch_size=1)
     flags = [f"--{name}={value}" for name, value in options.items()]
     assert cli.run(generate.main, [f"--model={workdir}", f"--output={output}", "--prompt=the digit two", *flags]) == 0
     (image,) = model.generate(["the digit two"], **options)
@@ -170,10 +172,10 @@ def test_a_run_of_two_stages_resumes_and_draws_pictures_of_captions(tmp_path):
                           abstract=True).models["first_stage"].carry  # fmt: skip
     assert shapes["sums"].shape == (12, 4) and isinstance(shapes["counts"], jax.ShapeDtypeStruct)
     # Another codebook is another first stage.
-    train(configs.resolve(FIRST_STAGE | {"train": TRAIN | {"steps": 4}}), first, cache_dir=tmp_path / "cache",
-          progress=False)  # fmt: skip
+    shutil.rmtree(first)
+    first_stage(1).save(first)
     with pytest.raises(InputError, match="first_stage"):
-        train(config, cut, cache_dir=tmp_path / "cache", progress=False)
+        train(config, workdir, cache_dir=tmp_path / "cache", progress=False)
     shutil.rmtree(first)
     with pytest.raises(InputError, match="needs its objective.first_stage = .*, as it was trained with it"):
         fmjax.load(workdir).generate(["the digit two"])

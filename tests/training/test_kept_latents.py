@@ -3,23 +3,18 @@
 import json
 import shutil
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fmjax
 from fmjax import config as configs
 from fmjax.commands.keep import keep
-from fmjax.config import build
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.errors import ConfigError, InputError
-from fmjax.inference.model import Model
-from fmjax.models import MODELS
 from fmjax.planning.plan import shapes
 from fmjax.training import resume
 from fmjax.training.loop import train
+from tests.small_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -32,11 +27,8 @@ ARRAYS = ("latents:float16[4x4x2]", "labels:int32[]")
 
 def autoencoder(folder, seed, side=8, **normal):
     """A folder with an autoencoder of random weights."""
-    section = VAE | {"image_size": side}
-    module = build(section, MODELS)
-    params = nn.unbox(module.init(jax.random.key(seed), jnp.zeros((1, side, side, 1)))["params"])
-    config = {"model": section, "objective": {"name": "vae"}}
-    Model(module, params, config, None, codecs={"image": ImageCodec(side, side, 1, **normal)}).save(folder)
+    codec = ImageCodec(side, side, 1, **normal)
+    random_model(VAE | {"image_size": side}, image=codec, seed=seed, objective={"name": "vae"}).save(folder)
     return folder
 
 
