@@ -50,10 +50,9 @@ class Command:
             (folder / "text" / f"{number}.txt").write_text(text)
         (folder / "config.py").write_text(CONFIG.format(source=folder / "text"))
 
-    def start(self, workdir, *flags, devices: int = 1, prefix=()) -> subprocess.Popen:
+    def start(self, workdir, *flags, devices: int = 1) -> subprocess.Popen:
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "FMJAX_CACHE": str(self.folder / "cache")}
         command = [
-            *prefix,
             sys.executable,
             "-m",
             "fmjax.train",
@@ -65,14 +64,8 @@ class Command:
             command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def run(self, workdir, *flags, devices: int = 1, prefix=()) -> tuple[int, str]:
-        """(exit code, everything printed)."""
-        process = self.start(workdir, *flags, devices=devices, prefix=prefix)
-        output, _ = process.communicate(timeout=240)
-        return process.returncode, output
-
     def call(self, workdir, *flags, devices: int = 1) -> tuple[int, str]:
-        """As `run`, in this process, which need not import everything anew."""
+        """(exit code, everything printed to stderr), in this process, which need not import everything anew."""
         printed, asyncio, everything = io.StringIO(), logging.getLogger("asyncio"), jax.devices
         level = asyncio.level
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(printed):
@@ -126,7 +119,7 @@ def command(tmp_path_factory):
 def straight(command):
     """The workdir of a run that nothing disturbed."""
     workdir = command.folder / "straight"
-    code, output = command.run(workdir)
+    code, output = command.call(workdir)
     assert code == 0, output
     return workdir
 
