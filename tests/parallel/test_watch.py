@@ -110,14 +110,6 @@ def start(*does, count=None, same=None, wait=60, stall=3, apart=0):
     ]  # fmt: skip
 
 
-def one_of_three(does, rest, processes):
-    """Three processes each for these numbers, of which the one of that number does something else than the rest."""
-    return {
-        process: start(*(does if number == process else rest for number in range(3)), apart=apart)
-        for apart, process in enumerate(processes)
-    }
-
-
 def ends(hosts):
     printed = outputs(hosts, timeout=60)
     return [host.returncode for host in hosts], printed
@@ -151,11 +143,74 @@ def play(does, options, apart) -> Played:
     return Played(*ends(start(*does, **options, apart=apart)), time.monotonic() - begin)
 
 
+def play_missing(process, does, apart) -> list[str]:
+    """What the others of three print where one of this number does this; it asserts that they end."""
+    rest = "goes on" if does == "stays behind" else "waits"
+    hosts = start(*(does if number == process else rest for number in range(3)), apart=apart)
+    begin = time.monotonic()
+    try:
+        others = [host for number, host in enumerate(hosts) if number != process]
+        printed = outputs(others, timeout=60)
+        if does in ("dawdles", "stays behind", "babbles"):  # it is told as well
+            assert hosts[process].wait(timeout=10) == 1
+        assert [host.returncode for host in others] == [1, 1], printed
+    finally:
+        end(hosts)
+    assert time.monotonic() - begin < 20
+    return printed
+
+
+def play_clogged(apart) -> list[int]:
+    """How two end of which one hangs in printing."""
+    hosts = start("stalls", "clogs", apart=apart)
+    try:
+        return [host.wait(timeout=45) for host in hosts]
+    finally:
+        end(hosts)
+
+
+def play_let_be(apart):
+    """Pairs that move or need not, for longer than the time-out: all leave together, but those without any limit."""
+    does = ("moves", "meets", "comes after", "takes its time", "lingers", "stalls")
+    pairs = [start(one, one, stall=0 if one == "stalls" else 3, apart=apart + n) for n, one in enumerate(does)]
+    *ending, unlimited = pairs
+    try:
+        begin = time.monotonic()
+        for pair in ending:
+            codes, printed = ends(pair)
+            assert codes == [0, 0] and printed == [f"joined {HOST} {HOST}\nleft\n"] * 2
+        assert time.monotonic() - begin > 5
+        assert [host.poll() for host in unlimited] == [None, None]
+    finally:
+        end(itertools.chain(*pairs))
+
+
+def end(hosts):
+    for host in hosts:
+        host.kill()
+        host.communicate()
+
+
+MISSING = {
+    "dies": "has ended without a word. What was saved stays, and the same command goes on from there",
+    "falls silent": "has not been heard of for 3 s",
+    "dawdles": "did not come to 'number 0' within 5 s",
+    "stays behind": "did not come to step 8 within 5 s",
+    "babbles": "has sent what is no message",
+}
+"""What the one that is missing does, and what is told of it."""
+
+
 @pytest.fixture(scope="module")
 def played():
     """What became of a scene. They wait for most of their time, so several are played beside each other."""
-    with ThreadPoolExecutor(3) as pool:
-        found = {name: pool.submit(play, *SCENES[name], apart) for apart, name in enumerate(SCENES, start=2)}
+    apart = itertools.count(2)
+    with ThreadPoolExecutor(5) as pool:
+        found = {"let be": pool.submit(play_let_be, 40), "clogged": pool.submit(play_clogged, next(apart))}
+        found |= {name: pool.submit(play, *scene, next(apart)) for name, scene in SCENES.items()}
+        # The first, with which the others speak, and another.
+        for one in itertools.product((0, 2), MISSING):
+            found[one] = pool.submit(play_missing, *one, next(apart))
         yield lambda name: found[name].result()
 
 
@@ -165,35 +220,12 @@ def test_processes_that_all_come_leave_together(played):
     assert printed == [f"joined {HOST} {HOST} {HOST}\nleft\n"] * 3
 
 
-@pytest.mark.parametrize(
-    "does, message",
-    [
-        ("dies", "has ended without a word. What was saved stays, and the same command goes on from there"),
-        ("falls silent", "has not been heard of for 3 s"),
-        ("dawdles", "did not come to 'number 0' within 5 s"),
-        ("stays behind", "did not come to step 8 within 5 s"),
-        ("babbles", "has sent what is no message"),
-    ],
-)
-def test_the_one_that_is_missing_is_named_by_all_others_which_end(does, message):
-    """The first, with which the others speak, and another; beside each other, for most of the time they wait."""
-    rest = "goes on" if does == "stays behind" else "waits"
-    groups = one_of_three(does, rest, (0, 2))
-    begin = time.monotonic()
-    try:
-        for process, hosts in groups.items():
-            others = [host for number, host in enumerate(hosts) if number != process]
-            printed = outputs(others, timeout=60)
-            if does in ("dawdles", "stays behind", "babbles"):  # it is told as well
-                assert hosts[process].wait(timeout=10) == 1
-            assert [host.returncode for host in others] == [1, 1], printed
-            for host in printed:
-                assert f"process {process} of 3 (host {HOST}) {message}" in host and host.count("\n") == 2, host
-    finally:
-        for host in itertools.chain(*groups.values()):
-            host.kill()
-            host.communicate()
-    assert time.monotonic() - begin < 20
+@pytest.mark.parametrize("does", MISSING)
+def test_the_one_that_is_missing_is_named_by_all_others_which_end(does, played):
+    for process in (0, 2):
+        for host in played((process, does)):
+            told = f"process {process} of 3 (host {HOST}) {MISSING[does]}"
+            assert told in host and host.count("\n") == 2, host
 
 
 def test_processes_of_which_none_moves_are_ended_and_show_where_they_are(played):
@@ -208,34 +240,13 @@ def test_processes_of_which_none_moves_are_ended_and_show_where_they_are(played)
         assert said.endswith("give a larger --stall_timeout, or 0 for no limit") and "What was saved stays" in said
 
 
-def test_processes_that_move_or_need_not_are_let_be():
-    """For longer than the time-out: in many places or barriers, after the last has come, at leisure, after the end."""
-    pairs = []
-    try:
-        for does in ("moves", "meets", "comes after", "takes its time", "lingers", "stalls"):
-            pairs.append(start(does, does, stall=0 if does == "stalls" else 3))
-            assert [host.stdout.readline() for host in pairs[-1]] == [f"joined {HOST} {HOST}\n"] * 2
-        *ending, unlimited = pairs
-        begin = time.monotonic()
-        for pair in ending:
-            codes, printed = ends(pair)
-            assert codes == [0, 0] and printed == ["left\n"] * 2
-        assert time.monotonic() - begin > 5
-        assert [host.poll() for host in unlimited] == [None, None]
-    finally:
-        for host in itertools.chain(*pairs):
-            host.kill()
-            host.communicate()
+def test_processes_that_move_or_need_not_are_let_be(played):
+    """In many places or barriers, after the last has come, at leisure, after the end."""
+    played("let be")
 
 
-def test_one_that_hangs_in_printing_ends_too():
-    hosts = start("stalls", "clogs")
-    try:
-        assert [host.wait(timeout=45) for host in hosts] == [1, 1]
-    finally:
-        for host in hosts:
-            host.kill()
-            host.communicate()
+def test_one_that_hangs_in_printing_ends_too(played):
+    assert played("clogged") == [1, 1]
 
 
 def test_processes_that_do_not_do_the_same_are_ended(played):
