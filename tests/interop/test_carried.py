@@ -10,11 +10,14 @@ import pytest
 
 import fmjax
 from fmjax import config as configs
+from fmjax.assemble import build_module, completed, open_data
+from fmjax.data.digits import CODEC
 from fmjax.errors import ConfigError
 from fmjax.interop.initial import initial_params
 from fmjax.interop.loading import placed
 from fmjax.layers.image_positions import grid_sinusoids, resized_positions
 from fmjax.training.loop import train
+from tests.small_models import random_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -81,16 +84,19 @@ def test_a_probe_of_an_maes_features_trains_the_head_alone(tmp_path):
     quiet = {"train.steps": "2", "train.batch_size": "16", "train.eval_every": "0", "train.tensorboard": "false"}
     quiet |= {"train.checkpoint_every": "2"}
 
-    def run(name, **more):
+    def config(name, **more):
         raw = configs.load_config_file(str(ROOT / "configs" / f"{name}.py"))
-        config = configs.resolve(configs.apply_overrides(raw, quiet | more))
-        train(config, tmp_path / name, cache_dir=tmp_path, progress=False)
-        return fmjax.load(tmp_path / name)
+        return configs.resolve(configs.apply_overrides(raw, quiet | more))
 
     decoder = {f"model.{key}": value for key, value in sizes.items()}
     encoder = {f"model.encoder.{key}": value for key, value in sizes.items()}
-    mae = run("mae_digits", **decoder, **encoder, **{"train.sample_every": "0"})
+    begun = config("mae_digits", **decoder, **encoder, **{"train.sample_every": "0"})
+    section = completed(begun, build_module(begun, open_data(begun, tmp_path).model_fields)).to_dict()["model"]
+    mae = random_model(section, image=CODEC, objective={"name": "mae"})
+    mae.save(tmp_path / "mae_digits")
     begins = {"train.init_from": str(tmp_path / "mae_digits"), "model.positions": "sincos"}
-    probe = run("vit_digits", **decoder, **begins, **{"train.trainable": "^head/"})
+    settings = config("vit_digits", **decoder, **begins, **{"train.trainable": "^head/"})
+    train(settings, tmp_path / "probe", cache_dir=tmp_path, progress=False)
+    probe = fmjax.load(tmp_path / "probe")
     jax.tree.map(np.testing.assert_array_equal, probe.params["stack"], mae.params["encoder"]["stack"])
     assert np.abs(probe.params["head"]["kernel"]).sum() > 0

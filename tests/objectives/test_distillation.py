@@ -123,11 +123,10 @@ def three_steps(teacher, mesh, devices, **options):
 
 def test_eight_devices_and_parts_of_a_batch_learn_as_one_device(teacher):
     loss, params = three_steps(teacher, {"data": 1}, jax.devices()[:1])
-    split = ({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices(), {})
-    for mesh, devices, options in (split, ({"data": 1}, jax.devices()[:1], {"accumulate_steps": 4})):
-        found, found_params = three_steps(teacher, mesh, devices, **options)
-        assert found == pytest.approx(loss, rel=2e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found_params, params)
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    found, found_params = three_steps(teacher, mesh, jax.devices(), accumulate_steps=2)
+    assert found == pytest.approx(loss, rel=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found_params, params)
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(teacher):
@@ -155,10 +154,9 @@ def test_the_teacher_is_not_saved_and_a_changed_one_is_refused(teacher, tmp_path
     run(2)
     saved = {path.name for path in (tmp_path / "run" / "checkpoints" / "2").iterdir()}
     assert {"params", "train", "meta"} <= saved and not {"models", "teacher"} & saved
-    run(3)
     shutil.rmtree(tmp_path / "teacher")
     other = byte_model(ByteTokenizer())
     other.params["token_embedding"]["embedding"] += 1e-3
     other.save(tmp_path / "teacher")
     with pytest.raises(CheckpointError, match="the model 'teacher' is not the one that the run"):
-        run(4)
+        run(3)

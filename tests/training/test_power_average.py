@@ -94,7 +94,7 @@ def test_a_step_averages_the_parameters_after_it_also_of_updates_that_are_left_o
 
 def settings(**changes):
     return configs.resolve({
-        "train": {"steps": 12, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "keep_every": 2,
+        "train": {"steps": 8, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "keep_every": 2,
                   "ema_sigma_rel": (0.05, 0.15), "tensorboard": False} | changes,
         "model": {"name": "vit", "num_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
                   "patch_size": 4},
@@ -108,16 +108,16 @@ def test_a_run_keeps_two_resumes_and_gives_any(tmp_path):
     workdir, cut = tmp_path / "run", tmp_path / "cut"
     train(settings(), workdir, cache_dir=tmp_path / "cache", progress=False)
     shutil.copytree(workdir, cut)
-    shutil.rmtree(cut / "checkpoints/12")
+    shutil.rmtree(cut / "checkpoints/8")
     train(settings(), cut, cache_dir=tmp_path / "cache", progress=False)
     saved = lambda folder, step, item: read_item(folder.absolute() / "checkpoints" / str(step) / item)
     for item in ("params", "ema", "wide_ema"):
-        jax.tree.map(np.testing.assert_array_equal, saved(workdir, 12, item), saved(cut, 12, item))
+        jax.tree.map(np.testing.assert_array_equal, saved(workdir, 8, item), saved(cut, 8, item))
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
     first = fmjax.load(workdir).params  # as evaluation has it
-    jax.tree.map(np.testing.assert_array_equal, first, saved(workdir, 12, "ema"))
+    jax.tree.map(np.testing.assert_array_equal, first, saved(workdir, 8, "ema"))
     jax.tree.map(close, fmjax.load(workdir, sigma_rel=0.05).params, first)
-    jax.tree.map(close, fmjax.load(workdir, sigma_rel=0.15).params, saved(workdir, 12, "wide_ema"))
+    jax.tree.map(close, fmjax.load(workdir, sigma_rel=0.15).params, saved(workdir, 8, "wide_ema"))
     shares = mixture([2, 2, 4, 4, 6, 6], [0.05, 0.15] * 3, 6, 0.1)
     parts = [saved(workdir, step, item) for step in (2, 4, 6) for item in ("ema", "wide_ema")]
     want = jax.tree.map(lambda *leaves: sum(share * leaf for share, leaf in zip(shares, leaves)), *parts)
