@@ -68,6 +68,7 @@ def make_weights(folder: str, kind: str) -> None:
 
 
 def fmjax_train(folder: str, kind: str):
+    """A function that makes step number N and returns its loss, and the compiled program."""
     from fmjax import cpu
 
     cpu.set_up_training()  # as `fmjax.train` does
@@ -100,7 +101,7 @@ def fmjax_train(folder: str, kind: str):
         state[0], metrics = run_step(state[0], batch, program.key)
         return float(metrics["loss"])
 
-    return step
+    return step, run_step
 
 
 def torch_model(folder: str, kind: str):
@@ -178,7 +179,7 @@ def work(folder: str, kind: str, side: str) -> None:
     if kind == "embed":
         do = fmjax_embed(folder) if side == "fmjax" else torch_embed(folder, side == "compiled")
     else:
-        do = fmjax_train(folder, kind) if side == "fmjax" else torch_train(folder, kind, side == "compiled")
+        do = fmjax_train(folder, kind)[0] if side == "fmjax" else torch_train(folder, kind, side == "compiled")
     for line in sys.stdin:
         seconds, processor = time.perf_counter(), time.process_time()
         answer = do(int(line))

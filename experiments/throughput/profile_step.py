@@ -1,9 +1,9 @@
 """Where the time of a training step goes on CPUs, by XLA's host profiler: shares of products and of all else, by part.
 
-python experiments/throughput/profile_step.py --shape gpt2-6x384-8k [--steps 3]
+python experiments/throughput/profile_step.py --shape gpt2-6x384-8k|clip|vit [--steps 3]
 
 An operation's time is that of the thread that called it; what other threads do of a product is not counted, so that
-shares are of elapsed time.
+shares are of elapsed time. Run again on one core (`taskset -c 0`) it tells what two cores are of use for.
 """
 
 import argparse
@@ -16,8 +16,11 @@ import tempfile
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
+import pairs  # noqa: E402
 from shapes import SHAPES  # noqa: E402
 from sides import SIDES, make_weights  # noqa: E402
+
+PAIRS = {"clip": "train", "vit": "vit"}  # by their names in pairs.py
 
 PARTS = (
     ("cross-entropy", r"jvp\(\)/while"),
@@ -73,24 +76,30 @@ def busy(folder: str) -> dict[str, float]:
     return total
 
 
+def steps_of(shape: str, folder: str):
+    """A function that makes step number N and waits for it, and the compiled program."""
+    if shape in PAIRS:
+        pairs.make_weights(folder, PAIRS[shape])
+        return pairs.fmjax_train(folder, PAIRS[shape])
+    make_weights(shape, pathlib.Path(folder))
+    side = SIDES["fmjax"](SHAPES[shape], "train", folder)
+    return lambda number: (side.step(number), side.wait()), side.run_step
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="gpt2-6x384-8k")
+    parser.add_argument("--shape", choices=[*SHAPES, *PAIRS], default="gpt2-6x384-8k")
     parser.add_argument("--steps", type=int, default=3)
     flags = parser.parse_args()
-    shape = SHAPES[flags.shape]
     with tempfile.TemporaryDirectory() as folder:
-        make_weights(flags.shape, pathlib.Path(folder))
-        side = SIDES["fmjax"](shape, "train", folder)
+        step, program = steps_of(flags.shape, folder)
         import jax
 
-        side.step(0)
-        side.wait()
+        step(0)
         with jax.profiler.trace(f"{folder}/profile"):
             for number in range(1, 1 + flags.steps):
-                side.step(number)
-                side.wait()
-        known = operations(side.run_step.as_text())
+                step(number)
+        known = operations(program.as_text())
         spent = busy(f"{folder}/profile")
     rows = collections.Counter()
     for name, time in spent.items():
@@ -98,9 +107,9 @@ def main() -> None:
         part = next((part for part, pattern in PARTS if re.search(pattern, place)), "other")
         rows[part, "products" if product else "all else"] += time
     whole = sum(rows.values())
-    print(f"{whole / flags.steps / 1e6:.0f} ms a step\n\n| part | what | share |\n|---|---|---|")
+    print(f"{whole / flags.steps / 1e6:.0f} ms a step\n\n| part | what | ms | share |\n|---|---|---|---|")
     for (part, what), time in rows.most_common():
-        print(f"| {part} | {what} | {time / whole:.1%} |")
+        print(f"| {part} | {what} | {time / flags.steps / 1e6:.0f} | {time / whole:.1%} |")
 
 
 if __name__ == "__main__":

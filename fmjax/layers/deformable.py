@@ -8,6 +8,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.conv import WHOLE, Conv
 from fmjax.layers.deformed_sum import deformed_sum, taps
 from fmjax.layers.dense import Init, Linear
+from fmjax.layers.mlp import gelu
 from fmjax.layers.norm import Norm
 from fmjax.layers.tap import tap
 from fmjax.parallel.logical import constrain
@@ -46,7 +47,7 @@ class DeformableConv(nn.Module):
             raise ConfigError(f"groups={self.groups}: {channels} channels do not divide into that many groups")
         around = dict(names=(None, "embed"), groups=channels, dtype=self.dtype, name="depthwise")
         local = Norm("layernorm", self.norm_eps, name="norm")(Conv(channels, SIZE, **around)(x))
-        local = jax.nn.gelu(local, approximate=False)
+        local = gelu(local)
         zero, places = Init(scale=0.0), self.groups * SIZE**2
         offsets = Linear(2 * places, ("embed", None), True, zero, self.dtype, name="offset")(local)
         weights = Linear(places, ("embed", None), True, zero, self.dtype, name="weight")(local)

@@ -2,6 +2,8 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fmjax.layers.checks import check_choice
 from fmjax.layers.dense import Init, Linear
@@ -10,8 +12,15 @@ from fmjax.layers.tap import tap
 from fmjax.parallel.logical import constrain
 
 
-def _gelu(x):
-    return jax.nn.gelu(x, approximate=False)
+def gelu(x):
+    """x times the share of a normal distribution below it (Hendrycks & Gimpel 2016), exact.
+
+    In float32 by erf, as PyTorch has it, in half the time of erfc on CPUs. Fewer bits go by erfc, since 1 + erf would
+    cancel in them.
+    """
+    if x.dtype != jnp.float32:
+        return jax.nn.gelu(x, approximate=False)
+    return x * (0.5 + 0.5 * jax.lax.erf(x * np.float32(0.5**0.5)))
 
 
 def _gelu_tanh(x):
@@ -24,13 +33,13 @@ def _quick_gelu(x):
 
 
 ACTIVATIONS = {
-    "gelu": _gelu,
+    "gelu": gelu,
     "gelu_tanh": _gelu_tanh,
     "quick_gelu": _quick_gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     # Gated variants (Shazeer 2020): the activated "gate" product times a second product, "up".
-    "geglu": lambda gate, up: _gelu(gate) * up,
+    "geglu": lambda gate, up: gelu(gate) * up,
     "geglu_tanh": lambda gate, up: _gelu_tanh(gate) * up,
     "swiglu": lambda gate, up: jax.nn.silu(gate) * up,
 }

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.layers.dense import Init, Linear, dense
+from fmjax.layers.mlp import gelu
 from fmjax.layers.norm import unit
 
 
@@ -27,7 +28,6 @@ class ProjectionHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] to float32 [..., num_prototypes], from -1 to 1."""
         options = dict(use_bias=True, kernel_init=Init(scale=0.02), dtype=self.dtype)
-        gelu = lambda y: jax.nn.gelu(y, approximate=False)
         x = gelu(Linear(self.hidden_size, ("embed", "mlp"), **options, name="up")(x))
         x = gelu(Linear(self.hidden_size, ("mlp", "embed"), **options, name="inner")(x))
         x = unit(Linear(self.bottleneck_size, ("embed", None), **options, name="bottleneck")(x))

@@ -14,7 +14,7 @@ from fmjax.layers.checks import check_positive, check_rate
 from fmjax.layers.conv import Conv, conv_flops
 from fmjax.layers.deformable import SIZE, DeformableConv
 from fmjax.layers.dense import Init, Linear
-from fmjax.layers.mlp import MLP
+from fmjax.layers.mlp import MLP, gelu
 from fmjax.layers.norm import Norm
 from fmjax.layers.pooling import global_pool
 from fmjax.layers.tap import tap
@@ -122,12 +122,12 @@ class InternImage(ImageModule):
 
     def pooled(self, images, train: bool = False) -> jax.Array:
         """An image's vector, float32 [B, vector_size]."""
-        x = _gelu(self.last_norm(self.last(self.maps(images, train)[-1]), train))
+        x = gelu(self.last_norm(self.last(self.maps(images, train)[-1]), train))
         return tap(self, "pooled", global_pool(x))
 
     def maps(self, images, train: bool = False) -> list[jax.Array]:
         """Each stage's output, [B, H', W', C']."""
-        x = self.stem_norm_2(self.stem_2(_gelu(self.stem_norm_1(self.stem_1(images)))))
+        x = self.stem_norm_2(self.stem_2(gelu(self.stem_norm_1(self.stem_1(images)))))
         found = []
         for i, stage in enumerate(self.stages):
             if i:
@@ -221,7 +221,3 @@ class Block(nn.Module):
         """Zero in each row with probability `rate`, and as much larger in the others."""
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, (len(y), 1, 1, 1))
         return y * (kept / (1.0 - rate)).astype(y.dtype)
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
