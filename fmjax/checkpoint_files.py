@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,20 @@ from fmjax.small_files import write_whole
 
 MANIFEST = "files.json"
 """Lists the size of every file of a checkpoint."""
+
+
+def _write_small_arrays_whole() -> None:
+    """Orbax has each device that holds an array as others do write a part of it, cut out by a program for every shape
+    and device: to compile these takes longer than to write small arrays whole."""
+    told = logging.getLogger("absl")
+    level = told.level
+    told.setLevel(logging.ERROR)  # it warns of a handler in another's place
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    told.setLevel(level)
+
+
+_write_small_arrays_whole()
 
 
 def last_good(workdir: pathlib.Path) -> str:

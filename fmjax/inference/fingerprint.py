@@ -15,6 +15,8 @@ from fmjax.data.codecs.base import fingerprint
 from fmjax.parallel.placement import whole
 
 LANES = 4
+SMALL = 2**20
+"""Bytes of an array up to which it is hashed on the host."""
 LIBRARIES = (
     "jax", "jaxlib", "flax", "numpy", "sentencepiece", "tokenizers", "pillow", "scipy", "scikit-learn",
 )  # fmt: skip
@@ -78,7 +80,11 @@ def array_fingerprints(tree) -> list[str]:
     """Path, shape, dtype and a digest of the content of every array of a tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     leaves = [(path, jnp.asarray(leaf)) for path, leaf in leaves]
-    digests = [_digest(leaf) for _, leaf in leaves]  # all on their way before the first is read
+    # All are on their way before the first is read. A program for each shape takes longer to compile than small arrays
+    # take on the host.
+    small = [leaf.nbytes <= SMALL and leaf.is_fully_addressable for _, leaf in leaves]
+    digests = [leaf if is_small else _digest(leaf) for is_small, (_, leaf) in zip(small, leaves)]
+    digests = [_digest_on_host(x) if is_small else x for is_small, x in zip(small, jax.device_get(digests))]
     return [
         f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {np.asarray(digest).tobytes().hex()}"
         for (path, leaf), digest in zip(leaves, digests)
@@ -101,7 +107,16 @@ def _digest(x: jax.Array) -> jax.Array:
     return whole(jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in mixed]))
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _digest_on_host(x: np.ndarray) -> np.ndarray:
+    """As `_digest`, in numpy."""
+    bits = np.ascontiguousarray(x).reshape(-1)
+    bits = bits.view({1: np.uint8, 2: np.uint16}.get(bits.itemsize, np.uint32)).astype(np.uint32)
+    place = np.arange(bits.size, dtype=np.uint32)
+    mixed = [_mix(_mix(place + np.uint32(0x9E3779B9 * (lane + 1) % 2**32)) ^ bits) for lane in range(LANES)]
+    return np.stack([np.sum(lane, dtype=np.uint32) for lane in mixed])
+
+
+def _mix(x):
     """The 32-bit finalizer of MurmurHash3 (Appleby): every bit of the input changes every bit of the output."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)

@@ -8,9 +8,11 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fmjax.code_digest import COMPUTING, PACKAGE
 from fmjax.data.tokenizers.loading import ByteTokenizer
+from fmjax.inference import fingerprint
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
@@ -102,3 +104,16 @@ def test_a_models_fingerprint_is_its_content():
         assert own != model_fingerprint(dataclasses.replace(MODEL, params=tree.unflatten([leaf, *leaves[1:]])))
     assert own != model_fingerprint(dataclasses.replace(MODEL, module=MODULE.clone(max_length=64)))
     assert own != model_fingerprint(dataclasses.replace(MODEL, add_bos=False))
+
+
+def test_an_array_is_hashed_on_the_host_as_where_it_lies(monkeypatch):
+    drawn = jax.random.normal(jax.random.key(0), (3, 5))
+    arrays = [drawn, drawn.astype(jnp.bfloat16), drawn > 0, drawn.astype(jnp.int8), jnp.int32(7), jnp.zeros((0, 2))]
+    found = fingerprint.array_fingerprints(arrays)
+    monkeypatch.setattr(fingerprint, "SMALL", -1)
+    assert found == fingerprint.array_fingerprints(arrays) and len({*found}) == 6
+    with jax.enable_x64(True):
+        wide = np.array([1.5, -2.0])
+        there = fingerprint.array_fingerprints(wide)
+        monkeypatch.setattr(fingerprint, "SMALL", 100)
+        assert there == fingerprint.array_fingerprints(wide)
