@@ -4,6 +4,8 @@ import gc
 import logging
 import os
 import pathlib
+import resource
+import sys
 import tempfile
 from importlib.metadata import version
 
@@ -29,16 +31,43 @@ if version("jaxlib").startswith("0.10."):  # XLA ends the process at a flag that
 os.environ.setdefault("FMJAX_CACHE", str(CACHE / "fmjax"))
 
 gc.set_threshold(100_000, 20, 20)  # tracing makes millions of objects, most of which outlive a collection
+GROWTH = 1e9
+"""Bytes of memory by which a test process grows before it lets go of everything that it compiled."""
+KEEPERS = {f"fmjax.inference.{name}" for name in ("beam", "engine_parts", "engine_programs")}
+"""Modules that keep their programs by functools.cache."""
+
+
+def peak() -> float:
+    """The most bytes of memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+kept = 0.0  # the peak at the last time
 
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_of_one_file():
-    """What one file compiled is of no use to the next: the suite's memory stays small."""
+    """What of fmjax one file compiled is of no use to the next, and may be of what that file put in a function's place.
+
+    Programs of single operations stay, which most files have in common, until the process has grown.
+    """
     import jax
+
+    global kept
 
     jax.devices()  # all eight are there before a test asks for fewer, such as a plan for two
     yield
-    jax.clear_caches()
+    if peak() > kept + GROWTH:
+        jax.clear_caches()
+        kept = peak()
+        return
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "fmjax":
+            for value in list(vars(module).values()):
+                if hasattr(value, "clear_cache"):  # made by jax.jit
+                    value.clear_cache()
+                elif name in KEEPERS and hasattr(value, "cache_clear"):
+                    value.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +88,14 @@ def programs_by_their_scopes():
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     yield
     jax.config.update("jax_compilation_cache_include_metadata_in_key", False)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """JAX has one device for a whole module of tests."""
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        everything = jax.devices
+        patch.setattr(jax, "devices", lambda *a: everything(*a)[:1])
+        yield patch

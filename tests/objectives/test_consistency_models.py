@@ -1,6 +1,4 @@
-"""A consistency model's loss by hand, and a run that learns from a teacher, goes on where it was cut, and draws."""
-
-import shutil
+"""A consistency model's loss by hand, and a run that learns from a teacher and draws."""
 
 import flax.linen as nn
 import jax
@@ -12,6 +10,7 @@ import fmjax
 from fmjax import config as configs
 from fmjax.commands.values import generator_named_by
 from fmjax.data.codecs.image import ImageCodec
+from fmjax.data.digits import CODEC
 from fmjax.diffusion.processes import Flow
 from fmjax.errors import ConfigError, InputError
 from fmjax.inference.consistency import Consistent
@@ -22,6 +21,9 @@ from fmjax.objectives.consistency import ConsistencyModel
 from fmjax.tasks.made import making
 from fmjax.training.loop import train
 from fmjax.training.step import with_keys
+from tests.small_models import random_model
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 class Linear:
@@ -110,33 +112,26 @@ def test_a_model_is_drawn_from_by_its_own_sampler():
     assert making.card(denoiser, (), 1)["sampler"] == "heun"
 
 
-TRAIN = {"batch_size": 8, "log_every": 1, "tensorboard": False}
-TEACHER = {
-    "train": TRAIN | {"steps": 3},
-    "model": {"name": "dit", "num_layers": 1, "hidden_size": 16, "num_heads": 2},
-    "objective": {"name": "flow_matching", "sample_prompts": [3], "sample_copies": 1},
-    "data": {"name": "digits"},
-    "optimizer": {"name": "adamw", "learning_rate": 1e-2},
-}  # fmt: skip
+MODEL = {"name": "dit", "num_layers": 1, "hidden_size": 16, "num_heads": 2}
+IMAGES = {"image_size": 8, "num_channels": 1, "num_classes": 10}
 
 
-def test_a_run_distils_resumes_and_draws_in_one_step_and_in_two(tmp_path):
-    teacher, workdir, cut = (tmp_path / name for name in ("teacher", "run", "cut"))
-    train(configs.resolve(TEACHER), teacher, cache_dir=tmp_path / "cache", progress=False)
+def test_a_run_distils_and_draws_in_one_step_and_in_two(tmp_path):
+    teacher, workdir = tmp_path / "teacher", tmp_path / "run"
+    random_model(MODEL | IMAGES, image=CODEC, objective={"name": "flow_matching"}).save(teacher)
     section = {"name": "consistency", "process": "flow", "target": "velocity", "teacher": str(teacher),
                "teacher_target": "velocity", "guidance": 1.5, "sample_prompts": [3], "sample_copies": 1}  # fmt: skip
 
     def config(**changes):
-        settings = TRAIN | {"steps": 6, "checkpoint_every": 4, "ema_decay": 0.9, "init_from": str(teacher)}
-        return configs.resolve(TEACHER | {"train": settings, "objective": section | changes})
+        return configs.resolve({
+            "train": {"batch_size": 8, "steps": 3, "log_every": 1, "tensorboard": False, "ema_decay": 0.9,
+                      "init_from": str(teacher)},
+            "model": MODEL, "objective": section | changes, "data": {"name": "digits"},
+            "optimizer": {"name": "adamw", "learning_rate": 1e-2},
+        })  # fmt: skip
 
     train(config(), workdir, cache_dir=tmp_path / "cache", progress=False)
-    shutil.copytree(workdir, cut)
-    shutil.rmtree(cut / "checkpoints/6")
-    train(config(), cut, cache_dir=tmp_path / "cache", progress=False)
-    model, again = fmjax.load(workdir), fmjax.load(cut)
-    for ours, theirs in ((model.params, again.params), (model.carry, again.carry)):
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    model = fmjax.load(workdir)
     (one,) = model.generate([3], sampler="consistency", steps=1, seed=2)
     (two,) = model.generate([3], seed=2)
     np.testing.assert_array_equal(two, model.generate([3], sampler="consistency", steps=2, seed=2)[0])
@@ -147,7 +142,7 @@ def test_a_run_distils_resumes_and_draws_in_one_step_and_in_two(tmp_path):
     # In one step it is what the module says of x0 of the noise.
     noise = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(2), 3 + 1), 0), 0)
     noise = jax.random.normal(noise, (1, 8, 8, 1))
-    x0 = noise - model.module.apply(model.variables, noise, jnp.ones(1), jnp.array([3]))
+    x0 = noise - jax.jit(model.module.apply)(model.variables, noise, jnp.ones(1), jnp.array([3]))
     np.testing.assert_allclose(one.astype(int), model.codec.decode({"images": x0[0]}), atol=1)
     with pytest.raises(ConfigError, match="was trained with process Flow.*, and objective.process is DDPM"):
         train(config(process="ddpm", target="consistency"), tmp_path / "other", cache_dir=tmp_path, progress=False)

@@ -2,6 +2,7 @@
 split over eight; rows that do not count; the bound of the scale; and a short run."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -162,15 +163,16 @@ def state_of(module, optimizer):
 
 def test_the_scale_is_kept_within_its_bound_and_can_come_back():
     module, optimizer = CLIP(VISION, TEXT, projection_size=8, initial_scale=math.log(99.9)), optax.sgd(1.0)
-    state = state_of(module, optimizer)
-    towards = lambda sign: lambda grads, state, params=None: (
-        jax.tree.map(jnp.zeros_like, grads) | {"log_scale": jnp.float32(sign)}, state,
-    )  # fmt: skip
-    scales = []
-    for sign in (1.0, 1.0, -0.5):
-        rule = optax.GradientTransformation(optimizer.init, towards(sign))
-        step = make_train_step(module.apply, Contrastive(), rule, lambda n: 1.0, rules=(), ema_decay=0.5)
-        state, metrics = jax.jit(step)(state, batch(), jax.random.key(0))
+    state, scales = state_of(module, optimizer), []
+
+    def towards(grads, by, params=None):
+        """A step of the scale alone, by the optimizer's state."""
+        return jax.tree.map(jnp.zeros_like, grads) | {"log_scale": by}, by
+
+    rule = optax.GradientTransformation(optimizer.init, towards)
+    step = jax.jit(make_train_step(module.apply, Contrastive(), rule, lambda n: 1.0, rules=(), ema_decay=0.5))
+    for by in (1.0, 1.0, -0.5):
+        state, metrics = step(dataclasses.replace(state, opt_state=jnp.float32(by)), batch(), jax.random.key(0))
         scales.append(float(jnp.exp(state.params["log_scale"])))
     assert scales == [pytest.approx(100), pytest.approx(100), pytest.approx(100 * math.exp(-0.5))]
     assert float(jnp.exp(state.ema["log_scale"])) <= 100.001 and float(metrics["scale"]) == pytest.approx(100)
@@ -196,9 +198,11 @@ def test_a_scale_that_does_not_train_is_left_alone():
 def test_chunks_train_as_the_whole_batch_and_parts_contrast_their_own_rows(loss):
     module = (CLIP if loss == "softmax" else SigLIP)(VISION, TEXT, projection_size=8)
     state = state_of(module, optax.sgd(1.0))
-    gradient = lambda objective, rows, parts: jax.jit(
-        lambda params: make_gradient(module.apply, objective, parts=parts)(params, rows, jax.random.key(0))[:2]
-    )(state.params)
+
+    @functools.partial(jax.jit, static_argnums=(0, 2))
+    def gradient(objective, rows, parts):
+        return make_gradient(module.apply, objective, parts=parts)(state.params, rows, jax.random.key(0))[:2]
+
     whole, chunked = Contrastive(loss), Contrastive(loss, chunk_size=2)
     want, sums = gradient(whole, batch(), 1)
     found, _ = gradient(chunked, batch(), 1)

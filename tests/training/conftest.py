@@ -122,12 +122,3 @@ def straight(command):
     code, output = command.call(workdir)
     assert code == 0, output
     return workdir
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    """JAX has one device for a whole module of tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        everything = jax.devices
-        patch.setattr(jax, "devices", lambda *a: everything(*a)[:1])
-        yield patch

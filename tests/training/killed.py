@@ -1,8 +1,7 @@
 """`python -m tests.training.killed MOMENT STEP FLAGS...`: `fmjax.train`, ended by a signal to itself at a moment.
 
-MOMENT: "rollout" (while rewards are computed), "before" (between rollout and update), "during" (while the device
-computes the update), all by SIGKILL; "asked": SIGTERM while rewards are computed. STEP: the step it comes at,
-or a later one.
+MOMENT: "rollout" (while rewards are computed), "during" (while the device computes the update), both by SIGKILL;
+"asked": SIGTERM while rewards are computed. STEP: the step it comes at, or a later one.
 """
 
 import os
@@ -43,7 +42,6 @@ def main(moment: str, step: int, flags: list[str]) -> None:
     Experience.due = noted
     signalled(Reinforce, "_rewards", "rollout")
     signalled(Reinforce, "_rewards", "asked", signal.SIGTERM)
-    signalled(Experience, "__next__", "before")
     signalled(Completions, "of", "during")
     sys.argv = ["fmjax.train", *flags]
     cli.leave(cli.run(train.main))

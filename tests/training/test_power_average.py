@@ -22,6 +22,8 @@ from fmjax.training.settings import TrainConfig
 from fmjax.training.state import TrainState
 from fmjax.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def integrated(values, step, sigma_rel):
     """The average at `step` of values that stay from one step to the next: the density's integral in closed form."""
