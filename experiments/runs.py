@@ -28,13 +28,19 @@ def train(config: str, workdir: pathlib.Path, **overrides) -> list[dict]:
 def train_here(config: str, workdir: pathlib.Path, **overrides) -> list[dict]:
     """As `train`, in this process, for many short runs."""
     from fmjax import config as configs
+
+    flags = {key.replace("__", "."): str(value) for key, value in overrides.items()}
+    raw = configs.load_config_file(str(ROOT / "configs" / config))
+    return train_config(configs.resolve(configs.apply_overrides(raw, flags)), workdir)
+
+
+def train_config(config, workdir: pathlib.Path) -> list[dict]:
+    """As `train_here`, of a config that `fmjax.config.resolve` gave."""
     from fmjax.cache_folder import cache_dir, use_compilation_cache
     from fmjax.training import loop
 
     use_compilation_cache()
-    flags = {key.replace("__", "."): str(value) for key, value in overrides.items()}
-    raw = configs.load_config_file(str(ROOT / "configs" / config))
-    found = loop.train(configs.resolve(configs.apply_overrides(raw, flags)), workdir, cache_dir=cache_dir())
+    found = loop.train(config, workdir, cache_dir=cache_dir())
     if found.get("stopped"):
         raise SystemExit(f"{workdir} was stopped; the same command goes on")
     return _metrics(workdir)

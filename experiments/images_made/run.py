@@ -1,18 +1,21 @@
 """DDPM, DiT and flow matching at equal compute, samplers by their steps, guidance against diversity: see README.md.
 
-    python experiments/images_made/run.py [--images=DATA/vision_fashion_mnist] --workdir=runs/images_made
+    python experiments/images_made/run.py --workdir=runs/images_made [--data_dir=DATA]
 
-Without `--images` the digits of scikit-learn. Trains three models (a finished run is used as it is), makes images and
-measures them. Writes `digits.json` or `fashion.json`, and plots and a grid beside it.
+The digits of scikit-learn, or with `--data_dir` Fashion-MNIST of `DATA/vision_fashion_mnist`. Trains a classifier and
+three models, makes images and judges them by the tasks `made_accuracy`, `made_distance` and `made_coverage`. Finished
+runs and images that were made are kept in the workdir. Writes `digits.json` or `fashion_mnist.json`, plots and a grid.
 """
 
 import argparse
 import json
 import pathlib
+import statistics
 import sys
-import time
 
-import numpy as np
+from fmjax import cpu
+
+cpu.set_up_training()
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -26,10 +29,14 @@ DDPM = {
     "weighting": {"name": "min_snr"}, "stratified": True, "label_dropout": 0.1,
 }  # fmt: skip
 FLOW = {"name": "flow_matching", "label_dropout": 0.1}
+BEST = {"sampler": "dpmpp_2m", "steps": 20}
 SAMPLERS = ("euler", "heun", "dpmpp_2m", "ancestral", "euler_ancestral")
 STEPS = (5, 10, 20, 50)
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
-BATCH, COMPONENTS, NEIGHBOURS = 64, 32, 3
+BATCH = 64
+TERA = {"digits": 8.0, "fashion_mnist": 10.0}
+BESIDE = ("_real", "_train", "_noise")
+"""How names of metrics end that are not of made images."""
 
 
 def models(patch_size: int) -> dict[str, tuple[dict, dict, float]]:
@@ -56,138 +63,114 @@ def config_of(parts, data: dict, steps: int):
     })  # fmt: skip
 
 
+def classifier(data: dict, workdir: pathlib.Path) -> float:
+    """Trains what reads made images, on real ones alone; its test accuracy."""
+    from fmjax.config import load_config_file, resolve
+
+    raw = load_config_file(str(runs.ROOT / "configs/resnet_digits.py"))
+    if data["name"] != "digits":
+        del raw["data"]
+        raw["data"] = data
+    return runs.last(runs.train_config(resolve(raw), workdir), "eval/accuracy")
+
+
 def trained(parts, opened, data: dict, tera: float, workdir: pathlib.Path):
     """(the run's model, what it took): as many steps as are `tera` TFLOP."""
     import jax
 
     import fmjax
     from fmjax.assemble import build_module
-    from fmjax.cache_folder import cache_dir
-    from fmjax.training.loop import train
 
     module = build_module(config_of(parts, data, 1), opened.model_fields)
-    flops = module.flops_per_example({key: np.shape(value) for key, value in opened.train[0].items()})
+    flops = module.flops_per_example({key: value.shape for key, value in opened.train[0].items()})
     steps = round(tera * 1e12 / (flops * BATCH))
-    start, file = time.process_time(), workdir / "seconds.json"
-    train(config_of(parts, data, steps), workdir, cache_dir=cache_dir())
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    if lines[-1]["step"] < steps:
-        raise SystemExit(f"{workdir} was stopped before its {steps} steps; the same command goes on")
-    if not file.exists():
-        file.write_text(json.dumps(time.process_time() - start))
+    metrics = runs.train_config(config_of(parts, data, steps), workdir)
+    seconds = steps * statistics.median(runs.curve(metrics, "perf/seconds_per_step")[1])
     loaded = fmjax.load(workdir)
     size = sum(x.size for x in jax.tree.leaves(loaded.params))
-    return loaded, {"steps": steps, "parameters": size, "processor_seconds": json.loads(file.read_text())}
+    return loaded, {"steps": steps, "parameters": size, "seconds": round(seconds, 1)}
 
 
 class Judge:
-    """Measures of made images, by a classifier that has seen real ones alone, and by principal components of these."""
+    """Measures of made images, each with its standard error; those of real ones beside them are in `real`."""
 
-    def __init__(self, model, data, training: int):
-        from sklearn.decomposition import PCA
-        from sklearn.svm import SVC
+    def __init__(self, data: str, reader: pathlib.Path, **where):
+        self.data, self.reader, self.where = data, reader, where
+        self.real: dict[str, float] = {}
 
-        self.model = model
-        test = next(iter(data.evaluation.values()))
-        rows = [data.train[i] for i in range(training)], [test[i] for i in range(len(test))]
-        pixels = [np.stack([row["images"].ravel() for row in part]) for part in rows]
-        labels = [np.array([int(row["labels"]) for row in part]) for part in rows]
-        # Of larger images a part will do.
-        settings, seen = ({"gamma": 0.02}, None) if pixels[0].shape[1] == 64 else ({"C": 10}, 5000)
-        self.classifier = SVC(**settings).fit(pixels[0][:seen], labels[0][:seen])
-        self.axes = PCA(COMPONENTS, random_state=0).fit(pixels[0])
-        self.training, self.test = self.axes.transform(pixels[0]), self.axes.transform(pixels[1])
-        self.accuracy = float(self.classifier.score(pixels[1][:2000], labels[1][:2000]))
+    def __call__(self, model, **options) -> dict[str, float]:
+        """Of images of the classes of the test images, made by the options of the model's generator."""
+        import fmjax
 
-    def bounds(self, count: int) -> dict:
-        """The same measures of real test images, and the Fréchet distance of uniform noise."""
-        from fmjax.tasks.metrics.distributions import frechet
-
-        noise = np.random.default_rng(0).uniform(-1, 1, (count, self.axes.n_features_in_))
-        return {
-            "accuracy": self.accuracy,
-            "frechet of test images": frechet(self.test[:count], self.training).value,
-            "frechet of noise": frechet(self.axes.transform(noise), self.training).value,
-            **self.spread(self.test[:count]),
-        }
-
-    def spread(self, vectors: np.ndarray) -> dict:
-        from fmjax.tasks.metrics.neighbourhoods import inside
-
-        real = self.training[: len(vectors)]
-        return {
-            "precision": float(inside(vectors, real, NEIGHBOURS).mean()),
-            "recall": float(inside(real, vectors, NEIGHBOURS).mean()),
-        }
-
-    def __call__(self, images, asked: np.ndarray) -> dict:
-        from fmjax.tasks.metrics.distributions import frechet
-
-        pixels = np.stack([self.model.codec.encode(image)["images"].ravel() for image in images])
-        vectors = self.axes.transform(pixels)
-        read = float(np.mean(self.classifier.predict(pixels) == asked))
-        return {"accuracy": read, "frechet": frechet(vectors, self.training).value, **self.spread(vectors)}
+        told = "".join(f":{name}={value}" for name, value in options.items())
+        names = [
+            f"made_{task}:{self.data}:{key}={self.reader}{told}"
+            for task, key in (("accuracy", "classifier"), ("distance", "extractor"), ("coverage", "extractor"))
+        ]
+        report = fmjax.evaluate(model, names, answers=pathlib.Path(model.source) / "answers", **self.where)
+        found = {name: value for metrics in report["results"].values() for name, value in metrics.items()}
+        beside = {name for name in found if name.removesuffix("_stderr").endswith(BESIDE)}
+        self.real |= {name: found[name] for name in beside}
+        return {name: value for name, value in found.items() if name not in beside}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", help="folder of IDX files train*-images... and t10k-images..., with labels")
+    parser.add_argument("--data_dir", type=pathlib.Path, help="folder with vision_fashion_mnist; none: digits")
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--tera", type=float, help="TFLOP of a run's training; default: 8 of digits, 40 of images")
-    parser.add_argument("--count", type=int, default=100, help="images of each class")
+    parser.add_argument("--tera", type=float, help=f"TFLOP of a run's training; default: {TERA}")
+    parser.add_argument("--count", type=int, help="test images beside which as many are made; default: 360")
     flags = parser.parse_args()
     from fmjax.assemble import open_data
-    from fmjax.cache_folder import cache_dir
+    from fmjax.cache_folder import cache_dir, use_compilation_cache
     from fmjax.data.codecs.image import grid
 
-    name = "fashion" if flags.images else "digits"
-    source = {"name": "images", "source": flags.images, "image_size": 28, "channels": 1}
-    data = source if flags.images else {"name": "digits", "max_shift": 0}
-    tera = flags.tera or (40.0 if flags.images else 8.0)
-    asked, classes = np.repeat(np.arange(10), flags.count), range(10)
-    results, loaded, judge = {"tera": tera, "count": len(asked), "models": {}}, {}, None
-    of_models = models(4 if flags.images else 2)
+    use_compilation_cache()
+    name = "fashion_mnist" if flags.data_dir else "digits"
+    folder = flags.workdir.absolute() / name
+    source = {"name": "images", "source": f"{flags.data_dir}/vision_fashion_mnist", "image_size": 28, "channels": 1}
+    data = source if flags.data_dir else {"name": "digits", "max_shift": 0}
+    tera, count = flags.tera or TERA[name], flags.count or 360
+    of_models = models(4 if flags.data_dir else 2)
     opened = open_data(config_of(of_models["DiT, DDPM"], data, 1), cache_dir())
+    reader = folder / f"resnet_{name}"
+    results = {"tera": tera, "count": count, "classifier": classifier(data, reader), "models": {}}
+    judge, loaded = Judge(name, reader, limit=count, data_dir=flags.data_dir), {}
     for kind, parts in of_models.items():
-        folder = flags.workdir / name / kind.lower().replace(", ", "_").replace(" ", "_")
-        loaded[kind], took = trained(parts, opened, data, tera, folder)
-        if judge is None:
-            judge = Judge(loaded[kind], opened, 10_000 if flags.images else 1440)
-            results["real"] = judge.bounds(len(asked))
-            print("real", results["real"], flush=True)
-        made = lambda **more: loaded[kind].generate(classes, num_samples=flags.count, seed=0, **more)
-        results["models"][kind] = took | judge(made(sampler="dpmpp_2m", steps=20), asked)
+        workdir = folder / kind.lower().replace(", ", "_").replace(" ", "_")
+        loaded[kind], took = trained(parts, opened, data, tera, workdir)
+        results["models"][kind] = took | judge(loaded[kind], **BEST)
         print(kind, results["models"][kind], flush=True)
-    of = loaded["DiT, DDPM"], loaded["DiT, flow matching"]
     results["samplers"] = {
-        f"{kind}, {sampler}": {
-            steps: judge(model.generate(classes, num_samples=flags.count, seed=0, sampler=sampler, steps=steps), asked)
-            for steps in STEPS
-        }
-        for kind, model in zip(("DDPM", "flow"), of)
+        f"{kind}, {sampler}": {steps: judge(loaded[f"DiT, {kind}"], sampler=sampler, steps=steps) for steps in STEPS}
+        for kind in ("DDPM", "flow matching")
         for sampler in SAMPLERS
-        if not (kind == "flow" and sampler == "ancestral")
+        if not (kind == "flow matching" and sampler == "ancestral")
     }
-    results["guidance"] = {
-        scale: judge(of[1].generate(classes, num_samples=flags.count, seed=0, guidance=scale), asked)
-        for scale in GUIDANCE
-    }
-    rows = [model.generate(classes, num_samples=2, seed=0, guidance=1.5) for model in loaded.values()]
+    flow = loaded["DiT, flow matching"]
+    results["guidance"] = {scale: judge(flow, **BEST, guidance=scale) for scale in GUIDANCE}
+    results["real"] = dict(sorted(judge.real.items()))
+    rows = [model.generate(range(10), num_samples=2, seed=0, guidance=1.5, **BEST) for model in loaded.values()]
+    import numpy as np
+
     sheet = grid([image for row in rows for image in row], columns=20)
-    judge.model.codec.write(np.kron(sheet, np.ones((3, 3, 1), np.uint8)), HERE / f"{name}.png")
+    flow.codec.write(np.kron(sheet, np.ones((3, 3, 1), np.uint8)), HERE / f"{name}.png")
     (HERE / f"{name}.json").write_text(json.dumps(results | {"setting": runs.setting()}, indent=2) + "\n")
-    draw(name, results)
+    draw(name, f"fd_{reader.name}", results)
     print(json.dumps(results, indent=2))
 
 
-def draw(name: str, results: dict) -> None:
-    """Fréchet distance by steps, and by guidance with accuracy and recall."""
-    curves = {kind: (list(by), [found["frechet"] for found in by.values()]) for kind, by in results["samplers"].items()}
-    lines = {"real test images": results["real"]["frechet of test images"]}
-    axis = dict(xlabel="steps", xscale="log", yscale="log")
+def draw(name: str, distance: str, results: dict) -> None:
+    """Fréchet distance by evaluations of the model, and accuracy, precision and recall by guidance."""
+    curves = {}
+    for kind, by in results["samplers"].items():
+        each = 2 if kind.endswith("heun") else 1
+        curves[kind] = [steps * each for steps in by], [found[distance] for found in by.values()]
+    lines = {"training images": results["real"][f"{distance}_train"]}
+    axis = dict(xlabel="evaluations of the model", xscale="log", yscale="log")
     runs.plot(HERE / f"{name}_samplers.png", curves, "Fréchet distance", lines, **axis)
     by = results["guidance"]
-    parts = {part: (list(by), [found[part] for found in by.values()]) for part in ("accuracy", "precision", "recall")}
+    parts = {part: (list(by), [found[part] for found in by.values()]) for part in ("acc", "precision", "recall")}
     runs.plot(HERE / f"{name}_guidance.png", parts, "share", xlabel="guidance")
 
 
