@@ -16,6 +16,8 @@ from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
 from fmjax.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 PAGE = (pathlib.Path(fmjax.__file__).parent / "README.md").read_text()
 
 

@@ -19,6 +19,8 @@ from fmjax.errors import ConfigError, DataError
 from fmjax.objectives.classification import Classification
 from fmjax.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def saved(array, format="PNG", mode=None, **options) -> bytes:
     file, image = io.BytesIO(), Image.fromarray(array)

@@ -18,6 +18,8 @@ from fmjax.objectives.discrete_vae import DiscreteVAE, drawn
 from fmjax.training.loop import train
 from fmjax.training.step import with_keys
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.mark.parametrize("location, log_scale", [(0.0, 0.0), (1.3, -1.0), (-2.0, -3.0), (0.4, 0.4)])
 def test_the_pixels_density_is_one_distribution(location, log_scale):
@@ -115,7 +117,6 @@ def test_what_does_not_fit_is_refused():
 def test_a_run_counts_the_steps_of_its_schedules_and_reconstructs(tmp_path):
     config = configs.resolve({
         "train": {"batch_size": 8, "log_every": 1, "tensorboard": False, "steps": 3, "accumulate_steps": 2},
-        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         "model": {"name": "discrete_vae", "widths": [8, 16], "num_blocks": 1, "num_codes": 12, "code_size": 4},
         "objective": {"name": "discrete_vae", "temperature_steps": 6, "beta_steps": 3, "num_samples": 2},
         "data": {"name": "digits"}, "optimizer": {"name": "adamw", "learning_rate": 1e-2},

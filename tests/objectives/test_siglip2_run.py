@@ -14,6 +14,8 @@ from fmjax.errors import InputError
 from fmjax.training.loop import train
 from tests.objectives.test_siglip2 import DECODER, MODEL, TEXT, VISION
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 STEPS = 4
 
 
@@ -22,10 +24,9 @@ def config():
     rest = lambda part: {name: value for name, value in part.items() if name not in known} | {"max_length": 64}
     vision = {name: value for name, value in rest(VISION).items() if name != "max_length"}
     parts = {"vision": vision, "text": rest(TEXT), "decoder": rest(DECODER), "num_prototypes": 8, "head_size": 8}
-    objective = {"name": "siglip2", "num_local": 2, "local_size": 4, "distillation_from": 0.5, "momentum": 0.5}
+    objective = {"name": "siglip2", "num_local": 1, "local_size": 4, "distillation_from": 0.5, "momentum": 0.5}
     return configs.resolve({
         "train": {"steps": STEPS, "batch_size": 16, "log_every": 1},
-        "mesh": {"data": 4, "fsdp": 2},
         "model": MODEL | parts,
         "objective": objective,
         "data": {"name": "digit_captions"},

@@ -244,7 +244,9 @@ def test_too_few_training_images_for_a_manifold_are_refused(monkeypatch):
         only(MODEL, "made_coverage:digits:steps=2:sampler=euler", limit=5)
 
 
-def test_a_short_run_is_judged_by_its_own_images(tmp_path):
+def test_a_short_run_is_judged_by_its_own_images(tmp_path, monkeypatch):
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda *_: devices[:1])
     short = {
         "train.steps": "6", "train.batch_size": "8", "train.checkpoint_every": "6", "train.eval_every": "0",
         "train.sample_every": "0", "train.tensorboard": "false", "model.num_layers": "1", "model.hidden_size": "8",

@@ -15,6 +15,8 @@ from fmjax.training import budget, loop
 from fmjax.training.checks import check_outputs
 from fmjax.training.settings import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 class Clock:
     """A machine whose first step takes 7 s and each after it `seconds`."""

@@ -17,6 +17,8 @@ from fmjax.training.experience import Experience, RolloutError
 from fmjax.training.metrics import read_metrics
 from fmjax.training.stopping import Stop
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @dataclasses.dataclass(frozen=True)
 class Halves(CausalLM):
