@@ -5,9 +5,10 @@
     python -m fmjax.plan --config=configs/mmdit_2b.py --topology=v5p:4x4x4
 
 Latents and the states of texts are kept, as the paper did (its appendix E): behind the colon is a folder as
-`fmjax.data.kept` reads it, with latents.npy of an autoencoder of 16 channels (`python -m fmjax.commands.keep
---dtype=float16` writes such), and memory.npy and vector.npy of CLIP's and T5's encoders, which no command here writes
-yet. Times are those of the paper's best, logit-normal, and dropped texts are zeros.
+`fmjax.data.kept` reads it, with latents.npy of an autoencoder of 16 channels, and memory.npy and vector.npy of CLIP's
+and T5's encoders. `python -m fmjax.commands.keep --dtype=float16` writes latents, and the states of one frozen encoder;
+of several, as here, they have to be joined by hand. Times are those of the paper's best, logit-normal, and dropped
+texts are zeros.
 
 Planned for v5p:4x4x4 (2026-11-29, JAX 0.10.2, libtpu 0.0.42.1): 36 of 96 GiB a chip, 87.4% of the compiled FLOPs
 useful, a step of at least 1.01 s, limited by compute; not run on such a slice yet.

@@ -21,6 +21,13 @@ tell it, with that run's tokenizer:
     python -m fmjax.train --config=configs/t2i_shapes.py:runs/vae_shapes --workdir=runs/t2i_clip \\
         --config.model.text=none --config.objective.text=runs/clip_shapes --config.data.tokenizer=runs/clip_shapes
 
+What it says may be kept too:
+
+    python -m fmjax.commands.keep --config=configs/t2i_shapes.py:runs/vae_shapes --output=runs/kept \\
+        --config.model.text=none --config.objective.text=runs/clip_shapes --config.data.tokenizer=runs/clip_shapes
+    python -m fmjax.train --config=configs/t2i_shapes.py:runs/vae_shapes@runs/kept --workdir=runs/t2i_states \\
+        --config.model.text=none --config.objective.text=runs/clip_shapes --config.objective.condition=states
+
 No run has been measured to its end.
 """
 

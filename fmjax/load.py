@@ -5,6 +5,7 @@ lives in can share their promised name whichever is imported first.
 """
 
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,6 +31,8 @@ from fmjax.objectives.base import OtherModel, has_carry
 from fmjax.objectives.stateful import with_state
 from fmjax.parallel.placement import Placement
 from fmjax.parallel.sharding import carry_shardings
+
+log = logging.getLogger("fmjax")
 
 
 def load(
@@ -216,13 +219,16 @@ def open_other(folder: pathlib.Path, step: int, config, dtype: str, placement, n
         ) from None
     saved = _saved(folder, step)
     before = saved.get("model", {}).get(name, saved.get("data", {}).get(name))
-    if before is not None:
-        now = content_of(model)
-        if now != before:
-            raise InputError(
-                f"{str(folder)!r} was trained with another objective.{name} than {path!r} now is (its content was "
-                f"{before}, is {now}); put that back, or train again"
-            )
+    if before is None:
+        log.warning(
+            "nothing in %s says which objective.%s it, or what made its rows, was trained with: %s is taken on trust",
+            folder, name, path,
+        )  # fmt: skip
+    elif (now := content_of(model)) != before:
+        raise InputError(
+            f"{str(folder)!r} was trained with another objective.{name} than {path!r} now is (its content was "
+            f"{before}, is {now}); put that back, or train again"
+        )
     return _other(model, dtype)
 
 

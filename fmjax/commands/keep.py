@@ -1,16 +1,20 @@
 """Keep: `python -m fmjax.commands.keep --config=configs/NAME.py --output=FOLDER [--rows=N] [--dtype=float16]
 [--config.a.b=value ...]`.
 
-Encodes the images of a config's data once, by the first stage that its objective names, and writes the rows' arrays to
-a folder that the data `kept` read: `latents` in place of `images`, and the others as they are. A run whose config has
-data.name = "kept", data.source = FOLDER and objective.input_name = "latents" trains on them, and encodes nothing in its
-steps (configs/t2i_shapes.py).
+Encodes the images of a config's data once, by the first stage that its objective names, and their captions by the
+frozen encoder that it names (`objective.text`). Writes the rows' arrays to a folder that the data `kept` read:
+`latents` in place of `images`; `memory`, `memory_mask` and `vector`, what the encoder says, in place of `tokens` and
+`segment_ids`; and the others as they are. A run whose config has data.name = "kept" and data.source = FOLDER trains on
+them, with objective.input_name = "latents" and, of what an encoder said, objective.condition = "states"; it encodes
+nothing in its steps (configs/t2i_shapes.py). Where its captions are dropped, zeros stand in the place of what was said
+of them, as with objective.null_tokens = () of captions that are encoded in each step.
 """
 
 import json
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +22,8 @@ from fmjax.commands import cli
 from fmjax.errors import InputError
 from fmjax.small_files import replacing
 
-LEFT_OUT = ("images", "loss_weights", "latents")
+READ = {"first_stage": "images", "text": "tokens"}
+"""What is encoded: a model by the objective's name for it, and the array that it reads."""
 DTYPES = ("float32", "float16")
 
 
@@ -30,9 +35,9 @@ def parse(argv: list[str]):
     parser.add_argument("--output", required=True, help="the folder to write, which is not there yet")
     parser.add_argument("--rows", type=cli.number(int, low=1), default=10_000, help="rows to train on (default: 10000)")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default=DTYPES[0], help=f"of the latents in the files (default: {DTYPES[0]})"
+        "--dtype", choices=DTYPES, default=DTYPES[0], help=f"of what is encoded in the files (default: {DTYPES[0]})"
     )
-    parser.add_argument("--batch_size", type=cli.number(int, low=1), default=64, help="images encoded at once")
+    parser.add_argument("--batch_size", type=cli.number(int, low=1), default=64, help="rows encoded at once")
     return parser.parse_args(rest), overrides
 
 
@@ -54,50 +59,74 @@ def main(argv: list[str]) -> None:
 def keep(
     config, output: pathlib.Path, rows: int, batch_size: int = 64, dtype: str = "float32", progress: bool = False
 ) -> dict[str, int]:
-    """Writes the folder, whole or not at all; see the module. Latents are draws, computed in float32, with a key a row.
+    """Writes the folder, whole or not at all; see the module. Latents are draws, with a key a row. What is
+    encoded is computed in float32.
 
     Args:
-      config: a resolved config, whose objective names a `first_stage`.
+      config: a resolved config, whose objective names a `first_stage`, a frozen encoder `text`, or both.
       rows: of the training data, the first ones; of those that are evaluated all.
-      dtype: of the latents' files.
+      dtype: of the files of what is encoded.
 
     Returns: how many rows each split has.
-    Raises InputError where the objective names no first stage, or the data hold no images, or others than it encodes.
+    Raises InputError where the objective names neither, or the data hold no images or captions, or others than they
+    encode.
     """
     from fmjax.assemble import open_data
     from fmjax.cache_folder import cache_dir
     from fmjax.data.codecs.base import save_codecs
     from fmjax.data.kept import MADE_BY
-    from fmjax.load import content_of, load
-    from fmjax.objectives.latent_diffusion import check_images
-    from fmjax.training.other_models import check_normalised
+    from fmjax.load import content_of
 
-    path = config["objective"].get("first_stage")
-    if not path:
-        raise InputError("the config's objective.first_stage names nothing to encode with")
-    data, stage = open_data(config, cache_dir(), progress=progress), load(path)
-    row = data.train[0]
-    if "images" not in row:
-        raise InputError(f"a row of these data has no 'images', but {', '.join(row)}")
-    check_normalised("first_stage", path, data.codecs)
-    check_images(stage.module, path, row["images"].shape)
+    data = open_data(config, cache_dir(), progress=progress)
+    models = _opened(config, data)
     found = {"train": (data.train, rows)} | {name: (one, len(one)) for name, one in data.evaluation.items()}
     with replacing(output) as partial:
         for number, (split, (source, count)) in enumerate(found.items()):
             folder = partial / split
             folder.mkdir(parents=True)
-            _write(folder, _encoded(stage, source, count, batch_size, config["seed"], number, dtype), count)
-        (partial / MADE_BY).write_text(json.dumps({"first_stage": content_of(stage)}) + "\n", encoding="utf-8")
+            _write(folder, _encoded(models, source, count, batch_size, config["seed"], number, dtype), count)
+        made_by = {name: content_of(model) for name, model in models.items()}
+        (partial / MADE_BY).write_text(json.dumps(made_by) + "\n", encoding="utf-8")
         save_codecs(data.codecs, partial)
         if data.tokenizer is not None:
             data.tokenizer.save(partial)
     return {split: count for split, (_, count) in found.items()}
 
 
+def _opened(config, data) -> dict[str, Any]:
+    """{"first_stage", "text"}: those of the two that the objective names, loaded. Raises as `keep` does."""
+    from fmjax.config import build
+    from fmjax.load import check_cut_alike, load
+    from fmjax.models.text_to_image import check_encoder
+    from fmjax.objectives import OBJECTIVES
+    from fmjax.objectives.latent_diffusion import check_images
+    from fmjax.training.other_models import check_normalised
+
+    paths = getattr(build(config["objective"], OBJECTIVES), "models", dict)()
+    paths = {name: paths[name] for name in READ if name in paths}
+    if not paths:
+        raise InputError(
+            "the config's objective names nothing to encode with: a first_stage of images, or a frozen encoder of "
+            "captions, objective.text"
+        )
+    row, found = data.train[0], {}
+    for name, path in paths.items():
+        if READ[name] not in row:
+            raise InputError(f"objective.{name}: a row of these data has no {READ[name]!r}, but {', '.join(row)}")
+        found[name] = load(path)
+    if "first_stage" in found:
+        check_normalised("first_stage", paths["first_stage"], data.codecs)
+        check_images(found["first_stage"].module, paths["first_stage"], row["images"].shape)
+    if "text" in found:
+        check_cut_alike("the objective's model 'text'", paths["text"], data)
+        check_encoder(found["text"].module, "objective.text")
+    return found
+
+
 def _encoded(
-    stage, source, count: int, size: int, seed: int, number: int, dtype: str
+    models: dict[str, Any], source, count: int, size: int, seed: int, number: int, dtype: str
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of rows, each of at most `size`, with `latents` in place of `images`."""
+    """Batches of rows, each of at most `size`, with `latents` in place of `images`, and states in place of tokens."""
     import jax
     import jax.numpy as jnp
 
@@ -106,16 +135,26 @@ def _encoded(
     key = jax.random.fold_in(jax.random.key(seed), number)
 
     @jax.jit
-    def encode(variables, images, places):
+    def latents(variables, images, places):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        return stage.module.apply(variables, images, keys, method="encode")
+        return models["first_stage"].module.apply(variables, images, keys, method="encode")
+
+    @jax.jit
+    def states(variables, tokens, segment_ids):
+        return models["text"].module.apply(variables, tokens, segment_ids, method="text_states")
 
     for first in range(0, count, size):
         places = np.minimum(np.arange(first, first + size), count - 1)
         batch = stacked([source[int(place)] for place in places])
-        latents = np.asarray(encode(stage.variables, batch["images"], jnp.asarray(places))).astype(dtype)
-        kept = {name: array for name, array in batch.items() if name not in LEFT_OUT} | {"latents": latents}
-        yield {name: array[: count - first] for name, array in kept.items()}
+        del batch["loss_weights"]
+        made = {}
+        if "first_stage" in models:
+            made["latents"] = latents(models["first_stage"].variables, batch.pop("images"), jnp.asarray(places))
+        if "text" in models:
+            made |= states(models["text"].variables, batch.pop("tokens"), batch.pop("segment_ids"))
+        made = {name: np.asarray(array) for name, array in made.items() if array is not None}
+        made = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in made.items()}
+        yield {name: array[: count - first] for name, array in (batch | made).items()}
 
 
 def _write(folder: pathlib.Path, batches: Iterator[dict[str, np.ndarray]], count: int) -> None:

@@ -6,6 +6,7 @@ that made them, by the name that an objective has for each. `python -m fmjax.com
 """
 
 import dataclasses
+import logging
 import pathlib
 import re
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from fmjax.data.shuffle import shuffled_indices
 from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
 from fmjax.errors import ConfigError, DataError
 from fmjax.small_files import read_json
+
+log = logging.getLogger("fmjax")
 
 TRAIN = "train"
 MADE_BY = "made_by.json"
@@ -79,7 +82,7 @@ class Kept:
         rows = {split: _Rows(folder / split, self.declared) for split in dict.fromkeys(splits)}
         train = rows.pop(TRAIN)
         hashes = [content_hash(path, pathlib.Path(cache_dir)) for path in sorted(folder.glob("*/*.npy"))]
-        made_by = read_json(folder / MADE_BY, error=DataError) if (folder / MADE_BY).is_file() else {}
+        made_by = self._made_by(folder)
         codecs = load_codecs(folder)
         tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
         fields = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size}
@@ -94,6 +97,18 @@ class Kept:
             model_fields=fields | ({} if classes is None else {"num_classes": classes}),
             identity={**made_by, "dataset": f"kept:{fingerprint(hashes)}"},
         )
+
+
+    @staticmethod
+    def _made_by(folder: pathlib.Path) -> dict[str, str]:
+        """The content of the models that encoded the rows, by name; {} with a warning where nothing says it."""
+        if (folder / MADE_BY).is_file():
+            return read_json(folder / MADE_BY, error=DataError)
+        log.warning(
+            "%s has no %s: nothing says which models encoded its rows, so that what decodes them is taken on trust",
+            folder, MADE_BY,
+        )  # fmt: skip
+        return {}
 
 
 class _Rows(Sequence):

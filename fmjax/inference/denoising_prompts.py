@@ -101,8 +101,8 @@ class Captions:
     def _row(self, prompt, length: int) -> dict[str, np.ndarray]:
         if prompt is not None:
             return caption_row(self.model, prompt, length)
-        if self.model.objective.condition == "states":
-            raise InputError(f"{self.model} was told the states of captions: give a caption")
+        if self.model.objective.drops_states:
+            raise InputError(f"{self.model} was told no states of a caption, where it had none: give a caption")
         return self.model.objective.without({"tokens": np.zeros((1, length), np.int32)})
 
 

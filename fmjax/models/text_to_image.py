@@ -89,7 +89,8 @@ class TextToImage(nn.Module):
     def flops_per_example(self, shapes: dict) -> float:
         """FLOPs of forward and backward over one image and its text, by the convention of `fmjax.layers.flops`; what
         frozen models compute is not counted."""
-        length = shapes["tokens"][0] if getattr(self.text, "pad_id", None) is None else self.text.max_length
+        length = shapes["memory" if "memory" in shapes else "tokens"][0]  # of states, where rows hold those
+        length = length if getattr(self.text, "pad_id", None) is None else self.text.max_length
         own = 0.0 if self.text is None else self.text.flops_per_example(shapes)
         return own + self.denoiser.flops_per_example(dict(shapes) | {"memory": (length,)})
 

@@ -37,7 +37,8 @@ class LatentDiffusion(Diffusion):
         `memory` and, where there are, `memory_mask` and `vector`; zeros in their place for none), "label" or "none".
       text: a frozen encoder of captions with `text_states`, such as a run of CLIP, whose tokenizer `data.tokenizer` has
         to be; None is the module's own, which trains with it. It is not saved with the run.
-      null_tokens: what stands in the place of a caption for none.
+      null_tokens: what stands in the place of a caption for none; empty, of captions that a frozen encoder tells:
+        zeros stand in the place of what it says, as they do of "states".
       input_name: "images", which the first stage encodes in each step; or an array of latents that are kept, unscaled,
         which a first stage has only to decode.
       sample_prompts: captions, or classes, that `samples/` shows.
@@ -73,8 +74,11 @@ class LatentDiffusion(Diffusion):
             raise ConfigError(f"objective.latent_scale = {self.latent_scale} must be above 0, or None to be measured")
         if self.text is not None and self.condition not in ("caption", "states"):
             raise ConfigError(f"objective.text = {self.text!r} is never read with condition = {self.condition!r}")
-        if not self.null_tokens:
-            raise ConfigError("objective.null_tokens is empty; give at least one token, such as (0,)")
+        if not self.null_tokens and self.condition == "caption" and self.text is None:
+            raise ConfigError(
+                "objective.null_tokens is empty, and what the model's own encoder says is not known here; give at "
+                "least one token, such as (0,)"
+            )
 
     @property
     def keeps(self) -> bool:
@@ -85,6 +89,11 @@ class LatentDiffusion(Diffusion):
     def of_latents(self) -> bool:
         """Whether x0 is latents."""
         return self.keeps or self.first_stage is not None
+
+    @property
+    def drops_states(self) -> bool:
+        """Whether zeros in the place of an encoder's states are what is said without a condition."""
+        return self.condition == "states" or (self.condition == "caption" and not self.null_tokens)
 
     def prompt_names(self, batch) -> tuple[str, ...]:
         """The arrays of a row that are its condition."""
@@ -137,8 +146,12 @@ class LatentDiffusion(Diffusion):
         latents, weights = self._latents(batch, models), batch["loss_weights"]
         x0 = (latents - carry["shift"]) * carry["scale"]
 
+        arrays, text = {name: batch[name] for name in self.prompt_names(batch)}, (models or {}).get("text")
+
         def told(dropped):
-            return self.told(self._arrays(batch, dropped & train), (models or {}).get("text"))
+            if self.drops_states:
+                return self._dropped(self.told(arrays, text), dropped & train)
+            return self.told(self._dropped(arrays, dropped & train), text)
 
         sums = self.sums(apply_fn, params, batch, x0, told, key, train)
         rows = lambda x: (x.reshape(len(x), -1).mean(1) * weights).sum()
@@ -174,16 +187,16 @@ class LatentDiffusion(Diffusion):
             )
         return x
 
-    def _arrays(self, batch, dropped) -> dict:
-        """What a prompt is, of each row: the one without a condition where it is dropped."""
-        arrays = {name: batch[name] for name in self.prompt_names(batch)}
+    def _dropped(self, arrays, dropped) -> dict:
+        """Arrays of prompts, or states of them: where a row is dropped those without a condition."""
+        arrays = {name: array for name, array in arrays.items() if array is not None}
         null = self.without(arrays)
         where = lambda x, other: jnp.where(dropped.reshape(-1, *(1,) * (x.ndim - 1)), other, x)
         return {name: where(array, null[name]) for name, array in arrays.items()}
 
     def without(self, arrays) -> dict[str, np.ndarray]:
         """Arrays of a row without a condition, as long as those of prompts, [B, ...]."""
-        if self.condition == "states":
+        if self.drops_states:
             null = {name: np.zeros(array.shape[1:], array.dtype) for name, array in arrays.items()}
             if "memory_mask" in null:  # attention needs a token
                 null["memory_mask"][0] = 1
