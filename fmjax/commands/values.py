@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmjax.commands import cli, launch, media, rerank, value_folder
+from fmjax.commands import cli, launch, media, rerank, step_bar, value_folder
 from fmjax.commands.config_meanings import meanings
 from fmjax.config_fields import field_types
 from fmjax.config_values import FlagText, coerce
@@ -132,9 +132,10 @@ def _write_folder(flags, options: dict, output: pathlib.Path, generator: type) -
                 write_metadata(partial, about)
 
     try:
-        added = value_folder.complete_folder(
-            model, flags.prompts, output, generator, chosen, write, progress=sys.stderr.isatty()
-        )
+        with step_bar.shown():
+            added = value_folder.complete_folder(
+                model, flags.prompts, output, generator, chosen, write, progress=sys.stderr.isatty()
+            )
     except KeyboardInterrupt:
         print(f"\nstopped; the same command completes {output}", file=sys.stderr)
         raise
@@ -146,7 +147,9 @@ def _write(flags, options: dict, output: pathlib.Path | None, generator: type) -
 
     scorer, model = rerank.opened(flags), _load(flags)
     prompts = media.prompts(flags, model, flags.prompt or [], getattr(generator, "takes", ()))
-    values = rerank.kept(scorer, flags, options, model.generate(prompts or None, **options))
+    with step_bar.shown():
+        values = model.generate(prompts or None, **options)
+    values = rerank.kept(scorer, flags, options, values)
     if jax.process_index() == 0 and output is None:
         print(*values, sep="\n")
     elif jax.process_index() == 0:

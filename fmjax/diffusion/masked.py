@@ -106,30 +106,42 @@ class Unmasking:
 
 
 def unmask(logits_of: Callable, tokens, keys, process: Masking, unmasking: Unmasking, mask_id: int):
-    """Tokens int32 [B, T] in which every `mask_id` has become a token; the others stay (infilling).
+    """Tokens int32 [B, T] in which every `mask_id` has become a token; the others stay (infilling). Arguments as those
+    of `unmask_between`."""
+    places = jnp.sum(tokens == mask_id, axis=-1)
+    return unmask_between(0, unmasking.steps, logits_of, tokens, places, keys, process, unmasking, mask_id)
+
+
+def unmask_between(
+    first, last, logits_of: Callable, tokens, places, keys, process: Masking, unmasking: Unmasking, mask_id: int
+):
+    """Tokens int32 [B, T] behind the steps from `first` to before `last`, which may be traced.
 
     Args:
       logits_of: (tokens [B, T], times float32 [B]) -> float32 [B, T, V].
+      tokens: before these steps.
+      places: int [B], how many of each row's are to be filled in all steps.
       keys: [B], what each row is drawn with.
     """
     grid = np.linspace(1, 0, unmasking.steps + 1)
     shares = np.asarray(process.hidden(grid), np.float32)
     along = {
-        "time": grid[:-1].astype(np.float32), "index": np.arange(unmasking.steps),
+        "time": grid[:-1].astype(np.float32),
         "stay": shares[1:] / shares[:-1],  # the chance that what is hidden remains so
         "share": shares[1:], "noise": unmasking.choice_temperature * grid[1:].astype(np.float32),
     }  # fmt: skip
-    places = jnp.sum(tokens == mask_id, axis=-1)  # that are to be filled
+    along = {name: jnp.asarray(column) for name, column in along.items()}
 
-    def step(tokens, c):
+    def step(index, tokens):
+        c = {name: jax.lax.dynamic_index_in_dim(column, index, keepdims=False) for name, column in along.items()}
         logits = logits_of(tokens, jnp.full(len(tokens), c["time"])) / unmasking.temperature
         logits = jnp.where(jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits)  # a mask is no token
         draw = lambda key, row, one, count: _seen(
-            jax.random.fold_in(key, c["index"]), row, one, count, c, unmasking, mask_id
+            jax.random.fold_in(key, index), row, one, count, c, unmasking, mask_id
         )
-        return jax.vmap(draw)(keys, tokens, logits, places), None
+        return jax.vmap(draw)(keys, tokens, logits, places)
 
-    return jax.lax.scan(step, tokens, along)[0]
+    return jax.lax.fori_loop(first, last, step, tokens)
 
 
 def _seen(key, tokens, logits, places, c, unmasking: Unmasking, mask_id: int):

@@ -230,18 +230,28 @@ def columns(sampler: Sampler, grid: Grid, process) -> dict[str, np.ndarray]:
 
 
 def sample(sampler: Sampler, predict: Predict, x: jax.Array, along: dict, noise=None, after=None) -> jax.Array:
-    """x at the end of a grid, of x at its beginning; one `lax.scan`.
+    """x at the end of a grid, of x at its beginning; one loop. Arguments as those of `advance`."""
+    return advance(sampler, predict, (x, sampler.start(x)), along, 0, len(along["index"]), noise, after)[0]
+
+
+def advance(
+    sampler: Sampler, predict: Predict, state: tuple[jax.Array, Any], along: dict, first, last, noise=None, after=None
+) -> tuple[jax.Array, Any]:
+    """(x, what the next step is told) behind the steps from `first` to before `last` of a grid.
 
     Args:
+      state: the same before them; at the beginning (x, `sampler.start(x)`).
       along: of `columns`.
+      first, last: may be traced, so that a program serves any part of the grid.
       noise: index of a step -> normal numbers as x, for a sampler that draws.
       after: (x, c) -> x, what becomes of x after each step, where c["end_alpha"] and c["end_sigma"] hold.
     """
+    along = {name: jnp.asarray(column) for name, column in along.items()}
 
-    def body(carry, c):
+    def body(index, state):
+        c = {name: jax.lax.dynamic_index_in_dim(column, index, keepdims=False) for name, column in along.items()}
         drawn = noise(c["index"]) if sampler.is_random else None
-        x, memory = sampler.step(predict, *carry, c, drawn)
-        return (x if after is None else after(x, c), memory), None
+        x, memory = sampler.step(predict, *state, c, drawn)
+        return x if after is None else after(x, c), memory
 
-    (x, _), _ = jax.lax.scan(body, (x, sampler.start(x)), along)
-    return x
+    return jax.lax.fori_loop(first, last, body, state)

@@ -1,4 +1,5 @@
-"""The program that goes from noise to values: one for a number of steps and a batch size."""
+"""The programs that go from noise to values, one after the other: what is held, steps, values of x0. Of each there is
+one for a number of steps and a batch size."""
 
 import dataclasses
 import functools
@@ -11,7 +12,9 @@ import numpy as np
 
 from fmjax.diffusion.grids import Grid
 from fmjax.diffusion.guidance import Guidance, predictor
-from fmjax.diffusion.samplers import Euler, sample
+from fmjax.diffusion.samplers import Euler, advance
+from fmjax.inference.steps import in_pieces
+from fmjax.parallel.logical import constrain
 from fmjax.parallel.placement import whole
 
 
@@ -36,41 +39,79 @@ class Static:
     clip: float | None
 
 
-@functools.partial(jax.jit, static_argnames=("static",))
 def denoised(static: Static, variables, key, jobs, told, arrays):
-    """float32 [B, *shape] for jobs int32 [B, 2], numbers that noise is drawn with, and arrays of prompts [B, ...]."""
-    objective, space = static.objective, _Space(static, arrays["others"], arrays["carry"])
+    """float32 [B, *shape] for jobs int32 [B, 2], numbers that noise is drawn with, and arrays of prompts [B, ...]; told
+    step by step (`fmjax.inference.steps`)."""
+    x, held = _begun(static, variables, key, jobs, told, arrays)
+    if arrays["back"] is not None:
+        plain = dataclasses.replace(static, sampler=Euler(), guidance=Guidance(), clip=None)
+        x = _followed(plain, variables, x, held | {"mask": None}, arrays["back"])
+        held["noise"] = None if held["mask"] is None else (x - arrays["start"][0] * held["image"]) / arrays["start"][1]
+    x = _followed(static, variables, x, held, arrays["along"])
+    return _ended(static, x, arrays)
+
+
+def _followed(static: Static, variables, x, held, along):
+    """x at the end of a sampler's steps."""
+    advance = lambda state, first, last: _advanced(static, variables, state, held, along, first, last)
+    return in_pieces(advance, (x, static.sampler.start(x)), len(along["index"]))[0]
+
+
+@functools.partial(jax.jit, static_argnames=("static",))
+def _begun(static: Static, variables, key, jobs, told, arrays):
+    """(x at the first step, what all steps hold on to): with an inversion that is the image, of which `noise` is made
+    later."""
+    space = _Space(static, arrays["others"], arrays["carry"])
     keys = jax.vmap(lambda job: jax.random.fold_in(jax.random.fold_in(key, job[0] + 1), job[1]))(jobs)
     noise = jax.vmap(lambda one: jax.random.normal(jax.random.fold_in(one, 0), space.shape))(keys)
     image, mask = space.image(arrays["image"]), space.mask(arrays["mask"])
-    apply = _told_apply(static, variables, told, arrays)
+    if arrays["back"] is not None:
+        x = jnp.broadcast_to(image, noise.shape)
+    else:
+        x = arrays["start"][1] * noise + (0.0 if image is None else arrays["start"][0] * image)
+    x = constrain(x, ("batch", *[None] * len(space.shape)))
+    held = {"keys": keys, "mask": mask, "image": image, "noise": None if mask is None else noise}
+    return x, held | {"conditions": _conditions(static, variables, told, arrays)}
 
-    def predict(guidance, clip):
-        return predictor(
-            apply, objective.process, objective.target, guidance, splits_variance=objective.learned_variance, clip=clip
-        )
+
+@functools.partial(jax.jit, static_argnames=("static",))
+def _advanced(static: Static, variables, state, held, along, first, last):
+    """The sampler's state behind the steps from `first` to before `last`."""
+    objective = static.objective
+    method = "denoise" if hasattr(static.module, "denoise") else None
+
+    def apply(x, times, given):
+        told = held["conditions"]["given" if given else "without"]
+        return static.module.apply(variables, inputs=x, times=times, method=method, **told).astype(jnp.float32)
 
     def draw(index):
-        return jax.vmap(lambda one: jax.random.normal(jax.random.fold_in(one, index + 1), space.shape))(keys)
+        shape = state[0].shape[1:]
+        return jax.vmap(lambda one: jax.random.normal(jax.random.fold_in(one, index + 1), shape))(held["keys"])
 
     def keep(x, c):
         """Outside of the mask the image, as noisy as x is."""
-        return jnp.where(mask, x, c["end_alpha"] * image + c["end_sigma"] * noise)
+        return jnp.where(held["mask"], x, c["end_alpha"] * held["image"] + c["end_sigma"] * held["noise"])
 
-    x = arrays["start"][1] * noise + (0.0 if image is None else arrays["start"][0] * image)
-    if arrays["back"] is not None:
-        beginning = jnp.broadcast_to(image, noise.shape)
-        x = sample(Euler(), predict(Guidance(), None), beginning, arrays["back"])
-        noise = (x - arrays["start"][0] * image) / arrays["start"][1]
-    made = sample(
-        static.sampler, predict(static.guidance, static.clip), x, arrays["along"], draw, None if mask is None else keep
-    )
-    made = space.values(made)
-    return whole(made if mask is None else jnp.where(arrays["mask"], made, arrays["image"]))
+    predict = predictor(
+        apply, objective.process, objective.target, static.guidance, splits_variance=objective.learned_variance,
+        clip=static.clip,
+    )  # fmt: skip
+    after = None if held["mask"] is None else keep
+    state = advance(static.sampler, predict, state, along, first, last, draw, after)
+    # As `_begun` gives it, so that a further piece is the same program.
+    return jax.tree.map(lambda x: constrain(x, ("batch", *[None] * (x.ndim - 1))), state)
 
 
-def _told_apply(static: Static, variables, told, arrays):
-    """(x, times, whether with the condition) -> the module's output, float32; a text is encoded once."""
+@functools.partial(jax.jit, static_argnames=("static",))
+def _ended(static: Static, x, arrays):
+    """The values of x0; outside of a mask those that were there."""
+    made = _Space(static, arrays["others"], arrays["carry"]).values(x)
+    return whole(made if arrays["mask"] is None else jnp.where(arrays["mask"], made, arrays["image"]))
+
+
+def _conditions(static: Static, variables, told, arrays) -> dict[str, dict]:
+    """Arguments of the module: "given" with the condition and, where something guides, "without" it or with another
+    one; a text is encoded once."""
     objective, module, text = static.objective, static.module, arrays["others"].get("text")
     taken = {*inspect.signature(type(module).__call__).parameters, *(("tokens", "segment_ids") if text else ())}
     told = {name: array for name, array in told.items() if name in taken}
@@ -81,20 +122,15 @@ def _told_apply(static: Static, variables, told, arrays):
         return objective.told(rows, text)
 
     spread = lambda one, like: {name: jnp.broadcast_to(one[name], array.shape) for name, array in like.items()}
-    conditions = {True: encoded(told)}
+    conditions = {"given": encoded(told)}
     if static.guidance.scale != 1.0 and arrays["negative"] is not None:
-        conditions[False] = encoded(spread(arrays["negative"], told))
-    elif static.guidance.scale != 1.0 and getattr(objective, "condition", None) == "states":
-        states = {name: array for name, array in conditions[True].items() if array is not None}
-        conditions[False] = spread(objective.without(states), states)
+        conditions["without"] = encoded(spread(arrays["negative"], told))
+    elif static.guidance.scale != 1.0 and getattr(objective, "drops_states", False):
+        states = {name: array for name, array in conditions["given"].items() if array is not None}
+        conditions["without"] = spread(objective.without(states), states)
     elif static.guidance.scale != 1.0:
-        conditions[False] = encoded(spread(objective.without(told), told))
-    method = "denoise" if hasattr(module, "denoise") else None
-
-    def apply(x, times, given):
-        return module.apply(variables, inputs=x, times=times, method=method, **conditions[given]).astype(jnp.float32)
-
-    return apply
+        conditions["without"] = encoded(spread(objective.without(told), told))
+    return conditions
 
 
 class _Space:

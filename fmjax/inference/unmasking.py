@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.diffusion.masked import Unmasking, unmask
+from fmjax.diffusion.masked import Unmasking, unmask_between
 from fmjax.errors import InputError
 from fmjax.inference.checks import check_list, check_whole, is_number
-from fmjax.parallel.placement import whole
+from fmjax.inference.steps import in_pieces
+from fmjax.parallel.placement import put_whole, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +87,12 @@ class Filling:
             for row, (tokens, _) in enumerate(part):
                 rows[:, row, : len(tokens)] = tokens, np.ones(len(tokens))
             numbers = np.array([copy for _, copy in part] + [0] * (options.batch_size - len(part)), np.int32)
+            static = model.module, objective.process, options.unmasking, objective.mask_id
+            places = (rows[0] == objective.mask_id).sum(1)
             with model.inference():
-                made = _fill(
-                    model.module, model.variables, jax.random.key(options.seed), rows, numbers,
-                    objective.process, options.unmasking, objective.mask_id,
-                )  # fmt: skip
+                keys = _keys(jax.random.key(options.seed), rows[0], numbers)
+                advance = lambda tokens, *span: _fill(static, model.variables, tokens, rows[1], keys, places, *span)
+                made = in_pieces(advance, put_whole(rows[0], model.placement), options.steps)
             for row, (tokens, _) in enumerate(part):
                 yield first + row, model.tokenizer.decode(np.asarray(made)[row, : len(tokens)].tolist())
 
@@ -111,16 +113,22 @@ class Filling:
         return found
 
 
-@functools.partial(jax.jit, static_argnames=("module", "process", "unmasking", "mask_id"))
-def _fill(module, variables, key, rows, numbers, process, unmasking, mask_id):
-    """int32 [B, T] of tokens and segments int32 [2, B, T]; what is drawn depends on a row's tokens and number alone."""
-    tokens, segments = rows
+@jax.jit
+def _keys(key, tokens, numbers):
+    """[B], what rows are drawn with: it depends on their tokens int32 [B, T] and numbers int32 [B] alone."""
 
     def row_key(row, number):
         places = jnp.arange(1, len(row) + 1, dtype=jnp.uint32)
         content = jnp.sum(row.astype(jnp.uint32) * (places * jnp.uint32(2654435761)))  # the same whatever is padded
         return jax.random.fold_in(jax.random.fold_in(key, content), number)
 
+    return jax.vmap(row_key)(tokens, numbers)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fill(static, variables, tokens, segments, keys, places, first, last):
+    """int32 [B, T] behind the steps from `first` to before `last`, of tokens and segments int32 [B, T]."""
+    module, process, unmasking, mask_id = static
     logits_of = lambda tokens, times: module.apply(variables, tokens=tokens, segment_ids=segments)
     # Of a row that is padded each token is drawn by its place, so the width does not matter.
-    return whole(unmask(logits_of, tokens, jax.vmap(row_key)(tokens, numbers), process, unmasking, mask_id))
+    return whole(unmask_between(first, last, logits_of, tokens, places, keys, process, unmasking, mask_id))

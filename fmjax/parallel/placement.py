@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from fmjax.errors import ConfigError
 from fmjax.parallel.hosts import connect
@@ -84,6 +84,13 @@ def whole(tree):
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
+
+
+def put_whole(array, placement: Placement | None) -> jax.Array:
+    """An array whole on the devices of a placement, or, without one, on the first device: as `whole` gives it back, so
+    that a program that takes what it gave is not compiled for either anew."""
+    first = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.device_put(array, first if placement is None else NamedSharding(placement.mesh, PartitionSpec()))
 
 
 def each_inside(context: Callable[[], contextlib.AbstractContextManager], items: Iterator) -> Iterator:
