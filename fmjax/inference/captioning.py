@@ -15,45 +15,28 @@ from fmjax.errors import InputError
 from fmjax.inference import prompts as encoding
 from fmjax.inference import values
 from fmjax.inference.checks import check_whole
-from fmjax.inference.engine_requests import HIGHEST_SEED
-from fmjax.inference.sampler import Sampling, Settings, Uses, sample
+from fmjax.inference.drawing import DrawingOptions
+from fmjax.inference.sampler import Settings, Uses, sample
 from fmjax.parallel.placement import whole
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """How captions are drawn.
+class Options(DrawingOptions):
+    """How captions are drawn: as `DrawingOptions`, the likeliest token where nothing else is said, and
 
     Attributes:
       prefix: what each text begins with, as the decoder was taught; it is not told again.
       max_new_tokens: tokens of a caption at most, without those of the prefix; None is as many as the decoder writes.
-      temperature: divides the logits; 0 takes the likeliest token.
-      top_k: draw from the k likeliest; 0: all.
-      top_p: draw from the likeliest that have this much probability together.
-      seed: of the random draws.
-      num_samples: captions of each image.
-      batch_size: captions drawn at once.
     """
 
+    temperature: float = 0.0
     prefix: str = ""
     max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    num_samples: int = 1
-    batch_size: int = 64
 
     def __post_init__(self):
-        check_whole(1, num_samples=self.num_samples, batch_size=self.batch_size)
-        check_whole(0, HIGHEST_SEED, seed=self.seed)
+        super().__post_init__()
         if self.max_new_tokens is not None:
             check_whole(1, max_new_tokens=self.max_new_tokens)
-        self.sampling  # checks the rest
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_k, self.top_p)
 
 
 class Captions:

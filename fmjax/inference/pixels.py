@@ -14,41 +14,26 @@ from fmjax.data.codecs.pixels import PixelCodec
 from fmjax.errors import InputError
 from fmjax.inference import autoregressive, values
 from fmjax.inference import prompts as encoding
-from fmjax.inference.checks import check_list, check_whole
-from fmjax.inference.engine_requests import HIGHEST_SEED
-from fmjax.inference.sampler import Sampling
+from fmjax.inference.checks import check_list
+from fmjax.inference.drawing import DrawingOptions
 from fmjax.layers.checks import check_choice
 from fmjax.parallel.placement import whole
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """How images are drawn.
+class Options(DrawingOptions):
+    """How images are drawn: as `DrawingOptions`, and
 
     Attributes:
       keep: share of the rows of pixels, from the top, that are kept of an image that is given; the rest is drawn anew.
-      temperature: divides the logits; 0 takes the likeliest colour.
-      top_k: draw from the k likeliest; 0: all.
-      top_p: draw from the likeliest that have this much probability together.
-      seed: of the random draws.
-      num_samples: images for each prompt.
-      batch_size: images drawn at once.
     """
 
     keep: float = 0.5
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    num_samples: int = 1
-    batch_size: int = 64
 
     def __post_init__(self):
-        check_whole(1, num_samples=self.num_samples, batch_size=self.batch_size)
-        check_whole(0, HIGHEST_SEED, seed=self.seed)
+        super().__post_init__()
         if not 0 <= self.keep < 1:
             raise InputError(f"keep = {self.keep!r} must be at least 0 and below 1, a share of an image's rows")
-        Sampling(self.temperature, self.top_k, self.top_p)  # checks the rest
 
 
 class Pixels:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
@@ -10,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.diffusion.guidance import Guidance
-from fmjax.diffusion.masked import Unmasking, unmask
+from fmjax.diffusion.masked import Unmasking, unmask_between
 from fmjax.errors import InputError
 from fmjax.inference.checks import check_list, check_whole, is_number
 from fmjax.inference.copies import made
+from fmjax.inference.images import mask_of, values_of
 from fmjax.inference.prompts import caption_row
+from fmjax.inference.steps import in_pieces
 from fmjax.layers.modulation import NO_LABEL
-from fmjax.objectives.first_stage import images_of
-from fmjax.parallel.placement import whole
+from fmjax.objectives.first_stage import codes_of, images_of
+from fmjax.parallel.placement import put_whole, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Options:
         logits; 1 is without.
       guidance_interval: times between which it guides, from 1, all hidden, to 0.
       negative: a class or caption to be guided away from, in the place of none.
+      init_image: an image, or a file of one, that is kept but within a mask.
+      mask: an image, or a file of one, white where the initial image is made anew; codes that are white nowhere stay.
       seed: of what is drawn.
       num_samples: images for each prompt.
       batch_size: images made at once.
@@ -45,6 +50,8 @@ class Options:
     guidance: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     negative: int | str | None = None
+    init_image: Any = None
+    mask: Any = None
     seed: int = 0
     num_samples: int = 1
     batch_size: int = 64
@@ -62,6 +69,9 @@ class Options:
         self.unmasking, self.made_guidance  # which have their own checks
         if self.negative is not None and self.guidance == 1.0:
             raise InputError(f"negative = {self.negative!r} has no meaning with guidance = 1; give guidance, 3 say")
+        if (self.init_image is None) != (self.mask is None):
+            lacks, has = ("init_image", "mask") if self.init_image is None else ("mask", "init_image")
+            raise InputError(f"{has} = {getattr(self, has)!r} needs {lacks}: give both, or neither")
 
     @property
     def unmasking(self) -> Unmasking:
@@ -116,14 +126,33 @@ class UnmaskedImages:
         told = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         identities = [tuple(row["source_tokens"]) if self.reads_captions else row.get("classes") for row in rows]
         first_stage = model.opened("first_stage")
+        begun, mask, image = self._begun(first_stage, options)
         static = _Static(model.module, model.objective.process, options.unmasking, options.made_guidance)
 
         def program(places, copies):
             batch = {name: array[places] for name, array in told.items()}
-            key = jax.random.key(options.seed)
-            return _make(static, model.variables, first_stage, key, batch, other, copies)
+            keys = _keys(jax.random.key(options.seed), batch, copies)
+            hidden = np.full(len(copies), (begun == model.module.num_codes).sum())
+            codes = put_whole(np.tile(begun, (len(copies), 1)), model.placement)
+            advance = lambda codes, *span: _seen(static, model.variables, codes, hidden, keys, batch, other, *span)
+            return _images(first_stage, in_pieces(advance, codes, options.steps), mask, image)
 
         yield from made(model, model.codec, identities, options, program, only)
+
+    def _begun(self, first_stage, options: Options):
+        """(codes int32 [N] of the initial image, hidden where they are made anew, the mask bool [H, W, 1], the image
+        float32 [H, W, C]); without an image all hidden, and None for the others."""
+        module, codec = self.model.module, self.model.codec
+        hidden = np.full(module.num_places, module.num_codes, np.int32)
+        if options.init_image is None:
+            return hidden, None, None
+        image, mask = values_of(codec, options.init_image, "init_image"), mask_of(codec, options.mask)
+        side = math.isqrt(module.num_places)
+        height, width = mask.shape[:2]
+        inside = mask.reshape(side, height // side, side, width // side).any((1, 3)).ravel()
+        with self.model.inference():
+            codes = np.asarray(_codes(first_stage, image[None]))[0]
+        return np.where(inside, hidden, codes), mask, image
 
     def _other(self, options: Options) -> dict | None:
         """What to be guided away from; None where nothing guides."""
@@ -167,11 +196,9 @@ class _Static:
     guidance: Guidance
 
 
-@functools.partial(jax.jit, static_argnames=("static",))
-def _make(static: _Static, variables, first, key, rows, other, numbers):
-    """float32 [B, H, W, C] for conditions `rows` of [B, ...], another one [...] or None to be guided away from, and
-    numbers int32 [B] that a row is drawn with."""
-    module = static.module
+@jax.jit
+def _keys(key, rows, numbers):
+    """[B], what rows are drawn with: it depends on their conditions [B, ...] and numbers int32 [B] alone."""
 
     def row_key(row, number):
         found = jnp.uint32(0)
@@ -181,16 +208,35 @@ def _make(static: _Static, variables, first, key, rows, other, numbers):
             found = found * jnp.uint32(31) + jnp.sum((flat + 1) * (places * jnp.uint32(2654435761)))
         return jax.random.fold_in(jax.random.fold_in(key, found), number)
 
+    return jax.vmap(row_key)(rows, numbers)
+
+
+@functools.partial(jax.jit, static_argnames=("static",))
+def _seen(static: _Static, variables, codes, places, keys, rows, other, first, last):
+    """Codes int32 [B, T] behind the steps from `first` to before `last`, for conditions `rows` of [B, ...] and another
+    one [...] or None to be guided away from."""
+    module = static.module
     apply = lambda codes, told: module.apply(variables, codes=codes, **told).astype(jnp.float32)
     without = None
     if other is not None:
-        without = jax.tree.map(lambda one: jnp.broadcast_to(one, (len(numbers), *jnp.shape(one))), other)
+        without = jax.tree.map(lambda one: jnp.broadcast_to(one, (len(codes), *jnp.shape(one))), other)
 
     def logits_of(codes, times):
         given = apply(codes, rows)
         return given if without is None else static.guidance(given, apply(codes, without), times[0])
 
-    keys = jax.vmap(row_key)(rows, numbers)
-    hidden = jnp.full((len(numbers), module.num_places), module.num_codes, jnp.int32)
-    codes = unmask(logits_of, hidden, keys, static.process, static.unmasking, module.num_codes)
-    return whole(images_of(first, codes))
+    steps = static.process, static.unmasking, module.num_codes
+    return whole(unmask_between(first, last, logits_of, codes, places, keys, *steps))
+
+
+@jax.jit
+def _codes(first_stage, images):
+    """int32 [B, T] of images float32 [B, H, W, C]."""
+    return whole(codes_of(first_stage, images))
+
+
+@jax.jit
+def _images(first_stage, codes, mask, image):
+    """float32 [B, H, W, C] of codes int32 [B, T]; outside of a mask bool [H, W, 1], where there is one, `image`."""
+    made = images_of(first_stage, codes)
+    return whole(made if mask is None else jnp.where(mask, made, image))

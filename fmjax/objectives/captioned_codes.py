@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from fmjax.data.captions import CaptionRows
 from fmjax.errors import ConfigError, DataError
-from fmjax.layers.checks import check_positive
+from fmjax.layers.checks import check_positive, check_rate
+from fmjax.objectives.base import per_row
 from fmjax.objectives.cross_entropy import check_chunk_size, cross_entropy
 from fmjax.objectives.first_stage import FirstStaged, codes_of
 
@@ -24,6 +25,8 @@ class CaptionedCodes(FirstStaged):
 
     Attributes:
       image_share: 7/8 in the paper.
+      label_dropout: share of the rows that learn their codes without their caption, which guidance needs; none in the
+        paper.
       sample_prompts: captions that `samples/` shows.
       sample_copies: how often each of them.
       chunk_size: places of each row whose logits exist at the same time; none: by the platform.
@@ -35,6 +38,7 @@ class CaptionedCodes(FirstStaged):
     generator: ClassVar[str] = "drawn_codes"
 
     image_share: float = 7 / 8
+    label_dropout: float = 0.0
     sample_prompts: tuple[str, ...] = ()
     sample_copies: int = 8
     chunk_size: int | None = None
@@ -42,6 +46,7 @@ class CaptionedCodes(FirstStaged):
     def __post_init__(self):
         super().__post_init__()
         check_chunk_size(self.chunk_size)
+        check_rate("objective.label_dropout", self.label_dropout)
         check_positive(**{"objective.sample_copies": self.sample_copies})
         if not 0 <= self.image_share <= 1:
             raise ConfigError(f"objective.image_share = {self.image_share} must be from 0 to 1")
@@ -53,12 +58,16 @@ class CaptionedCodes(FirstStaged):
 
     def __call__(self, apply_fn, params, batch, key, train: bool, *, models) -> dict:
         """Sums over the batch, rows by `loss_weights` [B]: "loss"; "text", nats a token; "image", nats a code; and when
-        not training "accuracy" of the likeliest code.
+        not training "accuracy" of the likeliest code. Rows without their caption have no tokens to learn.
 
         batch: images float32 [B, H, W, C], tokens and segment_ids int32 [B, T], loss_weights float32 [B].
         """
         codes = codes_of(models["first_stage"], batch["images"])
         rngs = {"dropout": key} if train and key is not None else None
+        if train and self.label_dropout:
+            drop = lambda key: jax.random.bernoulli(jax.random.fold_in(key, 2), self.label_dropout)
+            dropped = per_row(drop, batch["keys"])[:, None]
+            batch = batch | {"segment_ids": jnp.where(dropped, 0, batch["segment_ids"])}
         told = self.inputs(batch) | {"codes": codes}
         text, image = apply_fn({"params": params}, **told, train=train, rngs=rngs, method="features")
         rows = batch["loss_weights"][:, None]

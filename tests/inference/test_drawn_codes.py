@@ -1,5 +1,7 @@
 """Images of captions by codes: the same alone as among others, of every seed there is."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -8,8 +10,10 @@ from flax.core import meta
 
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.tokenizers.loading import ByteTokenizer
-from fmjax.inference import generators
+from fmjax.errors import InputError
+from fmjax.inference import drawn_codes, generators, steps
 from fmjax.inference.model import Model
+from fmjax.inference.prompts import caption_row
 from fmjax.models.dalle import Dalle
 from fmjax.objectives.base import OtherModel
 from fmjax.tasks.made.making import decoded, make
@@ -50,6 +54,45 @@ def test_every_seed_draws_images_of_its_own(model):
     images = [np.stack(model.generate(["a"], num_samples=8, seed=seed)) for seed in (0, 2**31 - 1, 2**31, 2**32 - 1)]
     for index, image in enumerate(images):
         assert all((image != other).any() for other in images[:index])
+
+
+def test_guidance_is_of_logits(model, monkeypatch):
+    """The first code has the closed form's shares; a caption's rows may not meet those that they are guided away from.
+    """
+    module, draw = model.module, dict(num_samples=3000, batch_size=3000, seed=1)
+    model = dataclasses.replace(model, config={"objective": dict(model.config["objective"], label_dropout=0.1)})
+    row = lambda text: caption_row(model, text, LENGTH)
+    none = dict.fromkeys(("tokens", "segment_ids"), np.zeros(LENGTH, np.int32))
+
+    def logits(one):
+        (_, _), image = module.apply(model.variables, one["tokens"][None], one["segment_ids"][None],
+                                     np.zeros((1, 4), np.int32), method="features")  # fmt: skip
+        return np.asarray(image[0] @ image[1]["kernel"])[0, 0]
+
+    def shares(logits):
+        return np.exp(logits) / np.exp(logits).sum()
+
+    for options, other in ((dict(guidance=8.0), none), (dict(guidance=8.0, negative="b"), row("b"))):
+        guided = logits(other) + 8.0 * (logits(row("a")) - logits(other))
+        images = np.stack(model.generate(["a"], **draw, **options))[:, 0, 0, 0]
+        found = [(images == shade).mean() for shade in (0, 85, 170, 255)]
+        assert np.abs(shares(guided) - shares(logits(row("a")))).max() > 0.1
+        np.testing.assert_allclose(found, shares(guided), atol=0.03)
+    with pytest.raises(InputError, match="label_dropout = 0, so it does not know what to draw without a caption"):
+        dataclasses.replace(model, config={"objective": model.config["objective"] | {"label_dropout": 0.0}}).generate(
+            ["a"], guidance=2.0
+        )
+    with pytest.raises(InputError, match="negative = 'b' has no meaning with guidance = 1"):
+        model.generate(["a"], negative="b")
+
+
+def test_told_in_pieces_codes_are_the_same(model, monkeypatch):
+    images, said = model.generate(["a"], num_samples=2), []
+    monkeypatch.setattr(drawn_codes, "PIECE", 1)
+    monkeypatch.setattr(steps, "LEAST_SECONDS", 0.0)
+    with steps.telling(lambda *one: said.append(one)):
+        np.testing.assert_array_equal(model.generate(["a"], num_samples=2), images)
+    assert said == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_what_is_missing_is_made_alone_as_it_was(model):

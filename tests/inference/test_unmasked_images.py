@@ -10,6 +10,7 @@ import pytest
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.codecs.label import LabelCodec
 from fmjax.errors import InputError
+from fmjax.inference import steps, unmasked_images
 from fmjax.inference.model import Model
 from fmjax.objectives.base import OtherModel
 
@@ -36,6 +37,9 @@ class Shades(nn.Module):
         return vectors.reshape(len(vectors), 2, 2, 1)
 
     decode = __call__
+
+    def encode(self, images):
+        return images.reshape(len(images), 4, 1)
 
 
 SHADES = np.array([[-1.0], [0.0], [1.0]], np.float32)
@@ -69,6 +73,43 @@ def test_guidance_is_of_logits():
     # Within the first half of the times, of which the first of two steps is not.
     half = shares(order="random", guidance=4.0, guidance_interval=(0.0, 0.6))
     np.testing.assert_allclose(half, (softmax(given) + softmax(none + 4 * (given - none))) / 2, atol=0.02)
+
+
+def test_told_step_by_step_they_are_the_same_by_the_same_program(monkeypatch):
+    options, said = dict(steps=3, num_samples=2, seed=2), []
+    images, programs = MODEL.generate([0], **options), unmasked_images._seen._cache_size()
+    monkeypatch.setattr(steps, "LEAST_SECONDS", 0.0)
+    with steps.telling(lambda *one: said.append(one)):
+        np.testing.assert_array_equal(MODEL.generate([0], **options), images)
+    assert said == [(done, 3) for done in range(4)] and unmasked_images._seen._cache_size() == programs
+
+
+class Neighbour(Said):
+    """Each place is as the one left of it."""
+
+    @nn.compact
+    def __call__(self, codes, classes, train=False):
+        return 50 * (jnp.roll(codes, 1, axis=1)[..., None] == jnp.arange(3))
+
+
+def test_within_a_mask_codes_are_made_anew_by_those_that_stay():
+    model = dataclasses.replace(MODEL, module=Neighbour())
+    image, mask = np.array([[[120], [0]], [[255], [3]]], np.uint8), np.array([[False, False], [False, True]])
+    for number, seed in ((1, 0), (3, 1)):
+        options = dict(init_image=image, mask=mask, steps=number, num_samples=2, seed=seed)
+        for made in model.generate([0], **options):
+            np.testing.assert_array_equal(made, [[[120], [0]], [[255], [255]]])  # pixels, not their codes' shades
+    # All anew: the last is still hidden when the first is drawn, so that nothing says what it is.
+    everywhere = model.generate([0], init_image=image, mask=mask | True, num_samples=20, steps=2)
+    assert len({made.tobytes() for made in everywhere}) > 5
+    for options, message in [
+        (dict(mask=mask), "needs init_image: give both, or neither"),
+        (dict(init_image=image), "needs mask: give both, or neither"),
+        (dict(init_image=np.zeros((2, 2, 1)), mask=mask), "init_image: an image is uint8"),
+        (dict(init_image=image, mask=mask & False), "mask: it is white nowhere"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            model.generate([0], **options)
 
 
 def test_what_cannot_be_made_is_refused():

@@ -3,6 +3,7 @@ captions and ranks them."""
 
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,6 +64,27 @@ def test_the_loss_is_an_eighth_of_a_token_and_seven_eighths_of_a_code():
     np.testing.assert_allclose(sum(map(mean, sums["loss"])), texts.mean() / 8 + 7 * images.mean() / 8, rtol=1e-5)
     right = (image.argmax(-1) == codes.reshape(ROWS, PLACES))[:2].mean()
     np.testing.assert_allclose(mean(sums["accuracy"]), right, rtol=1e-5)
+
+
+def test_rows_without_their_caption_learn_codes_alone():
+    """Those that a row's own key says, in training alone."""
+    rows, seen = 400, {}
+    segments = np.ones((rows, TEXT), np.int32)
+    batch = {
+        "images": np.zeros((rows, 3, 3, 1), np.float32), "tokens": segments, "segment_ids": segments,
+        "loss_weights": np.ones(rows, np.float32), "keys": jax.random.split(jax.random.key(0), rows),
+    }  # fmt: skip
+
+    def apply(variables, tokens, segment_ids, codes, train, rngs, method):
+        seen[train] = np.asarray(segment_ids)
+        return tuple((jnp.zeros((rows, n, 8)), {"kernel": jnp.eye(8)}) for n in (TEXT, PLACES))
+
+    for trains in (True, False):
+        objective = CaptionedCodes("a run", label_dropout=0.25)
+        sums = objective(apply, {}, batch, None, trains, models={"first_stage": OtherModel(Stage())})
+        assert sums["text"][1] == seen[trains].sum() and sums["image"][1] == rows * PLACES
+    assert (seen[False] == 1).all() and (seen[True].min(axis=1) == seen[True].max(axis=1)).all()
+    assert 0.67 < seen[True].mean() < 0.83
 
 
 def test_what_does_not_fit_is_refused():
