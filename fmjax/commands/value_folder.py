@@ -18,7 +18,9 @@ from tqdm import tqdm
 from fmjax import file_lock
 from fmjax.commands.prompt_file import PromptFile
 from fmjax.errors import InputError
+from fmjax.load import content_of
 from fmjax.small_files import write_whole
+from fmjax.tasks.made.other_models import name_of
 
 SETTINGS = "settings.json"
 
@@ -59,7 +61,7 @@ def complete_folder(model, prompts: PromptFile, output: pathlib.Path, generator,
     Returns: how many values were added.
     Raises InputError, before anything is written, for a folder that is there with other settings, and as `run` does.
     """
-    settings = json.loads(json.dumps(_settings(model, prompts, options), default=str))
+    settings = json.loads(json.dumps(_settings(model, prompts, generator, options), default=str))
     recorded = _read_settings(output / SETTINGS, settings)
     copies, suffix = options.num_samples, model.codec.suffix
     digits = len(str(len(prompts.prompts) - 1))
@@ -90,11 +92,13 @@ def _held(output: pathlib.Path):
         yield
 
 
-def _settings(model, prompts: PromptFile, options) -> dict[str, Any]:
-    """What the values depend on, but for their place in a batch."""
+def _settings(model, prompts: PromptFile, generator, options) -> dict[str, Any]:
+    """What the values depend on, but for their place in a batch; of models by their content, wherever they lie."""
     chosen = {name: value for name, value in dataclasses.asdict(options).items() if name != "batch_size"}
+    stages = generator(model).stages(options) if hasattr(generator, "stages") else {}
+    chosen |= {name: f"{name_of(str(chosen[name]))} {content_of(stage)}" for name, stage in stages.items()}
     return {
-        "model": str(pathlib.Path(model.source).resolve()), "step": model.step,
+        "model": str(pathlib.Path(model.source).resolve()), "step": model.step, "content": content_of(model),
         "dtype": str(getattr(model.module, "dtype", None)), "prompts_digest": prompts.digest,
         "num_prompts": len(prompts.prompts), **chosen,
     }  # fmt: skip
