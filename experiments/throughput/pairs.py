@@ -12,14 +12,10 @@ side's own processor, 64 at a time. A process a side; after a warm-up they take 
 of the processor's (of all threads), the median of the turns' ratios, and by how much losses and vectors differ.
 """
 
-import json
 import os
 import pathlib
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 
@@ -27,9 +23,9 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from sides import ADAMW  # noqa: E402
+from turns import measure, serve  # noqa: E402
 
 KINDS = ("train", "embed", "vit")
-SIDES = ("fmjax", "eager", "compiled")
 BATCH, LENGTH, SIZE, PATCH, VOCAB, IMAGES = 32, 32, 112, 16, 8192, 1000
 TOWER = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)
 VIT = TOWER | dict(num_hidden_layers=12, image_size=224, patch_size=16)
@@ -172,57 +168,19 @@ def torch_embed(folder: str, compiled: bool):
     return embed
 
 
-def work(folder: str, kind: str, side: str) -> None:
-    """A worker: a number in, a line of JSON out."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+def work(folder: str, kind: str, side: str):
     if kind == "embed":
-        do = fmjax_embed(folder) if side == "fmjax" else torch_embed(folder, side == "compiled")
-    else:
-        do = fmjax_train(folder, kind)[0] if side == "fmjax" else torch_train(folder, kind, side == "compiled")
-    for line in sys.stdin:
-        seconds, processor = time.perf_counter(), time.process_time()
-        answer = do(int(line))
-        found = time.perf_counter() - seconds, time.process_time() - processor, answer
-        print(json.dumps(found), file=out, flush=True)
-
-
-def measure(folder: str, kind: str, repeats: int) -> None:
-    root = os.pathsep.join(filter(None, (str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
-    start = lambda side: subprocess.Popen(
-        [sys.executable, __file__, "--worker", folder, kind, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": root},
-    )  # fmt: skip
-    workers = {side: start(side) for side in SIDES}
-
-    def ask(side, number):
-        workers[side].stdin.write(f"{number}\n")
-        workers[side].stdin.flush()
-        return json.loads(workers[side].stdout.readline())
-
-    first = {side: ask(side, 0)[2] for side in workers}
-    for side in workers:
-        ask(side, 1)
-    turns = [{side: ask(side, number) for side in workers} for number in range(2, 2 + repeats)]
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
-    best = min((side for side in workers if side != "fmjax"), key=lambda s: statistics.median(t[s][0] for t in turns))
-    for side in workers:
-        seconds, processor = (statistics.median(turn[side][i] for turn in turns) for i in (0, 1))
-        differ = np.abs(np.asarray(first[side]) - np.asarray(first["fmjax"])).max()
-        print(f"{kind} {side}: {seconds:.2f} s, {processor:.2f} s of processors; differs by {differ:.0e}")
-    ratios = [statistics.median(turn[best][i] / turn["fmjax"][i] for turn in turns) for i in (0, 1)]
-    print(f"{kind}: {ratios[0]:.2f} times PyTorch's speed ({best}), {ratios[1]:.2f} by the processor's seconds")
+        return fmjax_embed(folder) if side == "fmjax" else torch_embed(folder, side == "compiled")
+    return fmjax_train(folder, kind)[0] if side == "fmjax" else torch_train(folder, kind, side == "compiled")
 
 
 def main(repeats: int = 5) -> None:
     if sys.argv[1:2] == ["--worker"]:
-        return work(*sys.argv[2:])
+        return serve(lambda: work(*sys.argv[2:]))
     for kind in sys.argv[1:] or KINDS:
         with tempfile.TemporaryDirectory() as folder:
             make_weights(folder, kind)
-            measure(folder, kind, repeats)
+            measure(__file__, folder, kind, repeats)
 
 
 if __name__ == "__main__":

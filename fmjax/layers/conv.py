@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from fmjax.errors import ConfigError
+from fmjax.layers.dense import dense
 from fmjax.layers.depthwise import depthwise
 from fmjax.layers.norm import Norm
 from fmjax.layers.pooling import Padding, spatial_padding
+from fmjax.layers.winograd import conv3x3, is_worthwhile
 from fmjax.parallel.logical import constrain
 
 WHOLE = ("batch", None, None, "act_embed")
@@ -62,6 +64,10 @@ class Conv(nn.Module):
             y = lax.conv_transpose(x, kernel, strides, **layout)
         elif self._is_depthwise(x.shape[-1]):
             y = depthwise(x, kernel)
+        elif self.size == 1 and self.groups == 1 and self.padding in ("SAME", "VALID", 0):
+            y = dense(x[:, :: self.stride, :: self.stride], kernel[0, 0])
+        elif self.groups == 1 and self._keeps_size and is_worthwhile(x, kernel):
+            y = conv3x3(x, kernel)
         else:
             y = lax.conv_general_dilated(x, kernel, strides, **layout, feature_group_count=self.groups)
         if self.use_bias:
@@ -69,10 +75,14 @@ class Conv(nn.Module):
             y = y + self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
         return constrain(y, WHOLE)
 
+    @property
+    def _keeps_size(self) -> bool:
+        """Whether it has stride 1 and as many zeros around the image as keep its size."""
+        return self.stride == 1 and self.size % 2 == 1 and self.padding in ("SAME", self.size // 2)
+
     def _is_depthwise(self, inputs: int) -> bool:
         """Whether each channel is convolved with one kernel of its own and the image keeps its size."""
-        keeps = self.stride == 1 and self.size % 2 == 1 and self.padding in ("SAME", self.size // 2)
-        return keeps and self.groups == inputs == self.features
+        return self._keeps_size and self.groups == inputs == self.features
 
     def _check(self, inputs: int) -> None:
         if inputs % self.groups or self.features % self.groups:

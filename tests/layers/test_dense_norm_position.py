@@ -12,7 +12,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.attention import cpu
 from fmjax.layers.dense import dense
 from fmjax.layers.embed import Embedding
-from fmjax.layers.norm import layer_norm, rms_norm
+from fmjax.layers.norm import group_norm, layer_norm, rms_norm
 from fmjax.layers.patchify import patchify, unpatchify
 from fmjax.layers.position import Rope, apply_rope, positions_from_segments
 from fmjax.layers.weights import LoRAWeight, Turned, merged
@@ -167,6 +167,30 @@ def test_norms_and_their_gradients():
     np.testing.assert_allclose(
         layer_norm(far, *args, 1e-3).astype(np.float32), layer(np.asarray(far, np.float64)), atol=0.05
     )
+
+
+def test_group_norm_and_its_gradients():
+    rng = np.random.default_rng(1)
+    arrays = rng.normal(4, 2, (2, 3, 5, 8)), rng.normal(size=8), rng.normal(size=8)
+
+    def exact(x, scale, bias):
+        y = x.reshape(2, 15, 4, 2)
+        y = (y - y.mean((1, 3), keepdims=True)) / np.sqrt(y.var((1, 3), keepdims=True) + 1e-3)
+        return y.reshape(x.shape) * scale + bias
+
+    norm = jax.jit(lambda *args: group_norm(*args, 4, 1e-3))
+    weight, given = rng.normal(size=arrays[0].shape), [jnp.asarray(a, jnp.float32) for a in arrays]
+    np.testing.assert_allclose(norm(*given), exact(*arrays), atol=1e-5)
+    grads = jax.jit(jax.grad(lambda *args: jnp.sum(norm(*args) * weight), argnums=(0, 1, 2)))(*given)
+    for index, grad in enumerate(grads):
+        step = rng.normal(size=grad.shape) * 1e-5
+        moved = [exact(*(a + sign * step * (i == index) for i, a in enumerate(arrays))) for sign in (1, -1)]
+        change = np.sum((moved[0] - moved[1]) * weight) / 2
+        np.testing.assert_allclose(np.sum(np.asarray(grad) * step), change, rtol=1e-3)
+    far = (given[0] + 100).astype(jnp.bfloat16)
+    found = norm(far, *given[1:])
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(np.float32), exact(np.asarray(far, np.float64), *arrays[1:]), atol=0.05)
 
 
 def test_rope_turns_pairs_and_sees_only_distances():
