@@ -1,16 +1,22 @@
-"""Latents that were encoded once: what may train on them, and by which autoencoder they are decoded."""
+"""Latents and states of texts that were encoded once: what may train on them, and by which models values are made."""
 
+import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import fmjax
 from fmjax import config as configs
+from fmjax.assemble import open_data
 from fmjax.commands.keep import keep
+from fmjax.data.base import stacked
 from fmjax.data.codecs.image import ImageCodec
+from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import ConfigError, InputError
+from fmjax.objectives.base import OtherModel
 from fmjax.planning.plan import shapes
 from fmjax.training import resume
 from fmjax.training.loop import train
@@ -23,12 +29,18 @@ VAE = {
     "mid_attention": False, "num_channels": 1,
 }  # fmt: skip
 ARRAYS = ("latents:float16[4x4x2]", "labels:int32[]")
+TEXT = {"name": "text_tower", "num_layers": 1, "hidden_size": 8, "num_heads": 2, "vocab_size": 258, "max_length": 96}
+JOINT = {
+    "name": "mmdit", "num_layers": 1, "hidden_size": 16, "num_heads": 2, "patch_size": 2, "memory_size": 8,
+    "vector_size": 8, "image_size": 4, "num_channels": 2,
+}  # fmt: skip
 
 
-def autoencoder(folder, seed, side=8, **normal):
+def autoencoder(folder, seed, side=8, channels=1, **normal):
     """A folder with an autoencoder of random weights."""
-    codec = ImageCodec(side, side, 1, **normal)
-    random_model(VAE | {"image_size": side}, image=codec, seed=seed, objective={"name": "vae"}).save(folder)
+    codec = ImageCodec(side, side, channels, **normal)
+    section = VAE | {"image_size": side, "num_channels": channels}
+    random_model(section, image=codec, seed=seed, objective={"name": "vae"}).save(folder)
     return folder
 
 
@@ -129,18 +141,65 @@ def test_images_that_the_first_stage_does_not_encode_are_not_kept(tmp_path, of, 
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_a_folder_of_arrays_alone_trains(tmp_path):
-    """Latents and states of texts that something else made, without codecs."""
+def test_a_folder_of_arrays_alone_trains(tmp_path, caplog):
+    """Latents and states of texts that something else made, without codecs, of which nothing says what."""
     folder, rng = tmp_path / "rows/train", np.random.default_rng(0)
     folder.mkdir(parents=True)
     for name, shape in (("latents", (4, 4, 2)), ("memory", (3, 8)), ("vector", (6,))):
         np.save(folder / f"{name}.npy", rng.normal(size=(16, *shape)).astype(np.float16))
-    model = {
-        "name": "mmdit", "num_layers": 1, "hidden_size": 16, "num_heads": 2, "patch_size": 2, "memory_size": 8,
-        "vector_size": 6, "image_size": 4, "num_channels": 2,
-    }  # fmt: skip
     data = {"name": "kept", "source": str(tmp_path / "rows")}
     told = dict(input_name="latents", condition="states", latent_scale=1.0)
-    workdir = run(config(data, model, 1, **told), tmp_path / "run")
-    losses = [json.loads(line).get("train/loss") for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert np.isfinite([loss for loss in losses if loss is not None]).all()
+    workdir = run(config(data, JOINT | {"vector_size": 6}, 1, **told), tmp_path / "run")
+    assert np.isfinite(losses(workdir)).all()
+    assert "has no made_by.json: nothing says which models encoded its rows" in caplog.text
+    stage = dict(first_stage=str(autoencoder(tmp_path / "vae", 5)), latent_shape=(4, 4, 2))
+    run(config(data, JOINT | {"vector_size": 6}, 1, **told, **stage), workdir)
+    fmjax.load(workdir).opened("first_stage")
+    assert "says which objective.first_stage it, or what made its rows, was trained with" in caplog.text
+
+
+def losses(workdir):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+def test_texts_that_are_kept_train_as_captions_do(tmp_path):
+    """And draw by the encoder alone that said them."""
+    text = tmp_path / "text"
+    random_model(TEXT, ByteTokenizer(), seed=1).save(text)
+    parts = {"text": str(text), "first_stage": str(autoencoder(tmp_path / "vae", 5, channels=3))}
+    scenes = {"name": "shapes", "image_size": 8, "tokenizer": "bytes", "sequence_length": 96, "eval_examples": 4}
+    model, rows = {"name": "text_to_image", "denoiser": JOINT, "text": None}, tmp_path / "rows"
+    shape = dict(latent_shape=(4, 4, 2), label_dropout=0.5)
+    encoded_in_steps = config(scenes, model, condition="caption", **shape, **parts)
+    keep(encoded_in_steps, rows, rows=16)
+    assert json.loads((rows / "made_by.json").read_text()).keys() == parts.keys()
+    told = parts | shape | dict(input_name="latents", condition="states")
+    workdir = run(config({"name": "kept", "source": str(rows)}, model, **told), tmp_path / "run")
+    trained = fmjax.load(workdir)
+
+    names = {path.stem for path in (rows / "train").iterdir()}
+    assert names == {"latents", "memory", "memory_mask", "vector", "labels"}
+    batch = {name: np.load(rows / f"train/{name}.npy") for name in names} | {
+        "keys": jax.random.split(jax.random.key(0), 16), "loss_weights": np.ones(16, np.float32)
+    }  # fmt: skip
+    data = open_data(encoded_in_steps, tmp_path / "cache")
+    batch |= stacked([{name: data.train[i][name] for name in ("tokens", "segment_ids")} for i in range(16)])
+    opened = fmjax.load(text)
+    others, key = {"text": OtherModel(opened.module, opened.params)}, jax.random.key(1)
+
+    def loss(params, condition):
+        objective = dataclasses.replace(trained.objective, condition=condition, null_tokens=())
+        apply = trained.module.apply
+        return objective(apply, params, batch, key, True, carry=trained.carry, models=others)[0]["loss"][0]
+
+    said, by_captions = (jax.jit(jax.value_and_grad(loss), static_argnums=1)(trained.params, condition)
+                         for condition in ("states", "caption"))  # fmt: skip
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), said, by_captions)
+    assert trained.generate(["a red circle"], steps=2, guidance=2.0)[0].shape == (8, 8, 3)
+    shutil.rmtree(text)
+    random_model(TEXT, ByteTokenizer(), seed=2).save(text)
+    with pytest.raises(InputError, match="was trained with another objective.text"):
+        fmjax.load(workdir).generate(["a red circle"], steps=2)
+    with pytest.raises(InputError, match="names nothing to encode with: a first_stage of images, or a frozen"):
+        keep(config(scenes, JOINT, condition="none"), tmp_path / "none", rows=4)
