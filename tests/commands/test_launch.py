@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from fmjax import cpu
+from fmjax.commands import cli, launch
 from tests.processes import REPOSITORY, free_port, outputs, without_gloo
 
 COMMAND = """
@@ -84,3 +86,11 @@ def test_a_failure_of_one_ends_the_other_that_waits_for_it(tmp_path, does):
     assert codes == [1, 1]
     assert "process 1 of 2 (host" in first and first.endswith("it happened") and "Traceback" not in first
     assert second.endswith("it happened") and ("Traceback" in second) == (does == "breaks")
+
+
+def test_simulated_devices_of_every_command_come_to_collectives_in_one_order(monkeypatch):
+    parser, called = cli.ArgumentParser("test", ""), []
+    launch.add_flags(parser)
+    monkeypatch.setattr(cpu, "order_collectives", lambda: called.append(True))
+    with launch.together(parser.parse_args(["--coordinator=none"])):
+        assert called
