@@ -7,12 +7,10 @@ trained; diffusers does it with `norm1.emb.time_proj.downscale_freq_shift = 0` i
 
 import logging
 
-from fmjax.data.codecs.image import ImageCodec
 from fmjax.errors import ConfigError
-from fmjax.interop import scheduler
-from fmjax.interop.autoencoder_kl import AUTOENCODER_KL
 from fmjax.interop.config_keys import Constant, Expected, Key, Rule, always, ignored
 from fmjax.interop.family import Family, part_in_folder
+from fmjax.interop.latent_pipeline import BESIDE, OBJECTIVE_KEYS, images, latents, write_stage
 from fmjax.interop.preprocessor import default_labels
 from fmjax.interop.weights import Weight, conv, linear, patches
 
@@ -92,55 +90,9 @@ DIT = Family(
 
 def _beside(values) -> dict:
     """What else the objective is: latents of the folder's autoencoder, of which a class is told."""
-    net, stage = values["transformer"], values.get("vae")
-    channels = net.get("in_channels", 4)
-    found = {"condition": "label", "learned_variance": net.get("out_channels", channels) == 2 * channels}
-    if stage is None:
-        return found
-    side = net.get("sample_size", 32)
-    return found | {
-        "first_stage": "vae", "latent_shape": (side, side, channels),
-        "latent_scale": stage.get("scaling_factor", 0.18215),
-    }  # fmt: skip
-
-
-def _images(values, module, source) -> ImageCodec | None:
-    """Of the images that a pipeline makes; None without an autoencoder."""
-    if (stage := values.get("vae")) is None:
-        return None
-    side = module.image_size * 2 ** (len(stage.get("block_out_channels", (64,))) - 1)
-    return ImageCodec(side, side, stage.get("out_channels", 3))
-
-
-def _write_target(section) -> dict:
-    """A pipeline takes the variance off before its scheduler sees it."""
-    target = getattr(section, "target", "eps")
-    name = target if isinstance(target, str) else target["name"]
-    words = {own: word for word, own in scheduler.TARGETS.items()}
-    if name not in words:
-        raise ConfigError(f"a scheduler of diffusers has no target {name!r} (it has {', '.join(words)})")
-    shift = getattr(section, "latent_shift", 0.0)
-    if shift:
-        raise ConfigError(f"objective.latent_shift = {shift}: a DiTPipeline has a scale of latents alone")
-    return {"prediction_type": words[name]}
-
-
-def _write_stage(model, stage):
-    """The autoencoder with the scale that the model's latents have: a pipeline knows no other."""
-    found = model.objective.scaling(model.carry)
-    if shift := float(found["shift"]):
-        raise ConfigError(
-            f"latents of {model} were shifted by {shift:.4g}, and a DiTPipeline has a scale of latents alone; train "
-            "with objective.latent_scale = 1 / their deviation, which shifts nothing"
-        )
-    if not hasattr(stage, "scaling_factor"):
-        return stage  # which no AutoencoderKL is
-    # As the config has it, where it does: a carry has rounded it.
-    return stage.clone(scaling_factor=model.objective.latent_scale or float(found["scale"]))
-
-
-def _read_target(config, names, fields) -> dict:
-    return {"target": {"name": config.choice("prediction_type", scheduler.TARGETS, "epsilon")}}
+    channels = values["transformer"].get("in_channels", 4)
+    learned = values["transformer"].get("out_channels", channels) == 2 * channels
+    return {"condition": "label", "learned_variance": learned} | latents(values, "transformer", side=32)
 
 
 DIT_PIPELINE = Family(
@@ -154,15 +106,15 @@ DIT_PIPELINE = Family(
         ),
     ),
     parts=(part_in_folder("transformer", DIT, field=""),),
-    beside={"first_stage": part_in_folder("vae", AUTOENCODER_KL)},
-    write_beside=_write_stage,
+    beside=BESIDE,
+    write_beside=write_stage,
     in_folders=True,
     objective={"name": "latent_diffusion"},
     objective_beside=_beside,
-    objective_keys=(scheduler.KEYS[0], Rule(_read_target, _write_target), scheduler.KEYS[-1]),
+    objective_keys=OBJECTIVE_KEYS,
     objective_class="DDIMScheduler",
     objective_part="scheduler",
-    read_codec=_images,
+    read_codec=lambda values, module, source: images(values, module.image_size),
 )
 
 FAMILIES = (DIT, DIT_PIPELINE)

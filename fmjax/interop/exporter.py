@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import kinds
-from fmjax.interop.family import TOKEN_IDS, Family, fixed_of, publish, table_of
+from fmjax.interop.family import TOKEN_IDS, TOKENIZER, Family, fixed_of, publish, table_of
 from fmjax.interop.opening import PARTS
 from fmjax.interop.preprocessor import PREPROCESSOR, labels, write_preprocessor
 from fmjax.interop.published_objective import write_objective
@@ -58,7 +58,8 @@ def save_published(
         if (numbers := make()) is not None:
             outgoing.append(Outgoing(name, numbers.shape, dtype, lambda make=make, dtype=dtype: make().astype(dtype)))
     # A text beside images has its special tokens in its part's config, and nothing continues it.
-    reads_tokens = kinds.reads_tokens(model.module) and not kinds.has_two_towers(model.module)
+    in_parts = kinds.has_two_towers(model.module) or family.in_folders
+    reads_tokens = kinds.reads_tokens(model.module) and not in_parts
     values = (_token_ids(model, kept) if reads_tokens else {}) | values
     values |= write_objective(family, model.config.get("objective"))
     if family.write_codec is not None and "image" in model.codecs:
@@ -74,8 +75,7 @@ def save_published(
         if reads_tokens:
             bans = {"bad_words_ids": [[i] for i in kept["banned_ids"]]} if kept.get("banned_ids") else {}
             _write_json(folder / "generation_config.json", kept.get("generation") or _token_ids(model, kept) | bans)
-        if model.tokenizer is not None:
-            model.tokenizer.save(folder)
+        _write_tokenizer(model, family, folder)
         _write_beside(model, family, folder)
         if family.processor and "image" in model.codecs:
             _write_json(folder / PREPROCESSOR, write_preprocessor(model.codecs["image"], family.processor))
@@ -103,6 +103,21 @@ def _write(
         _write_json(folder / name / f"{name}_config.json", values[name])
         values[name] = ["diffusers", family.objective_class]
     _write_json(folder / PARTS, values)
+
+
+def _write_tokenizer(model, family: Family, folder: pathlib.Path) -> None:
+    """A model's tokenizer; that of parts in folders of their own goes into one too, with how long a text is at most."""
+    if model.tokenizer is None or (family.in_folders and not family.tokenizer_class):
+        return
+    if not family.in_folders:
+        model.tokenizer.save(folder)
+        return
+    (folder / TOKENIZER).mkdir()
+    model.tokenizer.save(folder / TOKENIZER)
+    settings = folder / TOKENIZER / "tokenizer_config.json"
+    _write_json(settings, read_json(settings) | {"model_max_length": model.module.text.max_length})
+    index = folder / PARTS
+    _write_json(index, read_json(index) | {TOKENIZER: ["transformers", family.tokenizer_class]})
 
 
 def _write_beside(model, family: Family, folder: pathlib.Path) -> None:

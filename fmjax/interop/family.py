@@ -27,6 +27,10 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_toke
 """Keys of the special tokens in a published config.json."""
 
 
+TOKENIZER = "tokenizer"
+"""The folder of a tokenizer beside those of parts."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One published architecture.
@@ -54,6 +58,10 @@ class Family:
       write_beside: the module of such a part as it is written: a function of a `fmjax.load.Model` and that module,
         which raises ConfigError for what the folder cannot say; None writes it as it is.
       in_folders: whether each part lies in a folder of its own, called as the part, beside `model_index.json`.
+      tokenizer_class: in_folders, of a family whose captions are read by a tokenizer in the folder TOKENIZER: the class
+        that `model_index.json` names there; empty for none.
+      by_tokenizer: what else the parts' configs say by that tokenizer: a function of (values of config.json, tokenizer)
+        that gives the values.
       objective: the section `objective` of what it was trained for, from which abilities follow; None for none.
       objective_beside: what else that section has by the keys of its parts: a function of the values of config.json.
       names_itself: whether its keys say in config.json which architecture it is (timm).
@@ -81,6 +89,8 @@ class Family:
     beside: Mapping[str, "Part"] = dataclasses.field(default_factory=dict)
     write_beside: Callable[[Any, nn.Module], nn.Module] | None = None
     in_folders: bool = False
+    tokenizer_class: str = ""
+    by_tokenizer: Callable[[Mapping[str, Any], Any], dict[str, Any]] | None = None
     objective: Mapping[str, Any] | None = None
     objective_beside: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     names_itself: bool = False
@@ -159,7 +169,7 @@ def table_of(family: Family, module, path: str = "", prefix: str = "") -> list[W
 
 MODULES = (
     "gpt", "llama", "qwen", "gemma", "bert", "marian", "vit", "dit", "resnet", "clip", "siglip", "mae", "image_gpt",
-    "swin", "timm_vit", "internimage", "unet", "autoencoder_kl", "prior_transformer", "mmdit",
+    "swin", "timm_vit", "internimage", "unet", "autoencoder_kl", "prior_transformer", "mmdit", "stable_diffusion",
 )  # fmt: skip
 """Files of this folder with families; other packages name theirs as entry points of the group `fmjax.families`."""
 

@@ -24,7 +24,7 @@ from fmjax.gguf_file import is_gguf
 from fmjax.inference import decoding
 from fmjax.inference.model import Model
 from fmjax.interop import gguf
-from fmjax.interop.family import TOKEN_IDS
+from fmjax.interop.family import TOKEN_IDS, TOKENIZER
 from fmjax.interop.importer import Published
 from fmjax.interop.opening import PARTS, open_folder
 from fmjax.interop.preprocessor import read_codecs
@@ -204,9 +204,11 @@ def placed_state(module, placement: Placement | None):
 
 
 def find_tokenizer(folder: pathlib.Path):
-    """The tokenizer in a folder or GGUF file, or None where there is none."""
+    """The tokenizer in a folder, that of a folder of parts in a folder of its own, or in a GGUF file; None where there
+    is none."""
     if is_gguf(folder):
         return read_gguf_tokenizer(folder)
+    folder = folder / TOKENIZER if (folder / PARTS).is_file() else folder
     return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 

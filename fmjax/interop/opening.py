@@ -4,8 +4,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from fmjax.data.tokenizers.loading import load_tokenizer
 from fmjax.errors import InputError
-from fmjax.interop.family import Family, class_of, families, family_of
+from fmjax.interop.family import TOKENIZER, Family, class_of, families, family_of
 from fmjax.interop.importer import Published, canonical
 from fmjax.interop.preprocessor import image_side
 from fmjax.interop.published_config import PublishedConfig
@@ -86,13 +87,15 @@ def _open_parts(folder: pathlib.Path) -> Published:
     for part in family.parts:
         inside = _part_folder(folder, part.name)
         values[part.key] = read_json(inside / "config.json")
-        if family_of(values[part.key], str(inside / "config.json")) != part.family:
+        if family_of(values[part.key], str(inside / "config.json")).architectures != part.family.architectures:
             known = part.family.architectures[0]
             raise InputError(f"{source!r}: part {part.name!r} is a {class_of(values[part.key])}, expected a {known}")
         found |= {part.prefix + name: tensor for name, tensor in read_folder(inside).items()}
     for part in family.beside.values():
         if classes.get(part.name) == part.family.architectures[0]:
             values[part.key] = read_json(_part_folder(folder, part.name) / "config.json")
+    if family.by_tokenizer is not None:
+        values = family.by_tokenizer(values, load_tokenizer(folder / TOKENIZER))
     settings = folder / family.objective_part / f"{family.objective_part}_config.json"
     if family.objective_part and settings.is_file():
         values[family.objective_part] = read_json(settings)

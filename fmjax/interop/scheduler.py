@@ -27,7 +27,7 @@ def _word(theirs: dict[str, str], ours, what: str) -> str:
 
 
 def _read_process(config: PublishedConfig, names, fields) -> dict:
-    config.fixed(num_train_timesteps=STEPS, trained_betas=None, thresholding=False)
+    config.fixed(num_train_timesteps=STEPS, trained_betas=None, thresholding=False, use_flow_sigmas=False)
     if config.raw("clip_sample") is True:
         log.warning("%s: its pipeline cuts x0 off in each step; generate with clip = 1 to do so", config.source)
     if config.raw("steps_offset"):
@@ -88,6 +88,9 @@ KEYS = (
     ignored(
         "clip_sample", "clip_sample_range", "timestep_spacing", "steps_offset", "set_alpha_to_one", "skip_prk_steps",
         "dynamic_thresholding_ratio", "sample_max_value", "interpolation_type", "use_karras_sigmas", "solver_order",
-        "algorithm_type", "solver_type", "lower_order_final", "timestep_type", "final_sigmas_type",
+        "algorithm_type", "solver_type", "lower_order_final", "timestep_type", "final_sigmas_type", "euler_at_final",
+        "use_lu_lambdas", "use_exponential_sigmas", "use_beta_sigmas", "lambda_min_clipped", "sigma_min", "sigma_max",
+        "predict_x0", "disable_corrector", "solver_p", "flow_shift", "use_dynamic_shifting", "time_shift_type",
+        "shift_terminal",
     ),
 )  # fmt: skip

@@ -92,7 +92,7 @@ def test_a_run_goes_out_with_the_scale_of_its_latents(case, tmp_path):
     images, expected = (one.generate([2], steps=3, sampler="ddim", seed=1)[0] for one in (again, measured))
     np.testing.assert_array_equal(images, expected)
     assert (images != model.generate([2], steps=3, sampler="ddim", seed=1)[0]).any()
-    with pytest.raises(ConfigError, match="shifted by 0.5, and a DiTPipeline has a scale of latents alone"):
+    with pytest.raises(ConfigError, match="shifted by 0.5, and a pipeline has a scale of latents alone"):
         run(shift=np.float32(0.5), scale=np.float32(1.25)).save(tmp_path / "shifted", format="hf")
     assert not (tmp_path / "shifted").exists()
 

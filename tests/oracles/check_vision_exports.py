@@ -1,11 +1,11 @@
 """`transformers` and `diffusers` load what fmjax saves, with equal outputs. Needs them and the fixtures of
-make_vision_fixtures.py, make_resnet_fixtures.py, make_swin_fixtures.py, make_unet_fixtures.py, make_mmdit_fixtures.py
-and make_pair_fixtures.py; ends with exit code 1 where one differs:
+make_vision_fixtures.py, make_resnet_fixtures.py, make_swin_fixtures.py, make_unet_fixtures.py, make_mmdit_fixtures.py,
+make_pair_fixtures.py and make_stable_diffusion_fixture.py; ends with exit code 1 where one differs:
 
     python tests/oracles/check_vision_exports.py
 
 On 2026-11-29, torch 2.14.1, transformers 5.24.0 and diffusers 0.42.1: ViT to 4.8e-7, without a head to 2.7e-7, DiT to
-the last bit, as are CLIP and SigLIP, and, with torch 2.13.0, the U-Nets and AutoencoderKL.
+the last bit, as are CLIP and SigLIP, and, with torch 2.13.0, the U-Nets, AutoencoderKL and StableDiffusionPipeline.
 """
 
 import pathlib
@@ -80,6 +80,12 @@ def autoencoder_output(model_class, folder, fixture):
     return model.decode(model.encode(torch.tensor(fixture["images"])).latent_dist.mode()).sample
 
 
+def pipeline_output(model_class, folder, fixture):
+    pipeline, noise = model_class.from_pretrained(folder), torch.tensor(fixture["noise"])
+    options = dict(latents=noise, guidance_scale=4.0, num_inference_steps=5, height=8, width=8, output_type="np")
+    return torch.tensor(pipeline(str(fixture["prompt"]), **options).images)
+
+
 def main() -> int:
     failed = False
     for name, model_class, output in (
@@ -94,6 +100,7 @@ def main() -> int:
         *((name, model_class, unet_output) for name, (model_class, _) in UNETS.items()),
         *((name, diffusers.SD3Transformer2DModel, mmdit_output) for name in MMDITS),
         ("autoencoder_kl", diffusers.AutoencoderKL, autoencoder_output),
+        ("stable_diffusion", diffusers.StableDiffusionPipeline, pipeline_output),
     ):
         fixture = folders.read_vision(name)
         with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
@@ -101,7 +108,7 @@ def main() -> int:
             published = folders.write_vision(folder / "published", fixture)
             part = published / "part"
             fmjax.load(part if part.is_dir() else published).save(folder / "saved", format="hf")
-            expected = fixture[next(name for name in ("logits", "out", "decoded") if name in fixture)]
+            expected = fixture[next(name for name in ("logits", "out", "decoded", "guided") if name in fixture)]
             gap = abs(output(model_class, folder / "saved", fixture).numpy() - expected).max()
         failed |= gap > 1e-4
         print(f"{name}: largest difference {gap:.1e}")
