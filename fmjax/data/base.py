@@ -64,6 +64,7 @@ class OpenData:
       trained_on: of data that are files, or images in files, the hashes of those that are trained on (`content_hash`).
       documents: `documents(split)` gives the raw documents behind the evaluation rows of that name, as a sequence
         of str; raises ConfigError for a split that is not there.
+      stop_ids: tokens that end a reply in these data: what is generated ends there too, besides the tokenizer's EOS.
       num_train: examples that `train` shows before any comes again; None where the data do not tell.
     """
 
@@ -76,6 +77,7 @@ class OpenData:
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
     trained_on: Sequence[str] = ()
     documents: Callable[..., Sequence[str]] = no_documents
+    stop_ids: Sequence[int] = ()
     num_train: int | None = None
 
 

@@ -84,15 +84,17 @@ class Corpus:
                 np.save(folder / f"{field.name}.npy", getattr(made, field.name))
 
         folder = build_once(self.folder.parent.parent / "packing" / f"{self.folder.name}-{name}", build)
-        return kind(**{field.name: _load(folder / f"{field.name}.npy") for field in dataclasses.fields(kind)})
+        return kind(**{field.name: load_array(folder / f"{field.name}.npy") for field in dataclasses.fields(kind)})
 
 
-def _load(path: pathlib.Path) -> np.ndarray:
+def load_array(path: pathlib.Path) -> np.ndarray:
+    """The array of an .npy file, memory-mapped."""
     # A plain view of the map: slices of np.memmap itself cost several times more.
     return np.load(path, mmap_mode="r").view(np.ndarray)
 
 
-def _map(path: pathlib.Path, dtype: str) -> np.ndarray:
+def map_array(path: pathlib.Path, dtype: str) -> np.ndarray:
+    """A file of numbers of that type alone, memory-mapped."""
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.zeros(0, dtype)
     return np.memmap(path, dtype, mode="r").view(np.ndarray)
@@ -197,13 +199,13 @@ def tokenize_corpus(
     dtype = json.loads((folder / "meta.json").read_text())["dtype"]
     splits = {
         s: TokenizedSplit(
-            _map(folder / f"{s}.tokens", dtype),
-            _load(folder / f"{s}.offsets.npy"),
-            None if sentence_rule is None else _load(folder / f"{s}.documents.npy"),
+            map_array(folder / f"{s}.tokens", dtype),
+            load_array(folder / f"{s}.offsets.npy"),
+            None if sentence_rule is None else load_array(folder / f"{s}.documents.npy"),
         )
         for s in SPLITS
     }
-    text = TextStore(_map(folder / "heldout.text", "u1"), _load(folder / "heldout.text_offsets.npy"))
+    text = TextStore(map_array(folder / "heldout.text", "u1"), load_array(folder / "heldout.text_offsets.npy"))
     return Corpus(folder, splits, text)
 
 

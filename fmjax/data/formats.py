@@ -7,12 +7,12 @@ Every error is a DataError that names the file and the record.
 
 import codecs
 import dataclasses
-import gzip
 import json
 import pathlib
-import zlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+from fmjax.data.blocks import read_blocks
 from fmjax.errors import ConfigError, DataError
 from fmjax.registry import nearest
 
@@ -30,13 +30,6 @@ OPTIONS = {  # which options a kind of file reads
 }
 SUPPORTED = ".txt, .text, .md, .rst, .py, .jsonl, .ndjson, .json (each also .gz or .zst) and .parquet"
 NAME_IT = "Name the one with the text: data.text_field in a config, text:PATH:FIELD of a task"
-_BLOCK = 1 << 20
-_DISGUISED = {  # a file that is not what its name says
-    b"PK\x03\x04": "a zip archive: unpack it first",
-    b"\x1f\x8b": "compressed by gzip: name it .gz",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd: name it .zst",
-    b"PAR1": "a parquet file: name it .parquet",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +77,36 @@ def read_file(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]
     try:
         if kind == "text":
             yield from enumerate(_separated(_decoded(path, reading), reading.document_separator), 1)
-        elif kind == "json":
+            return
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    for number, where, record in _records(path, reading, reading.field):
+        yield number, check_characters(text_of(record, reading.field, where), where)
+
+
+def read_records(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str, Any]]:
+    """(record number, where it is for messages, the whole record) of a file of .jsonl, .json or .parquet."""
+    return _records(path, reading, None)
+
+
+def _records(path: pathlib.Path, reading: Reading, field: str | None) -> Iterator[tuple[int, str, Any]]:
+    """`read_records`, of columns no more than the `field` that is wanted."""
+    kind = file_kind(path)
+    try:
+        if kind == "json":
             yield from _json_records(path, reading)
         elif kind == "parquet":
-            yield from _parquet_records(path, reading)
+            yield from _parquet_records(path, field)
+        elif kind == "text":
+            raise DataError(f"{path}: has no records; they are in .jsonl, .ndjson, .json and .parquet files")
         else:
             raise DataError(f"{path}: unsupported kind of file; supported are {SUPPORTED}")
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: pathlib.Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read: {error}")
 
 
 def read_lines(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]:
@@ -149,57 +164,6 @@ def check_encoding(encoding: str, key: str = "data.encoding") -> None:
         ) from None
 
 
-def _blocks(path: pathlib.Path) -> Iterator[bytes]:
-    """The file's bytes, decompressed, in blocks."""
-    suffix = path.suffix.lower()
-    with open(path, "rb") as file:
-        if suffix == ".gz":
-            blocks = _gunzipped(file, path)
-        elif suffix == ".zst":
-            blocks = _unzstd(file, path)
-        else:
-            blocks = iter(lambda: file.read(_BLOCK), b"")
-        for index, block in enumerate(blocks):
-            if index == 0:
-                for magic, what in _DISGUISED.items():
-                    if block.startswith(magic):
-                        raise DataError(f"{path} is not text, as its name says, but {what}")
-            yield block
-
-
-def _gunzipped(file, path: pathlib.Path) -> Iterator[bytes]:
-    done = 0
-    try:
-        with gzip.open(file, "rb") as unzipped:
-            while block := unzipped.read(_BLOCK):
-                yield block
-                done += len(block)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: truncated or damaged gzip file, after {done} bytes of its content: {error}") from None
-
-
-def _unzstd(file, path: pathlib.Path) -> Iterator[bytes]:
-    # zstandard's own stream_reader takes a truncated file for a complete one; the end of each frame is checked here.
-    import zstandard
-
-    done, frame = 0, None
-    try:
-        while compressed := file.read(_BLOCK):
-            while compressed:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                block = frame.decompress(compressed)
-                if block:
-                    yield block
-                    done += len(block)
-                compressed = frame.unused_data if frame.eof else b""
-                if frame.eof:
-                    frame = None
-    except zstandard.ZstdError as error:
-        raise DataError(f"{path}: damaged zstd file, after {done} bytes of its content: {error}") from None
-    if frame is not None or done == 0 and path.stat().st_size == 0:
-        raise DataError(f"{path}: truncated zstd file, after {done} bytes of its content")
-
-
 def _decoded(path: pathlib.Path, reading: Reading) -> Iterator[str]:
     """The file's text in blocks."""
     encoding = reading.encoding or "utf-8"
@@ -218,7 +182,7 @@ def _decoded(path: pathlib.Path, reading: Reading) -> Iterator[str]:
                 "data.encoding, such as 'latin-1'"
             ) from None
 
-    for block in _blocks(path):
+    for block in read_blocks(path):
         text = decode(block, False)
         done += len(block)
         lines += text.count("\n")
@@ -242,7 +206,8 @@ def _separated(blocks: Iterable[str], separator: str | None) -> Iterator[str]:
     yield from "".join([rest, *waiting]).split(separator)
 
 
-def _json_records(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]:
+def _json_records(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str, Any]]:
+    """(record number, where it is, record) of each."""
     is_array = None
     lines = _separated(_decoded(path, reading), "\n")
     for number, line in enumerate(lines, 1):
@@ -253,28 +218,26 @@ def _json_records(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, s
         if is_array is None:
             is_array = ".json" in path.suffixes and line.lstrip().startswith("[")
             if is_array:
-                yield from _json_array(path, "\n".join([line, *lines]), reading)
+                yield from _json_array(path, "\n".join([line, *lines]))
                 return
         where = f"{path} line {number}"
         try:
-            record = json.loads(line)
+            yield number, where, json.loads(line)
         except ValueError as error:
             raise DataError(f"{where}: not a JSON object on one line: {error}") from None
-        text = text_of(record, reading.field, where)
-        yield number, check_characters(text, where) if "\\u" in line else text
 
 
-def _json_array(path: pathlib.Path, content: str, reading: Reading) -> Iterator[tuple[int, str]]:
+def _json_array(path: pathlib.Path, content: str) -> Iterator[tuple[int, str, Any]]:
     try:
         records = json.loads(content)
     except ValueError as error:
         raise DataError(f"{path}: not a JSON array: {error}") from None
     for number, record in enumerate(records, 1):
-        where = f"{path} record {number}"
-        yield number, check_characters(text_of(record, reading.field, where), where)
+        yield number, f"{path} record {number}", record
 
 
-def _parquet_records(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int, str]]:
+def _parquet_records(path: pathlib.Path, field: str | None) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(row number, where it is, its fields, or the one of that name)."""
     import pyarrow
     import pyarrow.parquet
 
@@ -282,16 +245,15 @@ def _parquet_records(path: pathlib.Path, reading: Reading) -> Iterator[tuple[int
     try:
         file = pyarrow.parquet.ParquetFile(path)
         with file:
-            if reading.field not in file.schema_arrow.names:
-                raise DataError(f"{path}: {missing_field(reading.field, file.schema_arrow.names)}")
-            for batch in file.iter_batches(batch_size=256, columns=[reading.field]):
-                for value in batch.column(0):
+            if field is not None and field not in file.schema_arrow.names:
+                raise DataError(f"{path}: {missing_field(field, file.schema_arrow.names)}")
+            for batch in file.iter_batches(batch_size=256, columns=None if field is None else [field]):
+                for index in range(batch.num_rows):
                     number += 1
                     where = f"{path} row {number}"
                     try:
-                        text = value.as_py()
+                        yield number, where, {n: c[index].as_py() for n, c in zip(batch.schema.names, batch.columns)}
                     except UnicodeDecodeError as error:
                         raise DataError(f"{where}: the text is not valid UTF-8: {error}") from None
-                    yield number, text_of({reading.field: text}, reading.field, where)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: truncated or damaged parquet file, after {number} rows: {error}") from None

@@ -130,12 +130,24 @@ def plan_packing(offsets: np.ndarray, sequence_length: int) -> PackingPlan:
     )
 
 
+def plan_whole(offsets: np.ndarray, sequence_length: int) -> PackingPlan:
+    """Plans rows of whole documents; one of more than `sequence_length` inputs, or without a target, takes no part.
+
+    Arguments as of `plan_packing`.
+    """
+    inputs = np.diff(offsets) - 1
+    usable = np.flatnonzero((inputs > 0) & (inputs <= sequence_length))
+    order, bins = best_fit(inputs[usable], sequence_length)
+    usable = usable[order]
+    return PackingPlan(np.asarray(offsets, np.int64)[usable], inputs[usable].astype(np.int32), bins)
+
+
 class PackedRows:
     """Rows of a tokenised corpus, built when asked for.
 
     `rows[i]`, 0 <= i < len(rows), is a dict of arrays of shape [T]:
       tokens, targets: int32; 0 where there is padding.
-      loss_weights: float32, 1 where there is a target, 0 for padding.
+      loss_weights: float32, 1 where there is a target that is learnt, 0 elsewhere.
       segment_ids: int32; the pieces in the row are numbered 1, 2, ...; 0 is padding.
       positions: int32, from 0 in each piece.
 
@@ -143,11 +155,15 @@ class PackedRows:
       tokens: flat integer array of the corpus (may be memory-mapped).
       plan: from `plan_packing` with the same sequence_length.
       sequence_length: T.
+      learnt: of each token, 1 where it is to be predicted, 0 where it is there to be read; None: all are.
     """
 
-    def __init__(self, tokens: np.ndarray, plan: PackingPlan, sequence_length: int):
+    def __init__(
+        self, tokens: np.ndarray, plan: PackingPlan, sequence_length: int, learnt: np.ndarray | None = None
+    ):
         self._tokens = tokens
         self._plan = plan
+        self._learnt = learnt
         self._length = sequence_length
         self._counting = np.arange(sequence_length, dtype=np.int32)
 
@@ -170,6 +186,6 @@ class PackedRows:
             row["targets"][place] = self._tokens[start + 1 : start + length + 1]
             row["segment_ids"][place] = segment
             row["positions"][place] = self._counting[:length]
+            row["loss_weights"][place] = 1.0 if self._learnt is None else self._learnt[start + 1 : start + length + 1]
             filled += length
-        row["loss_weights"][:filled] = 1.0
         return row

@@ -17,7 +17,7 @@ from fmjax.data.splits import HELDOUT_FRACTION, cut_tail, is_heldout
 from fmjax.errors import ConfigError, DataError
 from fmjax.registry import import_object
 
-_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
 
 class Source(Protocol):
@@ -160,7 +160,7 @@ def open_source(spec: SourceSpec, cache_dir: pathlib.Path) -> Source:
         from fmjax.data.tfds_source import TfdsSource
 
         return TfdsSource.open(words, reading, spec.tfds_data_dir, cache_dir)
-    if not pathlib.Path(words).expanduser().exists() and _IMPORT_PATH.match(words):
+    if not pathlib.Path(words).expanduser().exists() and IMPORT_PATH.match(words):
         return ObjectSource.open(words)
     from fmjax.data.files import FileSource
 

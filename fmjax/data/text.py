@@ -17,7 +17,7 @@ from fmjax.data.packing import PackedRows
 from fmjax.data.run_tokenizer import check_max_length, check_vocabulary, open_tokenizer, trained_size
 from fmjax.data.shuffle import shuffled
 from fmjax.data.sources import (
-    MixedSource, SourceSpec, SplitSource, identity_of, open_source, split_evaluation, split_train,
+    MixedSource, Source, SourceSpec, SplitSource, identity_of, open_source, split_evaluation, split_train,
 )  # fmt: skip
 from fmjax.data.tokenizers.loading import Tokenizer
 from fmjax.errors import ConfigError
@@ -114,21 +114,18 @@ class TextData:
         """
         cache_dir = pathlib.Path(cache_dir)
         specs = self._specs()
-        opened = {name: open_source(spec, cache_dir) for name, spec in specs.items()}
+        opened = {name: self._open_source(spec, cache_dir) for name, spec in specs.items()}
         evaluated = None
         if self.eval_source is not None:
             spec = dataclasses.replace(self._own_spec(), source=self.eval_source, heldout_fraction=None)
-            evaluated = open_source(spec, cache_dir)
+            evaluated = self._open_source(spec, cache_dir)
         self._refuse_unread(specs, opened, evaluated)
         sources = {name: split_train(opened[name], spec, evaluated is not None) for name, spec in specs.items()}
-        tokenizer = open_tokenizer(self.tokenizer, list(sources.values()), cache_dir, progress, self.TRAINED_SPECIALS)
+        tokenizer = self._open_tokenizer(list(sources.values()), cache_dir, progress)
         self._check_tokenizer(tokenizer)
 
         def tokenize(source: SplitSource, split: str) -> Corpus:
-            corpus = tokenize_corpus(
-                source.stream, source.fingerprint, tokenizer, cache_dir, source.name, progress,
-                sentence_rule=self._sentence_rule,
-            )  # fmt: skip
+            corpus = self._tokenize(source, tokenizer, cache_dir, progress)
             require_documents(corpus, split, source.name)
             return corpus
 
@@ -151,6 +148,7 @@ class TextData:
             check=lambda module: self._check(module, tokenizer),
             identity=identity | {"tokenizer": tokenizer.fingerprint},
             documents=lambda split="heldout": chosen_documents(documents, split),
+            stop_ids=self._stop_ids(corpora),
         )
 
     def _refuse_unread(self, specs, opened, evaluated) -> None:
@@ -170,6 +168,22 @@ class TextData:
     # What data of another shape, made of the same documents, do otherwise.
 
     _sentence_rule: ClassVar[str | None] = None  # how documents are cut before tokenising, see `tokenize_corpus`
+
+    def _open_source(self, spec: SourceSpec, cache_dir: pathlib.Path) -> Source:
+        return open_source(spec, cache_dir)
+
+    def _open_tokenizer(self, sources: list[SplitSource], cache_dir: pathlib.Path, progress: bool) -> Tokenizer:
+        return open_tokenizer(self.tokenizer, sources, cache_dir, progress, self.TRAINED_SPECIALS)
+
+    def _tokenize(self, source: SplitSource, tokenizer: Tokenizer, cache_dir: pathlib.Path, progress: bool) -> Corpus:
+        return tokenize_corpus(
+            source.stream, source.fingerprint, tokenizer, cache_dir, source.name, progress,
+            sentence_rule=self._sentence_rule,
+        )  # fmt: skip
+
+    def _stop_ids(self, corpora: Mapping[str, Corpus]) -> Sequence[int]:
+        """`OpenData.stop_ids`."""
+        return ()
 
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises ConfigError for a tokenizer that lacks what the rows need."""

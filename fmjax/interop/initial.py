@@ -1,6 +1,8 @@
 """What a run begins with that goes on from a saved or a published model (`train.init_from`)."""
 
+import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ from fmjax import hub
 from fmjax.assemble import build_weights
 from fmjax.checkpoint_files import complete_steps, load_carry, load_params
 from fmjax.config import build, load_workdir_config
+from fmjax.data.tokenizers.published_settings import stated_eos_ids
 from fmjax.errors import CheckpointError, ConfigError
 from fmjax.interop.carried import carried_params, is_carried, source_of
 from fmjax.interop.family import different_fields
@@ -18,6 +21,8 @@ from fmjax.interop.weights import flatten
 from fmjax.layers.weights import merged
 from fmjax.models import MODELS
 from fmjax.models.state import kept_state
+
+log = logging.getLogger("fmjax")
 
 
 def initial_params(path: str, module, shapes, shardings, fresh=None):
@@ -109,6 +114,24 @@ def initial_published(path: str, tokenizer) -> dict:
     if tokenizer is not None and theirs is not None and tokenizer.fingerprint != theirs.fingerprint:
         found = {key: value for key, value in found.items() if key == "architecture"}
     return found
+
+
+def with_stop_ids(published: dict, stop_ids: Sequence[int], tokenizer) -> dict:
+    """What a run keeps beside its weights (`initial_published`), where what is generated ends at these ids too.
+
+    A base model that learns chats, say, learns to end a turn with another token than a document.
+    """
+    generation = published.get("generation")
+    stated = stated_eos_ids({"generation_config.json": generation or {}, "config.json": published})
+    known = {*(stated or ()), getattr(tokenizer, "eos_id", None)}
+    if known.issuperset(stop_ids):
+        return published
+    ends = sorted({*stop_ids, *known} - {None})
+    log.info("generation ends at %s from now on, as replies do in these data", ", ".join(map(tokenizer.token, ends)))
+    if generation is not None:
+        return {**published, "generation": {**generation, "eos_token_id": ends}}
+    others = {f"{name}_token_id": getattr(tokenizer, f"{name}_id", None) for name in ("bos", "pad")}
+    return {**({} if published else others), **published, "eos_token_id": ends}
 
 
 def _check_shapes(found, shapes, path) -> None:

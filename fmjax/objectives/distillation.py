@@ -11,6 +11,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.embed import output_logits
 from fmjax.objectives.base import need_features
 from fmjax.objectives.causal_lm import CausalLM
+from fmjax.objectives.text_samples import TextSamples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +26,9 @@ class Distillation(CausalLM):
       weight: share of the teacher in the loss, from 0 to 1.
       temperature: T.
       z_loss, chunk_size: of `CausalLM`; neither is used here.
-      sample_prompts, sample_tokens, sample_temperature: as in `CausalLM`.
     """
 
-    RESUME_FREE: ClassVar[tuple[str, ...]] = ("sample_prompts", "sample_tokens", "sample_temperature")
+    RESUME_FREE: ClassVar[tuple[str, ...]] = TextSamples.RESUME_FREE
 
     teacher: str = ""
     weight: float = 0.5

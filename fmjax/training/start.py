@@ -220,8 +220,7 @@ def _published(workdir: pathlib.Path, settings: TrainConfig, data) -> dict:
     """What came with the parameters that the run began with; a run keeps it."""
     if (workdir / "config.json").exists():
         return load_workdir_config(workdir).get("published", {})
-    if settings.init_from is None:
-        return {}
-    from fmjax.interop.initial import initial_published
+    from fmjax.interop.initial import initial_published, with_stop_ids
 
-    return initial_published(settings.init_from, data.tokenizer)
+    found = {} if settings.init_from is None else initial_published(settings.init_from, data.tokenizer)
+    return with_stop_ids(found, data.stop_ids, data.tokenizer)

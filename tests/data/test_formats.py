@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from fmjax.data import formats
+from fmjax.data import blocks, formats
 from fmjax.data.formats import Reading, read_file
 from fmjax.errors import ConfigError, DataError
 
@@ -61,7 +61,7 @@ def test_json_array_and_parquet(tmp_path):
 @pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n", "\n"])
 @pytest.mark.parametrize("block", [1, 3, 7, 1 << 20])
 def test_separated_documents_whatever_the_blocks(tmp_path, monkeypatch, separator, block):
-    monkeypatch.setattr(formats, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "_BLOCK", block)
     text = separator.join(["a☃", "bb\r", "", "ccc" * 30, "\n d"]) + separator
     path = write(tmp_path / "a.txt", text.encode())
     assert documents(path, document_separator=separator) == text.split(separator)
@@ -77,7 +77,7 @@ def test_other_encodings(tmp_path):
 
 @pytest.mark.parametrize("block", [4, 1 << 20])
 def test_invalid_utf8_names_line_and_offset(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(formats, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "_BLOCK", block)
     path = write(tmp_path / "a.txt", "☃ one\ntwo ☃ x".encode() + "ñ".encode("latin-1") + b" end")
     with pytest.raises(DataError, match=r"a\.txt line 2: byte 0xf1 at offset 17 is not valid utf-8.*'latin-1'"):
         documents(path)

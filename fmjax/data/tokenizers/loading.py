@@ -85,9 +85,9 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         if found is None:
             raise TokenizerError(f"no tokenizer in {path}: it has no tokenizer.ggml.tokens")
         return found
-    if path.suffix == ".bytes":
-        return ByteTokenizer()
     config = read_config(path.parent)
+    if path.suffix == ".bytes":
+        return ByteTokenizer(config.chat_templates)
     if path.suffix == ".spm":
         return read_marian(path.parent, config)
     if path.name == "spiece.model":

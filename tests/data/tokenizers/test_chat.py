@@ -1,37 +1,16 @@
 """Chats rendered as `transformers` renders them; the fixture is written by tests/oracles/make_chat_fixtures.py."""
 
-import base64
 import datetime
-import functools
 import json
-import pathlib
-import tempfile
 
 import pytest
+from chat_tokenizers import CHATS, chat_tokenizer, write
 
 from fmjax.data.tokenizers.chat import encode_chat, encode_chat_with_mask, render_chat
 from fmjax.data.tokenizers.loading import ByteTokenizer, load_tokenizer
 from fmjax.errors import InputError, TokenizerError
 
-ORACLES = pathlib.Path(__file__).parents[2] / "oracles"
-FIXTURE = json.loads((ORACLES / "chats.json").read_text())
-TOKENIZERS = json.loads((ORACLES / "tokenizers.json").read_text())["cases"]
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-def write(name, folder):
-    for file, content in TOKENIZERS[name]["files"].items():
-        content = base64.b64decode(content["base64"]) if isinstance(content, dict) else content.encode()
-        (folder / file).write_bytes(content)
-    return folder
-
-
-@functools.cache
-def chat_tokenizer(name):
-    with tempfile.TemporaryDirectory() as folder:
-        folder = write(name, pathlib.Path(folder))
-        (folder / "chat_template.jinja").write_text(FIXTURE["templates"][name])
-        return load_tokenizer(folder)
 
 
 def with_templates(**templates):
@@ -40,10 +19,10 @@ def with_templates(**templates):
     return tokenizer
 
 
-@pytest.mark.parametrize("index", range(len(FIXTURE["rendered"])))
+@pytest.mark.parametrize("index", range(len(CHATS["rendered"])))
 def test_text_ids_and_mask(index):
-    expected = FIXTURE["rendered"][index]
-    tokenizer, messages = chat_tokenizer(expected["tokenizer"]), FIXTURE["chats"][expected["chat"]]
+    expected = CHATS["rendered"][index]
+    tokenizer, messages = chat_tokenizer(expected["tokenizer"]), CHATS["chats"][expected["chat"]]
     assert render_chat(tokenizer, messages, **expected["options"]) == expected["text"]
     if any(token in message["content"] for message in messages for token in tokenizer.control_tokens):
         assert tokenizer.encode_special(expected["text"]) == expected["ids"]
@@ -57,9 +36,9 @@ def test_text_ids_and_mask(index):
 
 def test_mask_is_of_the_replies():
     tokenizer = chat_tokenizer("qwen3")
-    ids, mask = encode_chat_with_mask(tokenizer, FIXTURE["chats"]["turns"])
+    ids, mask = encode_chat_with_mask(tokenizer, CHATS["chats"]["turns"])
     replies = [i for i, m in zip(ids, mask) if m]
-    expected = [m["content"] + "<|im_end|>" for m in FIXTURE["chats"]["turns"] if m["role"] == "assistant"]
+    expected = [m["content"] + "<|im_end|>" for m in CHATS["chats"]["turns"] if m["role"] == "assistant"]
     assert replies == [i for reply in expected for i in tokenizer.encode_special(reply)]
 
 
