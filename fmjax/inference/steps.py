@@ -35,6 +35,8 @@ def in_pieces(advance: Callable[[State, int, int], State], state: State, steps: 
     least: steps of a piece at least, where a call costs more than it takes to call it.
     """
     tell = _current.get()
+    # Bound to where it lies, as a program gives it back whose parameters are: the next call is of the same program.
+    state = jax.tree.map(lambda x: jax.device_put(x, x.sharding) if isinstance(x, jax.Array) else x, state)
     if tell is None:
         return advance(state, 0, steps)
     tell(0, steps)

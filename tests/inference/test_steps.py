@@ -19,11 +19,12 @@ class Velocity(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, times, labels, train=False):
-        return inputs * (0.3 + labels[:, None, None, None])
+        return inputs * (self.param("speed", nn.initializers.ones, ()) + labels[:, None, None, None])
 
 
+# Parameters are bound to a device, as loaded ones are.
 MODEL = Model(
-    Velocity(), {}, {"objective": {"name": "flow_matching"}},
+    Velocity(), {"speed": jax.device_put(0.3, jax.devices()[0])}, {"objective": {"name": "flow_matching"}},
     codecs={"image": ImageCodec(2, 2, 1), "label": LabelCodec(2)},
 )  # fmt: skip
 
