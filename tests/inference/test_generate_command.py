@@ -14,7 +14,7 @@ from small_models import TEMPLATE, byte_model
 import fmjax
 from fmjax import generate
 from fmjax.commands import cli
-from fmjax.data.tokenizers.loading import SentencePieceTokenizer
+from fmjax.data.tokenizers.loading import ByteTokenizer, SentencePieceTokenizer
 from fmjax.errors import InputError
 from fmjax.inference.continuations import Continuation, Piece
 from fmjax.load import Model
@@ -25,7 +25,7 @@ from fmjax.models.transformer import EncoderDecoder
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "saved"
-    byte_model().save(folder)
+    byte_model(ByteTokenizer()).save(folder)  # without a template
     return folder
 
 
