@@ -97,9 +97,9 @@ def test_parts_that_are_not_there_or_not_known_are_named_when_asked_for(case, tm
         InputError, match="no part 'transfomer'; did you mean 'transformer'.*vae .AutoencoderTiny, not known"
     ):
         fmjax.load(other, part="transfomer")
-    other = changed("unknown", _class_name="StableDiffusionPipeline")
+    other = changed("unknown", _class_name="FluxPipeline")
     with pytest.raises(
-        InputError, match="no family is a StableDiffusionPipeline.*part=NAME.*transformer .DiTTransformer2DM"
+        InputError, match="no family is a FluxPipeline.*part=NAME.*transformer .DiTTransformer2DM"
     ):
         fmjax.load(other)
     assert fmjax.load(other, part="transformer").module.num_classes == 3
