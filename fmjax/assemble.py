@@ -100,14 +100,32 @@ def build_weights(config):
     return build(config["weights"], WEIGHTS) if config.get("weights") else None
 
 
-# Traced once for the shapes, for the arrays, and for each model of its kind that is loaded.
-@functools.partial(jax.jit, static_argnames=("module", "weights"))
 def init_params(module: nn.Module, key: jax.Array, inputs: dict, weights=None):
     """Parameters of `module`, with their boxes of logical axis names, as `weights` (`build_weights`) makes them.
 
     Raises ConfigError when `init` makes another collection than parameters and the module's state
-    (`fmjax.models.state`).
+    (`fmjax.models.state`), and where a field of the module or of `weights` has no hash, as lists and arrays have none.
     """
+    for part in (module, weights):
+        _check_hashable(part)
+    return _init_params(module, key, inputs, weights)
+
+
+def _check_hashable(part) -> None:
+    for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
+        value = getattr(part, field.name, None)
+        try:
+            hash(value)
+        except TypeError:
+            raise ConfigError(
+                f"{type(part).__name__}.{field.name} is a {type(value).__name__}, which has no hash, and programs are "
+                "kept by the hash of what they are of; make it a tuple, a string or a frozen dataclass"
+            ) from None
+
+
+# Traced once for the shapes, for the arrays, and for each model of its kind that is loaded.
+@functools.partial(jax.jit, static_argnames=("module", "weights"))
+def _init_params(module: nn.Module, key: jax.Array, inputs: dict, weights):
     variables = module.init({"params": key, "dropout": key}, **inputs)
     kept = {k: v for k, v in variables.items() if k not in ("reads", "cache", *state_collections(module))}
     if set(kept) != {"params"}:

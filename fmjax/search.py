@@ -11,6 +11,7 @@ import logging
 import pathlib
 import sys
 
+from fmjax import cpu
 from fmjax.commands import cli
 from fmjax.errors import InputError
 from fmjax.inference.image_index import BAD_IMAGES
@@ -51,6 +52,7 @@ def parse(argv: list[str]):
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
+    cpu.order_collectives()
     cli.log_to_stderr()
     from fmjax.cache_folder import cache_dir, use_compilation_cache
     from fmjax.data.image_files import image_files

@@ -38,8 +38,9 @@ INPUT, KERNEL, OUTPUT = _matrices()
 POINTS_2D = len(INPUT) ** 2
 
 
-LEAST_TILES, LEAST_CHANNELS, LEAST_PRODUCTS = 32, 64, 2**20
-"""Below these XLA's own convolution is as fast, or too little of a step to be worth the longer compilation."""
+LEAST_TILES, LEAST_CHANNELS, LEAST_PRODUCTS = 2, 64, 2**16
+"""Of an image. Below these XLA's own convolution is as fast, or too little of a step to be worth the longer
+compilation."""
 
 LONGEST_PRODUCT = 32
 """Rows of pixels up to which a product with a matrix that is mostly zeros is faster than sums; XLA computes what it is
@@ -48,10 +49,13 @@ of once, and sums of it once a term."""
 
 def is_worthwhile(x: jax.Array, kernel: jax.Array) -> bool:
     """Whether `conv3x3` computes x [B, H, W, C] with a kernel [n, n, C, F] faster than XLA does: on CPUs, in float32,
-    3x3 and large enough. Libraries of other platforms choose for themselves."""
+    3x3 and large enough. Libraries of other platforms choose for themselves.
+
+    B has no say in it: an image must not depend on how many are made beside it.
+    """
     if target_platform() != "cpu" or kernel.shape[:2] != (SIZE, SIZE) or not x.dtype == kernel.dtype == jnp.float32:
         return False
-    tiles = x.shape[0] * _tiles(x.shape[1]) * _tiles(x.shape[2])
+    tiles = _tiles(x.shape[1]) * _tiles(x.shape[2])
     enough = tiles * kernel.shape[2] * kernel.shape[3] >= LEAST_PRODUCTS
     return enough and tiles >= LEAST_TILES and min(kernel.shape[2:]) >= LEAST_CHANNELS
 

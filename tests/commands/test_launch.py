@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fmjax import cpu
+from fmjax import cpu, search
 from fmjax.commands import cli, launch
 from tests.processes import REPOSITORY, free_port, outputs, without_gloo
 
@@ -94,3 +94,6 @@ def test_simulated_devices_of_every_command_come_to_collectives_in_one_order(mon
     monkeypatch.setattr(cpu, "order_collectives", lambda: called.append(True))
     with launch.together(parser.parse_args(["--coordinator=none"])):
         assert called
+    monkeypatch.setattr(cpu, "order_collectives", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        search.main(["--model=m", "--images=i", "--query=q", "--mesh=fsdp:2"])

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.layers import winograd
 from fmjax.layers.conv import Conv
+from fmjax.layers.norm import group_norm
 
 
 def direct(x, kernel):
@@ -48,18 +50,32 @@ def test_it_is_as_exact_as_a_sum_over_windows():
 def test_where_it_is_taken(monkeypatch):
     """On CPUs, in float32, of enough tiles and channels; nothing else of a convolution changes."""
     shape = lambda *sides, dtype="float32": jax.ShapeDtypeStruct(sides, dtype)
-    large = shape(8, 16, 16, 128), shape(3, 3, 128, 128)
+    large = shape(1, 16, 16, 128), shape(3, 3, 128, 128)
     assert winograd.is_worthwhile(*large)
     for x, kernel in (
-        (shape(8, 4, 4, 512), shape(3, 3, 512, 512)),  # 8 tiles
+        (shape(8, 4, 4, 512), shape(3, 3, 512, 512)),  # a tile
         (shape(8, 32, 32, 3), shape(3, 3, 3, 512)),
-        (shape(8, 8, 8, 64), shape(3, 3, 64, 64)),  # too little
+        (shape(64, 8, 8, 64), shape(3, 3, 64, 64)),  # too little, however many images there are
         (large[0], shape(5, 5, 128, 128)),
         [shape(*one.shape, dtype="bfloat16") for one in large],
     ):
         assert not winograd.is_worthwhile(x, kernel)
     monkeypatch.setattr(winograd, "target_platform", lambda: "gpu")
     assert not winograd.is_worthwhile(*large)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_split_over_devices_and_mapped_it_is_the_same(norm):
+    """With its gradients: a convolution and a group norm of a batch in parts, and of each image by itself."""
+    x, kernel, dy, scale, bias = arrays((4, 8, 6, 8), (3, 3, 8, 8), (4, 8, 6, 8), (8,), (8,))
+    layer = lambda x: group_norm(x, scale, bias, 2, 1e-5) if norm else winograd.conv3x3(x, kernel)
+    both = lambda x, dy: (lambda y, pull: (y, *pull(dy)))(*jax.vjp(layer, x))
+    expected = jax.jit(both)(x, dy)
+    rows = NamedSharding(Mesh(np.array(jax.devices()[:2]), "data"), PartitionSpec("data"))
+    split = jax.jit(both, in_shardings=rows)(x, dy)
+    one = lambda x, dy: [out[0] for out in both(x[None], dy[None])]
+    for found in (split, jax.jit(jax.vmap(one))(x, dy)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), tuple(found), expected)
 
 
 def test_a_convolution_that_it_computes():
