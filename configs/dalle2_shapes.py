@@ -10,8 +10,9 @@ the CLIP's vector of a picture from what it says of a caption, `decoder` picture
         --prompt='two red circles' --num_samples=4 --decoder_guidance=2 --output=grid.png
 
 The CLIP may lie elsewhere, named behind a plus (`:prior+FOLDER`, `:decoder+FOLDER`). The decoder's and the upsampler's
-`samples/STEP/` have held-out pictures, each followed by what is made of its vector, or of its small one. No run has
-been measured to its end.
+`samples/STEP/` have held-out pictures, each followed by what is made of its vector, or of its small one. Their rows
+have captions, which no step reads, so that a task knows what to ask for: `made_captions:prior=runs/dalle2_prior`. No
+run has been measured to its end.
 """
 
 from ml_collections import ConfigDict
@@ -53,11 +54,11 @@ def decoder(clip):
     levels = {"attention": ("none", "none", "cross", "cross"), "num_heads": (4, 4, 4, 4), "mid": "cross"}
     denoiser = UNET | levels | {"widths": (24, 48, 96, 128), "memory_size": 128}
     model = {"name": "embedding_to_image", "embedding_size": 128, "denoiser": denoiser}
-    return model, {"name": "embedded_images", "text": clip}, {"image_size": 32, "rows": "count"}
+    return model, {"name": "embedded_images", "text": clip}, {"image_size": 32, "tokenizer": clip}
 
 
 def upsampler(clip):
     levels = {"widths": (16, 32, 64), "attention": ("none", "none", "none"), "mid": "none"}
     denoiser = UNET | levels | {"num_channels": 6, "out_channels": 3}
     model = {"name": "upsampler", "small_size": 32, "denoiser": denoiser}
-    return model, {"name": "upsampling"}, {"image_size": 64, "rows": "count"}
+    return model, {"name": "upsampling"}, {"image_size": 64}

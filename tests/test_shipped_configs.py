@@ -152,3 +152,13 @@ def test_plans_of_large_configs_are_those_recorded(name):
     gib = [round(plan[key] / 2**30) for key in ("peak_bytes_per_device", "hbm_bytes_per_device")]
     assert f"{gib[0]} of {gib[1]} GiB a chip, {plan['useful_flops']:.1%}" in text
     assert f"Planned for {plan['topology']}" in text and f"{plan['step_seconds_bound']:.2f} s" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["t2i_shapes.py", "maskgit_shapes.py", "dalle1_shapes.py", "dalle2_shapes.py:decoder",
+             "dalle2_shapes.py:upsampler"],
+)  # fmt: skip
+def test_a_task_knows_the_captions_that_what_draws_shapes_is_asked_for(name):
+    """`made_captions` refuses a run whose rows tell no caption."""
+    config = configs.resolve(configs.load_config_file(f"{FOLDER}/{name}"))
+    assert config.data.name == "shapes" and config.data.rows == "caption"
