@@ -19,7 +19,7 @@ from fmjax.data.tokenizers.chat import encode_chat
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.data.tokenizers.replies import DATE, encode_replies
 from fmjax.data.tokenizers.templates import TURNS
-from fmjax.errors import ConfigError, DataError, TokenizerError
+from fmjax.errors import ConfigError, DataError, InputError, TokenizerError
 
 FIXTURE = json.loads((pathlib.Path(__file__).parents[1] / "oracles" / "replies.json").read_text())
 NAMES = sorted({found["tokenizer"] for found in FIXTURE["found"]})
@@ -224,14 +224,30 @@ def test_overlong_and_bad_chats_are_counted_or_refused(tmp_path, caplog):
     file = write(tmp_path / "a.jsonl", records)
     with pytest.raises(DataError, match=r"a.jsonl line 3: message 1, the assistant's, is empty; .*data.bad_chats=skip"):
         opened(file, tmp_path / "cache")
-    data = opened(file, tmp_path / "cache", bad_chats="skip")
-    assert [text for text, _ in chats_in(data, data.train[0])] == ["<user\na><assistant\nb>"]
-    assert "1 of 3 chats are left out, the first for this" in caplog.text
+    for _ in ("built", "from the cache"):
+        caplog.clear()
+        data = opened(file, tmp_path / "cache", bad_chats="skip")
+        assert [text for text, _ in chats_in(data, data.train[0])] == ["<user\na><assistant\nb>"]
+        assert caplog.text.count("1 of 3 chats are left out, the first for this: ") == 1
+        assert "a.jsonl line 3: message 1, the assistant's, is empty" in caplog.text
     assert "1 of 2 train chats are left out: they are longer than a row of data.sequence_length = 64" in caplog.text
     with pytest.raises(DataError, match="1 of 2 train chats are longer.*chat 1 of its split, has 99.*overlong=drop"):
         opened(file, tmp_path / "cache", bad_chats="skip", overlong="error")
     with pytest.raises(DataError, match="no chat fits into a row of data.sequence_length = 8"):
         opened(file, tmp_path / "cache", bad_chats="skip", sequence_length=8)
+
+
+@pytest.mark.parametrize("mark", ["\ufdd0", "\ufdd1", "\ufdd2"])
+def test_what_would_falsify_the_places_of_replies_is_refused(tmp_path, mark):
+    template = "{% for m in messages %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endfor %}"
+    for tokenizer in (with_template(TURNS), with_template(template)):
+        with pytest.raises(InputError, match=rf"message 1 has U\+{ord(mark):04X}, which is no character"):
+            encode_replies(tokenizer, said("a", f"b{mark}c"))
+    with pytest.raises(InputError, match="such as tools, has U"):
+        encode_replies(with_template(TURNS), said("a", "b"), tools=[{"name": f"f{mark}"}])
+    file = write(tmp_path / "a.jsonl", [{"messages": said(*"ab")}, {"messages": said(f"a{mark}", "b")}])
+    with pytest.raises(DataError, match=r"a.jsonl line 2: message 0 has U\+FDD"):
+        opened(file, tmp_path / "cache")
 
 
 def thoughts():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmjax.data.chats.records import Messages
+from fmjax.data.chats.sources import LeftOut
 from fmjax.data.corpus import SPLITS, Corpus, TextStore, TokenizedSplit, load_array, map_array
 from fmjax.data.formats import check_characters
 from fmjax.data.prepared import build_once, fingerprint
@@ -18,7 +19,7 @@ from fmjax.data.tokenizers.loading import Tokenizer
 from fmjax.data.tokenizers.replies import Replies, encode_replies
 from fmjax.errors import DataError, InputError, TokenizerError
 
-_LAYOUT = 1  # part of the cache key: raise it when the files below, or what is learnt of a chat, change
+_LAYOUT = 2  # part of the cache key: raise it when the files below, or what is learnt of a chat, change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +86,10 @@ def tokenize_chats(
     progress: bool = False,
     numbers: Sequence[str] = (),
 ) -> ChatCorpus:
-    """The tokenised chats of a source, from the cache or by one pass over them.
+    """The tokenised chats of a source, from the cache or by one pass over them; warns of those left out as bad.
 
     Args:
-      documents: gives (split, record); called only when the cache has nothing.
+      documents: gives (split, record), by one `read` of the source; called only when the cache has nothing.
       encode: a record to its chats, and to the numbers of these names.
       parts: all that these depend on besides source and tokenizer, such as JSON has it.
     """
@@ -106,12 +107,15 @@ def tokenize_chats(
             ends.update(end for chat in chats for end in chat.ends)
         for writer in writers.values():
             writer.close()
-        (folder / "meta.json").write_text(json.dumps({"name": source.name, "dtype": dtype, "ends": sorted(ends)}))
+        left_out = dataclasses.asdict(source.source.left_out)
+        meta = {"name": source.name, "dtype": dtype, "ends": sorted(ends), "left_out": left_out}
+        (folder / "meta.json").write_text(json.dumps(meta))
 
     templates, specials = sorted(tokenizer.chat_templates.items()), dict(tokenizer.special_tokens)
     key = fingerprint("chats", _LAYOUT, source.fingerprint, tokenizer.fingerprint, templates, specials, parts)
     folder = build_once(cache_dir / "corpora" / key, build)
     meta = json.loads((folder / "meta.json").read_text())
+    LeftOut(**meta["left_out"]).log(source.name)
     splits = {
         split: ChatSplit(
             map_array(folder / f"{split}.tokens", meta["dtype"]),

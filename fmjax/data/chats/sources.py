@@ -22,6 +22,21 @@ Reader = Callable[[Any, str], Any]
 may be left out, DataError for what is of no known shape."""
 
 
+@dataclasses.dataclass
+class LeftOut:
+    """How many of a source's chats are left out as bad, and what was wrong with the first of them."""
+
+    total: int = 0
+    bad: int = 0
+    first: str = ""
+
+    def log(self, name: str) -> None:
+        """Warns of those of the source `name`, if there are any."""
+        if self.bad:
+            told = "%s: %d of %d chats are left out, the first for this: %s"
+            log.warning(told, name, self.bad, self.total, self.first)
+
+
 @dataclasses.dataclass(frozen=True)
 class ChatSource:
     """Records of chats: a `fmjax.data.sources.Source` whose documents are what `reader` makes of them.
@@ -30,12 +45,14 @@ class ChatSource:
       records: files or an object, whose `read` gives (split, record name, where it is, record).
       reader: makes `Chat`s of records, say.
       skip_bad: whether records that are no chats to learn from are left out and counted, or an error.
+      left_out: those that the latest `read` left out; whole when it has ended.
     """
 
     records: "ChatFiles | ChatObject"
     reader: Reader
     skip_bad: bool = False
     num_documents: int | None = None  # chats are held out whole, however few there are
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut, init=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -59,17 +76,16 @@ class ChatSource:
 
     def read(self) -> Iterator[tuple[str, str, Any]]:
         """(split, record name, chat). Raises DataError naming file and row of a record that is none."""
-        total, bad, first = 0, 0, None
+        counted = self.left_out
+        counted.total, counted.bad, counted.first = 0, 0, ""
         for split, record_name, where, record in self.records.read():
-            total += 1
+            counted.total += 1
             try:
                 yield split, record_name, self.reader(record, where)
             except BadChat as error:
                 if not self.skip_bad:
                     raise BadChat(f"{error}; mend it, or leave such chats out with data.bad_chats=skip") from None
-                bad, first = bad + 1, first or error
-        if bad:
-            log.warning("%s: %d of %d chats are left out, the first for this: %s", self.name, bad, total, first)
+                counted.bad, counted.first = counted.bad + 1, counted.first or str(error)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ A template is the Jinja source that a model is published with; it is rendered as
 
 import datetime
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from fmjax.data.tokenizers.base import Tokenizer
 from fmjax.data.tokenizers.published_settings import TEMPLATE_PLACES
 from fmjax.data.tokenizers.templates import BEGIN, END, Message, checked, chosen, render, says_what_is_generated
-from fmjax.errors import TokenizerError
+from fmjax.errors import InputError, TokenizerError
 
 TEXT = "\ufdd2"  # stands inside the name of a control token that is a part of a message, and so text; no character
 
@@ -53,12 +54,22 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: An
     The control tokens are those that the template writes: the name of one in a message is text, as in any document
     (`transformers` takes it for the token). No BOS is added: templates that need one write it.
     """
-    text, _, places = take_marks(render_chat(tokenizer, as_text(tokenizer, messages), **options))
+    text, _, places = take_marks(render_chat(tokenizer, as_text(tokenizer, messages, options), **options))
     return encode_marked(tokenizer, text, places)[0]
 
 
-def as_text(tokenizer: Tokenizer, messages: Sequence[Message]) -> Sequence[Message]:
-    """The messages with a mark inside each name of a control token in what they say."""
+def as_text(tokenizer: Tokenizer, messages: Sequence[Message], beside: Any = None) -> Sequence[Message]:
+    """The messages with a mark inside each name of a control token in what they say.
+
+    Args:
+      beside: what else the template may write: tools, and variables.
+
+    Raises InputError for what are no messages, and for a mark in any of it: the places of replies would be false.
+    """
+    messages = checked(messages)
+    for index, message in enumerate(messages):
+        _check_unmarked(message, f"message {index} has")
+    _check_unmarked(beside, "what is given beside the messages, such as tools, has")
     pattern = _control_names(tokenizer)
     if pattern is None:
         return messages
@@ -72,7 +83,14 @@ def as_text(tokenizer: Tokenizer, messages: Sequence[Message]) -> Sequence[Messa
             return {key: item if key in ("role", "type") else marked(item) for key, item in value.items()}
         return value
 
-    return marked(checked(messages))
+    return marked(messages)
+
+
+def _check_unmarked(value: Any, has: str) -> None:
+    if found := re.search(f"[{BEGIN}{END}{TEXT}]", json.dumps(value, ensure_ascii=False, default=str)):
+        raise InputError(
+            f"{has} U+{ord(found[0]):04X}, which is no character and stands for the places of replies here; take it out"
+        )
 
 
 # Of the few tokenizers that a process has: Gemma's has thousands of control tokens.
@@ -125,7 +143,7 @@ def encode_chat_with_mask(
             f"{{% endgeneration %}} around it in {TEMPLATE_PLACES}"
         )
     now = now or datetime.datetime.now()
-    messages = as_text(tokenizer, messages)
+    messages = as_text(tokenizer, messages, [tools, variables])
     text, spans, places = generated(tokenizer, source, messages, add_generation_prompt, tools, now, variables)
     ids, found = encode_marked(tokenizer, text, places)
     return ids, [int(any(start < last and end > first for first, last in spans)) for start, end in found]

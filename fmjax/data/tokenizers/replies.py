@@ -54,10 +54,10 @@ def encode_replies(
       tools: JSON schemas of functions that the assistant may call.
 
     Raises: TokenizerError without a template, for one that refuses the chat, that writes a chat otherwise once it goes
-      on, so that replies cannot be told apart, or ends a reply with no control token.
+      on, so that replies cannot be told apart, or ends a reply with no control token; InputError as `as_text`.
     """
     source = chosen(tokenizer, None, bool(tools))
-    messages = as_text(tokenizer, messages)
+    messages = as_text(tokenizer, messages, tools)
     says = says_what_is_generated(source)
     if says:
         text, spans, places = generated(tokenizer, source, messages, False, tools, DATE, {})

@@ -15,8 +15,8 @@ from fmjax.data.tokenizers.base import Tokenizer
 from fmjax.data.tokenizers.published_settings import TEMPLATE_PLACES
 from fmjax.errors import InputError, TokenizerError
 
-# Stand around what the assistant generated while a mask is computed. Not characters (Unicode 15, section 23.7), so no
-# text has them.
+# Stand around what the assistant generated while a mask is computed. Not characters (Unicode 15, section 23.7): a chat
+# that has them all the same is refused (`fmjax.data.tokenizers.chat.as_text`).
 BEGIN, END = "\ufdd0", "\ufdd1"
 
 Message = Mapping[str, Any]
