@@ -39,10 +39,13 @@ def save_published(
 
     A model that reads images, or names classes, gets what its codecs say in `preprocessor_config.json` and `id2label`.
 
-    Raises InputError for a directory that is not empty, or a model that no published class computes exactly.
+    Raises InputError for a directory that is not empty, or a model that no published class computes exactly;
+    TokenizerError for a tokenizer that the class does not have.
     """
     kept = model.config.get("published", {})
     family, values = publish(model.module, architecture or kept.get("architecture"))
+    if family.check_tokenizer is not None and model.tokenizer is not None:
+        family.check_tokenizer(model.tokenizer)
     leaves = flatten({**merged(model.params), **model.state})
     for path, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -61,7 +64,7 @@ def save_published(
     in_parts = kinds.has_two_towers(model.module) or family.in_folders
     reads_tokens = kinds.reads_tokens(model.module) and not in_parts
     values = (_token_ids(model, kept) if reads_tokens else {}) | values
-    values |= write_objective(family, model.config.get("objective"))
+    values |= write_objective(family, model.config.get("objective"), kept)
     if family.write_codec is not None and "image" in model.codecs:
         values |= family.write_codec(model.codecs["image"])
     if family.model_type:  # diffusers' configs have none
@@ -101,7 +104,7 @@ def _write(
     if (name := family.objective_part) in values:
         (folder / name).mkdir()
         _write_json(folder / name / f"{name}_config.json", values[name])
-        values[name] = ["diffusers", family.objective_class]
+        values[name] = ["diffusers", values[name]["_class_name"]]
     _write_json(folder / PARTS, values)
 
 

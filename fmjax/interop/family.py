@@ -60,6 +60,8 @@ class Family:
       in_folders: whether each part lies in a folder of its own, called as the part, beside `model_index.json`.
       tokenizer_class: in_folders, of a family whose captions are read by a tokenizer in the folder TOKENIZER: the class
         that `model_index.json` names there; empty for none.
+      check_tokenizer: raises TokenizerError for a tokenizer that is none of that class, before a model is written; None
+        where any will do.
       by_tokenizer: what else the parts' configs say by that tokenizer: a function of (values of config.json, tokenizer)
         that gives the values.
       objective: the section `objective` of what it was trained for, from which abilities follow; None for none.
@@ -90,6 +92,7 @@ class Family:
     write_beside: Callable[[Any, nn.Module], nn.Module] | None = None
     in_folders: bool = False
     tokenizer_class: str = ""
+    check_tokenizer: Callable[[Any], None] | None = None
     by_tokenizer: Callable[[Mapping[str, Any], Any], dict[str, Any]] | None = None
     objective: Mapping[str, Any] | None = None
     objective_beside: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None

@@ -17,6 +17,7 @@ from fmjax.interop.carried import carried_params, is_carried, source_of
 from fmjax.interop.family import different_fields
 from fmjax.interop.importer import Published
 from fmjax.interop.loading import find_folder, find_tokenizer, is_published, kept, open_published, placed
+from fmjax.interop.published_objective import OBJECTIVE
 from fmjax.interop.weights import flatten
 from fmjax.layers.weights import merged
 from fmjax.models import MODELS
@@ -101,7 +102,7 @@ def check_initial_tokenizer(path: str, tokenizer, allow_other: bool) -> None:
 
 def initial_published(path: str, tokenizer) -> dict:
     """What the model at `path` says beside its weights, such as end tokens, bans and generation settings, for a run
-    that begins with it; empty for one that was never published.
+    that begins with it; empty for one that was never published. How its pipeline draws samples is not the run's.
 
     Of a run with another tokenizer, whose ids stand for other tokens, the architecture alone.
     """
@@ -110,6 +111,7 @@ def initial_published(path: str, tokenizer) -> dict:
         found = kept(open_published(folder))
     else:
         found = load_workdir_config(folder).get("published", {})
+    found = {key: value for key, value in found.items() if key != OBJECTIVE}
     theirs = find_tokenizer(folder)
     if tokenizer is not None and theirs is not None and tokenizer.fingerprint != theirs.fingerprint:
         found = {key: value for key, value in found.items() if key == "architecture"}

@@ -28,7 +28,7 @@ from fmjax.interop.family import TOKEN_IDS, TOKENIZER
 from fmjax.interop.importer import Published
 from fmjax.interop.opening import PARTS, open_folder
 from fmjax.interop.preprocessor import read_codecs
-from fmjax.interop.published_objective import read_objective
+from fmjax.interop.published_objective import OBJECTIVE, read_objective
 from fmjax.interop.weights import flatten
 from fmjax.models.state import STATE_KEY, state_shapes
 from fmjax.objectives.base import OtherModel
@@ -129,6 +129,8 @@ def load_published(
     config = {"model": published.section, "published": kept(published)}
     objective, codecs = described(published)
     config |= {"objective": objective} if objective else {}
+    if objective and (part := published.family.objective_part):
+        config["published"][OBJECTIVE] = {"section": objective, "values": published.values[part]}
     add_bos = tokenizer is not None and tokenizer.add_bos
     model = Model(
         module, params, config, tokenizer, source=str(folder), add_bos=add_bos, placement=placement, codecs=codecs,

@@ -98,7 +98,9 @@ def _open_parts(folder: pathlib.Path) -> Published:
         values = family.by_tokenizer(values, load_tokenizer(folder / TOKENIZER))
     settings = folder / family.objective_part / f"{family.objective_part}_config.json"
     if family.objective_part and settings.is_file():
-        values[family.objective_part] = read_json(settings)
+        # The class that is loaded is the one listed, whatever the file names.
+        kind = classes.get(family.objective_part)
+        values[family.objective_part] = read_json(settings) | ({} if kind is None else {"_class_name": kind})
     return Published(folder, source, values, family, found)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from fmjax.data.tokenizers.huggingface import why_not_clips
 from fmjax.errors import ConfigError, TokenizerError
 from fmjax.interop.clip import CLIP_TEXT
 from fmjax.interop.config_keys import Rule, ignored
@@ -67,6 +68,16 @@ def _by_tokenizer(values: Mapping[str, Any], tokenizer) -> dict[str, Any]:
     return {**values, "text_encoder": text | {PAD: tokenizer.pad_id}, NULL: tokenizer.encode_pair("")[0]}
 
 
+def _check_tokenizer(tokenizer) -> None:
+    """Raises TokenizerError for one that is not CLIP's kind: the pipeline's class would read its file as if it were."""
+    if reason := why_not_clips(tokenizer):
+        raise TokenizerError(
+            f"a StableDiffusionPipeline has a CLIPTokenizer, and that of the model ({tokenizer.source}) {reason}. "
+            "Expected a BPE whose pieces end words with </w>, over bytes of texts in small letters, that puts BOS and "
+            "EOS around a text: train with the tokenizer of a CLIP (data.tokenizer), or save with format='fmjax'"
+        )
+
+
 def _beside(values) -> dict:
     return {"null_tokens": tuple(values[NULL])} | latents(values, "unet", side=64)
 
@@ -84,6 +95,7 @@ STABLE_DIFFUSION = Family(
     write_beside=_write_stage,
     in_folders=True,
     tokenizer_class="CLIPTokenizer",
+    check_tokenizer=_check_tokenizer,
     by_tokenizer=_by_tokenizer,
     objective={"name": "latent_diffusion", "condition": "caption"},
     objective_beside=_beside,

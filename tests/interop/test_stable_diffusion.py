@@ -14,7 +14,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import fmjax
+from fmjax.data.tokenizers.byte import ByteTokenizer
+from fmjax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from fmjax.errors import ConfigError, InputError, TokenizerError
+from fmjax.interop.initial import initial_published
+from fmjax.interop.published_objective import write_objective
+from fmjax.interop.stable_diffusion import STABLE_DIFFUSION
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,47 @@ def test_saving_gives_the_folder_back(case, tmp_path, monkeypatch):
         "null_tokens": (0,)}}, kept={})  # fmt: skip
     with pytest.raises(ConfigError, match="stand for no caption, and a StableDiffusionPipeline has the empty text"):
         other.save(tmp_path / "other", format="hf")
+
+
+def test_how_its_pipeline_draws_comes_back_as_it_was_read(case, tmp_path):
+    fixture, _, _ = case
+    said = json.loads(str(fixture["file/scheduler/scheduler_config.json"])) | {
+        "_class_name": "PNDMScheduler", "timestep_spacing": "leading", "steps_offset": 1, "skip_prk_steps": True,
+    }  # fmt: skip
+    index = json.loads(str(fixture["file/model_index.json"])) | {"scheduler": ["diffusers", "PNDMScheduler"]}
+    changes = {"scheduler/scheduler_config.json": said, "model_index.json": index}
+    changes = {f"file/{name}": json.dumps(values) for name, values in changes.items()}
+    model = fmjax.load(folders.write_vision(tmp_path / "published", fixture | changes))
+    model.save(tmp_path / "saved", format="hf")
+    read = lambda at, name: json.loads((tmp_path / at / name).read_text())
+    found, expected = (read(at, "scheduler/scheduler_config.json") for at in ("saved", "published"))
+    assert found == expected and found["steps_offset"] == 1
+    assert read("saved", "model_index.json")["scheduler"] == index["scheduler"]
+    # Not where the model has learnt something else, and not of a run that began with it.
+    kept, section = model.config["published"], model.config["objective"]
+    changed = write_objective(STABLE_DIFFUSION, section | {"target": {"name": "v"}}, kept)["scheduler"]
+    own = write_objective(STABLE_DIFFUSION, section, initial_published(str(tmp_path / "published"), None))["scheduler"]
+    for found, target in ((changed, "v_prediction"), (own, "epsilon")):
+        assert (found["_class_name"], found["timestep_spacing"]) == ("DDIMScheduler", "trailing")
+        assert found["prediction_type"] == target
+
+
+def test_another_kind_of_tokenizer_does_not_go_out_as_clips(case, tmp_path):
+    _, folder, model = case
+    definition = json.loads((folder / "tokenizer/tokenizer.json").read_text())
+    specials = model.tokenizer.special_tokens
+    kinds = [
+        (ByteTokenizer(), "is a ByteTokenizer"),
+        ({"model": definition["model"] | {"end_of_word_suffix": None}}, "is a BPE whose words end with None"),
+        ({"normalizer": None}, "reads texts by normalizer = None"),
+        ({"post_processor": None}, "puts BOS in front of a text: False, EOS behind it: False"),
+    ]
+    for other, found in kinds:
+        if isinstance(other, dict):
+            other = HuggingFaceTokenizer(json.dumps(definition | other), specials)
+        with pytest.raises(TokenizerError, match=f"has a CLIPTokenizer, and that of the model .* {found}.*Expected a"):
+            dataclasses.replace(model, tokenizer=other, kept={}).save(tmp_path / "saved", format="hf")
+        assert not (tmp_path / "saved").exists()
 
 
 def test_what_is_another_models_or_too_long_is_refused(case, tmp_path):

@@ -250,6 +250,21 @@ def clip_decoder():
     return decoders.Sequence([decoders.ByteLevel(), last, others])
 
 
+def why_not_clips(tokenizer: Tokenizer) -> str | None:
+    """What tells a tokenizer from CLIP's kind, which `transformers` builds anew from the pieces; None for nothing."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return f"is a {type(tokenizer).__name__}"
+    found = json.loads(tokenizer._definition)
+    kind, end = found["model"]["type"], found["model"].get("end_of_word_suffix")
+    if kind != "BPE" or end != "</w>":
+        return f"is a {kind} whose words end with {end!r}"
+    if "ByteLevel" not in str(found["pre_tokenizer"]) or "Lowercase" not in str(found["normalizer"]):
+        return f"reads texts by normalizer = {found['normalizer']}, pre_tokenizer = {found['pre_tokenizer']}"
+    if not (tokenizer.add_bos and tokenizer.add_eos):
+        return f"puts BOS in front of a text: {tokenizer.add_bos}, EOS behind it: {tokenizer.add_eos}"
+    return None
+
+
 def from_definition(definition: str, config: TokenizerConfig, path: pathlib.Path) -> HuggingFaceTokenizer:
     """A tokenizer of the text of a `tokenizer.json` and what is said beside the file it came from."""
     inputs = config.options.get("model_input_names")
