@@ -1,7 +1,7 @@
 """Denoisers trained and images made by fmjax and by `diffusers`, the same random weights:
 
     pip install -e '.[oracle]'
-    python experiments/throughput/made.py [dit] [unet] [ddim] [dit_pipeline] [--turns=5]
+    python experiments/throughput/made.py [dit] [unet] [ddim] [dit_pipeline] [--turns 5] [--sides fmjax eager]
 
 dit: a training step of a DiT-S/8 (12 layers of width 384, 6 heads, patches of 8x8 pixels, 10 classes) on 8 images of
 128x128 pixels; unet: one of DDPM's U-Net for CIFAR-10 (35.7M parameters) on 8 images of 32x32. Noise and times are
@@ -25,7 +25,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from sides import ADAMW  # noqa: E402
-from turns import measure, serve  # noqa: E402
+from turns import SIDES, measure, serve  # noqa: E402
 
 KINDS = ("dit", "unet", "ddim", "dit_pipeline")
 DIT = dict(
@@ -240,6 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("kinds", nargs="*", default=KINDS)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--sides", nargs="*", default=SIDES)
     parser.add_argument("--worker", nargs=3)
     options = parser.parse_args()
     if options.worker:
@@ -247,7 +248,7 @@ def main() -> None:
     for kind in options.kinds:
         with tempfile.TemporaryDirectory() as folder:
             make_weights(folder, kind)
-            measure(__file__, folder, kind, options.turns)
+            measure(__file__, folder, kind, options.turns, options.sides)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def serve(make: Callable[[], Callable]) -> None:
         print(json.dumps(found), file=out, flush=True)
 
 
-def measure(script: str, folder: str, kind: str, repeats: int) -> None:
+def measure(script: str, folder: str, kind: str, repeats: int, sides: tuple[str, ...] = SIDES) -> None:
     """Prints what the sides of `script --worker FOLDER KIND SIDE` take, in turns after two calls each.
 
     The first side is asked first: others may read what it writes into the folder.
@@ -48,7 +48,7 @@ def measure(script: str, folder: str, kind: str, repeats: int) -> None:
         return json.loads(answer)
 
     first = {}
-    for side in SIDES:
+    for side in sides:
         workers[side] = start(side)
         first[side] = ask(side, 0)[2]
     for side in workers:

@@ -17,11 +17,14 @@ from fmjax import generate
 from fmjax.assemble import build_module, open_data
 from fmjax.checkpoint_files import read_item
 from fmjax.commands import cli
+from fmjax.data.digits import CODEC
 from fmjax.errors import ConfigError, InputError
 from fmjax.parallel.sharding import to_global
 from fmjax.planning.plan import plan
 from fmjax.training.loop import train
 from fmjax.training.program import make_program
+from fmjax.training.results import Results
+from tests.small_models import random_model
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 SMALL = {
@@ -91,8 +94,8 @@ class Digits(Command):
         self.flags = [f"--config.{key}={value}" for key, value in changed.items()]
 
 
-def arrays(workdir):
-    items = [read_item(workdir / "checkpoints" / "12" / part) for part in ("params", "train", "carry")]
+def arrays(workdir, step=12):
+    items = [read_item(workdir / "checkpoints" / str(step) / part) for part in ("params", "train", "carry")]
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_flatten_with_path(items)[0]}
 
 
@@ -106,10 +109,52 @@ def test_cut_it_ends_bitwise_the_same_with_what_it_carries(tmp_path):
     code, output = command.call(cut, *command.flags)
     assert code == 0 and "resuming" in output, output
     assert losses(cut) == losses(straight) and evaluations(cut) == evaluations(straight)
-    ours, theirs = arrays(cut), arrays(straight)
+    same(arrays(cut), arrays(straight))
+
+
+def same(ours, theirs):
     assert sorted(ours) == sorted(theirs)
     for key in theirs:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+
+
+VAE = {"name": "autoencoder_kl", "widths": (4, 4), "num_blocks": 1, "latent_channels": 2, "norm_groups": 2,
+       "mid_attention": False, "image_size": 8, "num_channels": 1}  # fmt: skip
+DIT = {"name": "dit", "num_layers": 1, "hidden_size": 8, "num_heads": 2}
+CARRYING = {  # model and objective
+    "latent_diffusion": (DIT | {"image_size": 4, "num_channels": 2},
+                         {"condition": "label", "first_stage": "vae", "latent_shape": (4, 4, 2)}),
+    "discrete_vae": ({"name": "discrete_vae", "widths": (4, 4), "num_blocks": 1, "num_codes": 4, "code_size": 4},
+                     {"temperature_steps": 6, "beta_steps": 3}),
+    "consistency": (DIT, {"process": "flow", "target": "velocity"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_cut_it_goes_on_by_the_measured_scale_the_counted_step_or_the_average(name, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "fmjax")
+    everything = jax.devices
+    monkeypatch.setattr(jax, "devices", lambda *a: everything(*a)[:1])
+    for end in ("evaluate", "sample", "show"):  # of which no step asks
+        monkeypatch.setattr(Results, end, lambda *_: None)
+    model, objective = CARRYING[name]
+    if "first_stage" in objective:
+        random_model(VAE, image=CODEC, objective={"name": "vae"}).save(tmp_path / "vae")
+        objective = objective | {"first_stage": str(tmp_path / "vae")}
+    settings = configs.resolve({
+        "train": {"steps": 3, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "tensorboard": False},
+        "model": model, "objective": {"name": name, **objective}, "data": {"name": "digits"},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-2},
+    })  # fmt: skip
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    run = lambda workdir: train(settings, workdir, cache_dir=tmp_path / "cache", progress=False)
+    run(straight)
+    shutil.copytree(straight, cut)
+    shutil.rmtree(cut / "checkpoints" / "3")
+    run(cut)
+    assert "cut at step 2 of 3" in caplog.text
+    assert len(losses(cut)) == 3 and losses(cut) == losses(straight)
+    same(arrays(cut, 3), arrays(straight, 3))
 
 
 @pytest.fixture(scope="module")
