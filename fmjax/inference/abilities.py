@@ -1,7 +1,7 @@
 """What a model can do: a table from verbs to what a model lacks for each, and the function that does it.
 
 `Model.abilities`, `Model.can`, the model's methods and the evaluator's capabilities are this table. A verb of a package
-of one's own is one entry more: `ABILITIES["reward"] = Ability(lacks, run)` where its module or objective is defined.
+of one's own is one entry more: `ABILITIES["plan"] = Ability(lacks, run)` where its module or objective is defined.
 """
 
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 
 from fmjax.errors import InputError
 from fmjax.inference import (
-    autoregressive, embedding, generators, image_bits, kinds, pairs, pixels, prompts, scored_text, values,
+    autoregressive, embedding, generators, image_bits, kinds, pairs, pixels, prompts, rewards, scored_text, values,
 )  # fmt: skip
 from fmjax.inference import fill_mask as masks
 from fmjax.registry import nearest
@@ -111,6 +111,7 @@ ABILITIES: dict[str, Ability] = {
     "classify": Ability(_lacks_classes, _classify),
     "pixel_nats": Ability(pixels.lacks_palette, pixels.nats),
     "image_bits": Ability(image_bits.lacks_bits, image_bits.image_bits),
+    "reward": Ability(rewards.lacks, rewards.reward),
     "act": Ability(_lacks_policy, lambda model, observations: model.act(observations)),
 }
 """Verb to ability. `complete` gives what `generate` does of a language model, with tokens and log-probabilities."""

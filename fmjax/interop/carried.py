@@ -20,6 +20,12 @@ def source_of(module, other) -> tuple[str | None, Any]:
     return name, other if name is None else getattr(other, name)
 
 
+def place_of(module, other) -> str | None:
+    """The field of `module` that begins with the parameters of `other`, while what is beside it is made anew; None
+    where it has no such part. A module that has one has the method `place_of(other)`."""
+    return module.place_of(other) if hasattr(module, "place_of") else None
+
+
 def is_carried(module, field: str) -> bool:
     """Whether `module` takes parameters of one in which this field is another: it has the method `carried_over`, and
     the field is among its `CARRIES`."""
@@ -37,7 +43,12 @@ def carried_params(path: str, module, source, params, shapes, shardings, fresh: 
 
     Raises ConfigError for a parameter that the module has not got, or has in another shape.
     """
-    taken, ours, places = (flatten(tree) for tree in (module.carried_over(source, params), shapes, shardings))
+    return completed_params(path, module.carried_over(source, params), shapes, shardings, fresh)
+
+
+def completed_params(path: str, taken, shapes, shardings, fresh: Callable[[], Any]):
+    """Parameters as of `carried_params`: a tree of those that are there, and what it lacks made anew."""
+    taken, ours, places = (flatten(tree) for tree in (taken, shapes, shardings))
     for name, leaf in taken.items():
         wanted = ours[name].shape if name in ours else None
         if leaf.shape != wanted:

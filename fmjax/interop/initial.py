@@ -13,7 +13,7 @@ from fmjax.checkpoint_files import complete_steps, load_carry, load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.tokenizers.published_settings import stated_eos_ids
 from fmjax.errors import CheckpointError, ConfigError
-from fmjax.interop.carried import carried_params, is_carried, source_of
+from fmjax.interop.carried import carried_params, completed_params, is_carried, place_of, source_of
 from fmjax.interop.family import different_fields
 from fmjax.interop.importer import Published
 from fmjax.interop.loading import find_folder, find_tokenizer, is_published, kept, open_published, placed
@@ -41,17 +41,18 @@ def initial_params(path: str, module, shapes, shardings, fresh=None):
     if not isinstance(section, dict):
         raise ConfigError(f"train.init_from = {path!r}: its config.json has no section 'model'; is it a run's?")
     other = build(section, MODELS)
+    place = None if fresh is None else place_of(module, other)
+    if place is not None:
+        inside = getattr(module, place)  # the same function, and it knows the size of the vocabulary
+        _check_same(path, f"model.{place}", _differing(inside, other))
+        return completed_params(path, {place: _whole(folder, step, published, inside)}, shapes, shardings, fresh)
     part, source = (None, other) if fresh is None else source_of(module, other)
-    rows = different_fields(module, source)
-    # What depends on these shows in the shapes; a vocabulary that is not stated is the tokenizer's.
-    rows = [(k, here, there) for k, here, there in rows if k != "max_length" and (k, there) != ("vocab_size", None)]
+    rows = _differing(module, source)
     if fresh is not None and (rows or part is not None) and all(is_carried(module, key) for key, *_ in rows):
         params = _whole(folder, step, published, other)
         params = params if part is None else params[part]
         return carried_params(path, module, source, params, shapes, shardings, fresh)
-    if rows:
-        listed = "\n".join(f"  model.{key}: {there!r} there, {here!r} in this run" for key, here, there in rows)
-        raise ConfigError(f"train.init_from = {path!r} is another model:\n{listed}")
+    _check_same(path, "model", rows)
     if published is not None:
         return published.params(shapes, shardings)
     weights = build_weights(load_workdir_config(folder))
@@ -62,6 +63,19 @@ def initial_params(path: str, module, shapes, shardings, fresh=None):
         found = jax.device_put(merged(found), shardings)
     _check_shapes(found, shapes, path)
     return found
+
+
+def _differing(module, other) -> list[tuple[str, Any, Any]]:
+    """(field, value here, value there) where another model is another function."""
+    # What depends on these shows in the shapes; a vocabulary that is not stated is the tokenizer's.
+    rows = different_fields(module, other)
+    return [(k, here, there) for k, here, there in rows if k != "max_length" and (k, there) != ("vocab_size", None)]
+
+
+def _check_same(path: str, section: str, rows: list[tuple[str, Any, Any]]) -> None:
+    if rows:
+        listed = "\n".join(f"  {section}.{key}: {there!r} there, {here!r} in this run" for key, here, there in rows)
+        raise ConfigError(f"train.init_from = {path!r} is another model:\n{listed}")
 
 
 def _whole(folder: pathlib.Path, step: int | None, published: Published | None, module):

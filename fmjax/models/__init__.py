@@ -33,6 +33,7 @@ MODELS = Registry(
         "prior_transformer": "fmjax.models.prior_transformer:PriorTransformer",
         "qwen3": "fmjax.models.qwen:Qwen3",
         "resnet": "fmjax.models.resnet:ResNet",
+        "reward": "fmjax.models.reward:RewardModel",
         "roberta": "fmjax.models.bert:Roberta",
         "siglip": "fmjax.models.siglip:SigLIP",
         "siglip2": "fmjax.models.siglip2:SigLIP2",

@@ -1,5 +1,7 @@
 """What every decoder-only language model shares: the protocol that objectives, generation and evaluation rely on."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -99,7 +101,8 @@ class Decoder(TextStack):
         """FLOPs of forward and backward over one example, by the convention of `fmjax.layers.flops`.
 
         Args:
-          shapes: of the example's arrays, without the batch axis; here "tokens": (T,).
+          shapes: of the example's arrays, without the batch axis; here "tokens": (T,), or (K, T) for K texts.
         """
-        (length,) = shapes["tokens"]
-        return transformer_flops(self.transformer, vocab_size=self.vocab_size, sequence_length=length)
+        *texts, length = shapes["tokens"]  # an example may be several texts
+        flops = transformer_flops(self.transformer, vocab_size=self.vocab_size, sequence_length=length)
+        return math.prod(texts) * flops

@@ -18,8 +18,8 @@ from fmjax.registry import import_object
 log = logging.getLogger("fmjax")
 
 Reader = Callable[[Any, str], Any]
-"""A record, and where it is, to what is trained on: it has `messages`, all that is said. Raises BadChat for one that
-may be left out, DataError for what is of no known shape."""
+"""A record, and where it is, to what is trained on: it has `messages`, all that is said; or to a list of such. Raises
+BadChat for one that may be left out, DataError for what is of no known shape."""
 
 
 @dataclasses.dataclass
@@ -177,8 +177,9 @@ def open_chats(
     return ChatSource(ChatFiles.open(words, spec.encoding, cache_dir), reader, skip_bad)
 
 
-def texts(chat) -> Iterator[str]:
-    """What is said in a chat, to train a tokenizer on."""
-    for message in chat.messages:
-        content = message.get("content", "")
-        yield content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+def texts(found) -> Iterator[str]:
+    """What is said in what a reader made of a record, to train a tokenizer on."""
+    for chat in found if isinstance(found, list) else [found]:
+        for message in chat.messages:
+            content = message.get("content", "")
+            yield content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
