@@ -23,12 +23,17 @@ MANIFEST = "files.json"
 def _write_small_arrays_whole() -> None:
     """Orbax has each device that holds an array as others do write a part of it, cut out by a program for every shape
     and device: to compile these takes longer than to write small arrays whole."""
+    # With a store, as Orbax's own handler: of what is saved each array's metadata are written, found to be the same in
+    # every process, and say on reading which arrays are keys of random numbers.
+    store = ocp.v1.options.ArrayOptions.Saving().array_metadata_store
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20, array_metadata_store=store)
     told = logging.getLogger("absl")
     level = told.level
     told.setLevel(logging.ERROR)  # it warns of a handler in another's place
-    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    told.setLevel(level)
+    try:
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    finally:
+        told.setLevel(level)
 
 
 _write_small_arrays_whole()
