@@ -1,12 +1,13 @@
 """--prompts=FILE.jsonl --output=FOLDER: a value for each prompt in a file of its own, going on where a run stopped.
 
 A value is written whole, as PROMPT_SAMPLE.png, as soon as it is made. `settings.json` in the folder records what the
-values were made with: another run adds to them only with the same. A value depends on its prompt, its copy and the seed
-alone, so that one made later comes out as it would have at first, up to rounding.
+values were made with, models and images by their content: another run adds to them only with the same. A value depends
+on its prompt, its copy and the seed alone, so that one made later comes out as it would have at first, up to rounding.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import pathlib
@@ -16,13 +17,18 @@ from typing import Any
 from tqdm import tqdm
 
 from fmjax import file_lock
+from fmjax.code_digest import describe
 from fmjax.commands.prompt_file import PromptFile
+from fmjax.data.codecs.base import fingerprint
 from fmjax.errors import InputError
+from fmjax.inference.fingerprint import content_fingerprint
 from fmjax.load import content_of
 from fmjax.small_files import write_whole
-from fmjax.tasks.made.other_models import name_of
 
 SETTINGS = "settings.json"
+FILES = ("init_image", "mask")
+"""Options that may be files of images."""
+PATHS = "paths"
 
 
 def check_output(output: pathlib.Path) -> None:
@@ -93,15 +99,43 @@ def _held(output: pathlib.Path):
 
 
 def _settings(model, prompts: PromptFile, generator, options) -> dict[str, Any]:
-    """What the values depend on, but for their place in a batch; of models by their content, wherever they lie."""
+    """What the values depend on, but for their place in a batch; of models and images by their content, wherever they
+    lie. Under `PATHS`, where models lay, on which no value depends."""
     chosen = {name: value for name, value in dataclasses.asdict(options).items() if name != "batch_size"}
+    for name in FILES:
+        if isinstance(chosen.get(name), str | pathlib.Path):
+            chosen[name] = _file_digest(name, pathlib.Path(chosen[name]).expanduser())
     stages = generator(model).stages(options) if hasattr(generator, "stages") else {}
-    chosen |= {name: f"{name_of(str(chosen[name]))} {content_of(stage)}" for name, stage in stages.items()}
+    paths = {"model": f"{pathlib.Path(model.source).resolve()} at step {model.step}"}
+    paths |= {name: str(chosen[name]) for name in stages}
     return {
-        "model": str(pathlib.Path(model.source).resolve()), "step": model.step, "content": content_of(model),
-        "dtype": str(getattr(model.module, "dtype", None)), "prompts_digest": prompts.digest,
-        "num_prompts": len(prompts.prompts), **chosen,
+        PATHS: paths, "content": _content(model), "dtype": str(getattr(model.module, "dtype", None)),
+        "prompts_digest": prompts.digest, "num_prompts": len(prompts.prompts), **chosen,
+        **{name: _content(stage) for name, stage in stages.items()},
     }  # fmt: skip
+
+
+def _content(model) -> str:
+    """32 hexadecimal digits of a model's content: its module and arrays, its objective's fields, its tokenizer and
+    codecs, and the content of the models that its objective opens."""
+    objective = model.objective
+    opened = [name for name in getattr(objective, "OPENED", ()) if getattr(objective, name) is not None]
+    elsewhere = {*opened, *getattr(objective, "models", dict)()}
+    own = {one.name for one in dataclasses.fields(objective)} - elsewhere if objective is not None else ()
+    parts = [content_of(model), describe(type(objective)), describe({name: getattr(objective, name) for name in own})]
+    parts.append(str(getattr(model.tokenizer, "fingerprint", None)))
+    parts += [f"{modality} {fingerprint(codec)}" for modality, codec in sorted(model.codecs.items())]
+    with model.inference():
+        parts += [f"{name} {content_fingerprint(model.opened(name))}" for name in opened]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _file_digest(name: str, path: pathlib.Path) -> str:
+    """32 hexadecimal digits of a file's content. Raises InputError, with the option's name, where it cannot be read."""
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise InputError(f"{name}: {str(path)!r} cannot be read: {error.strerror}") from None
 
 
 def _read_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -112,7 +146,12 @@ def _read_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> Mapping[s
         recorded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); choose another output") from None
-    rows = [(name, recorded.get(name), settings.get(name)) for name in {**recorded, **settings}]
+    if not {PATHS, "content"} <= recorded.keys():
+        raise InputError(
+            f"{path.parent} was begun by an older version of fmjax, which did not record the models' content, so that "
+            "what is missing cannot be told to be made alike; choose another --output"
+        )
+    rows = [(name, recorded.get(name), settings.get(name)) for name in {**recorded, **settings} if name != PATHS]
     listed = [f"  {name}: {there!r} there, {here!r} in this call" for name, there, here in rows if there != here]
     if listed:
         raise InputError(
