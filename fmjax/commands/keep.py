@@ -69,7 +69,7 @@ def keep(
 
     Returns: how many rows each split has.
     Raises InputError where the objective names neither, or the data hold no images or captions, or others than they
-    encode.
+    encode, and where what is encoded is not finite in `dtype`.
     """
     from fmjax.assemble import open_data
     from fmjax.cache_folder import cache_dir
@@ -84,7 +84,8 @@ def keep(
         for number, (split, (source, count)) in enumerate(found.items()):
             folder = partial / split
             folder.mkdir(parents=True)
-            _write(folder, _encoded(models, source, count, batch_size, config["seed"], number, dtype), count)
+            made = _encoded(models, source, count, batch_size, config["seed"], number)
+            _write(folder, _cast(made, dtype, split), count)
         made_by = {name: content_of(model) for name, model in models.items()}
         (partial / MADE_BY).write_text(json.dumps(made_by) + "\n", encoding="utf-8")
         save_codecs(data.codecs, partial)
@@ -124,9 +125,10 @@ def _opened(config, data) -> dict[str, Any]:
 
 
 def _encoded(
-    models: dict[str, Any], source, count: int, size: int, seed: int, number: int, dtype: str
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of rows, each of at most `size`, with `latents` in place of `images`, and states in place of tokens."""
+    models: dict[str, Any], source, count: int, size: int, seed: int, number: int
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Batches of rows, each of at most `size`: (what is encoded: `latents` in place of `images`, and states in place of
+    tokens; the other arrays)."""
     import jax
     import jax.numpy as jnp
 
@@ -153,8 +155,33 @@ def _encoded(
         if "text" in models:
             made |= states(models["text"].variables, batch.pop("tokens"), batch.pop("segment_ids"))
         made = {name: np.asarray(array) for name, array in made.items() if array is not None}
-        made = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in made.items()}
-        yield {name: array[: count - first] for name, array in (batch | made).items()}
+        yield tuple({name: array[: count - first] for name, array in arrays.items()} for arrays in (made, batch))
+
+
+def _cast(batches: Iterator[tuple[dict, dict]], dtype: str, split: str) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of both, floats of what is encoded in `dtype`. Raises InputError naming split, row and array of the
+    first that is not finite there."""
+    first = 0
+    for made, others in batches:
+        for name, array in made.items():
+            if array.dtype.kind == "f":
+                with np.errstate(over="ignore"):  # told below
+                    made[name] = array.astype(dtype)
+                finite = np.isfinite(made[name]).reshape(len(array), -1).all(axis=1)
+                if not finite.all():
+                    row = int(finite.argmin())
+                    raise InputError(_not_finite(f"{split}, row {first + row}, {name}", array[row], dtype))
+        rows = others | made
+        first += len(next(iter(rows.values())))
+        yield rows
+
+
+def _not_finite(where: str, row: np.ndarray, dtype: str) -> str:
+    """Why the files cannot hold a row of float32."""
+    if np.isfinite(row).all():
+        limit = np.finfo(dtype).max
+        return f"{where}: {np.abs(row).max():g} is beyond what {dtype} holds, {limit:g}; give --dtype=float32"
+    return f"{where}: the encoder says {row[~np.isfinite(row)][0]}, in float32; look at its weights and at this row"
 
 
 def _write(folder: pathlib.Path, batches: Iterator[dict[str, np.ndarray]], count: int) -> None:

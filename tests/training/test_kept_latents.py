@@ -11,7 +11,7 @@ import pytest
 import fmjax
 from fmjax import config as configs
 from fmjax.assemble import open_data
-from fmjax.commands.keep import keep
+from fmjax.commands.keep import _cast, keep
 from fmjax.data.base import stacked
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.tokenizers.loading import ByteTokenizer
@@ -128,6 +128,23 @@ def test_of_rows_that_are_encoded_in_each_step_the_first_stage_stays(tmp_path):
 def test_rows_say_what_made_them_and_are_as_large_as_asked_for(vae, rows):
     assert np.load(rows / "train/latents.npy").dtype == np.float16
     assert json.loads((rows / "made_by.json").read_text()).keys() == {"first_stage"}
+
+
+def batches(*latents):
+    """Of one row each, as they come from an encoder."""
+    for row in latents:
+        yield {"latents": np.full((1, 2, 2), row, np.float32), "mask": np.ones((1, 2), bool)}, {"labels": np.zeros(1)}
+
+
+@pytest.mark.parametrize("value, dtype, match", [
+    (7e4, "float16", r"test, row 2, latents: 70000 is beyond what float16 holds, 65504; give --dtype=float32"),
+    (np.nan, "float32", r"test, row 2, latents: the encoder says nan, in float32"),
+])  # fmt: skip
+def test_what_is_not_finite_in_the_files_is_refused(value, dtype, match):
+    with pytest.raises(InputError, match=match):
+        list(_cast(batches(1, -6e4, value), dtype, "test"))
+    first, last = _cast(batches(1, 7e4), "float32", "test")
+    assert first.keys() == {"latents", "mask", "labels"} and last["latents"].max() == 7e4
 
 
 @pytest.mark.parametrize("of, match", [
