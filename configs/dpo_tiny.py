@@ -7,6 +7,10 @@ The model to begin with, which is the reference too, is named after the colon. T
 (`fmjax/data/chats/arithmetic.py`): the right sum, and one that is off by 1 to 9. Pairs of your own:
 --config.data.source=PAIRS.jsonl, with prompt, chosen and rejected. Another loss is named behind the model:
 `--config=configs/dpo_tiny.py:runs/sft_tiny,simpo` (dpo, ipo, kto, orpo; simpo and orpo have no reference).
+
+One core of an Intel Xeon, other work beside it, 2026-11-29: of held-out pairs the right answer gains on its reference
+in 78% (loss 0.502; 0.693 at the start); its logarithm of likelihood ends at -2.5. Samples are still sums, and
+"12 + 9 = 20." is still wrong. With beta 0.1 and a learning rate of 3e-4 they broke.
 """
 
 from ml_collections import ConfigDict
