@@ -5,12 +5,15 @@ import pathlib
 import re
 import sys
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fmjax
 from fmjax import config as configs
-from fmjax.assemble import build_module
+from fmjax.assemble import build_module, init_params
 from fmjax.config import build
 from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
@@ -161,3 +164,14 @@ def test_a_model_for_texts_must_give_features(folder):
         ConfigError, match=r"CausalLM calls model.features\(tokens, ...\).* and which Curve does not have"
     ):
         build(config["objective"], OBJECTIVES).check(module, None)
+
+
+def test_a_field_without_a_hash_is_named():
+    class Listed(nn.Module):
+        sizes: np.ndarray
+
+        def __call__(self, x):
+            return x
+
+    with pytest.raises(ConfigError, match="Listed.sizes is a ndarray, which has no hash.*make it a tuple"):
+        init_params(Listed(np.ones(2)), jax.random.key(0), {"x": jnp.ones(2)})
