@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fmjax import cpu, search
-from fmjax.commands import cli, launch
+from fmjax.commands import cli, launch, reference
 from tests.processes import REPOSITORY, free_port, outputs, without_gloo
 
 COMMAND = """
@@ -97,3 +97,5 @@ def test_simulated_devices_of_every_command_come_to_collectives_in_one_order(mon
     monkeypatch.setattr(cpu, "order_collectives", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         search.main(["--model=m", "--images=i", "--query=q", "--mesh=fsdp:2"])
+    with pytest.raises(ZeroDivisionError):
+        reference.main(["--model=m", "--source=s", "--output=o", "--mesh=fsdp:2"])

@@ -170,17 +170,15 @@ def play_clogged(apart) -> list[int]:
 
 
 def play_let_be(apart):
-    """Pairs that move or need not, for longer than the time-out: all leave together, but those without any limit."""
+    """Pairs that move or need not, for longer than the time-out: (how each ended, the seconds that took, whether the
+    pair without any limit has ended)."""
     does = ("moves", "meets", "comes after", "takes its time", "lingers", "stalls")
     pairs = [start(one, one, stall=0 if one == "stalls" else 3, apart=apart + n) for n, one in enumerate(does)]
     *ending, unlimited = pairs
     try:
         begin = time.monotonic()
-        for pair in ending:
-            codes, printed = ends(pair)
-            assert codes == [0, 0] and printed == [f"joined {HOST} {HOST}\nleft\n"] * 2
-        assert time.monotonic() - begin > 5
-        assert [host.poll() for host in unlimited] == [None, None]
+        ended = [ends(pair) for pair in ending]
+        return ended, time.monotonic() - begin, [host.poll() for host in unlimited]
     finally:
         end(itertools.chain(*pairs))
 
@@ -242,7 +240,10 @@ def test_processes_of_which_none_moves_are_ended_and_show_where_they_are(played)
 
 def test_processes_that_move_or_need_not_are_let_be(played):
     """In many places or barriers, after the last has come, at leisure, after the end."""
-    played("let be")
+    ended, seconds, unlimited = played("let be")
+    for codes, printed in ended:
+        assert codes == [0, 0] and printed == [f"joined {HOST} {HOST}\nleft\n"] * 2
+    assert len(ended) == 5 and seconds > 5 and unlimited == [None, None]
 
 
 def test_one_that_hangs_in_printing_ends_too(played):
