@@ -92,10 +92,10 @@ def programs_by_their_scopes():
 
 @pytest.fixture(scope="module")
 def one_device():
-    """JAX has one device for a whole module of tests."""
+    """JAX has one device for a whole module of tests; what names all of them, for a test that needs them."""
     import jax
 
     with pytest.MonkeyPatch.context() as patch:
         everything = jax.devices
         patch.setattr(jax, "devices", lambda *a: everything(*a)[:1])
-        yield patch
+        yield everything

@@ -81,8 +81,8 @@ def test_killed_it_goes_on_bitwise(straight, tmp_path):
             assert images[0] == images[1]
 
 
-def test_in_parts_on_eight_devices_it_learns_the_same(straight, tmp_path, one_device):
-    one_device.undo()
+def test_in_parts_on_eight_devices_it_learns_the_same(straight, tmp_path, one_device, monkeypatch):
+    monkeypatch.setattr(jax, "devices", one_device)  # all, and in this test alone
     split = config(**{"train.accumulate_steps": "2", "mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"})
     train(split, tmp_path / "split", cache_dir=tmp_path, progress=False)
     np.testing.assert_allclose(losses(tmp_path / "split"), losses(straight), rtol=2e-5)
