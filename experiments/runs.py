@@ -112,7 +112,8 @@ def plot(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    many = len(curves) > 6  # whose names would lie on the curves
+    figure, axes = pyplot.subplots(figsize=(8 if many else 6, 4))
     for name, (steps, values) in curves.items():
         axes.plot(steps, values, label=name)
     for number, (name, value) in enumerate((lines or {}).items()):
@@ -121,6 +122,6 @@ def plot(
         axes.annotate(name, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va=side, color="gray")
     axes.set(**{"xlabel": "step", "ylabel": ylabel, **axis})
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(**(dict(bbox_to_anchor=(1, 1), loc="upper left", fontsize=8) if many else {}))
     figure.tight_layout()
     figure.savefig(file, dpi=150)
