@@ -7,6 +7,7 @@
 
 Optimizer state is that of the adapters alone; what is exported has them merged into the kernels. Without a path
 (`--config=configs/lora_tiny.py`) kernels stay as they are drawn; embedding, norms and head train beside the adapters.
+`--config.weights.base=nf4` keeps the kernels in four bits (QLoRA), `--config.weights.dora=True` is DoRA.
 
 Two CPU cores shared with other work: 116 seconds, 37 of them of processor time (2026-11-28). On the sources of fmjax,
 new to the tiny decoder, the loss falls from 2.43 (mean of the first ten steps) to 2.04 nats a byte (held out).

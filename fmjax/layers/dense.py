@@ -14,7 +14,17 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fmjax.layers.checks import check_choice
-from fmjax.layers.weights import LoRAWeight, Turned, is_weight
+from fmjax.layers.quantized import QTensor
+from fmjax.layers.weights import (
+    ADAPTED,
+    DoRAWeight,
+    LoRAWeight,
+    ScaledWeight,
+    Turned,
+    column_lengths,
+    is_weight,
+    value_of,
+)
 from fmjax.parallel.logical import vary_alike
 
 MANY_ROWS = 64
@@ -59,7 +69,8 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
     Args:
       x: [..., in].
       weight: [in, out], or [out, in] with `transpose` (a tied output head uses its embedding table that way), an array
-        or a `LoRAWeight`, whose base and adapters each take a product; or `Turned`, whatever `transpose` says.
+        or a weight of `fmjax.layers.weights`: of one with adapters base and adapters each take a product, a quantized
+        one is computed for its product, and again for its gradient; or `Turned`, whatever `transpose` says.
       bias: [out] or None.
       dtype: both factors are cast to it before the product; None keeps x's.
       transpose: contract over the weight's last axis instead of its first.
@@ -71,14 +82,33 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
     out_dtype = jnp.dtype(out_dtype or dtype)
     if isinstance(weight, Turned):
         y = _turned_product(x.astype(dtype), weight.weight, out_dtype)
-    elif isinstance(weight, LoRAWeight):
-        inner, outer = (weight.b, weight.a) if transpose else (weight.a, weight.b)
-        low = dense(x, inner, dtype=dtype, transpose=transpose) * jnp.asarray(weight.scale, dtype)
-        y = dense(x, weight.base, dtype=dtype, transpose=transpose, out_dtype=out_dtype)
-        y += dense(low, outer, dtype=dtype, transpose=transpose, out_dtype=out_dtype)
+    elif isinstance(weight, ADAPTED):
+        y = _adapted_product(x, weight, transpose, dtype, out_dtype)
+    elif isinstance(weight, QTensor):
+        # Kept is what it is computed from; an array as large as the kernel would be kept a layer.
+        product = jax.checkpoint(lambda x, weight: _product(x, weight.value(dtype), transpose, out_dtype))
+        y = product(x.astype(dtype), weight)
     else:
         y = _product(x.astype(dtype), weight, transpose, out_dtype)
     return y if bias is None else y + bias.astype(y.dtype)
+
+
+def _adapted_product(x, weight, transpose, dtype, out_dtype):
+    """x @ weight of one that is made around a base."""
+    product = partial(dense, dtype=dtype, transpose=transpose, out_dtype=out_dtype)
+    if isinstance(weight, ScaledWeight):
+        if transpose:
+            return product(x * weight.columns.astype(x.dtype), weight.base)
+        y = product(x, weight.base)
+        return y * weight.columns.astype(y.dtype)
+    if isinstance(weight, DoRAWeight):
+        constants = lax.stop_gradient((weight.base, weight.a, weight.b))
+        base, a, b = value_of(constants[0]), *constants[1:]
+        columns = weight.magnitude / column_lengths(base + weight.scale * a @ b)
+        return product(x, ScaledWeight(LoRAWeight(weight.base, weight.a, weight.b, weight.scale), columns))
+    inner, outer = (weight.b, weight.a) if transpose else (weight.a, weight.b)
+    low = dense(x, inner, dtype=dtype, transpose=transpose) * jnp.asarray(weight.scale, dtype)
+    return product(x, weight.base) + product(low, outer)
 
 
 def _turned_product(x, weight, out_dtype):

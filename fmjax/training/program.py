@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from fmjax.assemble import build_weights
+from fmjax.assemble import build_weights, param_spec
 from fmjax.config import build
 from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
@@ -32,7 +32,7 @@ from fmjax.parallel.sharding import batch_sharding, check_batch, path_name
 from fmjax.training import OPTIMIZERS
 from fmjax.training.other_models import open_models
 from fmjax.training.settings import TrainConfig
-from fmjax.training.state import StateSpec, TrainState, init_state, make_spec
+from fmjax.training.state import StateSpec, TrainState, draw_params, init_state, make_spec
 from fmjax.training.step import make_eval_step, make_score_step, make_train_step, with_keys
 from fmjax.training.turns import by_turns
 
@@ -102,6 +102,19 @@ class Program:
                 _initial_carry(self.objective, self.module, self.key),
                 self.weights,
             )
+
+    def plain(self) -> tuple[Any, Any, Callable[[], Any]]:
+        """(shapes, shardings, a function that draws them) of the module's parameters as they are before `weights`."""
+        inputs = module_inputs(self.objective, self.batch_spec)
+        with jax.set_mesh(self.mesh):
+            shapes, axes = param_spec(self.module, inputs)
+            shardings = self.placement.shardings(shapes, axes)
+
+        def draw():
+            with jax.set_mesh(self.mesh):
+                return draw_params(self.module, inputs, self.key_for(INITIALISATION), shardings)
+
+        return shapes, shardings, draw
 
     def average(self, state: TrainState):
         """The parameters that evaluation and samples use: the moving average where the run keeps one."""

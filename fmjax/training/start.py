@@ -17,7 +17,6 @@ from fmjax.config import build, load_workdir_config, save_config
 from fmjax.data.codecs.base import fingerprint, save_codecs
 from fmjax.data.loader import Loader
 from fmjax.inference.model import Model
-from fmjax.layers.weights import bare
 from fmjax.load import load, open_other
 from fmjax.models.state import STATE_KEY, kept_state
 from fmjax.objectives import OBJECTIVES
@@ -208,9 +207,7 @@ def beginning(setup: Setup):
     from fmjax.interop.initial import check_initial_tokenizer, initial_params, initial_state
 
     check_initial_tokenizer(settings.init_from, setup.data.tokenizer, settings.allow_other_tokenizer)
-    shapes, shardings = bare(spec.shapes.params), bare(spec.shardings.params)
-    fresh = lambda: bare(setup.program.init().params)
-    params = initial_params(settings.init_from, setup.program.module, shapes, shardings, fresh)
+    params = initial_params(settings.init_from, setup.program.module, *setup.program.plain())
     log.info("beginning with the parameters of %s", settings.init_from)
     places = kept_state(spec.shardings.carry)
     return params, initial_state(settings.init_from, places) if places else {}

@@ -104,8 +104,7 @@ def init_state(
     """
 
     def draw(key):
-        arrays = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
-        return begin(nn.unbox(init_params(module, key, arrays, weights)))
+        return begin(_drawn(module, inputs, key, weights))
 
     def begin(params):
         zero = jnp.zeros((), jnp.int32)
@@ -120,3 +119,13 @@ def init_state(
     if weights is not None:
         params = jax.jit(weights.attach, out_shardings=spec.shardings.params)(params, jax.random.fold_in(key, 1))
     return jax.jit(begin, out_shardings=spec.shardings, donate_argnums=0)(params)
+
+
+def draw_params(module: nn.Module, inputs: dict, key: jax.Array, shardings):
+    """A module's parameters as `init_state` draws them, before they become weights, in their shards."""
+    return jax.jit(lambda key: _drawn(module, inputs, key, None), out_shardings=shardings)(key)
+
+
+def _drawn(module, inputs, key, weights):
+    arrays = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+    return nn.unbox(init_params(module, key, arrays, weights))

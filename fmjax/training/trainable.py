@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
+from fmjax.layers.quantized import QTensor
 from fmjax.parallel.sharding import path_name
 
 
 class Trainable:
     """Cuts a tree of parameters, or of anything told a parameter, into what trains and what does not.
 
-    A leaf that is not of a floating dtype never trains.
+    A leaf that is not of a floating dtype, or is part of a quantized weight, never trains.
 
     Args:
       patterns: a parameter trains if one of them is found in its name, such as "decoder/stack/blocks/mlp/up/kernel";
@@ -30,7 +31,10 @@ class Trainable:
     def __init__(self, patterns: Sequence[str], shapes: Any):
         names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
         leaves, structure = jax.tree.flatten(shapes)
-        floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+        whole = jax.tree.leaves(
+            jax.tree.map(lambda x: jax.tree.map(lambda _: not _is_quantized(x), x), shapes, is_leaf=_is_quantized)
+        )
+        floating = [able and jnp.issubdtype(leaf.dtype, jnp.floating) for able, leaf in zip(whole, leaves)]
         for pattern in patterns:
             if not any(able and re.search(pattern, name) for able, name in zip(floating, names)):
                 listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
@@ -54,6 +58,10 @@ class Trainable:
         if self.everything:
             return trained
         return jax.tree.map(lambda one, a, b: a if one else b, self.mask, trained, rest)
+
+
+def _is_quantized(x) -> bool:
+    return isinstance(x, QTensor)
 
 
 ALL = Trainable((), {})

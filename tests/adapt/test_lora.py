@@ -13,7 +13,7 @@ from fmjax.adapt.lora import LoRA
 from fmjax.assemble import build_module, param_spec
 from fmjax.errors import ConfigError
 from fmjax.layers.dense import dense
-from fmjax.layers.weights import LoRAWeight, bare, merged
+from fmjax.layers.weights import DoRAWeight, LoRAWeight, bare, merged
 from fmjax.models.llama import Llama
 from fmjax.parallel.sharding import to_global
 from fmjax.planning.plan import plan_program
@@ -43,16 +43,22 @@ def test_dense_with_adapters_and_its_gradients(transpose):
     np.testing.assert_allclose(d_weight.b, scale * a.T @ d_kernel, atol=1e-5)
 
 
-def test_dense_with_adapters_is_that_of_peft():
-    with np.load(pathlib.Path(__file__).parents[1] / "oracles" / "lora.npz") as stored:
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_dense_with_adapters_is_that_of_peft(name):
+    with np.load(pathlib.Path(__file__).parents[1] / "oracles" / f"{name}.npz") as stored:
         oracle = dict(stored)
-    weight = LoRAWeight(oracle["base"], oracle["a"], oracle["b"], 3 / 2)
+    trained = [key for key in ("a", "b", "magnitude") if key in oracle]
+    parts = [oracle[key] for key in ("base", *trained)]
+    scale = LoRA(rank=2, alpha=3, rslora=name == "dora").scale
+    weight = (LoRAWeight if name == "lora" else DoRAWeight)(*parts, scale)
     out, back = jax.vjp(lambda w: dense(oracle["x"], w), weight)
     np.testing.assert_allclose(out, oracle["out"], atol=1e-5)
     (found,) = back(oracle["gradient"])
-    np.testing.assert_allclose(found.a, oracle["d_a"], atol=1e-5)
-    np.testing.assert_allclose(found.b, oracle["d_b"], atol=1e-5)
+    for key in trained:
+        np.testing.assert_allclose(getattr(found, key), oracle[f"d_{key}"], atol=1e-5)
     np.testing.assert_allclose(merged(weight), oracle["merged"], atol=1e-6)
+    # A tied head takes its table so.
+    np.testing.assert_allclose(dense(out, weight, transpose=True), out @ oracle["merged"].T, atol=1e-5)
 
 
 def test_dense_with_adapters_computes_in_the_dtype_asked_for_and_keeps_float32_gradients():
@@ -92,11 +98,15 @@ def test_a_module_begins_as_it_is_and_ends_as_its_merged_kernels():
 
 def test_adapters_carry_the_names_of_their_kernels_axes():
     module = Llama(**SIZES)
-    _, axes = param_spec(module, module.example(), LoRA(patterns=("value/kernel$", "down/kernel$")))
+    weights = LoRA(patterns=("value/kernel$", "down/kernel$"), dora=True, base="nf4", base_block=32)
+    _, axes = param_spec(module, module.example(), weights)
     value, down = (axes["stack"]["blocks"][a][b]["kernel"] for a, b in (("attention", "value"), ("mlp", "down")))
+    assert value.magnitude == ("layers", "kv_heads")
+    assert value.base.codes == value.base.scales.codes == ("layers", "embed", "kv_heads")
+    assert (value.base.scales.second, value.base.scales.mean) == (("layers", None), ("layers",))
     assert (value.a, value.b) == (("layers", "embed", "rank"), ("layers", "rank", "kv_heads"))
     assert (down.a, down.b) == (("layers", "mlp", "rank"), ("layers", "rank", "embed"))
-    assert axes["stack"]["blocks"]["attention"]["query"]["kernel"] == ("layers", "embed", "heads")
+    assert axes["stack"]["blocks"]["attention"]["query"]["kernel"].codes == ("layers", "embed", "heads")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +119,9 @@ def test_adapters_carry_the_names_of_their_kernels_axes():
         ({"patterns": ("(",)}, "not a regular expression"),
         ({"patterns": ()}, "weights.patterns is empty"),
         ({"alpha": 0.0}, "weights.alpha = 0.0 must be positive"),
+        ({"base": "nf8"}, "weights.base='nf8' is not known; did you mean 'nf4'"),
+        ({"base": "nf4"}, r"base_block = 64: '.*': a kernel \[32, \d+\] cannot be cut into blocks of 64"),
+        ({"base": "nf4", "base_patterns": ("norm",)}, "base_patterns: 'norm' matches '.*', which is no kernel"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused_by_name(fields, message):
@@ -127,7 +140,7 @@ def program_for(mesh, devices, adapted=True, **train):
         "optimizer": {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1},
     }
     if adapted:
-        config["weights"] = {"name": "lora", "rank": 4}
+        config["weights"] = {"name": "lora", "rank": 4} | (adapted if isinstance(adapted, dict) else {})
     config = configs.resolve(config)
     return make_program(config, build_module(config, {}), {k: v[0] for k, v in batch(0).items()}, devices)
 
@@ -173,3 +186,23 @@ def test_the_optimizer_holds_two_moments_of_the_adapters_alone():
     plan, whole = (plan_program(one, example, "cpu") for one in (program, every))
     assert plan.optimizer_bytes == held < 0.2 * whole.optimizer_bytes
     assert plan.parameter_bytes == sum(x.nbytes for x in jax.tree.leaves((state.params, state.ema)))
+
+
+FEW_BITS = {"base": "nf4", "base_block": 16, "dora": True}
+
+
+def test_beside_a_base_of_few_bits_adapters_train_alone_on_any_split():
+    begun = jax.device_get(program_for({"data": 1}, jax.devices()[:1], adapted=FEW_BITS).init().params)
+    loss, alone = train({"data": 1}, jax.devices()[:1], adapted=FEW_BITS)
+    found, state = train({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices(), adapted=FEW_BITS)
+    assert found == pytest.approx(loss, rel=1e-5)
+    ended = jax.device_get((alone.params, state.params))
+    for before, one, split in zip(*map(jax.tree.leaves, (begun, *ended)), strict=True):
+        np.testing.assert_allclose(split, one, atol=2e-4)
+        if not np.issubdtype(one.dtype, np.floating):
+            np.testing.assert_array_equal(one, before)
+    value = alone.params["stack"]["blocks"]["attention"]["value"]["kernel"]
+    assert np.max(np.abs(value.magnitude - begun["stack"]["blocks"]["attention"]["value"]["kernel"].magnitude)) > 1e-3
+    adapters = 2 * 2 * (32 * 4 + 4 * 32 + 32)
+    held = sum(x.nbytes for x in jax.tree.leaves(alone.opt_state))
+    assert 0 <= held - 2 * 4 * adapters <= 16
