@@ -2,6 +2,7 @@ from setuptools import find_packages, setup
 
 TPU_COMPILER = "jax[tpu]>=0.10"  # it runs, and compiles for TPUs, on machines without one
 GGUF = "gguf>=0.17"  # its tables of block sizes, and how blocks are unpacked
+CONSTRAINED = "llguidance>=1.9"  # which tokens go on with a text of a schema, an expression or a grammar
 SEARCH = "faiss-cpu>=1.9"  # nearest neighbours among very many vectors
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2", "seqeval>=1.2.2"]  # metrics of evaluation tasks
 
@@ -42,9 +43,10 @@ setup(
         "eval": EVAL,
         "gguf": [GGUF],
         "search": [SEARCH],
+        "constrained": [CONSTRAINED],
         "test": [
             "pytest>=8", "pytest-xdist>=3.5", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29",
-            *EVAL, GGUF, SEARCH,
+            *EVAL, GGUF, SEARCH, CONSTRAINED,
             f"{TPU_COMPILER}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],  # fmt: skip
         "tensorboard": ["tensorboard>=2.16"],  # to look at the events of a run

@@ -15,18 +15,19 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 
-from fmjax.commands import cli, launch, media
+from fmjax.commands import cli, constraint_flags, launch, media
 from fmjax.errors import DataError, InputError
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+HELD = constraint_flags.NAMES
 BEAMS = ("num_beams", "length_penalty")
 READS = {
-    "prompt": ("max_new_tokens", "num_samples", "special", *media.MODALITIES, *DRAWING, *BEAMS),
-    "prompt_file": ("max_new_tokens", "num_samples", "special", *media.MODALITIES, *DRAWING, *BEAMS),
-    "chat": ("max_new_tokens", "system", "chat_file", "template", *DRAWING),
+    "prompt": ("max_new_tokens", "num_samples", "special", *media.MODALITIES, *DRAWING, *HELD, *BEAMS),
+    "prompt_file": ("max_new_tokens", "num_samples", "special", *media.MODALITIES, *DRAWING, *HELD, *BEAMS),
+    "chat": ("max_new_tokens", "system", "chat_file", "template", *DRAWING, *HELD),
     "prompts": (
         "output", "max_new_tokens", "num_samples", "special", "template", "batch_size", "with_tokens", "with_logprobs",
-        *DRAWING, *BEAMS,
+        *DRAWING, *HELD, *BEAMS,
     ),
 }  # fmt: skip
 """What to do: the flags that it reads, besides those of the model."""
@@ -56,6 +57,7 @@ def parse(argv: list[str]):
     random = [name for name in (*DRAWING, "num_samples", "with_logprobs") if name in flags]
     if "num_beams" in flags and random:
         raise InputError(f"--{random[0]} has no meaning with --num_beams: beam search draws nothing; leave it out")
+    constraint_flags.check(flags)
     return flags
 
 
@@ -84,6 +86,7 @@ def _parser() -> cli.ArgumentParser:
     media.add_flags(parser)
 
     _add_drawing(parser)
+    constraint_flags.add_flags(parser)
     add(
         "--special",
         action="store_true",
@@ -181,11 +184,12 @@ def continue_prompt(flags) -> None:
     import jax
 
     prompt = flags.prompt if flags.mode == "prompt" else _read_prompt(flags.prompt_file)
+    held = constraint_flags.given(flags)
     model = _load(flags)
     is_translation = model.engine.start_id is not None
     tokens = model.encode_prompts([prompt], special="special" in flags)
     shown = "" if is_translation else prompt
-    options = _given(flags, "max_new_tokens", "num_samples", *DRAWING, *BEAMS)
+    options = _given(flags, "max_new_tokens", "num_samples", *DRAWING, *BEAMS) | held
     if "num_beams" in flags:
         print(shown + model.beam_search(tokens, **options)[0][0].text)
         return
@@ -243,8 +247,9 @@ def chat(flags) -> None:
         messages = [{"role": "system", "content": flags.system}]
     template = dict(flags.template) if "template" in flags else {}
     _check_template(flags.model, messages, template)
+    held = constraint_flags.given(flags)
     model = _load(flags)
-    session = ChatSession(model, messages, template=template, **_given(flags, "max_new_tokens", *DRAWING))
+    session = ChatSession(model, messages, template=template, **_given(flags, "max_new_tokens", *DRAWING), **held)
     print(f"{told(session.settings)}; flags that you give count before the model's own", file=sys.stderr)
     converse(session, autosave=file)
 
@@ -276,9 +281,10 @@ def complete_prompts(flags) -> None:
         _check_template(flags.model, chats[0], template)
     elif template:
         raise InputError(f"--template has no meaning with {prompts.path}, which has no 'messages'; leave it out")
+    held = constraint_flags.given(flags)
     model = _load(flags)
     names = ("max_new_tokens", "num_samples", "special", "batch_size", "with_tokens", "with_logprobs", *DRAWING, *BEAMS)
-    options = _given(flags, *names)
+    options = _given(flags, *names) | held
     try:
         added = batch_file.complete_file(
             model, prompts, output, template=template, use_beams="num_beams" in flags, progress=True, **options

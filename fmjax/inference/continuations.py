@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 
 from fmjax.errors import InputError
+from fmjax.inference import constraints
 from fmjax.inference.beam import beam_search, check_width
 from fmjax.inference.checks import check_whole
+from fmjax.inference.constraints import Constraint
 from fmjax.inference.engine import Engine
 from fmjax.inference.engine_programs import CHUNK
 from fmjax.inference.engine_requests import HIGHEST_SEED, PromptRequest, number_copies
@@ -26,6 +28,8 @@ class Options:
         logit, may change with them.
       stop: a continuation ends before the first of these strings; no part of one is ever given out.
       stop_ids: tokens that end a continuation, besides the tokenizer's EOS.
+      constraint: what a continuation has to be (`fmjax.inference.constraints`), or one for each prompt, None among them
+        for any text. One that ends with "length" or "context" is the beginning of such a text.
       num_samples: continuations of each prompt; sample j of prompt i has the index i * num_samples + j.
       copies: numbers that tell continuations of the same prompt apart, one for each index. None counts them in this
         call; a part of a longer list gives those of the whole list (`fmjax.inference.engine_requests.number_copies`).
@@ -47,6 +51,7 @@ class Options:
     seed: int = 0
     stop: Sequence[str] = ()
     stop_ids: Sequence[int] = ()
+    constraint: Constraint | Sequence[Constraint | None] | None = None
     num_samples: int = 1
     copies: Sequence[int] | None = None
     batch_size: int = 16
@@ -67,6 +72,9 @@ class Options:
                 raise InputError(f"{name} must be a list of numbers, got {value!r}; put it in a list")
         for token in self.stop_ids:
             check_whole(0, stop_ids=token)
+        constraints.check(self.constraint)
+        if self.stop and self.constraint is not None:
+            raise InputError("stop strings would cut off what constraint asks for; leave one of them out")
         self.sampling  # checks the rest
 
     @property
@@ -117,13 +125,16 @@ class Continuations:
     """
 
     def __init__(self, engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], options: Options):
+        held = constraints.each(options.constraint, len(prompts))
+        languages = [None if one is None else constraints.language(one, tokenizer) for one in held]
+        languages = [one for one in languages for _ in range(options.num_samples)]
         prompts = [tokens for tokens in prompts for _ in range(options.num_samples)]
         copies = number_copies(prompts) if options.copies is None else options.copies
         if len(copies) != len(prompts):
             raise InputError(f"copies: expected a number for each of {len(prompts)} continuations, got {len(copies)}")
         requests = [
-            PromptRequest(tokens, options.max_new_tokens, options.sampling, options.seed, copy)
-            for tokens, copy in zip(prompts, copies)
+            PromptRequest(tokens, options.max_new_tokens, options.sampling, options.seed, copy, language)
+            for tokens, copy, language in zip(prompts, copies, languages)
         ]
         self._stop_ids = {*options.stop_ids, getattr(tokenizer, "eos_id", None)} - {None}
         run = {name: getattr(options, name) for name in ("steps", "batch_size", "cache_length", "progress")}

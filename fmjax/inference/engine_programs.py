@@ -40,6 +40,7 @@ class State(NamedTuple):
     keys: jax.Array  # typed random keys
     settings: Settings
     seen: jax.Array | None  # bool [B, V], tokens of the prompt and drawn; None unless a penalty is used
+    allowed: jax.Array | None = None  # uint32 [B, W] (`sampler.only_these`), put there by the host; None likewise
 
 
 class Starting(NamedTuple):
@@ -50,6 +51,7 @@ class Starting(NamedTuple):
     digest: np.ndarray
     copy: np.ndarray
     settings: Settings
+    allowed: np.ndarray | None = None  # of the first tokens, as in `State`
 
 
 class Drawn(NamedTuple):
@@ -119,7 +121,8 @@ def begin_rows(form: Form, logits, state: State, packed: Packed, starting: Start
             seen = seen.at[:, form.start_id].set(True)
     if form.start_id is None:
         first = fold(keys, jnp.zeros_like(packed.rows))
-        tokens, logprobs = sample(logits, first, starting.settings, form.uses, form.num_tokens, seen, form.banned_ids)
+        limits = form.num_tokens, seen, form.banned_ids, starting.allowed
+        tokens, logprobs = sample(logits, first, starting.settings, form.uses, *limits)
         stopped = jnp.any(tokens[:, None] == stop_ids[None], axis=-1)
         remaining, drawn = jnp.where(stopped, 0, starting.remaining - 1), jnp.ones_like(tokens)
         seen = None if seen is None else seen.at[jnp.arange(len(tokens)), tokens].set(True)
@@ -140,6 +143,7 @@ def begin_rows(form: Form, logits, state: State, packed: Packed, starting: Start
         keys=state.keys.at[packed.rows].set(keys, mode="drop"),
         settings=jax.tree.map(put, state.settings, starting.settings),
         seen=None if seen is None else state.seen.at[packed.rows].set(seen, mode="drop"),
+        allowed=state.allowed,
     )
     return state, *whole(out)
 
@@ -189,7 +193,7 @@ def draw(form: Form, logits, state: State, drawn: Drawn, stop_ids) -> tuple[Stat
     """Draws a token a row from logits [B, V]; `state` has the cache they come with."""
     active = state.remaining > 0
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.drawn)
-    limits = form.num_tokens, state.seen, form.banned_ids
+    limits = form.num_tokens, state.seen, form.banned_ids, state.allowed
     tokens, logprobs = sample(logits, keys, state.settings, form.uses, *limits)
     stopped = jnp.any(tokens[:, None] == stop_ids[None], axis=-1)
     seen = state.seen

@@ -4,13 +4,34 @@ import dataclasses
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from fmjax.inference.sampler import Sampling
+from fmjax.inference.sampler import Sampling, Uses
 
 HIGHEST_SEED = 2**32 - 1
 """Seeds and numbers of copies are folded into keys as uint32."""
+
+
+class Walk(Protocol):
+    """A continuation on its way through a language (`fmjax.inference.constraints`)."""
+
+    def allowed(self) -> np.ndarray:
+        """uint32 words (`fmjax.inference.sampler.only_these`): the tokens that a text of the language goes on with."""
+
+    def may_end(self) -> bool:
+        """Whether what was drawn so far is a text of the language."""
+
+    def take(self, token: int) -> None:
+        """Goes on by a token that was drawn."""
+
+
+class Language(Protocol):
+    """The texts that a continuation may be."""
+
+    def begin(self) -> Walk:
+        """A walk that nothing was drawn of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +43,8 @@ class PromptRequest:
       max_new_tokens: drawn at most, fewer where the context ends.
       sampling: how they are drawn.
       seed, copy: with the prompt's own tokens they fix what is drawn; `copy` numbers requests for the same prompt.
+      language: what is drawn is a text of it: each token is drawn from those that it allows there, and a stop token
+        where a text of it may end. None is any text.
     """
 
     tokens: Sequence[int]
@@ -29,6 +52,12 @@ class PromptRequest:
     sampling: Sampling = Sampling(0.0)
     seed: int = 0
     copy: int = 0
+    language: Language | None = None
+
+    @property
+    def uses(self) -> Uses:
+        """Parts of the sampler that it needs."""
+        return self.sampling.uses._replace(allowed=self.language is not None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import decoding
+from fmjax.inference.allowed_tokens import AllowedTokens
 from fmjax.inference.checks import not_finite
 from fmjax.inference.engine_parts import BRIEF, programs_of
 from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting
-from fmjax.inference.engine_requests import Chunk, PromptRequest, digest
+from fmjax.inference.engine_requests import Chunk, PromptRequest, Walk, digest
 from fmjax.inference.rows import bucket
 from fmjax.inference.sampler import Settings, Uses
 from fmjax.parallel import watch
@@ -33,6 +34,7 @@ class _Row:
     sent: int = 0  # tokens that dispatched programs draw at most
     drawn: int = 0
     done: bool = False
+    walk: Walk | None = None  # through the request's language
 
 
 class Run:
@@ -50,14 +52,16 @@ class Run:
         stops = sorted(self._stop_ids)
         self._stops = np.asarray(stops + [-1] * (bucket(len(stops), low=1) - len(stops)), np.int32)
         self._steps = min(steps, CHUNK)
+        self._allowed = None
         self._total = None
         self._in_parts = False
         self._uses, source = Uses(), 1
         if isinstance(requests, Sequence):
             for index, request in enumerate(requests):
                 engine.check(index, request)
-                self._uses |= request.sampling.uses
+                self._uses |= request.uses
             self._total = len(requests)
+            self._know_allowed()
             batch_size = min(batch_size, bucket(max(1, len(requests)), low=1))
             allowed = [engine.allowed(request) for request in requests]
             needed = max(sum(allowed) / batch_size, max(allowed, default=0))
@@ -107,8 +111,9 @@ class Run:
             while self._fill() or any(self._rows) or self._pending:
                 while self._prefill():
                     pass
-                if self._in_parts and self._pending:
-                    # The host makes the calls of a chunk while it is computed, and reads nothing meanwhile.
+                if (self._in_parts or self._uses.allowed) and self._pending:
+                    # The host makes the calls of a chunk while it is computed, and reads nothing meanwhile. What may be
+                    # drawn next depends on what was.
                     yield from self._read()
                     continue
                 if self._unsent() or (any(self._rows) and not self._pending):
@@ -150,6 +155,9 @@ class Run:
         engine = self._engine
         rows = [_Row(index, request, engine.allowed(request)) for index, request in taken]
         requests = [row.request for row in rows]
+        form = self._form(requests)
+        for row in rows:
+            row.walk = None if row.request.language is None else row.request.language.begin()
         high = getattr(engine.module, "max_length", None)
         high = None if high is None else max(high, PACKED_TOKENS)
         packed = decoding.pack([r.tokens for r in requests], free, capacity, self._batch_size, high)
@@ -165,8 +173,8 @@ class Run:
             column((digest(r.tokens) for r in requests), np.uint32),
             column((r.copy for r in requests), np.uint32),
             Settings(*(c.astype(np.int32 if i == 1 else np.float32) for i, c in enumerate(columns))),
+            column((self._words(row) for row in rows), np.uint32) if form.uses.allowed else None,
         )
-        form = self._form(requests)
         _, prefill, _ = programs_of(form)
         self._state, tokens, logprobs = prefill(form, engine.weights, self._state, packed, starting, self._stops)
         for number, row in zip(free, rows):
@@ -179,7 +187,8 @@ class Run:
     def _form(self, requests: Sequence[PromptRequest]) -> Form:
         """The form of the next program; creates the state, and adds to it what new requests are the first to use."""
         for request in requests:
-            self._uses |= request.sampling.uses
+            self._uses |= request.uses
+        self._know_allowed()
         form = self._engine.form(self._uses, self._batch_size)
         vocab_size = getattr(self._engine.module, "vocab_size", None)
         if self._uses.penalty and vocab_size is None:
@@ -190,21 +199,38 @@ class Run:
             self._state = start(form, self._batch_size, self._max_length, self._source_length, vocab_size)
         elif self._uses.penalty and self._state.seen is None:
             self._state = self._state._replace(seen=jnp.zeros((self._batch_size, vocab_size), bool))
+        if self._uses.allowed and self._state.allowed is None:
+            self._state = self._state._replace(allowed=jnp.asarray([self._allowed.everything] * self._batch_size))
         return form
+
+    def _know_allowed(self) -> None:
+        """Makes what tells the tokens that rows may draw, once a request is held to a language."""
+        if self._uses.allowed and self._allowed is None:
+            engine = self._engine
+            self._allowed = AllowedTokens(engine.module, engine.num_tokens, engine.banned_ids, self._stop_ids)
+
+    def _words(self, row: _Row | None) -> np.ndarray:
+        """The tokens that a row may draw next."""
+        return self._allowed.everything if row is None else self._allowed.of(row.walk, row.index, row.drawn)
 
     def _decode(self) -> None:
         alive = np.asarray([row is not None for row in self._rows])
         waiting = self._fill()
         free_rows = max(1, self._batch_size // 4) if waiting else self._batch_size
         wanted = max(row.allowed - row.sent for row in self._rows if row is not None)
-        numbers = np.int32(min(self._steps, max(1, wanted))), np.int32(free_rows)
+        # What a row with a language may draw is known for one token.
+        steps = 1 if any(row is not None and row.walk is not None for row in self._rows) else self._steps
+        numbers = np.int32(min(steps, max(1, wanted))), np.int32(free_rows)
         form, weights = self._form(()), self._engine.weights
         form = form if self._in_parts else form._replace(part=None)
         _, _, decode = programs_of(form)
+        if form.uses.allowed:
+            words = jnp.asarray(np.stack([self._words(row) for row in self._rows]))
+            self._state = self._state._replace(allowed=words)
         self._state, tokens, logprobs = decode(form, weights, self._state, alive, self._stops, *numbers)
         owners = [(number, number, row) for number, row in enumerate(self._rows) if row is not None]
         for _, _, row in owners:
-            row.sent += self._steps
+            row.sent += steps
         self._pending.append((owners, tokens, logprobs))
 
     def _read(self) -> Iterator[Chunk]:
@@ -230,6 +256,9 @@ class Run:
                 finish = "stop"
             elif row.drawn >= row.allowed:
                 finish = "length" if row.drawn >= row.request.max_new_tokens else "context"
+            if row.walk is not None:
+                for token in new[: -1 if finish == "stop" else None]:
+                    row.walk.take(token)
             if finish:
                 self._end(number, row)
             if new:

@@ -27,6 +27,7 @@ class Uses(NamedTuple):
     draw: bool = False  # some row has a temperature
     truncate: bool = False  # top-k, top-p or min-p
     penalty: bool = False
+    allowed: bool = False  # some row may draw certain tokens alone (`only_these`)
 
     def __or__(self, other: "Uses") -> "Uses":
         return Uses(*(a or b for a, b in zip(self, other)))
@@ -202,9 +203,18 @@ def only_allowed(scores: jax.Array, num_tokens: int | None, banned_ids: tuple[in
     return scores if allowed.all() else jnp.where(allowed, scores, -jnp.inf)
 
 
+def only_these(scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Scores [B, V] with -inf at tokens that a row may not draw.
+
+    allowed: uint32 [B, W], W * 32 at least V: bit i of word w is token 32 w + i, 1 where it may be drawn.
+    """
+    bits = (allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return jnp.where(bits.reshape(len(allowed), -1)[:, : scores.shape[-1]] > 0, scores, -jnp.inf)
+
+
 def sample(
     logits: jax.Array, keys: jax.Array, settings: Settings, uses: Uses, num_tokens: int | None = None, seen=None,
-    banned_ids: tuple[int, ...] = (),
+    banned_ids: tuple[int, ...] = (), allowed=None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Draws one token a row.
 
@@ -216,12 +226,14 @@ def sample(
       num_tokens: only tokens below it are drawn (a vocabulary padded beyond its tokenizer's); None = all.
       seen: bool [B, V], the tokens of the prompt and those drawn; read for the penalty alone.
       banned_ids: tokens that are never drawn.
+      allowed: what each row may draw (`only_these`); read where `uses.allowed`. The rest has no probability before
+        top-k, top-p and min-p look at what there is.
 
     Returns:
       tokens int32 [B], and log-probabilities float32 [B] of those tokens under softmax(logits / temperature), before
-      the penalty, top-k, top-p and min-p (those of softmax(logits) when greedy): the log-probability that a later
-      forward pass over the same tokens can recompute. It is not finite where the logits have NaN or +inf, or -inf at
-      every token that may be drawn; the token then means nothing.
+      the penalty, what is allowed, top-k, top-p and min-p (those of softmax(logits) when greedy): the log-probability
+      that a later forward pass over the same tokens can recompute. It is not finite where the logits have NaN or +inf,
+      or -inf at every token that may be drawn; the token then means nothing.
     """
     columns = Settings(*(jnp.asarray(x)[..., None] for x in settings))
     logits = logits.astype(jnp.float32)
@@ -239,6 +251,8 @@ def sample(
         scores = penalise(logits, seen, columns.repetition_penalty)
         scores = scores / jnp.where(columns.temperature > 0, columns.temperature, 1.0)
     scores = only_allowed(scores, num_tokens, banned_ids)
+    if uses.allowed:
+        scores = only_these(scores, allowed)
     plain = scores is scaled
     best = top if plain else jnp.max(scores, axis=-1, keepdims=True)
     # The first of the largest: two vectorised passes, where argmax compares one by one on a CPU.

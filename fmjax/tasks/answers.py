@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fmjax.data.tokenizers.base import digest
 from fmjax.errors import InputError
-from fmjax.inference import counted, kinds, scored_text
+from fmjax.inference import constraints, counted, kinds, scored_text
 from fmjax.parallel import watch
 from fmjax.tasks import environments, functions
 from fmjax.tasks.capabilities import needed
@@ -133,7 +133,8 @@ def _check_number(request: Request, answer) -> None:
 def _group(request: Request) -> tuple[Hashable, ...]:
     """Requests with the same group go to the model together."""
     if isinstance(request, Generate):
-        return Generate, request.max_new_tokens, request.temperature, request.top_p, request.stop, request.chat
+        drawing = request.temperature, request.top_p, request.stop, bool(request.choices)
+        return Generate, request.max_new_tokens, request.chat, *drawing
     if isinstance(request, Apply):
         return Apply, request.function
     if isinstance(request, Rollout):
@@ -202,6 +203,8 @@ def _generate(model, requests, seed, progress, work) -> Iterator[tuple[int, str]
     options = dict(
         max_new_tokens=first.max_new_tokens, temperature=first.temperature, top_p=first.top_p, stop=first.stop
     )
+    if first.choices:
+        options["constraint"] = [constraints.choices(request.choices) for request in requests]
     copies = [request.sample for request in requests]
     for piece in model.pieces(prompts, seed=seed, copies=copies, progress=progress, **options):
         if piece.whole is not None:

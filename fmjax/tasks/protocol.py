@@ -42,6 +42,8 @@ class Generate:
     chat: the prompt, examples included, is a user's message, and the continuation the assistant's reply to it, by the
       tokenizer's chat template where it has one; a model without gets the prompt as it is. `results.json` says which
       under "details".
+    choices: the continuation is one of these texts, by the model's distribution over them alone
+      (`fmjax.inference.constraints`; not with `stop`); empty for any text.
     """
 
     prompt: str
@@ -51,6 +53,7 @@ class Generate:
     top_p: float = 1.0
     sample: int = 0
     chat: bool = False
+    choices: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,26 @@ def test_a_prompt_and_its_continuation(saved, capsys, tmp_path, monkeypatch):
         assert message in captured.err and not captured.out
 
 
+def test_what_is_asked_for_comes_out(saved, capsys, tmp_path):
+    argv = [f"--model={saved}", "--prompt=ab", "--max_new_tokens=24"]
+    assert run(capsys, *argv, "--choices=yes, no,maybe").out in ("abyes\n", "ab no\n", "abmaybe\n")
+    (tmp_path / "schema.json").write_text('{"type": "object", "properties": {}, "additionalProperties": false}')
+    assert run(capsys, *argv, f"--json_schema={tmp_path / 'schema.json'}").out == "ab{}\n"
+    (tmp_path / "p.jsonl").write_text('"a"\n"b"\n')
+    files = [f"--prompts={tmp_path / 'p.jsonl'}", f"--output={tmp_path / 'o.jsonl'}"]
+    run(capsys, argv[0], *files, "--regex=[0-9]{3}")
+    assert all(json.loads(line)["text"].isdigit() for line in (tmp_path / "o.jsonl").read_text().splitlines())
+    assert "begun with other settings" in run(capsys, argv[0], *files, "--regex=[0-9]{4}", code=2).err
+    for flags, message in [
+        (["--regex=a", "--choices=b"], "give one of --regex and --choices"),
+        (["--regex=a", "--num_beams=2"], "--regex cannot be kept by beam search"),
+        (["--choices=a", "--stop=b"], "--stop would cut off what --choices asks for"),
+        (["--grammar=/nowhere"], "--grammar=/nowhere cannot be read"),
+        (["--regex=("], "the regex '(' is not understood"),
+    ]:
+        assert message in run(capsys, *argv, *flags, code=2).err
+
+
 def test_every_flag_of_the_sampler_reaches_it(saved, capsys):
     options = dict(
         max_new_tokens=12, temperature=0.7, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=4,

@@ -94,6 +94,16 @@ class Tokenizer(Protocol):
     def token_to_id(self, token: str) -> int | None:
         """The id of a token spelt as `token` gives it; None where there is none."""
 
+    def token_bytes(self) -> list[bytes]:
+        """For each id what it adds to a text that goes on, in UTF-8: b"" for control tokens, and for ids left out.
+
+        Raises TokenizerError where what a token adds depends on the tokens around it.
+        """
+        raise TokenizerError(
+            f"{self.source}: what a token of a {type(self).__name__} adds to a text depends on those around it; byte-"
+            "level and SentencePiece vocabularies have tokens that stand for bytes"
+        )
+
     def save(self, directory: pathlib.Path) -> None:
         """Writes files that `load_tokenizer(directory)` and the `transformers` AutoTokenizer read."""
 

@@ -59,6 +59,9 @@ class ByteTokenizer(Tokenizer):
             return "<bos>" if id == self.bos_id else "<eos>"
         return chr(id) if chr(id).isascii() and chr(id).isprintable() else f"<0x{id:02X}>"
 
+    def token_bytes(self) -> list[bytes]:
+        return [bytes([i]) for i in range(256)] + [b""] * (self.vocab_size - 256)
+
     def token_to_id(self, token: str) -> int | None:
         return next((i for i in range(self.vocab_size) if self.token(i) == token), None)
 

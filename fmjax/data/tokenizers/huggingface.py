@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fmjax.data.tokenizers.base import SPECIAL_NAMES, Tokenizer, check_ids, digest, spelt_out
 from fmjax.data.tokenizers.published_settings import AddedToken, TokenizerConfig, write_config
+from fmjax.data.tokenizers.token_bytes import bytes_of_tokens
 from fmjax.errors import TokenizerError
 
 log = logging.getLogger("fmjax")
@@ -169,6 +170,17 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def token_to_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
+
+    def token_bytes(self) -> list[bytes]:
+        read = bytes_of_tokens(json.loads(self._definition).get("decoder"))
+        if read is None:
+            return super().token_bytes()
+        added = {i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()}
+        found, control = [b""] * self.vocab_size, {self.token_to_id(token) for token in self.control_tokens}
+        for token, id in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if id not in control:
+                found[id] = added[id].encode() if id in added else read(token)
+        return found
 
     def save(self, directory: pathlib.Path) -> None:
         directory = pathlib.Path(directory)

@@ -223,6 +223,21 @@ class SentencePieceTokenizer(Tokenizer):
         index = self._piece_id(token)
         return None if index in self._added else index
 
+    def token_bytes(self) -> list[bytes]:
+        found, processor = [], self._processor
+        for id in range(self.vocab_size):
+            if id in self._added:
+                piece = "" if self._added[id].special else self._added[id].content
+            elif processor.is_byte(id):
+                found.append(bytes([int(processor.id_to_piece(id)[1:-1], 16)]))
+                continue
+            elif processor.is_control(id) or processor.is_unknown(id) or processor.is_unused(id):
+                piece = ""
+            else:
+                piece = processor.id_to_piece(id).replace(_SPACE_MARK, " ")
+            found.append(b"" if id in self._found else piece.encode())
+        return found
+
     def save(self, directory: pathlib.Path) -> None:
         directory = pathlib.Path(directory)
         (directory / "tokenizer.model").write_bytes(self._model)

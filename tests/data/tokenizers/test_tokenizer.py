@@ -76,6 +76,14 @@ def test_round_trip(tokenizer):
         assert tokenizer.decode([tokenizer.bos_id, *ids, tokenizer.eos_id]) == text
 
 
+def test_bytes_of_tokens_are_those_of_the_text(tokenizer):
+    pieces = tokenizer.token_bytes()
+    assert len(pieces) == tokenizer.vocab_size
+    for text in [*TRICKY, *random_texts(100)]:
+        assert b"".join(pieces[i] for i in tokenizer.encode(text)) == text.encode()
+    assert all(pieces[tokenizer.token_to_id(token)] == b"" for token in tokenizer.control_tokens)
+
+
 def test_saved_and_loaded_again(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)

@@ -65,6 +65,20 @@ def test_ids(case):
     assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
 
 
+def test_bytes_of_tokens_spell_what_is_decoded(case):
+    name, _, tokenizer, _ = case
+    if name in ("marian", "bert", "bert_cased", "openai_gpt", "clip", "clip_json"):
+        with pytest.raises(TokenizerError, match="depends on those around it"):
+            tokenizer.token_bytes()
+        return
+    pieces = tokenizer.token_bytes()
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        if tokenizer.unk_id not in ids:
+            found = b"".join(pieces[i] for i in ids).decode()
+            assert tokenizer.decode(ids) in (found, found.removeprefix(" ")), text
+
+
 def test_text_is_text(case):
     """The names of control tokens are ordinary characters to `encode`, which gives back any text that it keeps."""
     name, _, tokenizer, _ = case

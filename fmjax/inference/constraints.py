@@ -1,0 +1,215 @@
+"""Texts that a continuation is held to: a JSON schema, a regular expression, a list of choices, a Lark grammar.
+
+Each token is drawn from the model's own distribution over those tokens alone that some text of the language goes on
+with, renormalised; a stop token counts among them where a text may end. The tokens of a text need not be those that the
+tokenizer would cut it into: no token is forced because others are the rule. By `llguidance`, `pip install -e
+'.[constrained]'`.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmjax.data.tokenizers.base import Tokenizer
+from fmjax.errors import InputError, RunError, TokenizerError
+from fmjax.layers.checks import check_choice
+
+KINDS = ("json_schema", "regex", "choices", "lark")
+
+OPTIONS = '%llguidance {"no_forcing": true}\n'
+"""Without it a token that begins what must come would be the only one allowed, though shorter ones begin it too."""
+
+WHITE_SPACE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+"""JSON is written as `json.dumps` does: with any white space, a small model may write nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """What a continuation has to be, made by `json_schema`, `regex`, `choices` or `lark`.
+
+    Attributes:
+      kind: one of KINDS.
+      source: the schema or the choices as JSON, the expression, the grammar.
+    """
+
+    kind: str
+    source: str
+
+    def __post_init__(self):
+        check_choice("constraint", self.kind, KINDS)
+
+
+def json_schema(schema: Mapping[str, Any] | str) -> Constraint:
+    """JSON that a schema takes, in the white space of `json.dumps`.
+
+    Raises InputError for what is no schema; keywords that are not supported are named when it is used.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise InputError(f"the JSON schema is no JSON: {error}") from None
+    if not isinstance(schema, Mapping | bool):
+        raise InputError(f'a JSON schema is an object such as {{"type": "integer"}}, got {schema!r}')
+    return Constraint("json_schema", json.dumps(schema, ensure_ascii=False))
+
+
+def regex(pattern: str) -> Constraint:
+    """Texts that a regular expression matches as a whole, in Rust's syntax without look-around and back references."""
+    if not isinstance(pattern, str):
+        raise InputError(f"a regular expression is a text, got {pattern!r}")
+    return Constraint("regex", pattern)
+
+
+def choices(texts: Sequence[str]) -> Constraint:
+    """One of these texts."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+        raise InputError(f"choices are a list of texts, got {texts!r}")
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise InputError(f"a choice is a text that is not empty, got {text!r} among {list(texts)!r}")
+    return Constraint("choices", json.dumps(list(texts), ensure_ascii=False))
+
+
+def lark(grammar: str) -> Constraint:
+    """Texts of a grammar in llguidance's variant of Lark, whose first rule is `start`."""
+    if not isinstance(grammar, str):
+        raise InputError(f"a grammar is a text, got {grammar!r}")
+    return Constraint("lark", grammar)
+
+
+def each(constraint: Constraint | Sequence[Constraint | None] | None, count: int) -> list[Constraint | None]:
+    """A constraint, or None, for each of `count` prompts. Raises InputError for a list of another length."""
+    found = [constraint] * count if constraint is None or isinstance(constraint, Constraint) else list(constraint)
+    if len(found) != count:
+        raise InputError(f"constraint: expected one for all, or one for each of {count} prompts, got {len(found)}")
+    return found
+
+
+def check(constraint: Any) -> None:
+    """Raises InputError for what is neither a constraint nor a list of them, and without llguidance."""
+    if constraint is None:
+        return
+    given = constraint if isinstance(constraint, list | tuple) else [constraint]
+    for one in given:
+        if not isinstance(one, Constraint | None):
+            raise InputError(
+                f"constraint must be made by json_schema, regex, choices or lark of fmjax.inference.constraints, got "
+                f"{one!r}"
+            )
+    if any(one is not None for one in given) and importlib.util.find_spec("llguidance") is None:
+        raise InputError("a constraint needs llguidance: pip install -e '.[constrained]'")
+
+
+@functools.lru_cache(maxsize=64)
+def language(constraint: Constraint, tokenizer: Tokenizer | None) -> "TextLanguage":
+    """The texts of a constraint as tokens (`fmjax.inference.engine_requests.Language`).
+
+    Raises InputError for a schema, expression or grammar that is not understood, naming what is wrong in it, and
+    without a tokenizer; TokenizerError for one whose tokens have no bytes of their own.
+    """
+    check(constraint)
+    if tokenizer is None:
+        raise InputError("a constraint is of texts, and the model has no tokenizer for them")
+    from llguidance import LLMatcher, LLParserLimits
+
+    known, grammar = _vocabulary(tokenizer), _grammar(constraint)
+    matcher = LLMatcher(known, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    if matcher.is_error():
+        what = constraint.kind.replace("_", " ")
+        raise InputError(f"the {what} {constraint.source[:200]!r} is not understood: {matcher.get_error().strip()}")
+    return TextLanguage(matcher, constraint)
+
+
+class TextLanguage:
+    """See `language`."""
+
+    def __init__(self, matcher, constraint: Constraint):
+        self._matcher, self._constraint = matcher, constraint
+
+    def begin(self) -> "TextWalk":
+        """A walk that nothing was drawn of."""
+        return TextWalk(self._matcher.deep_copy(), self._constraint)
+
+
+class TextWalk:
+    """See `fmjax.inference.engine_requests.Walk`."""
+
+    def __init__(self, matcher, constraint: Constraint):
+        self._matcher, self._constraint = matcher, constraint
+
+    def allowed(self) -> np.ndarray:
+        """uint32 words: the tokens that go on with some text."""
+        if self._matcher.is_stopped():
+            self._check()
+            return np.zeros(0, np.uint32)
+        words = self._matcher.compute_bitmask()
+        if self._matcher.get_error().startswith("NoExtensionBias"):  # no token goes on with any text
+            return np.zeros(0, np.uint32)
+        self._check()
+        return np.frombuffer(words, "<u4")
+
+    def may_end(self) -> bool:
+        """Whether what was drawn is a text of the language."""
+        return self._matcher.is_accepting()
+
+    def take(self, token: int) -> None:
+        """Goes on by a token."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise RunError(
+                f"the constraint {self._constraint.source[:80]!r} cannot be followed any further: "
+                f"{self._matcher.get_error().strip()}"
+            )
+
+
+def _grammar(constraint: Constraint) -> str:
+    """The constraint in llguidance's Lark."""
+    from llguidance import regex_to_lark
+
+    source = constraint.source
+    if constraint.kind == "lark":
+        return OPTIONS + source
+    if constraint.kind == "json_schema":
+        schema = json.loads(source)
+        schema = schema if isinstance(schema, dict) else {"allOf": [schema]}
+        return f"{OPTIONS}start: %json {json.dumps(schema | {'x-guidance': WHITE_SPACE})}\n"
+    if constraint.kind == "choices":
+        source = "|".join(map(re.escape, sorted(set(json.loads(source)))))
+    return f"{OPTIONS}start: TEXT\nTEXT: /{regex_to_lark(source, '')}/\n"
+
+
+class _Vocabulary:
+    """What llguidance reads of a tokenizer."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+    eos_token_id = None  # it adds one of its own, which is never drawn
+    special_token_ids = ()
+
+    def __init__(self, tokens: list[bytes]):
+        self.tokens = tokens
+
+    def __call__(self, text) -> list[int]:
+        raise RuntimeError("nothing is forced, so nothing is tokenised")
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary(tokenizer: Tokenizer):
+    """llguidance's tokenizer: a trie of the tokens' bytes."""
+    from llguidance import LLTokenizer
+
+    # A first byte of 0xFF marks control tokens there; it is in no text.
+    tokens = [b"" if piece.startswith(b"\xff") else piece for piece in tokenizer.token_bytes()]
+    if not any(tokens):
+        raise TokenizerError(f"{tokenizer.source}: no token stands for bytes of a text")
+    return LLTokenizer(_Vocabulary(tokens))
