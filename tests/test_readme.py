@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from fmjax import config as configs
-from fmjax import convert, evaluate, generate, plan, search, train
+from fmjax import agent, convert, evaluate, generate, plan, search, train
 from fmjax.commands import keep, lm_eval, reference, values
 from fmjax.inference.denoising import Denoising
 from fmjax.inference.drawn_codes import DrawnCodes
@@ -49,6 +49,7 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         assert values.parse(argv, Filling)[0].output.endswith(".txt")
     else:
         commands = {"convert": convert, "evaluate": evaluate, "generate": generate, "search": search}
+        commands["agent"] = agent
         commands |= {"commands.lm_eval": lm_eval, "commands.keep": keep, "commands.reference": reference}
         assert commands[module].parse(argv) is not None
 

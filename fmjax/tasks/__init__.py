@@ -100,6 +100,10 @@ TASKS = Registry(
         # Control.
         "grid": "fmjax.tasks.control:GridControl",
         "cartpole": "fmjax.tasks.control:CartPoleControl",
+        # Agents.
+        "agent_arithmetic": "fmjax.agents.evaluation:AgentArithmetic",
+        "agent_lookup": "fmjax.agents.evaluation:AgentLookup",
+        "agent_files": "fmjax.agents.evaluation:AgentFiles",
         # Code.
         "humaneval": "fmjax.tasks.code:HumanEval",
         "mbpp": "fmjax.tasks.code:MBPP",

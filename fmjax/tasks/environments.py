@@ -106,6 +106,8 @@ def run(model, requests: Sequence[Rollout], progress: str | None = None, work=No
     """(index, summary) of episodes in one environment, as they end.
 
     A summary has `return` (summed rewards), `steps`, and `ended` (1 where the environment ended it, 0 at `max_steps`).
+    An environment with a method `play(model, requests, progress, work)` leads its episodes itself, and says what their
+    summaries have: one whose actions are texts (`fmjax.agents.evaluation`).
 
     Args:
       model: a language model (`iter_scores`), or a policy: `act(observations float32 [N, D])` -> int [N].
@@ -114,6 +116,9 @@ def run(model, requests: Sequence[Rollout], progress: str | None = None, work=No
       work: the lengths of what a language model read are added to it.
     """
     environment = ENVIRONMENTS.get(requests[0].environment)()
+    if hasattr(environment, "play"):
+        yield from environment.play(model, requests, progress, work)
+        return
     act = _policy_actions if "act" in model.abilities else _language_actions
     states = {i: environment.reset(request.seed) for i, request in enumerate(requests)}
     totals = {i: 0.0 for i in states}

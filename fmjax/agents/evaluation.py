@@ -1,0 +1,118 @@
+"""Agents as evaluation tasks: problems from seeds, success by program, and the same without tools."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from fmjax.agents import problems
+from fmjax.agents.episode import Budget, Episode
+from fmjax.agents.formats import chosen
+from fmjax.agents.loop import Drawing, run
+from fmjax.agents.tools import Call
+from fmjax.inference.prompts import need_tokenizer
+from fmjax.tasks.protocol import Rollout, Task
+
+TOGETHER = 32
+"""Episodes that are on their way at once."""
+
+
+class Played:
+    """An environment that a language model acts in with texts and tools (`fmjax.tasks.environments`).
+
+    Attributes:
+      problem: (seed, embed) to a context with a `Problem`.
+      with_tools: whether its tools may be called; else the model is told of none.
+      budget: of an episode.
+    """
+
+    problem: Callable
+    with_tools = True
+    budget = Budget(steps=6, reply_tokens=200)
+
+    def play(self, model, requests: Sequence[Rollout], progress=None, work=None) -> Iterator[tuple[int, dict]]:
+        """(index, summary) of episodes, greedily: success 0 or 1, steps, calls, failed_calls, tokens, answered."""
+        need_tokenizer(model)
+        for first in range(0, len(requests), TOGETHER):
+            some = requests[first : first + TOGETHER]
+            with contextlib.ExitStack() as stack:
+                posed = [stack.enter_context(type(self).problem(one.seed, model.embed)) for one in some]
+                episodes = [self._episode(model, one.prompt, problem) for one, problem in zip(some, posed)]
+                run(model, episodes, Drawing())
+                for index, (episode, problem) in enumerate(zip(episodes, posed), first):
+                    if work is not None:
+                        work.lengths.update(len(step.context) + len(step.tokens) for step in episode.steps)
+                    yield index, summary(episode, problem.succeeded(episode.answer or ""))
+
+    def _episode(self, model, prompt: str, problem: problems.Problem) -> Episode:
+        tools = list(problem.tools) if self.with_tools else []
+        format = chosen("auto", model.tokenizer, tools)
+        return Episode(format, prompt + problem.goal, tools, self.budget, context_length=model.context_length)
+
+
+def summary(episode: Episode, success: bool) -> dict[str, float]:
+    """An episode in numbers."""
+    calls = [step for step in episode.steps if isinstance(step.action, Call)]
+    return {
+        "success": float(success), "steps": float(len(episode.steps)), "calls": float(len(calls)),
+        "failed_calls": float(sum(not step.succeeded for step in calls)), "tokens": float(episode.num_drawn),
+        "answered": float(episode.answer is not None),
+    }  # fmt: skip
+
+
+class Arithmetic(Played):
+    problem = staticmethod(problems.arithmetic)
+
+
+class ArithmeticWithoutTools(Arithmetic):
+    with_tools = False
+
+
+class Lookup(Played):
+    problem = staticmethod(problems.lookup)
+
+
+class LookupWithoutTools(Lookup):
+    with_tools = False
+
+
+class SmallFiles(Played):
+    problem = staticmethod(problems.small_files)
+
+
+class SmallFilesWithoutTools(SmallFiles):
+    with_tools = False
+
+
+class AgentTask(Task):
+    """Problems with the seeds 0 to 49. `success` is the part that is solved; `success_without_tools` that of the same
+    problems by a model that is told of no tool: what it knows or guesses."""
+
+    metrics = ("success", "success_without_tools", "answered", "steps", "calls", "failed_calls", "tokens")
+    needs = "nothing: the problems are made from seeds"
+    uses = ("rollout", "complete", "embed")
+    environment: str
+
+    def documents(self, context):
+        return list(range(50))
+
+    def requests(self, document):
+        path = f"fmjax.agents.evaluation:{self.environment}"
+        return [Rollout(path, document), Rollout(f"{path}WithoutTools", document)]
+
+    def statistics(self, document, answers):
+        found, control = answers
+        return dict(found) | {"success_without_tools": control["success"]}
+
+
+class AgentArithmetic(AgentTask):
+    name, environment = "agent_arithmetic", "Arithmetic"
+    description = "arithmetic with a calculator, and without"
+
+
+class AgentLookup(AgentTask):
+    name, environment = "agent_lookup", "Lookup"
+    description = "facts of invented towns, by search in documents, and without"
+
+
+class AgentFiles(AgentTask):
+    name, environment = "agent_files", "SmallFiles"
+    description = "numbers written from file to file, with file tools, and without"
