@@ -8,6 +8,8 @@ frozen encoder that it names (`objective.text`). Writes the rows' arrays to a fo
 them, with objective.input_name = "latents" and, of what an encoder said, objective.condition = "states"; it encodes
 nothing in its steps (configs/t2i_shapes.py). Where its captions are dropped, zeros stand in the place of what was said
 of them, as with objective.null_tokens = () of captions that are encoded in each step.
+
+The config's data may themselves be kept rows: what they hold already, made by the same models, stays as it is.
 """
 
 import json
@@ -24,6 +26,8 @@ from fmjax.small_files import replacing
 
 READ = {"first_stage": "images", "text": "tokens"}
 """What is encoded: a model by the objective's name for it, and the array that it reads."""
+MADE = {"first_stage": "latents", "text": "memory"}
+"""What stands in its place in rows that were encoded before."""
 DTYPES = ("float32", "float16")
 
 
@@ -69,12 +73,13 @@ def keep(
 
     Returns: how many rows each split has.
     Raises InputError where the objective names neither, or the data hold no images or captions, or others than they
-    encode, and where what is encoded is not finite in `dtype`.
+    encode, or what another model made of them, and where what is encoded is not finite in `dtype`.
     """
     from fmjax.assemble import open_data
     from fmjax.cache_folder import cache_dir
     from fmjax.data.codecs.base import save_codecs
-    from fmjax.data.kept import MADE_BY
+    from fmjax.config_values import json_copy
+    from fmjax.data.kept import MADE_BY, MADE_OF, made_of
     from fmjax.load import content_of
 
     data = open_data(config, cache_dir(), progress=progress)
@@ -86,8 +91,11 @@ def keep(
             folder.mkdir(parents=True)
             made = _encoded(models, source, count, batch_size, config["seed"], number)
             _write(folder, _cast(made, dtype, split), count)
-        made_by = {name: content_of(model) for name, model in models.items()}
-        (partial / MADE_BY).write_text(json.dumps(made_by) + "\n", encoding="utf-8")
+        made_by = {name: data.identity[name] for name in READ if name in data.identity}
+        made_by |= {name: content_of(model) for name, model in models.items()}
+        section = json_copy(made_of(config["data"].to_dict()))
+        for name, values in ((MADE_BY, made_by), (MADE_OF, section)):
+            (partial / name).write_text(json.dumps(values) + "\n", encoding="utf-8")
         save_codecs(data.codecs, partial)
         if data.tokenizer is not None:
             data.tokenizer.save(partial)
@@ -95,9 +103,10 @@ def keep(
 
 
 def _opened(config, data) -> dict[str, Any]:
-    """{"first_stage", "text"}: those of the two that the objective names, loaded. Raises as `keep` does."""
+    """{"first_stage", "text"}: those of the two that the objective names and that have not encoded the rows yet,
+    loaded. Raises as `keep` does."""
     from fmjax.config import build
-    from fmjax.load import check_cut_alike, load
+    from fmjax.load import check_cut_alike, content_of, load
     from fmjax.models.text_to_image import check_encoder
     from fmjax.objectives import OBJECTIVES
     from fmjax.objectives.latent_diffusion import check_images
@@ -112,9 +121,15 @@ def _opened(config, data) -> dict[str, Any]:
         )
     row, found = data.train[0], {}
     for name, path in paths.items():
-        if READ[name] not in row:
+        if READ[name] in row:
+            found[name] = load(path)
+        elif MADE[name] not in row:
             raise InputError(f"objective.{name}: a row of these data has no {READ[name]!r}, but {', '.join(row)}")
-        found[name] = load(path)
+        elif data.identity.get(name) not in (None, content_of(load(path))):  # None: nothing says what made them
+            raise InputError(f"objective.{name} = {path!r}: another model made the {MADE[name]!r} of these rows")
+    if not found:
+        held = " and ".join(MADE[name] for name in paths)
+        raise InputError(f"rows of these data hold {held} already: nothing to encode")
     if "first_stage" in found:
         check_normalised("first_stage", paths["first_stage"], data.codecs)
         check_images(found["first_stage"].module, paths["first_stage"], row["images"].shape)

@@ -22,6 +22,7 @@ from fmjax.commands.prompt_file import PromptFile
 from fmjax.data.codecs.base import fingerprint
 from fmjax.errors import InputError
 from fmjax.inference.fingerprint import content_fingerprint
+from fmjax.inference.values import is_file
 from fmjax.load import content_of
 from fmjax.small_files import write_whole
 
@@ -110,7 +111,7 @@ def _settings(model, prompts: PromptFile, generator, options) -> dict[str, Any]:
     paths |= {name: str(chosen[name]) for name in stages}
     return {
         PATHS: paths, "content": _content(model), "dtype": str(getattr(model.module, "dtype", None)),
-        "prompts_digest": prompts.digest, "num_prompts": len(prompts.prompts), **chosen,
+        "prompts_digest": prompts.digest, "num_prompts": len(prompts.prompts), **_prompt_files(prompts), **chosen,
         **{name: _content(stage) for name, stage in stages.items()},
     }  # fmt: skip
 
@@ -128,6 +129,12 @@ def _content(model) -> str:
     with model.inference():
         parts += [f"{name} {content_fingerprint(model.opened(name))}" for name in opened]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _prompt_files(prompts: PromptFile) -> dict[str, str]:
+    """{"prompt_files": 32 hexadecimal digits of the content of the prompts that are files, in order}; {} for none."""
+    digests = [_file_digest("prompt", pathlib.Path(one).expanduser()) for one in prompts.prompts if is_file(one)]
+    return {"prompt_files": hashlib.blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()} if digests else {}
 
 
 def _file_digest(name: str, path: pathlib.Path) -> str:

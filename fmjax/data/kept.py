@@ -1,15 +1,16 @@
 """Rows of arrays that were computed once and are kept: latents of images, states of texts, labels.
 
 A folder SPLIT for each of "train" and those that are evaluated holds a file NAME.npy an array, [rows, ...]; beside them
-may lie the `codecs.json` and the tokenizer of what they were made of, and in `made_by.json` the content of the models
-that made them, by the name that an objective has for each. `python -m fmjax.commands.keep` writes such.
+may lie the `codecs.json` and the tokenizer of what they were made of, in `made_by.json` the content of the models that
+made them, by the name that an objective has for each, and in `made_of.json` the config's section of the data that they
+were made of. `python -m fmjax.commands.keep` writes such.
 """
 
 import dataclasses
 import logging
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -27,6 +28,7 @@ log = logging.getLogger("fmjax")
 
 TRAIN = "train"
 MADE_BY = "made_by.json"
+MADE_OF = "made_of.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,6 @@ class Kept:
             identity={**made_by, "dataset": f"kept:{fingerprint(hashes)}"},
         )
 
-
     @staticmethod
     def _made_by(folder: pathlib.Path) -> dict[str, str]:
         """The content of the models that encoded the rows, by name; {} with a warning where nothing says it."""
@@ -109,6 +110,15 @@ class Kept:
             folder, MADE_BY,
         )  # fmt: skip
         return {}
+
+
+def made_of(section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section `data` of what rows were made of, where a section is of kept ones and its folder says so; or else
+    the section itself."""
+    if section.get("name") != "kept":
+        return section
+    file = pathlib.Path(section["source"]).expanduser() / MADE_OF
+    return read_json(file, error=DataError) if file.is_file() else section
 
 
 class _Rows(Sequence):

@@ -39,11 +39,16 @@ def save_published(
 
     A model that reads images, or names classes, gets what its codecs say in `preprocessor_config.json` and `id2label`.
 
-    Raises InputError for a directory that is not empty, or a model that no published class computes exactly;
-    TokenizerError for a tokenizer that the class does not have.
+    Raises InputError for a directory that is not empty, or a model that no published class computes exactly, or without
+    the tokenizer that the class has; TokenizerError for a tokenizer that the class does not have.
     """
     kept = model.config.get("published", {})
     family, values = publish(model.module, architecture or kept.get("architecture"))
+    if family.tokenizer_class and model.tokenizer is None:
+        raise InputError(
+            f"{model} has no tokenizer, and a {family.architectures[0]} is not loaded without its {TOKENIZER}; save a "
+            "model that has one (data.tokenizer of its run), or with format='fmjax'"
+        )
     if family.check_tokenizer is not None and model.tokenizer is not None:
         family.check_tokenizer(model.tokenizer)
     leaves = flatten({**merged(model.params), **model.state})

@@ -87,6 +87,19 @@ def test_another_image_by_the_same_path_does_not_go_on(tmp_path):
         complete(prompts, folder, model(1), model(2), init_image=str(image))
 
 
+def test_another_image_as_a_prompt_by_the_same_path_does_not_go_on(tmp_path):
+    image = tmp_path / "image.png"
+    image.write_bytes(b"one")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(str(image)) + '\n"a red circle"\n')
+    prompts, folder = PromptFile(tmp_path / "prompts.jsonl"), tmp_path / "made"
+    complete(prompts, folder, model(1), model(2), stop=1)
+    image.write_bytes(b"two")
+    with pytest.raises(InputError, match="begun with other settings:\n  prompt_files: '"):
+        complete(prompts, folder, model(1), model(2))
+    image.write_bytes(b"one")
+    assert complete(prompts, folder, model(1), model(2)) == 1
+
+
 def test_a_folder_of_an_older_version_is_told_as_one(tmp_path):
     (tmp_path / "prompts.jsonl").write_text('"a"\n')
     prompts, folder = PromptFile(tmp_path / "prompts.jsonl"), tmp_path / "made"

@@ -111,6 +111,9 @@ def test_another_kind_of_tokenizer_does_not_go_out_as_clips(case, tmp_path):
         with pytest.raises(TokenizerError, match=f"has a CLIPTokenizer, and that of the model .* {found}.*Expected a"):
             dataclasses.replace(model, tokenizer=other, kept={}).save(tmp_path / "saved", format="hf")
         assert not (tmp_path / "saved").exists()
+    with pytest.raises(InputError, match="has no tokenizer, and a StableDiffusionPipeline is not loaded without its"):
+        dataclasses.replace(model, tokenizer=None, kept={}).save(tmp_path / "saved", format="hf")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_what_is_another_models_or_too_long_is_refused(case, tmp_path):

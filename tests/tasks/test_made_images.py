@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,7 @@ from fmjax.commands import cli
 from fmjax.data.codecs.image import ImageCodec
 from fmjax.data.codecs.label import LabelCodec
 from fmjax.data.digits import CODEC, Digits, read_digits
+from fmjax.data.shapes.captions import claim_of
 from fmjax.data.shapes.data import CLASSES
 from fmjax.data.shapes.drawing import draw
 from fmjax.data.shapes.scenes import Look, Thing
@@ -27,6 +29,7 @@ from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.compare import compare
 from fmjax.tasks.images import DigitsData
 from fmjax.tasks.made import classified, references
+from fmjax.tasks.made.captions import MadeCaptions
 from fmjax.tasks.made.making import decoded, encoded
 from fmjax.tasks.runner import run_tasks
 from fmjax.training.loop import train
@@ -130,6 +133,15 @@ def test_a_classifier_of_made_images_alone(monkeypatch):
     found = only(MODEL, "made_training:digits:steps=2:sampler=euler", limit=150)
     assert 0.2 < found.metrics["acc"] < found.metrics["acc_train"] and found.metrics["acc_train"] > 0.5
     assert found.details["card"]["training_images"] == 150
+
+
+def test_captions_are_of_the_world_that_kept_rows_were_made_of(tmp_path):
+    section, asked = {"name": "kept", "source": str(tmp_path)}, MadeCaptions("combinations")
+    prompts = lambda: [one["prompt"] for one in asked.documents(SimpleNamespace(run_data=section))]
+    assert len(prompts()) == 500  # of the default world
+    (tmp_path / "made_of.json").write_text(json.dumps({"name": "shapes", "kinds": ["one"], "eval_examples": 30}))
+    found = prompts()
+    assert len(found) == 30 and {claim_of(prompt).kind for prompt in found} == {"one"}
 
 
 def test_captions_are_true_of_what_is_drawn_by_them_and_wrong_ones_are_not():

@@ -180,6 +180,29 @@ def losses(workdir):
     return [row["train/loss"] for row in rows if "train/loss" in row]
 
 
+def states_are_added(config, scenes, model, parts, shape, rows, tmp_path):
+    """To rows whose latents were kept before, by the same first stage alone: as if both had been kept at once."""
+    stage, before, after = parts["first_stage"], tmp_path / "before", tmp_path / "after"
+    told = dict(condition="caption", **shape)
+    of = lambda folder, **parts: config({"name": "kept", "source": str(folder)}, model, **told, **parts)
+    keep(config(scenes, model, condition="none", first_stage=stage, latent_shape=(4, 4, 2)), before, rows=16)
+    keep(of(before, **parts), after, rows=16)
+    for name in ("made_by.json", "made_of.json"):
+        assert (after / name).read_text() == (rows / name).read_text()
+    ours, theirs = ({name: np.load(folder / f"train/{name}.npy") for name in ("latents", "memory", "labels")}
+                    for folder in (after, rows))  # fmt: skip
+    place = {row.tobytes(): number for number, row in enumerate(theirs["latents"])}
+    order = [place[row.tobytes()] for row in ours["latents"]]
+    assert sorted(order) == list(range(16))
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, theirs[name][order], atol=1e-5)
+    with pytest.raises(InputError, match="hold latents and memory already: nothing to encode"):
+        keep(of(after, **parts), tmp_path / "no", rows=4)
+    other = parts | {"first_stage": str(autoencoder(tmp_path / "another", 6, channels=3))}
+    with pytest.raises(InputError, match="another model made the 'latents' of these rows"):
+        keep(of(before, **other), tmp_path / "no", rows=4)
+
+
 def test_texts_that_are_kept_train_as_captions_do(tmp_path):
     """And draw by the encoder alone that said them."""
     text = tmp_path / "text"
@@ -190,7 +213,10 @@ def test_texts_that_are_kept_train_as_captions_do(tmp_path):
     shape = dict(latent_shape=(4, 4, 2), label_dropout=0.5)
     encoded_in_steps = config(scenes, model, condition="caption", **shape, **parts)
     keep(encoded_in_steps, rows, rows=16)
-    assert json.loads((rows / "made_by.json").read_text()).keys() == parts.keys()
+    made_by = json.loads((rows / "made_by.json").read_text())
+    assert made_by.keys() == parts.keys()
+    assert json.loads((rows / "made_of.json").read_text())["eval_examples"] == 4
+    states_are_added(config, scenes, model, parts, shape, rows, tmp_path)
     told = parts | shape | dict(input_name="latents", condition="states")
     workdir = run(config({"name": "kept", "source": str(rows)}, model, **told), tmp_path / "run")
     trained = fmjax.load(workdir)

@@ -6,6 +6,7 @@ import numpy as np
 
 from fmjax.config import build
 from fmjax.data import DATASETS
+from fmjax.data.kept import made_of
 from fmjax.data.shapes.captions import NUM_TEMPLATES, is_true_of, singular
 from fmjax.data.shapes.data import Shapes
 from fmjax.data.shapes.drawing import draw
@@ -25,8 +26,8 @@ class MadeCaptions(MadeImages):
     the scene that its own was made of. `true_real`: of that scene's drawn picture, which is what the program can see.
     `unread`: cells of a made picture that hold what is like no thing.
 
-    The captions are those of the world that the model's run was trained on, or else of the default one; a model of
-    classes of colour and shape is asked for these, and the caption names both.
+    The captions are those of the world that the model's run was trained on, also of one whose rows were kept, or else
+    of the default one; a model of classes of colour and shape is asked for these, and the caption names both.
     """
 
     name, version = "made_captions", "1"
@@ -73,7 +74,7 @@ class _Captioned:
 
     def documents(self, context) -> list[dict]:
         """{"scene", "prompt", "caption", "wrong"}."""
-        section = dict(context.run_data)
+        section = dict(made_of(context.run_data))
         shapes = build(section, DATASETS) if section.get("name") == "shapes" else Shapes()
         self.scenes = _scenes(shapes, self.part)
         told = [_told(shapes.rows, self.scenes, index) for index in range(len(self.scenes))]
