@@ -58,15 +58,20 @@ Optional parts, each there if the method is:
         does not fit.
     collect(self, model, prompts, key) -> rows and collected(self, prompt) -> row
         On-policy training: every `rollout_steps` steps (a field) `collect` makes the rows that these steps train on,
-        with the model as it then is (`fmjax.inference.model.Model`), from `num_prompts(rows)` rows of the data; it may
-        compute on the host. Rows are dicts of arrays [rollout_steps * batch size, ...], a pure function of the
-        arguments. `num_prompts` raises ConfigError for a batch that cannot be made. `collected` tells the arrays of one
-        row, as `jax.ShapeDtypeStruct`s, from those of a prompt. Of several processes all collect the same; what code of
-        the user computes on the host, process 0 tells the others (`fmjax.parallel.hosts.from_first_process`).
+        with the model as it then is (`fmjax.inference.model.Model`), from `num_prompts(rows)` rows of the data a step;
+        it may compute on the host. Rows are dicts of arrays [rollout_steps * batch size, ...], a pure function of the
+        arguments; where `epochs` (a field) divides `rollout_steps`, each row is trained on in so many of these steps,
+        and only rollout_steps / epochs batches are made. `num_prompts` raises ConfigError for a batch that cannot be
+        made. `collected` tells the arrays of one row, as `jax.ShapeDtypeStruct`s, from those of a prompt. Of several
+        processes all collect the same; what code of the user computes on the host, process 0 tells the others
+        (`fmjax.parallel.hosts.from_first_process`).
     score(self, apply_fn, params, batch) -> {name: array}
         Float arrays [B, ...] of the batch's collected rows that are added to them, computed with the parameters that
         made them as a train step computes, in its parts and on its mesh: log-probabilities, values. `collect` leaves
-        them out, `collected` has them.
+        them out, `collected` has them. It takes `carry=` and `models=` where `__call__` does.
+    complete(self, model, rows, batch_size) -> rows
+        The rows with what takes all of them, and what `score` found, computed on the host: advantages, say. Step i of
+        the rollout has rows i * batch_size to (i + 1) * batch_size - 1.
     assess(self, model, prompts, key) -> {name: (sum, weight)}
         On-policy training: the evaluation, of held-out prompts; without it there is none.
     reduce(self, sums) -> {name: value}
@@ -163,15 +168,17 @@ def call_objective(
     objective, apply_fn, params, batch, key, train: bool, carry=None, models=None
 ) -> tuple[Sums, Proposal]:
     """(sums, proposal) of a call with what the objective takes; the proposal of one without a carry is empty."""
-    taken = {}
-    if has_carry(objective):
-        taken["carry"] = carry
-    if hasattr(objective, "models"):
-        taken["models"] = models
+    taken = taken_by(objective, carry, models)
     out = _told(objective, batch, lambda: objective(apply_fn, params, batch, key, train, **taken))
     sums, proposal = out if has_carry(objective) else (out, Proposal())
     _check_sums(objective, sums, train)
     return sums, proposal
+
+
+def taken_by(objective, carry, models) -> dict[str, Any]:
+    """Of a carry and other models those that the objective's functions take, by keyword."""
+    taken = {"carry": carry} if has_carry(objective) else {}
+    return taken | ({"models": models} if hasattr(objective, "models") else {})
 
 
 def module_inputs(objective, batch) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """On-policy training: rows that depend on the parameters, made every few steps and regenerated when a run resumes.
 
-Rollout r, the rows of steps r k to (r + 1) k - 1, is a pure function of the config, the parameters at step r k and r.
-Checkpoints lie at multiples of k, so what a kill has lost is made again, bit by bit.
+Rollout r, the rows of steps r k to (r + 1) k - 1, is a pure function of the config, the state at step r k and r.
+Checkpoints lie at multiples of k, so what a kill has lost is made again, bit by bit. Where an objective has `epochs`,
+its rows are those of k / epochs steps, shown so many times in the same order.
 """
 
 import jax
@@ -56,7 +57,8 @@ class Experience:
                 f"the run is at step {step}, inside a rollout of objective.rollout_steps = {steps} steps, which began "
                 "with parameters that are gone; resume from a checkpoint at a multiple of it"
             )
-        number, count = step // steps, steps * self.objective.num_prompts(self.batch_size)
+        number, distinct = step // steps, different_steps(self.objective)
+        count = distinct * self.objective.num_prompts(self.batch_size)
         prompts = stacked([self.prompts[number * count + i] for i in range(count)])
         watch.at(f"the rollout before step {step + 1}", limited=False)
         with self.program.inference():
@@ -64,14 +66,16 @@ class Experience:
         rows = {name: np.asarray(jax.device_get(value)) for name, value in rows.items()}
         if self.program.score_step is not None:
             watch.at(f"the scores of the rollout before step {step + 1}", limited=False)
-            rows |= self._scores(rows, steps, model.params)
-        self.rollout = self._checked(rows, steps * self.batch_size)
+            rows |= self._scores(rows, distinct, model)
+        if hasattr(self.objective, "complete"):
+            rows = self.objective.complete(model, rows, self.batch_size)
+        self.rollout = self._checked(rows, distinct * self.batch_size)
         self.number, self.step = number, step
 
     def __next__(self) -> dict[str, np.ndarray]:
-        first = (self.step - self.number * self.objective.rollout_steps) * self.batch_size
+        place = (self.step - self.number * self.objective.rollout_steps) % different_steps(self.objective)
         self.step += 1
-        return self._share(self.rollout, first)
+        return self._share(self.rollout, place * self.batch_size)
 
     def close(self) -> None:
         """Nothing runs ahead."""
@@ -80,21 +84,23 @@ class Experience:
         """This process's rows of the batch that begins with row `first`."""
         return {name: array[[first + row for row in self.rows]] for name, array in rows.items()}
 
-    def _scores(self, rows: dict, steps: int, params) -> dict[str, np.ndarray]:
+    def _scores(self, rows: dict, steps: int, model) -> dict[str, np.ndarray]:
         """What the objective's `score` adds to the rows, a batch at a time."""
         program, found = self.program, []
         spec = {name: program.batch_spec[name] for name in rows if name in program.batch_spec}
         with jax.set_mesh(program.mesh):
             for step in range(steps):
                 batch = to_global(self._share(rows, step * self.batch_size), self.rows, spec)
-                found.append(jax.device_get(program.score_step(params, batch)[0]))
+                scored, _ = program.score_step(model.params, batch, model.carry, program.models)
+                found.append(jax.device_get(scored))
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def _checked(self, rows: dict, count: int) -> dict[str, np.ndarray]:
         name, expected = type(self.objective).__name__, self.program.row
         if rows.keys() != expected.keys():
             raise ConfigError(
-                f"objective {name}: `collect` and `score` made {sorted(rows)}, `collected` says {sorted(expected)}"
+                f"objective {name}: `collect`, `score` and `complete` made {sorted(rows)}, `collected` says "
+                f"{sorted(expected)}"
             )
         for key, array in rows.items():
             spec = expected[key]
@@ -109,9 +115,19 @@ class Experience:
         return rows
 
 
+def different_steps(objective) -> int:
+    """Of a rollout's steps, those with rows of their own."""
+    return objective.rollout_steps // getattr(objective, "epochs", 1)
+
+
 def check_steps(settings, objective) -> None:
     """Raises ConfigError where a run would end or save inside a rollout, or a batch cannot be collected."""
-    steps = objective.rollout_steps
+    steps, epochs = objective.rollout_steps, getattr(objective, "epochs", 1)
+    if epochs < 1 or steps % epochs:
+        raise ConfigError(
+            f"objective.epochs = {epochs} does not divide objective.rollout_steps = {steps}: each row of a rollout is "
+            "trained on in so many of its steps"
+        )
     for name in ("steps", "checkpoint_every"):
         value = getattr(settings, name)
         if value % steps:

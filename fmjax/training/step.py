@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fmjax.errors import ConfigError
-from fmjax.objectives.base import call_objective, has_carry, sides_of
+from fmjax.objectives.base import call_objective, has_carry, sides_of, taken_by
 from fmjax.parallel.placement import whole
 from fmjax.power_average import share
 from fmjax.training.gradients import inverse, join_rows, make_gradient, metric_terms, split_rows
@@ -126,18 +126,20 @@ def make_eval_step(apply_fn: Callable, objective: Callable, *, rules) -> Callabl
 def make_score_step(
     apply_fn: Callable, objective, *, rules, trainable: Trainable = ALL, accumulate_steps: int = 1
 ) -> Callable:
-    """A pure function `(params, batch) -> (what the objective's `score` makes, float32 [])`, whole on every device.
+    """A pure function `(params, batch, carry=None, models=None) -> (what the objective's `score` makes, float32 [])`,
+    whole on every device.
 
     It computes a gradient, whose norm is the number, and goes through the batch in the parts of a train step: XLA fuses
     a forward pass otherwise where a backward pass reads its values, and rounds otherwise. So on one device a train step
     with the same parameters finds the same numbers, bit by bit; without the gradient they are 1e-6 apart in float32.
     """
 
-    def score_step(params, batch):
+    def score_step(params, batch, carry=None, models=None):
         trained, rest = trainable.split(params)
+        taken = taken_by(objective, carry, models)
 
         def part(rows):
-            score = lambda trained: objective.score(apply_fn, trainable.merge(trained, rest), rows)
+            score = lambda trained: objective.score(apply_fn, trainable.merge(trained, rest), rows, **taken)
             arrays, pull = jax.vjp(score, trained)
             return arrays, optax.tree.norm(pull(arrays))
 
