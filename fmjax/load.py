@@ -16,7 +16,7 @@ import jax
 from fmjax import hub
 from fmjax.assemble import build_module, build_weights, check_codecs
 from fmjax.checkpoint_files import load_average, load_carry, load_params
-from fmjax.config import build, load_workdir_config
+from fmjax.config import build, load_config_file, load_workdir_config, resolve
 from fmjax.data.codecs.base import Codec, load_codecs
 from fmjax.errors import ConfigError, InputError
 from fmjax.inference.checks import make_callable
@@ -96,10 +96,15 @@ def find(path: str | pathlib.Path, step: int | None = None) -> tuple[pathlib.Pat
 
 def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, Any, Any, Any]:
     """(module; its parameters, its state and what else its run carried, by name, as `jax.ShapeDtypeStruct`s in their
-    shards) of what `load` would load; no weight is read.
+    shards) of what `load` would load; no weight is read. A config, FILE.py or FILE.py:ARGUMENT, stands for the model
+    that a run of it will make.
 
     Raises InputError as `load`.
     """
+    lie = lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d)
+    if str(path).partition(":")[0].endswith(".py"):
+        module = build_module(resolve(load_config_file(str(path))), {})
+        return _served(module, jax.tree.map(lie, *loading.placed(module, placement)), {}, {})
     folder, _ = hub.checkpoint_step(loading.find_folder(path))
     carry = {}
     if _is_workdir(folder):
@@ -109,9 +114,14 @@ def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, An
         module = loading.published_module(folder)
     else:
         raise InputError(f"{str(path)!r} is not a model; {loading.EXPECTED}")
-    lie = lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d)
-    parts = (jax.tree.map(lie, *place(module, placement)) for place in (loading.placed, loading.placed_state))
-    return module, *parts, carry
+    params, state = (jax.tree.map(lie, *place(module, placement)) for place in (loading.placed, loading.placed_state))
+    return _served(module, params, state, carry)
+
+
+def _served(module, params, state, carry):
+    """Of a module that trains more than its run makes (`Model.served`) that model; else what is given."""
+    name = getattr(module, "SERVES", None)
+    return (module, params, state, carry) if name is None else (getattr(module, name), params[name], state, carry)
 
 
 def described(path: str) -> tuple[type | None, dict[str, Codec]]:
@@ -204,7 +214,7 @@ def _load_workdir(
     )  # fmt: skip
     if model.codecs:
         check_codecs(model.codecs, module, model.objective)
-    return model
+    return model.served
 
 
 def open_other(folder: pathlib.Path, step: int, config, dtype: str, placement, name: str) -> OtherModel:

@@ -88,6 +88,18 @@ class Model(ContinuesTexts):
         return {"params": self.params, **self.state}
 
     @property
+    def served(self):
+        """The model that its run has made: of a module that trains more than that, such as PPO's values, the part that
+        its `SERVES` names; else itself."""
+        name = getattr(self.module, "SERVES", None)
+        if name is None:
+            return self
+        section = self.config.get("model", {}).get(name)
+        config = self.config if section is None else {**self.config, "model": section}
+        module, params = getattr(self.module, name), self.params and self.params[name]
+        return dataclasses.replace(self, module=module, params=params, config=config, kept={})
+
+    @property
     def context_length(self) -> int | None:
         """Tokens that the model reads at most, in scoring as in generation and where it is exported to:
         `module.max_length`, whatever the length of its training rows; None where it says none."""

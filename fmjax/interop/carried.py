@@ -15,8 +15,11 @@ log = logging.getLogger("fmjax")
 
 def source_of(module, other) -> tuple[str | None, Any]:
     """(field, module): the part of `other` that `module` begins with, and under which field its parameters lie; None
-    and `other` itself where it takes no part. A module that takes parts has the method `part_of(other)`."""
+    and `other` itself where it takes no part. A module that takes parts has the method `part_of(other)`; of one that
+    serves a part of itself (`SERVES`) any other kind of module takes that."""
     name = module.part_of(other) if hasattr(module, "part_of") else None
+    if name is None and type(module) is not type(other):
+        name = getattr(other, "SERVES", None)
     return name, other if name is None else getattr(other, name)
 
 

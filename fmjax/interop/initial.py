@@ -26,28 +26,35 @@ from fmjax.models.state import kept_state
 log = logging.getLogger("fmjax")
 
 
-def initial_params(path: str, module, shapes, shardings, fresh=None):
+def initial_params(path: str, module, shapes, shardings, fresh=None, parts: Sequence[str] = ()):
     """Parameters of a saved or published model for a module that is to be trained further, as `shardings` says.
 
     fresh: `fmjax.interop.carried.carried_params`, which makes them of another model's where the module can; None: of no
       other model.
+    parts: further models, for other parts of a module that is made of several.
 
-    Raises ConfigError, listing the fields, where the model is another function than `module`; CheckpointError for
-    damaged weights.
+    Raises ConfigError, listing the fields, where the model is another function than `module`, or two are for one part;
+    CheckpointError for damaged weights.
     """
-    folder, step = hub.checkpoint_step(find_folder(path))
-    published = open_published(folder) if is_published(folder) else None
-    section = load_workdir_config(folder).get("model") if published is None else published.section
-    if not isinstance(section, dict):
-        raise ConfigError(f"train.init_from = {path!r}: its config.json has no section 'model'; is it a run's?")
-    other = build(section, MODELS)
+    folder, step, published, other = _opened(path)
     place = None if fresh is None else place_of(module, other)
+    if parts and place is None:
+        raise ConfigError(
+            f"train.init_parts = {parts}, and train.init_from = {path!r} is all of the model; leave init_parts out"
+        )
     if place is not None:
-        inside = getattr(module, place)  # the same function, and it knows the size of the vocabulary
-        _check_same(path, f"model.{place}", _differing(inside, other))
-        return completed_params(path, {place: _whole(folder, step, published, inside)}, shapes, shardings, fresh)
+        taken = {}
+        for one in (path, *parts):
+            name, params = _part(one, module)
+            if name in taken:
+                raise ConfigError(f"train.init_parts: {one!r} is for model.{name}, which begins with another model")
+            taken[name] = params
+        return completed_params(path, taken, shapes, shardings, fresh)
     part, source = (None, other) if fresh is None else source_of(module, other)
     rows = _differing(module, source)
+    if part is not None and part == getattr(other, "SERVES", None):
+        _check_same(path, "model", rows)
+        return completed_params(path, _whole(folder, step, published, other)[part], shapes, shardings, fresh)
     if fresh is not None and (rows or part is not None) and all(is_carried(module, key) for key, *_ in rows):
         params = _whole(folder, step, published, other)
         params = params if part is None else params[part]
@@ -63,6 +70,29 @@ def initial_params(path: str, module, shapes, shardings, fresh=None):
         found = jax.device_put(merged(found), shardings)
     _check_shapes(found, shapes, path)
     return found
+
+
+def _opened(path: str):
+    """(folder, step, what is published there or None, its module)."""
+    folder, step = hub.checkpoint_step(find_folder(path))
+    published = open_published(folder) if is_published(folder) else None
+    section = load_workdir_config(folder).get("model") if published is None else published.section
+    if not isinstance(section, dict):
+        raise ConfigError(f"train.init_from = {path!r}: its config.json has no section 'model'; is it a run's?")
+    return folder, step, published, build(section, MODELS)
+
+
+def _part(path: str, module) -> tuple[str, Any]:
+    """(field of `module` that begins with the model there, all parameters of that model)."""
+    folder, step, published, other = _opened(path)
+    served = getattr(other, "SERVES", None)
+    source = other if served is None else getattr(other, served)
+    place = place_of(module, source)
+    inside = getattr(module, place)  # the same function, and it knows the size of the vocabulary
+    _check_same(path, f"model.{place}", _differing(inside, source))
+    if served is None:
+        return place, _whole(folder, step, published, inside)
+    return place, _whole(folder, step, published, other)[served]
 
 
 def _differing(module, other) -> list[tuple[str, Any, Any]]:

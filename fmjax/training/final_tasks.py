@@ -40,7 +40,7 @@ def check(names, data, module, config: dict) -> None:
     from fmjax.tasks.prepared import prepare
     from fmjax.tasks.trained_on import source_of
 
-    model = Model(module, {}, config, data.tokenizer, codecs=dict(data.codecs))
+    model = Model(module, {}, config, data.tokenizer, codecs=dict(data.codecs)).served
     run_data = config.get("data") or {}
     context = TaskContext(_data_dir(), lambda: data, SEED, run_source=source_of(config), run_data=run_data)
     for name in names:

@@ -30,6 +30,7 @@ def model_paths(config, workdir: pathlib.Path) -> dict[str, str]:
     paths = {f"the objective's model {k!r}": v for k, v in getattr(objective, "models", dict)().items()}
     if begins is not None and not has_checkpoint(workdir):
         paths["train.init_from"] = begins
+        paths |= {f"train.init_parts[{i}]": path for i, path in enumerate(config["train"]["init_parts"])}
     for what, path in paths.items():
         try:
             find(path)

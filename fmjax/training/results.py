@@ -82,7 +82,7 @@ class Results:
         self.leave()
         watch.at(f"the samples of step {step}")
         with program.inference():
-            model = self.setup.model(state)
+            model = self.setup.model(state).served
             values = draw(program.objective, model, self.setup.data, program.key_for(SAMPLES, step))
         self.sampled_step = step
         if self.writer is not None and values:
@@ -97,7 +97,7 @@ class Results:
         self.leave()
         watch.at(f"the tasks of step {int(state.step)}", limited=False)
         found = final_tasks.run(
-            settings.final_tasks, setup.model(state), setup.data, settings.final_tasks_limit, setup.progress,
+            settings.final_tasks, setup.model(state).served, setup.data, settings.final_tasks_limit, setup.progress,
             setup.workdir,
         )  # fmt: skip
         for name, result in found.items():

@@ -19,6 +19,7 @@ class TrainConfig:
     # is given fewer before its first one, and keeps them; 0 = no limit
     max_minutes: float = 0.0
     init_from: str | None = None  # a run, saved or published model, or hub id, whose parameters a new run begins with
+    init_parts: tuple[str, ...] = ()  # with init_from: further ones, for other parts of a model that is made of several
     allow_other_tokenizer: bool = False  # with init_from: data.tokenizer may be another than the parameters' own
     trainable: tuple[str, ...] = ()  # regular expressions: parameters whose names have one train; empty: all do
     accumulate_steps: int = 1  # a batch is computed in this many parts, one after another
@@ -68,6 +69,8 @@ class TrainConfig:
             raise ConfigError(f"train.profile_steps = {self.profile_steps} must be (first, last), such as (10, 12)")
         if self.allow_other_tokenizer and self.init_from is None:
             raise ConfigError("train.allow_other_tokenizer = True is not read: train.init_from names no parameters")
+        if self.init_parts and self.init_from is None:
+            raise ConfigError(f"train.init_parts = {self.init_parts} is not read: train.init_from names no parameters")
         for name in ("final_tasks_limit", "tasks_every"):
             if getattr(self, name) and not self.final_tasks:
                 raise ConfigError(

@@ -206,9 +206,11 @@ def beginning(setup: Setup):
         return None, {}
     from fmjax.interop.initial import check_initial_tokenizer, initial_params, initial_state
 
-    check_initial_tokenizer(settings.init_from, setup.data.tokenizer, settings.allow_other_tokenizer)
-    params = initial_params(settings.init_from, setup.program.module, *setup.program.plain())
-    log.info("beginning with the parameters of %s", settings.init_from)
+    for path in (settings.init_from, *settings.init_parts):
+        check_initial_tokenizer(path, setup.data.tokenizer, settings.allow_other_tokenizer)
+    program, parts = setup.program, settings.init_parts
+    params = initial_params(settings.init_from, program.module, *program.plain(), parts)
+    log.info("beginning with the parameters of %s", " and ".join((settings.init_from, *parts)))
     places = kept_state(spec.shardings.carry)
     return params, initial_state(settings.init_from, places) if places else {}
 
