@@ -17,7 +17,7 @@ FLOORS = (
     "inference interop",
     "assemble checkpoint_files",
     "config",
-    "models objectives data adapt training.settings training.__init__",
+    "models objectives rewards data adapt training.settings training.__init__",
     "layers diffusion",
     "parallel",
     "config_fields config_values registry cache_folder code_digest cpu errors file_lock gguf_file hub power_average "

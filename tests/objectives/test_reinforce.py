@@ -11,7 +11,9 @@ import pytest
 
 from fmjax.errors import ConfigError
 from fmjax.objectives.logprobs import token_logprobs
-from fmjax.objectives.reinforce import Reinforce, RewardError, advantages
+from fmjax.objectives.groups import group_advantages
+from fmjax.objectives.reinforce import Reinforce
+from fmjax.rewards.base import RewardError
 
 VOCAB, LENGTH = 3, 2
 PARAMS = {"table": jnp.asarray(np.random.default_rng(0).normal(size=(VOCAB, VOCAB)), jnp.float32)}
@@ -56,6 +58,10 @@ def objective(name="reward", **fields):
     return Reinforce(reward=f"{__name__}:{name}", **{"num_samples": 2, "max_new_tokens": LENGTH} | fields)
 
 
+def advantages(rewards, num_samples):
+    return group_advantages(rewards, np.ones(len(rewards)), num_samples, "leave_one_out")
+
+
 def rows(replies, rewards, num_samples=2):
     """The batch of replies (token lists) after the prompt [0]."""
     count = len(replies)
@@ -65,6 +71,8 @@ def rows(replies, rewards, num_samples=2):
         "tokens": tokens, "segment_ids": np.ones_like(tokens), "targets": np.array(replies, np.int32),
         "loss_weights": np.ones((count, LENGTH), np.float32), "logprobs": kept, "sampler_logprobs": kept,
         "rewards": np.asarray(rewards, np.float32), "advantages": advantages(np.asarray(rewards), num_samples),
+        "rewarded": np.ones(count, np.float32), "ended": np.ones(count, np.float32),
+        "reward_parts": np.zeros((count, 1), np.float32),
     }  # fmt: skip
 
 
@@ -126,31 +134,48 @@ def test_log_probabilities_are_those_of_the_softmax_however_they_are_cut(chunk_s
 
 
 def replies(*texts):
-    return [types.SimpleNamespace(text=text, tokens=[1], logprobs=[-1.0]) for text in texts]
+    return [types.SimpleNamespace(text=text, tokens=[1], logprobs=[-1.0], finish="stop") for text in texts]
 
 
 TOKENIZER = types.SimpleNamespace(decode=lambda tokens: f"prompt {tokens[0]}")
 PROMPTS = {"tokens": np.array([[4, 0], [5, 6]], np.int32), "lengths": np.array([1, 2], np.int32)}
 
 
+def graded(tokenizer, texts, name="reward", **fields):
+    return objective(name, **fields).graded(types.SimpleNamespace(tokenizer=tokenizer), PROMPTS, replies(*texts), 2)
+
+
 def test_a_reward_reads_texts_and_rows():
-    four = replies("a", "bb", "", "dddd")
-    np.testing.assert_array_equal(objective().rewards(TOKENIZER, PROMPTS, four, 2), [1, 2, 0, 4])
-    np.testing.assert_array_equal(objective().rewards(None, PROMPTS, four, 2), [1, 1, 1, 1])
-    np.testing.assert_array_equal(objective("with_rows").rewards(TOKENIZER, PROMPTS, four, 2), [1, 1, 2, 2])
+    four = ("a", "bb", "", "dddd")
+    np.testing.assert_array_equal(graded(TOKENIZER, four).total, [1, 2, 0, 4])
+    np.testing.assert_array_equal(graded(None, four).total, [1, 1, 1, 1])
+    np.testing.assert_array_equal(graded(TOKENIZER, four, "with_rows").total, [1, 1, 2, 2])
 
 
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("broken", "raised ZeroDivisionError: no ground; for the reply 'bad' to 'prompt 5'"),
-        ("not_a_number", "gave nan, which is not finite, for the reply 'bad' to 'prompt 5'"),
-        ("too_few", r"gave an array of shape \(1,\) for 4 replies"),
-    ],
-)
+FAILURES = [
+    ("broken", "raised ZeroDivisionError: no ground; for the reply 'bad' to 'prompt 5'"),
+    ("not_a_number", "gave nan, which is not finite, for the reply 'bad' to 'prompt 5'"),
+]
+
+
+@pytest.mark.parametrize("name, message", [*FAILURES, ("too_few", r"gave an array of shape \(1,\) for 4 replies")])
 def test_a_reward_that_is_none_names_the_reply(name, message):
     with pytest.raises(RewardError, match=message):
-        objective(name).rewards(TOKENIZER, PROMPTS, replies("good", "good", "bad", "good"), 2)
+        graded(TOKENIZER, ("good", "good", "bad", "good"), name, reward_failures="stop")
+
+
+@pytest.mark.parametrize("name, message", FAILURES)
+def test_a_reply_without_a_reward_is_left_out_and_told(name, message, caplog):
+    texts = ("good", "good", "bad", "good")
+    found = graded(TOKENIZER, texts, name)
+    np.testing.assert_array_equal(found.total, [1, 1, np.nan, 1])
+    assert "1 of 4 replies have no reward and are left out" in caplog.text and message in caplog.text
+    made = objective(name).rows(PROMPTS, replies(*texts), found)
+    np.testing.assert_array_equal(made["rewarded"], [1, 1, 0, 1])
+    np.testing.assert_array_equal(made["loss_weights"].sum(axis=1), [1, 1, 0, 1])
+    np.testing.assert_array_equal(objective(name).complete(None, made, 4)["advantages"], [0, 0, 0, 0])
+    with pytest.raises(RewardError, match="'bad'"):  # all of a rollout
+        graded(TOKENIZER, ("bad",) * 4, name)
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def main(moment: str, step: int, flags: list[str]) -> None:
         return due(self, at)
 
     Experience.due = noted
-    signalled(Reinforce, "_rewards", "rollout")
-    signalled(Reinforce, "_rewards", "asked", signal.SIGTERM)
+    signalled(Reinforce, "graded", "rollout")
+    signalled(Reinforce, "graded", "asked", signal.SIGTERM)
     signalled(Completions, "of", "during")
     sys.argv = ["fmjax.train", *flags]
     cli.leave(cli.run(train.main))

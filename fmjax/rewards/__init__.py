@@ -1,0 +1,1 @@
+"""Rewards of replies: a function, a verifier, a lexicon, reward models; several with weights."""

@@ -1,0 +1,143 @@
+"""A reward: what a config says of one, what it is given, and what becomes of one that raises or is no number."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmjax.errors import ConfigError, InputError, RunError
+from fmjax.layers.checks import check_choice
+
+KINDS = ("function", "verifier", "lexicon", "models")
+
+
+class RewardError(RunError):
+    """The reward raised, or is no number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSpec:
+    """One of the rewards whose weighted sum a reply gets. Exactly one of function, verifier, lexicon and models is set.
+
+    Attributes:
+      function: import path `package.module:function`: `(prompts, replies)`, lists of texts (of token ids, where the
+        data have no tokenizer), to a number each; a third argument gets the prompts' rows of the data, a dict of
+        arrays. A pure function, or a resumed run is another.
+      verifier: "maths" (1 where the final number of a reply is that of the prompt's answer), "unit_tests" (1 where the
+        program in a reply passes the answer's tests, in the sandbox), or an import path of `(replies, answers)`, lists
+        of texts, to a number each. The data have an answer to each prompt: `data.answer_bytes`.
+      lexicon: "vader" (the package vaderSentiment), or a file with a word, a tab and its value in a line.
+      models: paths of reward models' runs; of several `combine` makes one number.
+      combine: of several models the "mean", or the "worst" (the least of them: Coste et al. 2023,
+        https://arxiv.org/abs/2310.02743).
+      weight: of this reward in the sum.
+    """
+
+    function: str | None = None
+    verifier: str | None = None
+    lexicon: str | None = None
+    models: tuple[str, ...] = ()
+    combine: str = "mean"
+    weight: float = 1.0
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError, naming `where` of the config, for what is no reward."""
+        given = [name for name in KINDS if getattr(self, name)]
+        if len(given) != 1:
+            raise ConfigError(f"{where} has {' and '.join(given) or 'none'} of {', '.join(KINDS)}; set one of them")
+        check_choice(f"{where}.combine", self.combine, ("mean", "worst"))
+        if not math.isfinite(self.weight):
+            raise ConfigError(f"{where}.weight = {self.weight} must be finite")
+
+    @property
+    def kind(self) -> str:
+        return next(name for name in KINDS if getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Replies to be rewarded.
+
+    Attributes:
+      prompts, replies: a text each; token ids where there is no tokenizer.
+      rows: of the prompts' data, arrays with an axis of replies.
+      answers: of each prompt what is right, where the data tell it.
+    """
+
+    prompts: Sequence[Any]
+    replies: Sequence[Any]
+    rows: Mapping[str, np.ndarray]
+    answers: Sequence[str] | None = None
+
+    def part(self, index: int) -> "Samples":
+        """One of them alone."""
+        some = slice(index, index + 1)
+        answers = None if self.answers is None else self.answers[some]
+        return Samples(self.prompts[some], self.replies[some], {k: v[some] for k, v in self.rows.items()}, answers)
+
+    def told(self, index: int) -> str:
+        """Which it is, for messages."""
+        return f"for the reply {self.replies[index]!r} to {self.prompts[index]!r}"
+
+
+Reward = Callable[[Samples], Sequence[float]]
+"""Computed on the host: a number a sample."""
+
+
+def graded(name: str, reward: Reward, samples: Samples) -> tuple[np.ndarray, list[str]]:
+    """(float32 [samples], NaN where there is none; what was wrong with each of those, naming the sample).
+
+    A reward that raises is asked again, a sample at a time: so one that fails takes no other with it.
+
+    Raises RewardError for what gives no number each, and for one that raises for all together and for none alone.
+    """
+    count = len(samples.replies)
+    try:
+        values = _numbers(name, reward(samples), count)
+    except (RewardError, InputError):  # a fault of all of it: no sandbox, say
+        raise
+    except Exception as error:
+        values, wrong = _alone(name, reward, samples)
+        if not wrong:
+            raise RewardError(
+                f"reward {name!r} raised {type(error).__name__}: {error}; for {count} replies"
+            ) from error
+        return values, wrong
+    wrong = [_not_finite(name, float(values[i]), samples, i) for i in np.flatnonzero(~np.isfinite(values))]
+    return np.where(np.isfinite(values), values, np.float32("nan")), wrong
+
+
+def _alone(name: str, reward: Reward, samples: Samples) -> tuple[np.ndarray, list[str]]:
+    """As `graded`, a sample at a time."""
+    values, wrong = np.full(len(samples.replies), np.nan, np.float32), []
+    for index in range(len(values)):
+        try:
+            value = _numbers(name, reward(samples.part(index)), 1)[0]
+        except (RewardError, InputError):
+            raise
+        except Exception as error:
+            wrong.append(f"reward {name!r} raised {type(error).__name__}: {error}; {samples.told(index)}")
+            continue
+        if math.isfinite(value):
+            values[index] = value
+        else:
+            wrong.append(_not_finite(name, float(value), samples, index))
+    return values, wrong
+
+
+def _not_finite(name: str, value: float, samples: Samples, index: int) -> str:
+    return f"reward {name!r} gave {value}, which is not finite, {samples.told(index)}"
+
+
+def _numbers(name: str, values: Any, count: int) -> np.ndarray:
+    try:
+        values = np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"reward {name!r} gave no numbers ({error})") from None
+    if values.shape != (count,):
+        raise RewardError(
+            f"reward {name!r} gave an array of shape {values.shape} for {count} replies; expected a number each"
+        )
+    return values

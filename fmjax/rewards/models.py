@@ -1,0 +1,57 @@
+"""Scores of replies by reward models, from the very tokens that were drawn."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from fmjax.errors import ConfigError
+from fmjax.parallel.placement import whole
+
+
+def check_reward_model(where: str, module, policy) -> None:
+    """Raises ConfigError where a module gives a text no one number, or reads other tokens than the policy writes."""
+    if not hasattr(module, "all_scores"):
+        raise ConfigError(
+            f"{where} is no reward model: {type(module).__name__} gives a text no one number; train one with "
+            "objective.name = 'ranking' (configs/reward_tiny.py)"
+        )
+    if module.vocab_size != policy.vocab_size:
+        raise ConfigError(
+            f"{where} has a vocabulary of {module.vocab_size} tokens, the model one of {policy.vocab_size}; they have "
+            "to be cut by the same tokenizer"
+        )
+
+
+def model_scores(others: Sequence, texts: Sequence[Sequence[int]], length: int, rows: int) -> np.ndarray:
+    """float32 [models, texts]: what each of the models (`fmjax.objectives.base.OtherModel`) says of the texts, token
+    ids, read at their last token; `rows` at once, each `length` long.
+
+    Raises ConfigError for a model that does not read so many tokens.
+    """
+    for other in others:
+        reads = getattr(other.module, "max_length", None)
+        if reads is not None and reads < length:
+            raise ConfigError(
+                f"a reward model reads {reads} tokens, and a prompt with its reply may have {length}: lower "
+                "data.sequence_length or objective.max_new_tokens"
+            )
+    found = np.zeros((len(others), len(texts)), np.float32)
+    for first in range(0, len(texts), rows):
+        some = texts[first : first + rows]
+        tokens, segments = (np.zeros((rows, length), np.int32) for _ in range(2))
+        for index, text in enumerate(some):
+            tokens[index, : len(text)], segments[index, : len(text)] = text, 1
+        for index, other in enumerate(others):
+            found[index, first : first + len(some)] = np.asarray(_scores(other, tokens, segments))[: len(some)]
+    return found
+
+
+@jax.jit
+def _scores(other, tokens, segment_ids) -> jax.Array:
+    return whole(other.apply(tokens, segment_ids))
+
+
+def combined(scores: np.ndarray, how: str) -> np.ndarray:
+    """float32 [texts] of an ensemble's [models, texts]: the "mean", or the "worst"."""
+    return scores.min(axis=0) if how == "worst" else scores.mean(axis=0, dtype=np.float64).astype(np.float32)
