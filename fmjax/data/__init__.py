@@ -6,6 +6,7 @@ DATASETS = Registry(
     "data",
     {
         "captioned_images": "fmjax.data.captioned_images:CaptionedImages",
+        "chat_prompts": "fmjax.data.chats.asked:ChatPromptData",
         "chats": "fmjax.data.chats.data:ChatData",
         "digit_captions": "fmjax.data.digit_captions:DigitCaptions",
         "digits": "fmjax.data.digits:Digits",

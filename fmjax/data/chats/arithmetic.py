@@ -29,6 +29,41 @@ def _chat(draws: Draws) -> list[dict[str, str]]:
     return messages
 
 
+def questions(number: int = NUMBER, largest: int = LARGEST) -> list[dict]:
+    """Records with `prompt`, `completion` and `answer`: sums of two numbers up to 20, a right reply, and its number.
+    Record i is a pure function of i."""
+    return [_question(Draws("arithmetic questions", index), largest) for index in range(number)]
+
+
+def digit_questions(number: int = NUMBER) -> list[dict]:
+    """`questions` about sums of two digits: a hundred different ones, each about as often."""
+    return questions(number, 9)
+
+
+def _question(draws: Draws, largest: int) -> dict:
+    first, second = draws.below(largest + 1), draws.below(largest + 1)
+    said = f"{first} + {second} = {first + second}."
+    return {"prompt": f"What is {first} + {second}?", "completion": said, "answer": f"{first + second}"}
+
+
+def solutions(number: int = NUMBER) -> list[dict]:
+    """Records with `prompt`, `steps` and `labels`: sums of three to five numbers up to 20, a step each; in half of them
+    one step is off by 1 to 9, and wrong with all that follow. Record i is a pure function of i."""
+    return [_solution(Draws("arithmetic solutions", index)) for index in range(number)]
+
+
+def _solution(draws: Draws) -> dict:
+    terms = [draws.below(LARGEST + 1) for _ in range(3 + draws.below(3))]
+    wrong = 1 + draws.below(len(terms) - 1) if draws.below(2) else len(terms)
+    found, steps, labels = terms[0], [], []
+    for place, term in enumerate(terms[1:], 1):
+        result = found + term + (1 + draws.below(9) if place == wrong else 0)
+        steps.append(f"{found} + {term} = {result}")
+        labels.append(place < wrong)
+        found = result
+    return {"prompt": f"What is {' + '.join(map(str, terms))}?", "steps": steps, "labels": labels}
+
+
 def preferences(number: int = NUMBER) -> list[dict]:
     """Records with `prompt`, `chosen` and `rejected`: the sum of two numbers up to 20, and one that is off by 1 to 9.
     Record i is a pure function of i."""
