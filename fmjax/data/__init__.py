@@ -20,6 +20,7 @@ DATASETS = Registry(
         "prompts": "fmjax.data.prompts:PromptData",
         "shapes": "fmjax.data.shapes.data:Shapes",
         "text": "fmjax.data.text:TextData",
+        "with_pretraining": "fmjax.data.with_pretraining:WithPretraining",
     },
     contract="fmjax.data.base:DataPlugin",
 )

@@ -5,6 +5,7 @@ from fmjax.registry import Registry
 MODELS = Registry(
     "model",
     {
+        "actor_critic": "fmjax.models.actor_critic:ActorCritic",
         "autoencoder_kl": "fmjax.models.autoencoder_kl:AutoencoderKL",
         "bert": "fmjax.models.bert:Bert",
         "brivl": "fmjax.models.brivl:BriVL",

@@ -32,6 +32,7 @@ OBJECTIVES = Registry(
         "masked_lm": "fmjax.objectives.masked_lm:MaskedLM",
         "moco": "fmjax.objectives.moco:MoCo",
         "orpo": "fmjax.objectives.orpo:ORPO",
+        "ppo": "fmjax.objectives.ppo:PPO",
         "ranking": "fmjax.objectives.ranking:Ranking",
         "reinforce": "fmjax.objectives.reinforce:Reinforce",
         "rloo": "fmjax.objectives.grpo:RLOO",
