@@ -7,6 +7,9 @@ The decoder to begin with is named after the colon; without it (`--config=config
 rankings are built in (`fmjax/data/chats/arithmetic.py`). Your own: --config.data.source=FILE.jsonl, with prompt and
 chosen and rejected, or with responses and their scores or ranks; data.num_answers is how many a prompt has at most.
 
+With ",steps" behind the model (`--config=configs/reward_tiny.py:runs/sft_tiny,steps`) the rewards are of single steps
+of longer sums, each right or wrong.
+
 One core of an Intel Xeon shared with other work, nothing compiled before: 52 seconds (2026-11-29). Of held-out pairs
 95% are ranked right.
 
@@ -17,13 +20,19 @@ One core of an Intel Xeon shared with other work, nothing compiled before: 52 se
 
 from ml_collections import ConfigDict
 
+RANKED = {
+    "name": "preferences", "source": "fmjax.data.chats.arithmetic:rankings", "num_answers": 4, "sequence_length": 64,
+}  # fmt: skip
+STEPS = {"name": "steps", "source": "builtin", "sequence_length": 128}
 
-def get_config(decoder=None):
+
+def get_config(argument=""):
+    decoder, _, kind = argument.partition(",")
     return ConfigDict({
         "seed": 0,
         "train": {
             "steps": 300, "batch_size": 16, "log_every": 20, "checkpoint_every": 100, "eval_batches": 2,
-            "init_from": decoder,
+            "init_from": decoder or None,
         },
         "mesh": {"data": -1},
         "model": {
@@ -33,10 +42,10 @@ def get_config(decoder=None):
                 "num_kv_heads": 2, "max_length": 256, "tie_embeddings": True,
             },
         },
-        "objective": {"name": "ranking"},
+        "objective": {"name": "step_rewards" if kind == "steps" else "ranking"},
         "data": {
-            "name": "preferences", "source": "fmjax.data.chats.arithmetic:rankings", "num_answers": 4,
-            "sequence_length": 64, "heldout_fraction": 0.05, "tokenizer": "bytes", "chat_template": "turns",
+            **(STEPS if kind == "steps" else RANKED), "heldout_fraction": 0.05, "tokenizer": "bytes",
+            "chat_template": "turns",
         },
         "optimizer": {
             "name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "clip_norm": 1.0,

@@ -19,6 +19,7 @@ DATASETS = Registry(
         "preferences": "fmjax.data.chats.ranked:PreferenceData",
         "prompts": "fmjax.data.prompts:PromptData",
         "shapes": "fmjax.data.shapes.data:Shapes",
+        "steps": "fmjax.data.chats.stepwise:StepData",
         "text": "fmjax.data.text:TextData",
         "with_pretraining": "fmjax.data.with_pretraining:WithPretraining",
     },

@@ -112,6 +112,7 @@ ABILITIES: dict[str, Ability] = {
     "pixel_nats": Ability(pixels.lacks_palette, pixels.nats),
     "image_bits": Ability(image_bits.lacks_bits, image_bits.image_bits),
     "reward": Ability(rewards.lacks, rewards.reward),
+    "process_reward": Ability(rewards.lacks, rewards.process_reward),
     "act": Ability(_lacks_policy, lambda model, observations: model.act(observations)),
 }
 """Verb to ability. `complete` gives what `generate` does of a language model, with tokens and log-probabilities."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fmjax.data.tokenizers.replies import encode_replies
+from fmjax.data.tokenizers.replies import encode_replies, joined_steps, step_places
 from fmjax.errors import InputError
 from fmjax.inference import prompts
 from fmjax.inference.checks import check_list
@@ -43,6 +43,49 @@ def reward(model, pairs: Sequence[tuple[str | Sequence[Mapping[str, Any]], str]]
             laid = padded([rows[index] for index in some], HEIGHT)
             found[some] = np.asarray(scores(model.module, model.params, laid.tokens, laid.segment_ids))[: len(some)]
     return found.tolist()
+
+
+def process_reward(
+    model, solutions: Sequence[tuple[str | Sequence[Mapping[str, Any]], Sequence[str]]]
+) -> list[list[float]]:
+    """Of each (prompt, steps) the probability, step by step, that it is right: sigmoid(score) at the step's last token,
+    of a model that learnt it (objective `step_rewards`). The reply has a line a step.
+
+    Raises InputError for what is no such pair, or is longer than the model's context.
+    """
+    check_list("solutions", solutions)
+    chats = [_solution(model, index, one) for index, one in enumerate(solutions)]
+    found: list[list[float]] = [[] for _ in chats]
+    with model.inference():
+        for some in batches([len(ids) for ids, _ in chats], HEIGHT, "solutions that are scored"):
+            laid = padded([chats[index][0] for index in some], HEIGHT)
+            right = np.asarray(all_scores(model.module, model.params, laid.tokens, laid.segment_ids))
+            for row, index in enumerate(some):
+                found[index] = right[row, chats[index][1]].tolist()
+    return found
+
+
+def _solution(model, index: int, pair: Any) -> tuple[list[int], list[int]]:
+    """(ids, places of the steps' last tokens)."""
+    if not isinstance(pair, Sequence) or len(pair) != 2 or isinstance(pair[1], str) or not pair[1]:
+        raise InputError(f"solution {index} must be (prompt, steps), steps a list of texts, got {pair!r}")
+    asked, steps = pair
+    prompt = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
+    steps = [str(step).strip() for step in steps]
+    messages = [*prompt, {"role": "assistant", "content": joined_steps(steps)}]
+    chat = encode_replies(model.tokenizer, messages, which="last").to_its_end()
+    if model.context_length is not None and len(chat.ids) > model.context_length:
+        raise InputError(
+            f"solution {index} has {len(chat.ids)} tokens, more than the model's context of {model.context_length}"
+        )
+    return chat.ids, step_places(chat, steps)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def all_scores(module, params, tokens, segment_ids) -> jax.Array:
+    """sigmoid(score) after each token of texts int32 [B, T], one a row; float32 [B, T]."""
+    found = module.apply({"params": params}, tokens, segment_ids, method="all_scores")
+    return whole(jax.nn.sigmoid(found))
 
 
 @functools.partial(jax.jit, static_argnames="module")

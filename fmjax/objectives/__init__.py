@@ -39,6 +39,7 @@ OBJECTIVES = Registry(
         "seq2seq": "fmjax.objectives.seq2seq:Seq2Seq",
         "siglip2": "fmjax.objectives.siglip2:SigLIP2",
         "simpo": "fmjax.objectives.simpo:SimPO",
+        "step_rewards": "fmjax.objectives.step_rewards:StepRewards",
         "upsampling": "fmjax.objectives.unclip:Upsampling",
         "vae": "fmjax.objectives.vae:VAE",
         "vq_autoencoder": "fmjax.objectives.vq_autoencoder:VQAutoencoder",

@@ -7,6 +7,7 @@ TASKS = Registry(
     {
         "heldout": "fmjax.tasks.perplexity:HeldOut",
         "text": "fmjax.tasks.perplexity:TextFile",
+        "preferences": "fmjax.tasks.preferences:Preferences",
         "wikitext": "fmjax.tasks.perplexity:WikiText",
         "wikitext_tokenized": "fmjax.tasks.perplexity:WikiTextTokenized",
         "lambada": "fmjax.tasks.lambada:Lambada",

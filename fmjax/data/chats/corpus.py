@@ -29,7 +29,7 @@ class ChatSplit(TokenizedSplit):
     Attributes:
       learnt: uint8 [ids], memory-mapped: 1 where an id is a reply's.
       records: int64 [records + 1]: the chats of record r are records[r] .. records[r + 1] - 1.
-      numbers: further float32 arrays by name, of the records or of their chats.
+      numbers: further float32 arrays by name, of the records, their chats or ids.
     """
 
     learnt: np.ndarray | None = None

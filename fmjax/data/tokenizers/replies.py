@@ -12,7 +12,7 @@ from fmjax.data.tokenizers.base import Tokenizer
 from fmjax.data.tokenizers.chat import TEXT, as_text, control_ids, encode_marked, generated, take_marks
 from fmjax.data.tokenizers.published_settings import TEMPLATE_PLACES
 from fmjax.data.tokenizers.templates import Message, chosen, render, says_what_is_generated
-from fmjax.errors import TokenizerError
+from fmjax.errors import InputError, TokenizerError
 
 WHICH = ("all", "last")
 
@@ -28,16 +28,43 @@ class Replies:
       ids: of all of it, as `fmjax.data.tokenizers.chat.encode_chat` gives them.
       learnt: for each 1 where it is a reply's, the token that ends it too; 0 elsewhere.
       ends: the tokens that end the replies, one a reply.
+      text: of all of it, where it was rendered; and
+      places: where in it each of the ids stands, (start, end).
     """
 
     ids: list[int]
     learnt: list[int]
     ends: list[int]
+    text: str = ""
+    places: Sequence[tuple[int, int]] = ()
 
     def to_its_end(self) -> "Replies":
         """Without what the template writes behind the last reply's end."""
         size = len(self.learnt) - self.learnt[::-1].index(1)
-        return Replies(self.ids[:size], self.learnt[:size], self.ends)
+        return Replies(self.ids[:size], self.learnt[:size], self.ends, self.text, self.places[:size])
+
+
+def joined_steps(steps: Sequence[str]) -> str:
+    """A reply of several steps: a line each."""
+    return "\n".join(steps)
+
+
+def step_places(chat: Replies, steps: Sequence[str]) -> list[int]:
+    """Of each step of a chat's last reply the place, among its ids, of the token that has the step's last character.
+
+    Raises InputError where the template writes the steps otherwise than they are.
+    """
+    begin = len(chat.learnt) - chat.learnt[::-1].index(1) - 1
+    while begin and chat.learnt[begin - 1]:
+        begin -= 1
+    cursor, found = chat.places[begin][0], []
+    for number, step in enumerate(steps):
+        start = chat.text.find(step, cursor)
+        if start < 0:
+            raise InputError(f"the chat template writes step {number} otherwise than it is: {step[:60]!r}")
+        cursor = start + len(step)
+        found.append(next(i for i, (first, last) in enumerate(chat.places) if first < cursor <= last))
+    return found
 
 
 def encode_replies(
@@ -82,7 +109,7 @@ def encode_replies(
         for i in [*inside, end] if says else inside[: inside.index(end) + 1]:
             learnt[i] = 1
         ends.append(ids[end])
-    return Replies(ids, learnt, ends)
+    return Replies(ids, learnt, ends, text, found)
 
 
 def _end(inside: list[int], ids, text: str, found, control: set, says: bool) -> int | None:
