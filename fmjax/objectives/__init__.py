@@ -21,6 +21,7 @@ OBJECTIVES = Registry(
         "embedded_images": "fmjax.objectives.unclip:EmbeddedImages",
         "embedding_diffusion": "fmjax.objectives.unclip:EmbeddingDiffusion",
         "flow_matching": "fmjax.objectives.diffusion:FlowMatching",
+        "gkd": "fmjax.objectives.gkd:GKD",
         "grpo": "fmjax.objectives.grpo:GRPO",
         "gspo": "fmjax.objectives.grpo:GSPO",
         "ipo": "fmjax.objectives.dpo:IPO",

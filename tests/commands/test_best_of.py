@@ -1,0 +1,54 @@
+"""The best of n replies, and those that are right, as chats."""
+
+import json
+
+import numpy as np
+import pytest
+from small_models import byte_model
+
+from fmjax.commands import best_of
+from fmjax.data.tokenizers.loading import ByteTokenizer
+from fmjax.data.tokenizers.templates import TURNS
+from fmjax.errors import DataError, InputError
+
+
+def letters(prompts, replies):
+    """How many different characters a reply has; one with a 'q' fails."""
+    return [float("nan") if "q" in reply else float(len(set(reply))) for reply in replies]
+
+
+def test_the_best_replies_are_written_as_chats(tmp_path, capsys):
+    model = byte_model(ByteTokenizer({"default": TURNS}))
+    model.save(tmp_path / "model")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Who?", "answer": "I"}\n{"prompt": "What?"}\n')
+    rewards = json.dumps({"letters": {"function": f"{__name__}:letters"}})
+    output = tmp_path / "b.jsonl"
+    flags = [f"--model={tmp_path / 'model'}", f"--source={tmp_path / 'a.jsonl'}", f"--output={output}"]
+    flags += [f"--rewards={rewards}", "--num_samples=6", "--keep=2", "--max_new_tokens=8", "--batch_size=16"]
+    best_of.main(flags)
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    asked = [[{"role": "user", "content": text}] for text in ("Who?", "What?")]
+    ids = [model.encode_chat(one) for one in asked]
+    replies = [one.text for one in model.complete(ids, num_samples=6, max_new_tokens=8, batch_size=16)]
+    for index, prompt in enumerate(asked):
+        pairs = {r: letters([], [r])[0] for r in replies[index * 6 : index * 6 + 6] if r.strip() and "q" not in r}
+        wanted = sorted(pairs.values(), reverse=True)[:2]
+        mine = [one for one in found if one["messages"][:1] == prompt]
+        assert [one["reward"] for one in mine] == wanted
+        assert all(pairs[one["messages"][1]["content"]] == one["reward"] for one in mine)
+        assert [one.get("answer") for one in mine] == (["I"] * 2 if index == 0 else [None] * 2)
+    assert "of the best of 6" in capsys.readouterr().out
+    with pytest.raises(DataError, match="b.jsonl is there already"):
+        best_of.main(flags)
+    with pytest.raises(InputError, match="letters.wieght is no key of a reward"):
+        best_of.parse([*flags[:3], '--rewards={"letters": {"wieght": 1}}'])
+
+
+def test_what_is_kept_and_told_by_hand():
+    asked = best_of.read_prompts("builtin", None, limit=2)
+    replies = [type("Reply", (), {"text": text}) for text in ("a", "b", "a", "c", " ", "d")]
+    rewards = np.array([1.0, 2.0, 1.0, 0.5, 3.0, -np.inf])
+    one = best_of.kept(asked, replies, rewards, 2, 0.6)
+    assert [(r["messages"][-1]["content"], r["reward"]) for r in one] == [("b", 2.0), ("a", 1.0)]
+    line = best_of.told(rewards.reshape(2, 3))
+    assert "mean reward 1.5, of the best of 3 2.5" in line and "0.432 nats" in line
