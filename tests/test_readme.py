@@ -9,7 +9,7 @@ import pytest
 
 from fmjax import config as configs
 from fmjax import agent, convert, evaluate, generate, plan, search, train
-from fmjax.commands import keep, lm_eval, reference, values
+from fmjax.commands import best_of, keep, lm_eval, reference, values
 from fmjax.inference.denoising import Denoising
 from fmjax.inference.drawn_codes import DrawnCodes
 from fmjax.inference.unclip import UpsampledImages
@@ -51,6 +51,7 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         commands = {"convert": convert, "evaluate": evaluate, "generate": generate, "search": search}
         commands["agent"] = agent
         commands |= {"commands.lm_eval": lm_eval, "commands.keep": keep, "commands.reference": reference}
+        commands["commands.best_of"] = best_of
         assert commands[module].parse(argv) is not None
 
 

@@ -139,6 +139,24 @@ def test_large_models_have_their_published_size_and_trace_with_their_shardings(n
     assert metrics["loss"].shape == ()
 
 
+def test_instructgpt_traces_beside_models_that_configs_stand_for(monkeypatch):
+    monkeypatch.chdir(FOLDER.parent)
+    config = configs.resolve(configs.load_config_file("configs/instructgpt_1_3b.py") | {"mesh": {"fsdp": 8}})
+    module, row = shapes(config, pathlib.Path())
+    program = make_program(config, module, row, abstract=True)
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e9
+    params = program.spec.shapes.params
+    sizes = [count(params[name]) for name in ("policy", "value")]
+    assert sizes == pytest.approx([1.3, 6.7], rel=0.04)
+    assert {name: round(count(one.params)) for name, one in program.models.items()} == {
+        "reference": 1, "rewards.taste.models[0]": 7
+    }  # fmt: skip
+    with jax.set_mesh(program.mesh):
+        step = program.train_step
+        _, metrics = jax.eval_shape(step, program.spec.shapes, program.batch_spec, program.key, program.models)
+    assert metrics["ptx_loss"].shape == ()
+
+
 PLANS = json.loads((FOLDER.parent / "experiments/plans/results.json").read_text())["plans"]
 
 

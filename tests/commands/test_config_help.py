@@ -35,7 +35,7 @@ def test_the_keys_of_a_config_are_printed(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "train.steps = 3\n    int, no default: optimizer updates in all" in out
     assert "train.batch_size = (to be set)\n" in out and "train.log_every = 7\n    int, default 10: " in out
-    assert "model.name = gpt\n    str, no default: autoencoder_kl, bert, " in out
+    assert "model.name = gpt\n    str, no default: actor_critic, autoencoder_kl, " in out
     assert "model.position_init_std = 0.01" in out
     assert "data.name = 'text'" in out and "data.mixture.code.weight = 3.0\n    float, default 1.0: its share" in out
     assert "optimizer.schedule.final_fraction = 0.1" in out
