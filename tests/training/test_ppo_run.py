@@ -31,7 +31,8 @@ def test_a_run_begins_with_what_it_is_given_and_is_a_policy(tmp_path):
     raw["model"] = {"name": "actor_critic", "policy": section, "value": {"name": "reward", "decoder": section}}
     raw["train"] |= {"steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "eval_every": 0}
     raw["train"] |= {"tensorboard": False, "eval_batches": 1}
-    raw["objective"] |= {"kl_target": 1.0, "kl_horizon": 16, "max_new_tokens": 6, "decode_rows": 8}
+    raw["objective"] |= {"kl_weight": 0.05, "kl_target": 1.0, "kl_horizon": 16}
+    raw["objective"] |= {"max_new_tokens": 6, "decode_rows": 8}
     config = configs.resolve(raw)
     train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
