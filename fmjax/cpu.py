@@ -16,6 +16,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+import sys
 from importlib.metadata import version
 
 # Parameters of mallopt(3).
@@ -39,7 +40,6 @@ def has_tpu() -> bool:
 def set_up_training() -> None:
     """What is below, for a process that trains; to be called before JAX is imported."""
     keep_freed_memory()
-    order_collectives()
     run_in_turn()
 
 
@@ -72,9 +72,11 @@ def order_collectives() -> bool:
 
 def _simulated() -> bool:
     """Whether this process has several simulated devices."""
-    import jax
-
-    return jax.config.jax_num_cpu_devices > 1 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return True
+    if "jax" in sys.modules:
+        return sys.modules["jax"].config.jax_num_cpu_devices > 1
+    return os.environ.get("JAX_NUM_CPU_DEVICES", "") not in ("", "-1", "0", "1")  # as JAX will read it
 
 
 def run_in_turn() -> bool:

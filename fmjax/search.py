@@ -11,7 +11,6 @@ import logging
 import pathlib
 import sys
 
-from fmjax import cpu
 from fmjax.commands import cli
 from fmjax.errors import InputError
 from fmjax.inference.image_index import BAD_IMAGES
@@ -52,7 +51,6 @@ def parse(argv: list[str]):
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
-    cpu.order_collectives()
     cli.log_to_stderr()
     from fmjax.cache_folder import cache_dir, use_compilation_cache
     from fmjax.data.image_files import image_files

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from fmjax import cpu
 from fmjax.errors import InputError, RunError
 from fmjax.registry import nearest
 
@@ -120,6 +121,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     An InputError becomes its message alone on stderr and exit code 2, a RunError the same with code 1; faults propagate
     with their traceback.
     """
+    cpu.order_collectives()
     try:
         code = main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

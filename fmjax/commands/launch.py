@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fmjax import cpu
 from fmjax.commands import cli
 from fmjax.errors import InputError, RunError
 from fmjax.parallel.clusters import FLAGS, Cluster, find
@@ -53,7 +52,6 @@ def together(flags, same: Mapping[str, Any] | None = None, saves_on_signal: bool
 
     Raises InputError as `clusters.find` does, and `roll_call.MissingProcess` where one does not come in time.
     """
-    cpu.order_collectives()
     cluster = find(flags)
     if cluster is None:
         yield

@@ -7,7 +7,6 @@ import json
 import pathlib
 import sys
 
-from fmjax import cpu
 from fmjax.commands import cli
 from fmjax.errors import InputError
 from fmjax.layers.checks import COMPUTE_DTYPES
@@ -36,7 +35,6 @@ def parse(argv: list[str]):
 def main(argv: list[str]) -> None:
     flags = parse(argv)
     need_harness()
-    cpu.order_collectives()
     cli.log_to_stderr()
     import lm_eval
     from lm_eval.utils import handle_non_serializable, make_table

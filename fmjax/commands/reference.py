@@ -9,7 +9,6 @@ import json
 import pathlib
 import sys
 
-from fmjax import cpu
 from fmjax.commands import cli
 from fmjax.data.chats.comparisons import read_comparison
 from fmjax.data.chats.corpus import encode_record
@@ -34,7 +33,6 @@ def parse(argv: list[str]):
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
-    cpu.order_collectives()
     cli.log_to_stderr()
     output = pathlib.Path(flags.output).expanduser()
     if output.exists():

@@ -39,7 +39,7 @@ def say_context(config, module) -> None:
 
 def check_outputs(settings: TrainConfig, objective, module, data, config: dict = {}) -> bool:
     """Whether the run will sample. Raises InputError for what is asked for, on the way or at the end, and cannot be."""
-    if settings.eval_every and not data.evaluation:
+    if settings.eval_every > 0 and not data.evaluation:
         raise ConfigError(
             f"train.eval_every = {settings.eval_every}, but these data have nothing to evaluate on; set it to 0, or "
             "set data.eval_source or a larger data.heldout_fraction where the data are text"
@@ -54,13 +54,13 @@ def check_outputs(settings: TrainConfig, objective, module, data, config: dict =
                 f"train.max_minutes = {settings.max_minutes:g}: a step says nothing of the time in which objective "
                 f"{type(objective).__name__} makes the rows to train on; set it to 0 and train.steps as you want it"
             )
-        if settings.eval_every and not hasattr(objective, "assess"):
+        if settings.eval_every > 0 and not hasattr(objective, "assess"):
             raise ConfigError(
                 f"train.eval_every = {settings.eval_every}, but objective {type(objective).__name__} trains on what it "
                 "collects and has no method `assess` for held-out prompts; set it to 0"
             )
     can_sample = hasattr(objective, "sample") and getattr(objective, "can_sample", lambda *_: True)(module, data)
-    if settings.sample_every and not can_sample:
+    if settings.sample_every > 0 and not can_sample:
         raise ConfigError(
             f"train.sample_every = {settings.sample_every}, but objective {type(objective).__name__} cannot sample "
             "with this model and these data; set it to 0"

@@ -247,7 +247,7 @@ class Run:
             (one.sample_every, results.sample),
             (one.tasks_every, results.run_tasks),
         )
-        return [do for every, do in work if every and self.step % every == 0 and self.step < one.steps]
+        return [do for every, do in work if every > 0 and self.step % every == 0 and self.step < one.steps]
 
     def _pause(self) -> None:
         """What is due; its time does not count as training speed.
@@ -265,8 +265,10 @@ class Run:
             self.saved_step = self.step
 
     def _finish(self) -> None:
-        self.results.evaluate(self.state)
-        self.results.sample(self.state)
+        if self.settings.eval_every >= 0:
+            self.results.evaluate(self.state)
+        if self.settings.sample_every >= 0:
+            self.results.sample(self.state)
         self.checkpointer.finish()
         self.results.show()
         self.results.run_tasks(self.state)

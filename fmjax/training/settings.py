@@ -24,9 +24,11 @@ class TrainConfig:
     trainable: tuple[str, ...] = ()  # regular expressions: parameters whose names have one train; empty: all do
     accumulate_steps: int = 1  # a batch is computed in this many parts, one after another
     log_every: int = 10  # steps of a row of metrics.jsonl and a line of the terminal
-    eval_every: int = 0  # evaluation, besides the end of the run, where there is evaluation data
+    # evaluation, besides the end of the run, where there is evaluation data; 0 = at the end alone, -1 = never
+    eval_every: int = 0
     eval_batches: int = 0  # batches of batch_size per evaluation; 0 = the whole evaluation set
-    sample_every: int = 0  # samples, besides the end of the run, where the objective can sample
+    # samples, besides the end of the run, where the objective can sample; 0 = at the end alone, -1 = never
+    sample_every: int = 0
     checkpoint_every: int = 1000  # checkpoints, besides the end of the run
     keep_last: int = 2  # newest checkpoints kept
     keep_every: int = 0  # checkpoints at multiples of this are kept for ever
@@ -45,10 +47,12 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate_steps", "keep_last", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least 1")
-        counts = ("eval_every", "eval_batches", "sample_every", "checkpoint_every", "keep_every")
-        for name in (*counts, "final_tasks_limit", "tasks_every"):
+        for name in ("eval_batches", "checkpoint_every", "keep_every", "final_tasks_limit", "tasks_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be 0 or more")
+        for name in ("eval_every", "sample_every"):
+            if getattr(self, name) < -1:
+                raise ConfigError(f"train.{name} = {getattr(self, name)} must be a number of steps, 0 or -1")
         if not 0.0 <= self.max_minutes < math.inf:
             raise ConfigError(f"train.max_minutes = {self.max_minutes} must be 0 or more")
         for pattern in self.trainable:

@@ -116,10 +116,10 @@ def test_what_does_not_fit_is_refused():
 
 
 SMALL = {"num_layers": 1, "hidden_size": 16, "num_heads": 2}
-NET = {"name": "unet", "num_classes": 0, "num_blocks": 1, "norm_groups": 4, "widths": [8], "num_heads": [2],
-       "num_layers": [1], "mid": "none"}  # fmt: skip
+NET = {"name": "unet", "num_classes": 0, "num_blocks": 1, "norm_groups": 4, "widths": [8], "mid": "none",
+       "attention": ["none"], "num_channels": 2, "out_channels": 1, "image_size": 8}  # fmt: skip
 BASE = {
-    "train": {"batch_size": 8, "log_every": 1, "tensorboard": False, "steps": 1},
+    "train": {"batch_size": 8, "log_every": 1, "eval_every": -1, "sample_every": -1, "tensorboard": False, "steps": 1},
     "data": {"name": "digit_captions", "sequence_length": 48}, "optimizer": {"name": "adamw", "learning_rate": 1e-2},
 }  # fmt: skip
 PROCESS = {"process": {"name": "ddpm", "betas": "cosine"}}
@@ -191,16 +191,12 @@ def test_three_stages_draw_pictures_of_captions(tmp_path, monkeypatch):
     run(
         "decoder", train=BASE["train"] | {"sample_every": 1},
         model={"name": "embedding_to_image", "embedding_size": 16,
-               "denoiser": NET | {"attention": ["cross"], "memory_size": 8}},
+               "denoiser": {"name": "mmdit", "patch_size": 2, "memory_size": 8, "vector_size": 16, **SMALL}},
         objective={"name": "embedded_images", "text": at("clip"), "sample_copies": 2, **PROCESS},
     )  # fmt: skip
     assert Image.open(tmp_path / "decoder/samples/1/all.png").size == (17, 17)
-    plain = NET | {"attention": ["none"], "num_channels": 2, "out_channels": 1}
-    run(
-        "upsampler", train=BASE["train"] | {"sample_every": 1},
-        model={"name": "upsampler", "small_size": 4, "denoiser": plain},
-        objective={"name": "upsampling", "sample_copies": 2, **PROCESS},
-    )  # fmt: skip
+    upsampler = {"name": "upsampler", "small_size": 4, "denoiser": NET}
+    random_model(upsampler, image=CODEC, objective={"name": "upsampling", **PROCESS}).save(at("upsampler"))
 
     decoder = fmjax.load(at("decoder"))
     assert_judged_anew(decoder, tmp_path)

@@ -40,6 +40,7 @@ SHORT = {
     "data.image_size": "16", "data.tokenizer": "bytes", "data.sequence_length": "96", "data.num_examples": "64",
     "data.eval_examples": "8",
 }  # fmt: skip
+QUIET = {"train.eval_every": "-1", "train.sample_every": "-1"}
 JOINT = {
     "model.denoiser.hidden_size": "16", "model.denoiser.num_layers": "2", "model.denoiser.num_heads": "2",
     "model.denoiser.memory_size": "16", "model.denoiser.vector_size": "16", "model.denoiser.image_size": "4",
@@ -103,7 +104,7 @@ def test_latents_are_scaled_by_what_the_first_batch_measured(straight, parts):
 
 def test_frozen_models_in_the_step_are_not_saved(parts, tmp_path):
     """A first stage and a text tower; that a run with others in its step is resumed, test_killed_plugins.py shows."""
-    more = frozen_text(parts) | {"train.steps": "2", "train.eval_every": "0", "train.sample_every": "0"}
+    more = frozen_text(parts) | {"train.steps": "2"} | QUIET
     train(config(parts, **more), tmp_path / "run", cache_dir=parts / "cache", progress=False)
     items = [read_item((tmp_path / "run/checkpoints/2" / name).absolute()) for name in ("params", "train", "ema")]
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(items)[0]]
@@ -111,7 +112,7 @@ def test_frozen_models_in_the_step_are_not_saved(parts, tmp_path):
 
 
 def test_in_parts_it_learns_the_same(straight, parts, tmp_path):
-    four = config(parts, **{"train.accumulate_steps": "4"})
+    four = config(parts, **{"train.accumulate_steps": "4"} | QUIET)
     train(four, tmp_path / "parts", cache_dir=parts / "cache", progress=False)
     np.testing.assert_allclose(metrics(tmp_path / "parts", "train/loss"), metrics(straight, "train/loss"), rtol=2e-5)
 
@@ -243,9 +244,11 @@ def test_a_first_stage_that_has_changed_is_refused(straight, parts):
 def test_pixels_do_without_a_first_stage(parts, tmp_path):
     """By a U-Net that attends to the text."""
     plain = configs.load_config_file(str(REPOSITORY / "configs" / "t2i_shapes.py"))
-    small = SHORT | CROSS | {"train.steps": "2", "train.eval_every": "0", "train.sample_every": "0"}
-    run = configs.resolve(configs.apply_overrides(plain, small))
-    train(run, tmp_path / "run", cache_dir=parts / "cache", progress=False)
+    small = configs.resolve(configs.apply_overrides(plain, SHORT | CROSS)).to_dict()
+    section = small["model"] | {"text": small["model"]["text"] | {"vocab_size": 258}}
+    section["denoiser"] |= {"image_size": 16, "num_channels": 3}
+    model = random_model(section, ByteTokenizer(), ImageCodec(16, 16), objective=small["objective"])
+    model.save(tmp_path / "run")
     image = fmjax.load(tmp_path / "run").generate([PROMPTS[0]], steps=2, sampler="euler", guidance=2.0)[0]
     assert image.shape == (16, 16, 3)
 
@@ -258,7 +261,7 @@ def test_latents_that_are_kept_train_and_are_decoded(parts, tmp_path):
     assert latents.shape == (20, 4, 4, 4) and (latents[0] != latents[1]).any()
     file = f"{REPOSITORY / 'configs' / 't2i_shapes.py'}:joint+{parts / 'vae'}@{rows}"
     flags = {name: value for name, value in overrides().items() if not name.startswith("data.")}
-    flags |= {"train.steps": "4", "train.sample_every": "0"}
+    flags |= {"train.steps": "4", "train.sample_every": "-1"}
     made = lambda **more: configs.resolve(configs.apply_overrides(configs.load_config_file(file), flags | more))
     train(made(), tmp_path / "run", cache_dir=parts / "cache", progress=False)
     assert np.isfinite(metrics(tmp_path / "run", "eval/heldout/loss")).all()
