@@ -81,8 +81,8 @@ def test_an_mae_begins_a_classifier_with_its_positions_as_they_are(tmp_path):
 def test_a_probe_of_an_maes_features_trains_the_head_alone(tmp_path):
     """What configs/mae_digits.py says one does with a run, in a few steps."""
     sizes = {"num_layers": "1", "hidden_size": "16", "num_heads": "2", "intermediate_size": "16"}
-    quiet = {"train.steps": "2", "train.batch_size": "16", "train.eval_every": "0", "train.tensorboard": "false"}
-    quiet |= {"train.checkpoint_every": "2"}
+    quiet = {"train.steps": "2", "train.batch_size": "16", "train.eval_every": "-1", "train.tensorboard": "false"}
+    quiet |= {"train.checkpoint_every": "2", "train.sample_every": "-1"}
 
     def config(name, **more):
         raw = configs.load_config_file(str(ROOT / "configs" / f"{name}.py"))
@@ -90,7 +90,7 @@ def test_a_probe_of_an_maes_features_trains_the_head_alone(tmp_path):
 
     decoder = {f"model.{key}": value for key, value in sizes.items()}
     encoder = {f"model.encoder.{key}": value for key, value in sizes.items()}
-    begun = config("mae_digits", **decoder, **encoder, **{"train.sample_every": "0"})
+    begun = config("mae_digits", **decoder, **encoder)
     section = completed(begun, build_module(begun, open_data(begun, tmp_path).model_fields)).to_dict()["model"]
     mae = random_model(section, image=CODEC, objective={"name": "mae"})
     mae.save(tmp_path / "mae_digits")

@@ -40,7 +40,8 @@ def published(tmp_path_factory):
 
 def settings(folder, text, model=None, **train_keys):
     config = {
-        "train": {"steps": 1, "batch_size": 8, "tensorboard": False, "init_from": str(folder), **train_keys},
+        "train": {"steps": 1, "batch_size": 8, "eval_every": -1, "sample_every": -1, "tensorboard": False,
+                  "init_from": str(folder), **train_keys},
         "model": model or model_section(folder),
         "objective": {"name": "causal_lm", "sample_prompts": ()},
         "data": {"source": str(text), "sequence_length": 16, "tokenizer": "bytes", "heldout_fraction": 0.0},

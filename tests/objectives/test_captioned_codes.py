@@ -131,7 +131,7 @@ def test_a_run_of_two_stages_draws_pictures_of_captions(tmp_path, monkeypatch, c
     random_model(FIRST_STAGE, image=CODEC, objective={"name": "discrete_vae"}).save(first)
     two_towers.MODEL.save(clip)
     config = configs.resolve({
-        "train": {"batch_size": 8, "steps": 2, "log_every": 1, "tensorboard": False, "ema_decay": 0.9,
+        "train": {"batch_size": 8, "steps": 2, "log_every": 1, "eval_every": -1, "tensorboard": False, "ema_decay": 0.9,
                   "accumulate_steps": 2},
         "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         "model": {"name": "dalle", "num_layers": 2, "hidden_size": 16, "num_heads": 2, "num_codes": 12,

@@ -124,8 +124,8 @@ def test_a_run_distils_and_draws_in_one_step_and_in_two(tmp_path):
 
     def config(**changes):
         return configs.resolve({
-            "train": {"batch_size": 8, "steps": 3, "log_every": 1, "tensorboard": False, "ema_decay": 0.9,
-                      "init_from": str(teacher)},
+            "train": {"batch_size": 8, "steps": 3, "log_every": 1, "eval_every": -1, "tensorboard": False,
+                      "ema_decay": 0.9, "init_from": str(teacher)},
             "model": MODEL, "objective": section | changes, "data": {"name": "digits"},
             "optimizer": {"name": "adamw", "learning_rate": 1e-2},
         })  # fmt: skip

@@ -18,7 +18,7 @@ def config():
     tower = {"num_layers": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
     vision = {"name": "vit", **tower, "patch_size": 4, "num_classes": 0, "init_std": 0.3}
     return configs.resolve({
-        "train": {"steps": STEPS, "batch_size": 64, "log_every": 20},
+        "train": {"steps": STEPS, "batch_size": 64, "log_every": 20, "eval_every": -1},
         "model": {"name": "clip", "vision": vision, "text": {"name": "text_tower", **tower, "init_std": 0.3}},
         "objective": {"name": "contrastive", "positives": "labels", "chunk_size": 16},
         "data": {"name": "digit_captions"},

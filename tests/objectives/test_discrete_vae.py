@@ -116,7 +116,8 @@ def test_what_does_not_fit_is_refused():
 
 def test_a_run_counts_the_steps_of_its_schedules_and_reconstructs(tmp_path):
     config = configs.resolve({
-        "train": {"batch_size": 8, "log_every": 1, "tensorboard": False, "steps": 3, "accumulate_steps": 2},
+        "train": {"batch_size": 8, "log_every": 1, "eval_every": -1, "sample_every": -1,
+                  "tensorboard": False, "steps": 3, "accumulate_steps": 2},
         "model": {"name": "discrete_vae", "widths": [8, 16], "num_blocks": 1, "num_codes": 12, "code_size": 4},
         "objective": {"name": "discrete_vae", "temperature_steps": 6, "beta_steps": 3, "num_samples": 2},
         "data": {"name": "digits"}, "optimizer": {"name": "adamw", "learning_rate": 1e-2},

@@ -136,7 +136,7 @@ def test_a_run_of_two_stages_draws_pictures_of_captions(tmp_path):
     first, workdir = tmp_path / "first", tmp_path / "run"
     first_stage(0).save(first)
     config = configs.resolve({
-        "train": {"batch_size": 8, "steps": 2, "log_every": 1, "tensorboard": False, "ema_decay": 0.9,
+        "train": {"batch_size": 8, "steps": 2, "log_every": 1, "eval_every": -1, "tensorboard": False, "ema_decay": 0.9,
                   "accumulate_steps": 2},
         "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         "model": {"name": "maskgit", "num_layers": 2, "hidden_size": 16, "num_heads": 2, "num_codes": 12,

@@ -26,7 +26,7 @@ def config():
     parts = {"vision": vision, "text": rest(TEXT), "decoder": rest(DECODER), "num_prototypes": 8, "head_size": 8}
     objective = {"name": "siglip2", "num_local": 1, "local_size": 4, "distillation_from": 0.5, "momentum": 0.5}
     return configs.resolve({
-        "train": {"steps": STEPS, "batch_size": 16, "log_every": 1},
+        "train": {"steps": STEPS, "batch_size": 16, "log_every": 1, "eval_every": -1, "sample_every": -1},
         "model": MODEL | parts,
         "objective": objective,
         "data": {"name": "digit_captions"},

@@ -260,8 +260,8 @@ def test_a_short_run_is_judged_by_its_own_images(tmp_path, monkeypatch):
     devices = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda *_: devices[:1])
     short = {
-        "train.steps": "6", "train.batch_size": "8", "train.checkpoint_every": "6", "train.eval_every": "0",
-        "train.sample_every": "0", "train.tensorboard": "false", "model.num_layers": "1", "model.hidden_size": "8",
+        "train.steps": "6", "train.batch_size": "8", "train.checkpoint_every": "6", "train.eval_every": "-1",
+        "train.sample_every": "-1", "train.tensorboard": "false", "model.num_layers": "1", "model.hidden_size": "8",
         "model.num_heads": "2",
     }  # fmt: skip
     plain = configs.load_config_file(str(pathlib.Path(__file__).parents[2] / "configs" / "dit_digits.py"))

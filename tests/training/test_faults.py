@@ -81,7 +81,7 @@ def test_sigterm_saves_where_it_is_and_the_same_command_resumes(command, straigh
 def test_a_run_moves_to_another_mesh(command, straight):
     workdir = command.folder / "moved"
     # Eight devices sharding parameters, then two splitting layers; the same batches, sums in another order.
-    silent = ("--config.train.sample_every=0", "--config.objective.sample_prompts=()")
+    silent = ("--config.train.eval_every=-1", "--config.train.sample_every=-1")
     flags = ("--config.mesh.data=1", "--config.mesh.fsdp=8", *silent)
     code, output = command.call(workdir, *flags, devices=8)
     assert code == 0, output

@@ -47,7 +47,9 @@ def autoencoder(folder, seed, side=8, channels=1, **normal):
 def config(data, model=None, steps=2, **objective):
     """Of a small Diffusion Transformer of digits."""
     return configs.resolve({
-        "train": {"steps": steps, "batch_size": 8, "log_every": 1, "tensorboard": False}, "mesh": {"data": 1},
+        "train": {"steps": steps, "batch_size": 8, "log_every": 1, "eval_every": -1, "sample_every": -1,
+                  "tensorboard": False},
+        "mesh": {"data": 1},
         "model": model or {
             "name": "dit", "num_layers": 1, "hidden_size": 16, "num_heads": 2, "patch_size": 2, "num_classes": 10,
             "image_size": 4, "num_channels": 2,

@@ -16,8 +16,7 @@ FLAGS = {
     "distillation": ("--config.objective.name=distillation", f"--config.model.vocab_size={ByteTokenizer().vocab_size}"),
 }
 QUIET = (
-    "--config.train.steps=24", "--config.train.eval_every=0", "--config.train.sample_every=0",
-    "--config.objective.sample_prompts=()",
+    "--config.train.steps=24", "--config.train.eval_every=-1", "--config.train.sample_every=-1",
 )  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def test_a_step_averages_the_parameters_after_it_also_of_updates_that_are_left_o
 
 def settings(**changes):
     return configs.resolve({
-        "train": {"steps": 8, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "keep_every": 2,
+        "train": {"steps": 8, "batch_size": 8, "log_every": 1, "eval_every": -1, "checkpoint_every": 2, "keep_every": 2,
                   "ema_sigma_rel": (0.05, 0.15), "tensorboard": False} | changes,
         "model": {"name": "vit", "num_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
                   "patch_size": 4},

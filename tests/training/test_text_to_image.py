@@ -106,6 +106,8 @@ def test_frozen_models_in_the_step_are_not_saved(parts, tmp_path):
     """A first stage and a text tower; that a run with others in its step is resumed, test_killed_plugins.py shows."""
     more = frozen_text(parts) | {"train.steps": "2"} | QUIET
     train(config(parts, **more), tmp_path / "run", cache_dir=parts / "cache", progress=False)
+    assert metrics(tmp_path / "run", "train/loss") and not metrics(tmp_path / "run", "eval/heldout/loss")
+    assert not (tmp_path / "run/samples").exists()  # as it was told
     items = [read_item((tmp_path / "run/checkpoints/2" / name).absolute()) for name in ("params", "train", "ema")]
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(items)[0]]
     assert len(names) > 40 and not any("position_embedding" in name for name in names)
@@ -261,7 +263,7 @@ def test_latents_that_are_kept_train_and_are_decoded(parts, tmp_path):
     assert latents.shape == (20, 4, 4, 4) and (latents[0] != latents[1]).any()
     file = f"{REPOSITORY / 'configs' / 't2i_shapes.py'}:joint+{parts / 'vae'}@{rows}"
     flags = {name: value for name, value in overrides().items() if not name.startswith("data.")}
-    flags |= {"train.steps": "4", "train.sample_every": "-1"}
+    flags |= {"train.steps": "2", "train.eval_every": "2", "train.sample_every": "-1"}
     made = lambda **more: configs.resolve(configs.apply_overrides(configs.load_config_file(file), flags | more))
     train(made(), tmp_path / "run", cache_dir=parts / "cache", progress=False)
     assert np.isfinite(metrics(tmp_path / "run", "eval/heldout/loss")).all()
