@@ -70,15 +70,18 @@ def test_packed_rows_equal_separate_documents(model):
     module, params = model
     tokens = random_tokens(1, 15)
     apply = jax.jit(lambda *inputs: module.apply({"params": params}, *inputs))
-    segment_ids = jnp.array([[1] * 6 + [2] * 7 + [0] * 2])
-    positions = jnp.array([[*range(6), *range(7), 0, 0]])
-    packed = apply(tokens, segment_ids, positions)
-    np.testing.assert_allclose(packed[:, :6], apply(tokens[:, :6]), atol=1e-5)
-    np.testing.assert_allclose(packed[:, 6:13], apply(tokens[:, 6:13]), atol=1e-5)
-    derived = apply(tokens, segment_ids, None)  # positions follow from the segments
-    np.testing.assert_allclose(packed[:, :13], derived[:, :13], atol=1e-5)
-    assert np.isfinite(packed).all()
-    assert abs(apply(tokens)[:, 6:13] - packed[:, 6:13]).max() > 1e-2  # without ids the documents do mix
+    # Both in a row; each by itself; and, without ids, as if they were one.
+    second = jnp.pad(tokens[:, 6:13], ((0, 0), (0, 8)))
+    rows = jnp.concatenate([tokens, tokens, second, tokens])
+    segment_ids = jnp.array([[1] * 6 + [2] * 7 + [0] * 2, [1] * 6 + [0] * 9, [1] * 7 + [0] * 8, [1] * 15])
+    packed_positions, one = [*range(6), *range(7), 0, 0], [*range(15)]
+    packed, first, second, mixed = found = apply(rows, segment_ids, jnp.array([packed_positions, one, one, one]))
+    np.testing.assert_allclose(packed[:6], first[:6], atol=1e-5)
+    np.testing.assert_allclose(packed[6:13], second[:7], atol=1e-5)
+    derived = apply(rows, segment_ids, None)[0]  # positions follow from the segments
+    np.testing.assert_allclose(packed[:13], derived[:13], atol=1e-5)
+    assert np.isfinite(found).all()
+    assert abs(mixed[6:13] - packed[6:13]).max() > 1e-2
 
 
 def test_cached_decoding_equals_the_full_forward_pass(model):

@@ -107,7 +107,8 @@ def assert_close(workdir, straight):
 
 
 def test_in_parts_it_learns_the_same(straight, tmp_path):
-    train(config(**{"train.accumulate_steps": "2"}), tmp_path / "parts", cache_dir=tmp_path, progress=False)
+    quiet = {"train.accumulate_steps": "2", "train.eval_every": "-1", "train.sample_every": "-1"}
+    train(config(**quiet), tmp_path / "parts", cache_dir=tmp_path, progress=False)
     assert_close(tmp_path / "parts", straight)
     assert {row[1] for row in logged(tmp_path / "parts", "train/logprob_difference") if row[0] % 2} == {0.0}
 
@@ -115,6 +116,7 @@ def test_in_parts_it_learns_the_same(straight, tmp_path):
 def test_two_processes_of_two_devices_learn_the_same(straight, tmp_path):
     flags = ["--config=configs/reinforce_tiny.py", f"--workdir={tmp_path / 'run'}", *FLAGS]
     flags += [f"--config.mesh.{axis}=2" for axis in ("data", "tensor")]
+    flags += [f"--config.train.{name}_every=-1" for name in ("eval", "sample")]
     processes.run("fmjax.train", [flags] * 2, 2, tmp_path / "cache")
     assert_close(tmp_path / "run", straight)
 

@@ -77,11 +77,9 @@ def one_device(model):
     [
         ("llama", {"data": 8}),
         ("llama", {"data": 1, "fsdp": 8}),
-        ("llama", {"data": 1, "fsdp": 2, "tensor": 4}),
         ("llama", {"data": 2, "fsdp": 2, "tensor": 2}),
         ("gpt", {"data": 2, "fsdp": 2, "tensor": 2}),
         ("llama", {"data": 1, "sequence": 8}),
-        ("llama", {"data": 1, "fsdp": 2, "sequence": 4}),
         ("llama", {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2, "extra": {"expert": 1, "stage": 1}}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}{v}" for k, v in value.items()),

@@ -33,6 +33,8 @@ SHORT = {
     "objective.sample_prompts": "3,7",
 }  # fmt: skip
 
+QUIET = {"train.eval_every": "-1", "train.sample_every": "-1"}
+
 
 def config(**more):
     plain = configs.load_config_file(str(REPOSITORY / "configs" / "dit_digits.py"))
@@ -83,7 +85,7 @@ def test_killed_it_goes_on_bitwise(straight, tmp_path):
 
 def test_in_parts_on_eight_devices_it_learns_the_same(straight, tmp_path, one_device, monkeypatch):
     monkeypatch.setattr(jax, "devices", one_device)  # all, and in this test alone
-    split = config(**{"train.accumulate_steps": "2", "mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"})
+    split = config(**{"train.accumulate_steps": "2", "mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"} | QUIET)
     train(split, tmp_path / "split", cache_dir=tmp_path, progress=False)
     np.testing.assert_allclose(losses(tmp_path / "split"), losses(straight), rtol=2e-5)
 
