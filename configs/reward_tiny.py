@@ -8,7 +8,8 @@ rankings are built in (`fmjax/data/chats/arithmetic.py`). Your own: --config.dat
 chosen and rejected, or with responses and their scores or ranks; data.num_answers is how many a prompt has at most.
 
 With ",steps" behind the model (`--config=configs/reward_tiny.py:runs/sft_tiny,steps`) the rewards are of single steps
-of longer sums, each right or wrong.
+of longer sums, each right or wrong. After 300 steps 71% of held-out steps are told right, where 67% are right: of such
+sums hardly anything is learnt in that time (2026-11-30).
 
 One core of an Intel Xeon shared with other work, nothing compiled before: 52 seconds (2026-11-29). Of held-out pairs
 95% are ranked right.
