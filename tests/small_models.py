@@ -1,5 +1,7 @@
 """Models of random weights, without a training; and parameters that are not as they were at the start."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,3 +55,9 @@ def random_model(section: dict, tokenizer=None, image=None, seed: int = 5, carry
     params = nn.unbox(jax.jit(lambda key: module.init(key, **inputs)["params"])(jax.random.key(seed)))
     codecs = {} if image is None else {"image": image}
     return Model(module, params, {"model": section, **config}, tokenizer, codecs=codecs, carry=carry)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("method", "mutable", "train"))
+def applied(module, variables, *inputs, **told):
+    """`module.apply` as one program: without jit each operation of a module would be compiled by itself."""
+    return module.apply(variables, *inputs, **told)

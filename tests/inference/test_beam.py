@@ -76,7 +76,7 @@ ZEROS = jnp.zeros((1, 3), jnp.int32)
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
 def test_wide_enough_it_finds_the_best_of_all_sequences(kind, alpha):
     """4 tokens, 3 steps: with 64 beams nothing is ever cut. The penalty is the paper's ((5 + |Y|) / 6)^alpha."""
     if kind == "decoder":

@@ -23,14 +23,14 @@ from fmjax.tasks.pictures import Pictures
 from fmjax.tasks.protocol import Apply, Score
 from tests import two_towers
 from tests.classifier import IMAGES, MODEL, MODULE, logits_of
-from tests.small_models import byte_model
+from tests.small_models import applied, byte_model
 
 
 def test_attention_is_the_softmax_of_the_first_layers_products():
     found = attention_maps(MODEL, IMAGES, batch_size=3)
     assert found.shape == (7, 2, 4, 2, 2) and found.dtype == np.float32
     arrays = np.stack([MODEL.codecs["image"].encode(image)["images"] for image in IMAGES])
-    _, state = MODULE.apply({"params": MODEL.params}, arrays, method="hidden", mutable=["reads"])
+    _, state = applied(MODULE, {"params": MODEL.params}, arrays, method="hidden", mutable="reads")
     x = np.asarray(state["reads"]["embedded"], np.float64)
     block = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), MODEL.params["stack"]["blocks"])
     norm = block["attention_norm"]

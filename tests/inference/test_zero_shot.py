@@ -16,7 +16,7 @@ from fmjax.inference.model import Model
 from fmjax.inference.pairs import class_vectors
 from fmjax.models import MODELS
 from fmjax.models.state import STATE_KEY, initial_state
-
+from tests.small_models import applied
 TOKENIZER, CODEC = ByteTokenizer(), ImageCodec(8, 8, 3)
 SIZES = dict(num_layers=1, hidden_size=16, num_heads=2)
 VISION = {**SIZES, "name": "vit", "intermediate_size": 32, "patch_size": 4, "num_classes": 0, "init_std": 0.3}
@@ -51,7 +51,7 @@ def with_padding(model, pad_id):
 def text_vectors(model, texts):
     """One text after the other, without padding."""
     rows = [np.array([model.tokenizer.encode_pair(text)[0]], np.int32) for text in texts]
-    return np.concatenate([model.module.apply({"params": model.params}, row, method="encode_texts") for row in rows])
+    return np.concatenate([applied(model.module, {"params": model.params}, row, method="encode_texts") for row in rows])
 
 
 def test_a_tower_with_statistics_is_read_with_them():
@@ -62,7 +62,7 @@ def test_a_tower_with_statistics_is_read_with_them():
     moved = jax.tree.map(lambda x: x + 0.5, state)
     found = [dataclasses.replace(model, carry={STATE_KEY: one}).embed(images=IMAGES) for one in (state, moved)]
     assert found[0].shape == (5, 8) and np.abs(found[0] - found[1]).max() > 1e-3
-    expected = model.module.apply({"params": model.params, **moved}, *_images(), method="encode_images")
+    expected = applied(model.module, {"params": model.params, **moved}, *_images(), method="encode_images")
     np.testing.assert_allclose(found[1], expected, atol=1e-5)
     with pytest.raises(InputError, match="has no 'batch_stats'"):
         model.embed(images=IMAGES)
@@ -79,7 +79,7 @@ def test_vectors_are_those_of_each_value_by_itself():
     np.testing.assert_allclose(MODEL.embed(texts), found)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     arrays = np.stack([CODEC.encode(image)["images"] for image in IMAGES])
-    images = MODEL.module.apply({"params": MODEL.params}, arrays, method="encode_images")
+    images = applied(MODEL.module, {"params": MODEL.params}, arrays, method="encode_images")
     np.testing.assert_allclose(MODEL.embed(images=IMAGES), images, atol=1e-5)
     np.testing.assert_allclose(MODEL.can("embed")(IMAGES, batch_size=2), images, atol=1e-5)
     assert MODEL.embed(texts=[]).shape == MODEL.embed(images=[]).shape == (0, 8)

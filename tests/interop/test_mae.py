@@ -21,8 +21,7 @@ from fmjax.objectives.causal_pixels import CausalPixels
 from fmjax.objectives.mae import MaskedAutoencoder
 from fmjax.tasks.capabilities import capabilities
 from fmjax.training.step import with_keys
-
-
+from tests.small_models import applied
 @pytest.fixture(scope="module")
 def mae(tmp_path_factory):
     """(fixture, folder, model)."""
@@ -69,7 +68,7 @@ def test_what_is_drawn_loss_and_gradients_for_given_noise(mae):
     fixture, _, model = mae
     pixels, objective = pixels_of(fixture), model.objective
     assert objective == MaskedAutoencoder(normalise_pixels=True)
-    made = model.module.apply({"params": model.params}, pixels, fixture["noise"])
+    made = applied(model.module, {"params": model.params}, pixels, fixture["noise"])
     np.testing.assert_array_equal(made["mask"], fixture["mask"])
     np.testing.assert_allclose(made["patches"], fixture["out"], atol=2e-5)
 
@@ -84,7 +83,7 @@ def test_what_is_drawn_loss_and_gradients_for_given_noise(mae):
 
 def test_the_encoder_alone_reads_whole_images(mae):
     fixture, _, model = mae
-    found = model.module.apply({"params": model.params}, pixels_of(fixture), method="hidden")
+    found = applied(model.module, {"params": model.params}, pixels_of(fixture), method="hidden")
     np.testing.assert_allclose(found, fixture["features"], atol=2e-5)
 
 

@@ -10,7 +10,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.attention.reference import MASKED
 from fmjax.models.dalle import Dalle
 from fmjax.planning import counts, hlo
-
+from tests.small_models import applied
 TEXT, SIDE, CODES = 5, 4, 7
 MODULE = Dalle(
     num_layers=1, hidden_size=16, num_heads=2, num_codes=CODES, num_places=SIDE**2, vocab_size=11, max_length=TEXT,
@@ -71,7 +71,7 @@ def test_every_place_sees_the_text_before_it_and_each_padding_is_a_vector_of_its
 
 
 def test_logits_are_of_the_places_own_modality():
-    logits = LAYERED.apply({"params": params_of(LAYERED)}, **rows())
+    logits = applied(LAYERED, {"params": params_of(LAYERED)}, **rows())
     assert logits.shape == (2, TEXT + SIDE**2, 11 + CODES)
     allowed = np.arange(11 + CODES)[None] < 11
     np.testing.assert_array_equal(
@@ -81,7 +81,7 @@ def test_logits_are_of_the_places_own_modality():
 
 def test_one_code_after_the_other_is_the_whole_row():
     params, told = params_of(LAYERED), rows()
-    expected = LAYERED.apply({"params": params}, **told)[:, TEXT:, 11:]
+    expected = applied(LAYERED, {"params": params}, **told)[:, TEXT:, 11:]
     module, unrolled = LAYERED.unrolled(params)
     apply = jax.jit(
         lambda *given, method: module.apply({"params": unrolled}, *given, method=method), static_argnames="method"

@@ -9,7 +9,7 @@ import pytest
 from fmjax.config import build
 from fmjax.models import MODELS
 from fmjax.objectives.contrastive import Contrastive
-
+from tests.small_models import applied
 VISION = {
     "name": "coswin", "image_size": 8, "num_channels": 3, "num_classes": 0, "embed_size": 8, "depths": (1, 1),
     "num_heads": (2, 2), "window": 2, "patch_size": 2,
@@ -71,7 +71,7 @@ def test_brivl_pools_patches_of_its_image_tower(batch):
     text |= {"num_heads": 2, "vocab_size": 9, "max_length": 6}
     sizes = {"projection_size": 32, "grids": (1, 2), "num_layers": 1, "num_heads": 2, "intermediate_size": 8}
     module, params = made({"name": "brivl", "vision": VISION, "text": text, **sizes})
-    vectors = module.apply({"params": params}, batch["images"], method="encode_images")
+    vectors = applied(module, {"params": params}, batch["images"], method="encode_images")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    features = module.apply({"params": params}, batch["images"], method=lambda m, x: m.vision.feature_map(x))
+    features = applied(module, {"params": params}, batch["images"], method=lambda m, x: m.vision.feature_map(x))
     assert features.shape == (6, 2, 2, 16)

@@ -138,13 +138,15 @@ def test_its_scale_is_no_parameter_and_padding_changes_nothing(model):
     assert sorted(params) == ["image_head", "patch_projection", "text", "text_head", "vision"]
     assert not {"head_bias", "head_transform", "pooler"} & params["text"].keys() and "head" not in params["vision"]
     images, tokens = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.array([[3, 4, 5, 0, 0], [1, 2, 0, 0, 0]])
-    out = module.apply({"params": params}, images, tokens, (tokens > 0).astype(jnp.int32))
+    apply = jax.jit(lambda *inputs: module.apply({"params": params}, *inputs))
+    texts = jax.jit(lambda *inputs: module.apply({"params": params}, *inputs, method="encode_texts"))
+    out = apply(images, tokens, (tokens > 0).astype(jnp.int32))
     assert float(out["scale"]) == pytest.approx(1 / 0.07) and float(out["bias"]) == 0
     assert out["image"].shape == out["text"].shape == (2, 6)
     other = jnp.where(tokens > 0, tokens, 7)
-    alike = module.apply({"params": params}, other, (tokens > 0).astype(jnp.int32), method="encode_texts")
+    alike = texts(other, (tokens > 0).astype(jnp.int32))
     np.testing.assert_allclose(alike, out["text"], atol=1e-6)
-    alone = module.apply({"params": params}, tokens[1:, :2], method="encode_texts")
+    alone = texts(tokens[1:, :2])
     np.testing.assert_allclose(alone, out["text"][1:], atol=1e-5)
 
 

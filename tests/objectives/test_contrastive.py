@@ -208,10 +208,15 @@ def test_chunks_train_as_the_whole_batch_and_parts_contrast_their_own_rows(loss)
     found, _ = gradient(chunked, batch(), 1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, want)
     assert set(sums) == {"loss", "image_to_text", "text_to_image", "scale"}
+    if loss == "sigmoid":
+        return  # what parts are is no matter of the loss
     parts, _ = gradient(whole, batch(), 2)
     halves = [gradient(whole, {name: x[start::2] for name, x in batch().items()}, 1)[0] for start in (0, 1)]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), parts, mean)
+
+
+def test_rows_depend_on_each_other():
     assert not getattr(Contrastive, "ROWS_APART", False)
 
 

@@ -1,6 +1,7 @@
 """SigLIP 2's objective against numpy, term by term; its teacher and centres over steps; what it refuses."""
 
 import dataclasses
+import functools
 import types
 
 import jax
@@ -134,12 +135,15 @@ def test_a_text_is_written_token_by_token_or_at_once(model):
     np.testing.assert_allclose(decode(one[:, :5], parallel)[1], first[1, :5], atol=1e-5)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def caption_logits(module, params, images, tokens, parallel):
+    write = lambda m: m.decoder(tokens, m.vision.hidden(images), parallel=parallel)
+    return module.apply({"params": params}, method=write)
+
+
 def naive_captioning(module, params, rows, parallel):
     """(sum, weight), a row and a token after the other."""
-    write = lambda m, images, tokens: m.decoder(tokens, m.vision.hidden(images), parallel=parallel)
-    logits = jax.jit(lambda *args: module.apply({"params": params}, *args, method=write))(
-        rows["images"], rows["tokens"]
-    )
+    logits = caption_logits(module, params, rows["images"], rows["tokens"], parallel)
     total = weight = 0.0
     for i in range(ROWS):
         length = int(rows["segment_ids"][i].sum())

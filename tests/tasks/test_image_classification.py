@@ -22,7 +22,7 @@ from fmjax.tasks.protocol import TaskContext
 from fmjax.tasks.runner import run_tasks
 from tests import two_towers
 from tests.classifier import MODEL
-from tests.small_models import byte_model
+from tests.small_models import applied, byte_model
 
 DOCUMENTS = get_task("digits_train").documents(TaskContext())[:80]
 IMAGES, LABELS = [d["image"] for d in DOCUMENTS], [int(d["label"]) for d in DOCUMENTS]
@@ -75,7 +75,7 @@ def test_fine_tuning_trains_what_reads_images_and_nothing_else(model):
     head = dict(zip(("kernel", "bias"), tuned.functions["class_logits"].args))
     arrays = np.stack([CODEC.encode(image.value)["images"] for image in images])
     method = "encode_images" if model is two_towers.MODEL else "pooled"
-    vectors = tuned.module.apply({"params": tuned.params}, arrays, method=method)
+    vectors = applied(tuned.module, {"params": tuned.params}, arrays, method=method)
     np.testing.assert_allclose(logits, vectors @ head["kernel"] + head["bias"], atol=1e-4)
     if model is two_towers.MODEL:
         texts = [one.embed(texts=["a digit", "another"]) for one in (model, tuned)]
@@ -101,12 +101,12 @@ def test_fine_tuning_keeps_up_batch_statistics():
     assert (logits.argmax(1) == labels).mean() > 0.9
     arrays = np.stack([CODEC.encode(image.value)["images"] for image in images])
     kernel, bias = tuned.functions["class_logits"].args
-    vectors = module.apply(tuned.variables, arrays, method="pooled")
+    vectors = applied(module, tuned.variables, arrays, method="pooled")
     np.testing.assert_allclose(logits, vectors @ kernel + bias, atol=1e-4)
     # One step: the running statistics are 0.9 of the model's and 0.1 of the batch's.
     one = dataclasses.replace(recipe, min_steps=1, batch_size=None)
     moved = adaptation.fine_tune(model, images, labels, 2, 0, one).state
-    _, after = module.apply(model.variables, arrays, train=True, method="pooled", mutable=["batch_stats"])
+    _, after = applied(module, model.variables, arrays, train=True, method="pooled", mutable="batch_stats")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved["batch_stats"], after["batch_stats"])
     assert model.state is not moved and model.variables["params"] is variables["params"]
     # What would fill up batches over devices would count in the statistics.
