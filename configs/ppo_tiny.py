@@ -7,7 +7,13 @@
 Behind the colon are the model to begin with, which is the reference too, and the reward model, which the values begin
 with. Without them (`--config=configs/ppo_tiny.py`) all is new, near to nothing, with a verifier as the reward: a run
 that shows the parts at work and learns nothing. The chats of `configs/sft_tiny.py` are the pretraining texts, mixed
-into the same gradient. What is loaded of the run is the policy.
+into the same gradient. What is loaded of the run is the policy. Beside the reward model's score (`reward_taste`) it
+tells how many replies are right (`reward_right`), with a weight of 0.
+
+One core of an AMD EPYC shared with other work, 2026-11-30: 72 seconds, 58 of processor time. The reward model's score
+of the likeliest replies to 64 held-out prompts is 1.28 after 40 steps and 2.34 after 80, at a KL of 1.2 nats a reply;
+the pretraining loss stays at 0.29. What is right does not follow: 41% and 34% of the same replies. The reward model
+knows which of two answers is nearer to a sum, and the policy finds what it likes.
 """
 
 from ml_collections import ConfigDict
