@@ -7,7 +7,17 @@
 
 The first stage, named after the colon, encodes the pictures in the step and decodes those that are made, so it stays
 where it is; of another number of codes, set model.num_codes and model.num_places. `samples/STEP/` has pictures of four
-captions, the last of a colour and a shape that are never trained on together. No run has been measured to its end.
+captions, the last of a colour and a shape that are never trained on together.
+
+Measured is a shorter run of single things alone (experiments/captions_drawn, a core of an AMD EPYC with AVX-512,
+2026-11-30, JAX 0.10.2),
+
+    python -m fmjax.train --config=configs/maskgit_shapes.py:runs/vqgan_one --workdir=runs/maskgit_one \
+        --config.data.kinds="('one',)" --config.data.tokenizer=train:420 --config.data.sequence_length=24 \
+        --config.train.batch_size=32 --config.train.steps=1800 --config.train.ema_decay=0.995
+
+9.5 minutes: of captions with colours and shapes never seen together 27% are then true of what is drawn, of other ones
+32%; wrong captions never are.
 """
 
 from ml_collections import ConfigDict

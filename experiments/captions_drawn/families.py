@@ -38,13 +38,16 @@ FAMILIES = {
         ("vae_shapes", LATENTS, "t2i_joint", "t2i_one"), "t2i_one",
         lambda _: {"sampler": "dpmpp_2m", "steps": 20, "guidance": 3.0}, "vae_shapes", ("one",),
     ),
-    "MaskGIT": Family(
-        ("vqgan_shapes", "maskgit_shapes"), "maskgit_shapes", lambda _: {"guidance": 2.0}, "vqgan_shapes"
+    "MaskGIT of single things": Family(
+        ("vqgan_one", "maskgit_one"), "maskgit_one", lambda _: {"steps": 12, "guidance": 2.0}, "vqgan_one", ("one",)
     ),
-    "DALL-E 1": Family(("vqgan_shapes", "dalle1_prior"), "dalle1_prior", lambda _: {}, "vqgan_shapes"),
-    "DALL-E 2": Family(
-        ("clip_shapes", "dalle2_prior", "dalle2_decoder"), "dalle2_decoder",
-        lambda runs: {"prior": str(runs / "dalle2_prior"), "steps": 20, "prior_steps": 20, "guidance": 2.0},
+    "DALL-E 1 of single things": Family(
+        ("vqgan_one", "dalle1_one"), "dalle1_one", lambda _: {}, "vqgan_one", ("one",)
+    ),
+    "DALL-E 2 of single things": Family(
+        ("clip_one", "dalle2_prior_one", "dalle2_decoder_one"), "dalle2_decoder_one",
+        lambda runs: {"prior": str(runs / "dalle2_prior_one"), "steps": 20, "prior_steps": 20, "guidance": 2.0},
+        kinds=("one",),
     ),
 }  # fmt: skip
 
@@ -52,17 +55,35 @@ CONFIGS = {
     "vae_shapes": "vae_shapes.py",
     "t2i_joint": "t2i_shapes.py:joint+{runs}/vae_shapes@{runs}/latents",
     "t2i_one": "t2i_shapes.py:joint+{runs}/vae_shapes",
-    "vqgan_shapes": "vqgan_shapes.py",
-    "dalle1_prior": "dalle1_shapes.py:prior+{runs}/vqgan_shapes",
-    "maskgit_shapes": "maskgit_shapes.py:{runs}/vqgan_shapes",
-    "clip_shapes": "clip_shapes.py",
-    "dalle2_prior": "dalle2_shapes.py:prior+{runs}/clip_shapes",
-    "dalle2_decoder": "dalle2_shapes.py:decoder+{runs}/clip_shapes",
+    "vqgan_one": "vqgan_shapes.py",
+    "dalle1_one": "dalle1_shapes.py:prior+{runs}/vqgan_one",
+    "maskgit_one": "maskgit_shapes.py:{runs}/vqgan_one",
+    "clip_one": "clip_shapes.py",
+    "dalle2_prior_one": "dalle2_shapes.py:prior+{runs}/clip_one",
+    "dalle2_decoder_one": "dalle2_shapes.py:decoder+{runs}/clip_one",
 }
+ONE = {"data__kinds": "('one',)", "train__sample_every": 0}
+TOLD = ONE | {
+    "data__tokenizer": "train:420", "data__sequence_length": 24, "train__batch_size": 32, "train__eval_every": 600,
+    "train__checkpoint_every": 600, "train__ema_decay": 0.995,
+}  # fmt: skip
+"""A tokenizer that is trained on captions of single things alone, of no more than 360 pieces, needs more tokens."""
 CHANGES = {
-    "t2i_one": {
-        "train__init_from": "{runs}/t2i_joint", "data__kinds": "('one',)", "train__steps": 2600, "train__eval_every": 0,
-        "train__sample_every": 0, "train__checkpoint_every": 650,
+    "t2i_one": ONE | {
+        "train__init_from": "{runs}/t2i_joint", "train__steps": 2600, "train__eval_every": 0,
+        "train__checkpoint_every": 650,
+    },
+    "vqgan_one": ONE,
+    "maskgit_one": TOLD | {"train__steps": 1800},
+    "dalle1_one": TOLD | {"train__steps": 1800},
+    "clip_one": TOLD | {
+        "model__text__max_length": 24, "model__vision__positions": "sincos", "train__batch_size": 64,
+        "train__eval_every": 200, "train__ema_decay": 0.0,
+    },
+    "dalle2_prior_one": TOLD | {"model__max_length": 24, "data__tokenizer": "{runs}/clip_one", "train__steps": 1200},
+    "dalle2_decoder_one": TOLD | {
+        "data__tokenizer": "{runs}/clip_one", "train__batch_size": 16, "train__steps": 4200, "train__eval_every": 1400,
+        "train__checkpoint_every": 1400,
     },
 }  # fmt: skip
 

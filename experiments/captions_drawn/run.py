@@ -3,8 +3,8 @@
     python experiments/captions_drawn/run.py [--runs=DIR] [--only=NAME[,NAME]] [--pictures=N]
 
 Trains what each family consists of (a finished run is used as it is), has it draw captions of combinations of colour
-and shape that were never trained on together, and looks at the pictures by a program. Writes `results.json`, where
-families that are not asked for keep what is there, and `drawn.png`.
+and shape that were never trained on together, and looks at the pictures by a program. Writes `results.json`, a strip of
+pictures a family to `drawn/`, and `drawn.png` of these; families that are not asked for keep what is there.
 """
 
 import argparse
@@ -38,14 +38,15 @@ def main():
     folder = flags.runs.absolute()
     file = HERE / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {"families": {}}
-    results["pictures"] = flags.pictures
     for name in wanted:
         family = families.FAMILIES[name]
         minutes = {stage: trained(stage, folder) for stage in family.stages}
-        results["families"][name] = {"minutes": minutes} | measured(family, folder, flags.pictures)
+        found = {"minutes": minutes} | measured(family, folder, flags.pictures)
+        results["families"][name] = found | {"pictures": flags.pictures, "setting": runs.setting()}
         runs.save(HERE, results)
+        keep_strip(name, family, folder)
         print(name, json.dumps(results["families"][name], indent=2), flush=True)
-    draw([name for name in families.FAMILIES if name in results["families"]], folder)
+    draw([name for name in families.FAMILIES if name in results["families"]])
 
 
 def trained(stage: str, folder: pathlib.Path) -> float:
@@ -83,6 +84,7 @@ def measured(family, folder: pathlib.Path, pictures: int) -> dict:
         found["program"] = round(scores["true_real"], 4)
     if family.kinds == ("one",):
         found["true by pair"] = by_pair(samples(family.model, folder))
+        found["right by word"] = by_word(samples(family.model, folder))
     found["options"] = {key: str(value).removeprefix(f"{folder}/") for key, value in options.items()}
     prompts = captions(TIMED, family.kinds)
     model.generate(prompts, **options, seed=1)  # compiles
@@ -145,14 +147,45 @@ def by_pair(rows: list[dict]) -> dict[str, float]:
     return {pair: round(float(np.mean(values)), 4) for pair, values in sorted(found.items())}
 
 
-def draw(names: list[str], folder: pathlib.Path) -> None:
+def by_word(rows: list[dict]) -> dict[str, float]:
+    """Share of pictures in which some thing has the colour, the shape, the size or the place that was asked for."""
+    from fmjax.data.shapes.captions import claim_of
+    from fmjax.data.shapes.seeing import see
+    from fmjax.tasks.made.making import decoded
+
+    found = {word: [] for word in ("colour", "shape", "size", "place")}
+    for row, seen in zip(rows, see([decoded(row["answers"][0]) for row in rows])):
+        claim = claim_of(row["document"]["caption"])
+        for word, right in found.items():
+            wanted = claim.cell if word == "place" else getattr(claim.looks[0], word)
+            there = [one.cell if word == "place" else getattr(one.look, word) for one in seen.scene]
+            right.append(wanted in there)
+    return {word: round(float(np.mean(right)), 4) for word, right in found.items()}
+
+
+def strip_of(name: str) -> pathlib.Path:
+    """The file of a family's pictures, one beside the other as they are."""
+    return HERE / "drawn" / f"{name.replace(' ', '_').replace('-', '')}.png"
+
+
+def keep_strip(name: str, family, folder: pathlib.Path) -> None:
+    """Writes the first pictures that the evaluation of unseen pairs kept."""
+    from PIL import Image
+
+    from fmjax.tasks.made.making import decoded
+
+    pictures = [decoded(row["answers"][0]) for row in samples(family.model, folder)[:SHOWN]]
+    strip_of(name).parent.mkdir(exist_ok=True)
+    Image.fromarray(np.concatenate(pictures, axis=1)).save(strip_of(name))
+
+
+def draw(names: list[str]) -> None:
     """`drawn.png`: captions of pairs that were never trained on, the pictures of their scenes, and a row a family."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-
-    from fmjax.tasks.made.making import decoded
+    from PIL import Image
 
     lines = []  # (name, captions or None, pictures)
     for kinds in dict.fromkeys(families.FAMILIES[name].kinds for name in names):
@@ -160,8 +193,7 @@ def draw(names: list[str], folder: pathlib.Path) -> None:
         lines.append(("the scene", captions(SHOWN, kinds), [real.image(i) for i in range(SHOWN)]))
         for name in names:
             if families.FAMILIES[name].kinds == kinds:
-                kept = samples(families.FAMILIES[name].model, folder)[:SHOWN]
-                lines.append((name, None, [decoded(row["answers"][0]) for row in kept]))
+                lines.append((name, None, np.split(np.asarray(Image.open(strip_of(name))), SHOWN, axis=1)))
     figure, axes = pyplot.subplots(len(lines), SHOWN, figsize=(1.6 * SHOWN + 1, 2 * len(lines)), squeeze=False)
     for row, (name, prompts, pictures) in zip(axes, lines):
         for place, (axis, picture) in enumerate(zip(row, pictures)):
