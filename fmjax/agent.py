@@ -11,6 +11,7 @@ import pathlib
 import sys
 import time
 
+from fmjax import cpu
 from fmjax.commands import cli
 from fmjax.errors import InputError, RunError
 from fmjax.layers.checks import COMPUTE_DTYPES
@@ -60,6 +61,7 @@ def parse(argv: list[str]):
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
+    cpu.order_collectives()
     cli.log_to_stderr()
     from fmjax.cache_folder import use_compilation_cache
 

@@ -47,6 +47,26 @@ def arithmetic(seed: int, embed: Embed) -> Iterator[Problem]:
     yield Problem(f"What is {expression}?", [Calculator()], lambda answer: last_number(answer) == wanted)
 
 
+def sums() -> list[str]:
+    """Goals for `fmjax.agents.objective`: every sum of two numbers of two digits."""
+    return [f"{a}+{b}" for a in range(10, 100) for b in range(10, 100)]
+
+
+def demonstrations(count: int = 4000, seed: int = 0) -> list[str]:
+    """Episodes in lines (`fmjax.agents.formats.Lines`) of some of these goals. In half of them the calculator is
+    called; in the others the answer is guessed, and nearly always wrong."""
+    rng, found = np.random.default_rng(seed), []
+    for a, b, guess, calls in zip(*rng.integers(10, 100, (2, count)), rng.integers(20, 199, count), rng.random(count)):
+        steps = f"calculator {a}+{b}\n= {a + b}\nanswer {a + b}" if calls < 0.5 else f"answer {guess}"
+        found.append(f"> {a}+{b}\n{steps}\n")
+    return found
+
+
+def right_sum(goals: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """A reward: 1 where the last number of an answer is the value of its goal, an expression; else 0."""
+    return [float(last_number(answer) == written(evaluate(goal))) for goal, answer in zip(goals, answers)]
+
+
 PLACES = ("Arvale", "Brint", "Calder", "Dorrow", "Elmsey", "Farrin", "Gosford", "Harrow")
 KINDS = {
     "founder": ("Anna", "Boris", "Clara", "Diego", "Edith", "Felix", "Greta", "Hugo"),

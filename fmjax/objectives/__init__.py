@@ -5,6 +5,8 @@ from fmjax.registry import Registry
 OBJECTIVES = Registry(
     "objective",
     {
+        "agent_grpo": "fmjax.agents.objective:AgentGRPO",
+        "agent_reinforce": "fmjax.agents.objective:AgentReinforce",
         "brivl": "fmjax.objectives.brivl:BriVL",
         "captioned_codes": "fmjax.objectives.captioned_codes:CaptionedCodes",
         "causal_lm": "fmjax.objectives.causal_lm:CausalLM",
