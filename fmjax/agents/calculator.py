@@ -13,8 +13,21 @@ BINARY = {
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
 }  # fmt: skip
 UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+FARTHEST_DIGIT = 400
+"""Digits that `round` may be asked for: of many more it makes ten to their number first."""
+
+
+def rounded(value: float, *digits: float) -> float:
+    """`round` of Python, to at most FARTHEST_DIGIT digits before or behind the point."""
+    if len(digits) > 1:
+        raise TypeError(f"round takes a number and how many digits, got {1 + len(digits)} numbers")
+    if digits and (not isinstance(digits[0], int) or abs(digits[0]) > FARTHEST_DIGIT):
+        raise ValueError(f"round takes a whole number of digits from -{FARTHEST_DIGIT} to {FARTHEST_DIGIT}")
+    return round(value, *digits)
+
+
 FUNCTIONS = {
-    "abs": abs, "min": min, "max": max, "round": round, "floor": math.floor, "ceil": math.ceil, "sqrt": math.sqrt,
+    "abs": abs, "min": min, "max": max, "round": rounded, "floor": math.floor, "ceil": math.ceil, "sqrt": math.sqrt,
     "exp": math.exp, "log": math.log, "sin": math.sin, "cos": math.cos, "tan": math.tan,
 }  # fmt: skip
 CONSTANTS = {"pi": math.pi, "e": math.e}
@@ -49,7 +62,7 @@ def evaluate(expression: str) -> float:
         raise ToolError(f"{expression!r} is no arithmetic: {error}") from None
     except (ZeroDivisionError, OverflowError, TypeError) as error:
         raise ToolError(f"{expression!r}: {error}") from None
-    if isinstance(value, complex) or not math.isfinite(value):
+    if isinstance(value, complex) or isinstance(value, float) and not math.isfinite(value):
         raise ToolError(f"{expression!r} is no finite real number")
     return value
 
@@ -79,6 +92,6 @@ def _small(value: float) -> float:
 
 
 def _check_power(base: float, exponent: float) -> None:
-    """Raises OverflowError before the time is spent."""
-    if isinstance(base, int) and isinstance(exponent, int) and abs(exponent) * base.bit_length() > MOST_BITS:
+    """Raises OverflowError before the time is spent: |base| is at least 2 ** (bit_length - 1)."""
+    if isinstance(base, int) and isinstance(exponent, int) and exponent * (base.bit_length() - 1) > MOST_BITS:
         raise OverflowError("a number has more than a thousand digits")
