@@ -49,7 +49,8 @@ def _lengths_one(vectors: np.ndarray) -> np.ndarray:
 def passages(folder: str | pathlib.Path) -> list[tuple[str, str]]:
     """The passages of a folder's texts (SUFFIXES), in order of their names: paragraphs joined up to PASSAGE characters.
 
-    Raises InputError for what is no folder or has no such text, DataError for one that is no UTF-8.
+    Raises InputError for what is no folder or has no such text, DataError for one that cannot be read
+    or is no UTF-8.
     """
     root = pathlib.Path(folder).expanduser()
     if not root.is_dir():
@@ -59,6 +60,8 @@ def passages(folder: str | pathlib.Path) -> list[tuple[str, str]]:
         if path.suffix.lower() in SUFFIXES and path.is_file():
             try:
                 text = path.read_text(encoding="utf-8")
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}; take it out of the folder") from None
             except UnicodeDecodeError as error:
                 raise DataError(f"{path} is not UTF-8: {error}; convert it, or take it out of the folder") from None
             found += [(path.relative_to(root).as_posix(), part) for part in split(text)]

@@ -8,7 +8,8 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from fmjax.agents.formats import NEXT, Answer, Format, Malformed, Plan
+from fmjax.agents.actions import Answer, Malformed, Plan
+from fmjax.agents.formats import NEXT, Format
 from fmjax.agents.tools import Call, Tool, by_name, carried_out
 from fmjax.errors import InputError
 from fmjax.inference.checks import check_whole, is_number
@@ -134,21 +135,25 @@ class Episode:
     def _size(self, parts) -> int:
         return len(self.start) + sum(map(len, parts)) + self.budget.reply_tokens
 
-    def take(self, reply: Continuation) -> Step:
-        """What a reply does; the step is kept. A tool may take its time."""
+    def take(self, reply: Continuation, recorded: tuple[str, bool] | None = None) -> Step:
+        """What a reply does; the step is kept. A tool may take its time.
+
+        recorded: what came of the call that the reply makes, (result, succeeded); no tool is called then.
+        """
         context, planning = self.context(), self.asks_for_plan
         drawn = list(reply.tokens)
         ends = reply.finish == "stop"
-        action = self.format.read(drawn[:-1] if ends else drawn, planning)
+        action = self.format.read(drawn[:-1] if ends else drawn, planning, reply.finish)
         result, succeeded, told = "", False, ()
         if isinstance(action, Call):
-            result, succeeded = carried_out(self._tools, action)
+            result, succeeded = carried_out(self._tools, action) if recorded is None else recorded
         elif isinstance(action, Malformed):
             result = f"error: {action.why}"
         elif isinstance(action, Plan):
             result = NEXT
         if not isinstance(action, Answer):
-            told = tuple(self.format.told(drawn, result, from_tool=isinstance(action, Call)))
+            asked = {"goal": self.goal, "planning": self._planning}
+            told = tuple(self.format.told(drawn, result, from_tool=isinstance(action, Call), **asked))
         step = Step(
             tuple(drawn), tuple(reply.logprobs), reply.text, reply.finish, context, action, result, succeeded, told
         )

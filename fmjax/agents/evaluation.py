@@ -8,7 +8,9 @@ from fmjax.agents.episode import Budget, Episode
 from fmjax.agents.formats import chosen
 from fmjax.agents.loop import Drawing, run
 from fmjax.agents.tools import Call
+from fmjax.errors import InputError
 from fmjax.inference.prompts import need_tokenizer
+from fmjax.tasks.answers import CHAT_DATE
 from fmjax.tasks.protocol import Rollout, Task
 
 TOGETHER = 32
@@ -44,8 +46,11 @@ class Played:
 
     def _episode(self, model, prompt: str, problem: problems.Problem) -> Episode:
         tools = list(problem.tools) if self.with_tools else []
-        format = chosen("auto", model.tokenizer, tools)
-        return Episode(format, prompt + problem.goal, tools, self.budget, context_length=model.context_length)
+        format = chosen("auto", model.tokenizer, tools, CHAT_DATE)
+        try:
+            return Episode(format, prompt + problem.goal, tools, self.budget, context_length=model.context_length)
+        except InputError as error:
+            raise InputError(f"{type(self).__name__}: {error}; the task cannot be asked of this model") from None
 
 
 def summary(episode: Episode, success: bool) -> dict[str, float]:
@@ -78,10 +83,6 @@ class SmallFiles(Played):
     problem = staticmethod(problems.small_files)
 
 
-class SmallFilesWithoutTools(SmallFiles):
-    with_tools = False
-
-
 class AgentTask(Task):
     """Problems with the seeds 0 to 49. `success` is the part that is solved; `success_without_tools` that of the same
     problems by a model that is told of no tool: what it knows or guesses."""
@@ -90,17 +91,18 @@ class AgentTask(Task):
     needs = "nothing: the problems are made from seeds"
     uses = ("rollout", "complete", "embed")
     environment: str
+    has_control = True
 
     def documents(self, context):
         return list(range(50))
 
     def requests(self, document):
         path = f"fmjax.agents.evaluation:{self.environment}"
-        return [Rollout(path, document), Rollout(f"{path}WithoutTools", document)]
+        return [Rollout(path, document), *[Rollout(f"{path}WithoutTools", document)] * self.has_control]
 
     def statistics(self, document, answers):
-        found, control = answers
-        return dict(found) | {"success_without_tools": control["success"]}
+        found, *controls = answers
+        return dict(found) | {"success_without_tools": control["success"] for control in controls}
 
 
 class AgentArithmetic(AgentTask):
@@ -115,4 +117,6 @@ class AgentLookup(AgentTask):
 
 class AgentFiles(AgentTask):
     name, environment = "agent_files", "SmallFiles"
-    description = "numbers written from file to file, with file tools, and without"
+    description = "numbers written from file to file, with file tools"
+    has_control = False  # without tools no file can be written
+    metrics = tuple(name for name in AgentTask.metrics if name != "success_without_tools")

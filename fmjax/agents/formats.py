@@ -2,15 +2,19 @@
 
 A format begins a conversation with its ids, reads a reply, and gives the ids of what the model is told next. Drawn ids
 are never encoded again: what is told is appended to them. What tools gave is text: names of control tokens in it stay
-text, and so do the marks that a format reads calls from, which only the model's own replies are searched for.
+text, and so do the marks that a format reads calls from, which only the model's own replies are searched for, and the
+strings that the template writes around messages (`fmjax.agents.template_marks`).
 """
 
-import dataclasses
+import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from fmjax.agents.actions import Action, Answer, Malformed, Plan, cut_off, loads
+from fmjax.agents.lines import Lines
+from fmjax.agents.template_marks import PLACE, marks_of, without
 from fmjax.agents.tools import Call, Tool, arguments_schema, schema
 from fmjax.data.tokenizers.base import Tokenizer
 from fmjax.data.tokenizers.chat import as_text, encode_marked, render_chat, take_marks
@@ -18,7 +22,6 @@ from fmjax.errors import InputError, TokenizerError
 from fmjax.inference import constraints
 from fmjax.inference.constraints import Constraint
 
-PLACE = "\ufdd3"  # stands for a reply in a rendered chat; no character
 NO_CHARACTERS = "[\ufdd0-\ufdd3]"  # those that stand for something while a chat is rendered
 
 EXAMPLES = {"string": "text", "boolean": True}  # of arguments, in what the model is told; else a number
@@ -27,40 +30,18 @@ LONGEST_THOUGHT = 300
 """Characters of a thought, where the constraint can say so."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """The model's last word."""
-
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What the model means to do, a line a step."""
-
-    lines: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Malformed:
-    """A reply that is neither a call nor an answer; `why` is told to the model."""
-
-    why: str
-
-
-Action = Call | Answer | Plan | Malformed
-
-
 class Format(Protocol):
-    """A way of writing; made of a tokenizer and tools.
+    """A way of writing; made of a tokenizer, tools, and the time that templates take for the present.
 
     Attributes:
       name: as `--format` names it.
       stop_ids: tokens that end a reply, besides the model's own.
+      now: the time of the conversation, where its template writes one.
     """
 
     name: str
     stop_ids: tuple[int, ...]
+    now: datetime.datetime
 
     def begin(self, goal: str, planning: bool) -> list[int]:
         """The ids of a conversation up to the first reply; with `planning` that is asked to be a plan."""
@@ -68,13 +49,15 @@ class Format(Protocol):
     def constraint(self, planning: bool) -> Constraint | None:
         """What a reply is held to."""
 
-    def read(self, tokens: Sequence[int], planning: bool) -> Action:
-        """What a reply means."""
+    def read(self, tokens: Sequence[int], planning: bool, finish: str) -> Action:
+        """What a reply means; one that did not come to its end (`finish` is not "stop") means nothing."""
 
-    def told(self, tokens: Sequence[int], text: str, from_tool: bool) -> list[int]:
+    def told(self, tokens: Sequence[int], text: str, *, from_tool: bool, goal: str, planning: bool) -> list[int]:
         """The ids after a reply: its end, where it was not drawn, what the model is told, and what begins the next.
 
-        from_tool: `text` is what a tool gave, and not of the loop itself.
+        Args:
+          from_tool: `text` is what a tool gave, and not of the loop itself.
+          goal, planning: as of `begin`.
         """
 
 
@@ -85,11 +68,10 @@ NEXT = "Now carry out the plan, one step at a time."
 class Chat:
     """What formats of a chat template share."""
 
-    def __init__(self, tokenizer: Tokenizer, tools: Sequence[Tool]):
-        self.tokenizer, self.tools = tokenizer, tuple(tools)
+    def __init__(self, tokenizer: Tokenizer, tools: Sequence[Tool], now: datetime.datetime):
+        self.tokenizer, self.tools, self.now = tokenizer, tuple(tools), now
         self.stop_ids: tuple[int, ...] = ()
-        template = " ".join(tokenizer.chat_templates.values())
-        self._marks = sorted({*re.findall(r"</?[A-Za-z_]+>", template), *self.marks()}, key=len, reverse=True)
+        self._marks = sorted({*marks_of(tokenizer, now), *self.marks()}, key=len, reverse=True)
 
     given_tools = None  # what the template itself is given
     tool_role = "user"
@@ -99,26 +81,26 @@ class Chat:
         return ()
 
     def harmless(self, text: str) -> str:
-        """A text in which no mark of the format, such as <tool_call>, is spelt: ‹ stands for its first character."""
-        text = re.sub(NO_CHARACTERS, "\ufffd", text)
-        for mark in self._marks:
-            text = text.replace(mark, "‹" + mark[1:])
-        return text
+        """A text in which no mark of the format or the template is spelt (`fmjax.agents.template_marks`)."""
+        return without(_characters(text), self._marks)
 
     def system(self) -> str | None:
         """The system prompt."""
         return None
 
     def begin(self, goal: str, planning: bool) -> list[int]:
-        self._start = [] if self.system() is None else [{"role": "system", "content": self.system()}]
-        self._start.append({"role": "user", "content": f"{goal}\n\n{PLANNING}" if planning else goal})
-        return self._encoded(self._rendered(self._start))
+        return self._encoded(self._rendered(self._asked(goal, planning)))
 
-    def told(self, tokens: Sequence[int], text: str, from_tool: bool) -> list[int]:
+    def _asked(self, goal: str, planning: bool) -> list[dict[str, str]]:
+        """The messages before the first reply."""
+        start = [] if self.system() is None else [{"role": "system", "content": self.system()}]
+        return [*start, {"role": "user", "content": _characters(f"{goal}\n\n{PLANNING}" if planning else goal)}]
+
+    def told(self, tokens: Sequence[int], text: str, *, from_tool: bool, goal: str, planning: bool) -> list[int]:
         role = self.tool_role if from_tool else "user"
-        content = self.framed(self.harmless(text)) if from_tool else re.sub(NO_CHARACTERS, "\ufffd", text)
-        messages = [*self._start, {"role": "assistant", "content": PLACE}, {"role": role, "content": content}]
-        rendered = self._rendered(messages)
+        content = self.framed(self.harmless(text)) if from_tool else _characters(text)
+        before = [*self._asked(goal, planning), {"role": "assistant", "content": PLACE}]
+        rendered = self._rendered([*before, {"role": role, "content": content}])
         if rendered.count(PLACE) != 1:
             raise TokenizerError(f"the chat template of {self.tokenizer.source} does not write a reply as it is")
         ids = self._encoded(rendered.partition(PLACE)[2])
@@ -131,13 +113,16 @@ class Chat:
     def _rendered(self, messages) -> str:
         """The chat with marks in the names of control tokens that are text."""
         marked = as_text(self.tokenizer, messages)
-        return render_chat(self.tokenizer, marked, add_generation_prompt=True, tools=self.given_tools)
+        return render_chat(self.tokenizer, marked, add_generation_prompt=True, tools=self.given_tools, now=self.now)
 
     def _encoded(self, rendered: str) -> list[int]:
         text, _, places = take_marks(rendered)
         return encode_marked(self.tokenizer, text, places)[0]
 
 
+def _characters(text: str) -> str:
+    """A text without what stands for something while a chat is rendered."""
+    return re.sub(NO_CHARACTERS, "\ufffd", text)
 
 
 class Native(Chat):
@@ -147,33 +132,35 @@ class Native(Chat):
     name = "native"
     tool_role = "tool"
 
-    def __init__(self, tokenizer: Tokenizer, tools: Sequence[Tool]):
-        super().__init__(tokenizer, tools)
+    def __init__(self, tokenizer: Tokenizer, tools: Sequence[Tool], now: datetime.datetime):
+        super().__init__(tokenizer, tools, now)
         self.given_tools = [schema(tool) for tool in tools]
         if why := why_not_native(tokenizer):
             raise InputError(f"--format=native: {why}; give --format=json")
 
     def marks(self) -> Sequence[str]:
-        return "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"
+        return "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"
 
     def constraint(self, planning: bool) -> Constraint | None:
         return None
 
-    def read(self, tokens: Sequence[int], planning: bool) -> Action:
-        text = spelt(self.tokenizer, tokens, self.marks())
-        text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL).strip()
+    def read(self, tokens: Sequence[int], planning: bool, finish: str) -> Action:
+        if finish != "stop":
+            return cut_off(len(tokens))
+        text = re.sub(r"<think>.*?(</think>|$)", "", spelt(self.tokenizer, tokens, self.marks()), flags=re.DOTALL)
+        text = text.rpartition("</think>")[2].strip()  # of a thought that began in the prompt
         if planning:
             return Plan(tuple(line.strip() for line in text.splitlines() if line.strip()))
-        found = re.search(r"<tool_call>(.*?)(</tool_call>|$)", text, flags=re.DOTALL)
+        found = re.findall(r"<tool_call>(.*?)(?:</tool_call>|$)", text, flags=re.DOTALL)
         if not found:
             return Answer(text) if text else Malformed("your reply was empty")
         try:
-            call = json.loads(found[1])
+            call = loads(found[0])
         except ValueError as error:
             return Malformed(f"what stands in <tool_call> is no JSON: {error}")
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             return Malformed('a call is {"name": NAME, "arguments": {...}}')
-        return Call(call["name"], call.get("arguments", {}))
+        return Call(call["name"], call.get("arguments", {}), len(found) - 1)
 
 
 def why_not_native(tokenizer: Tokenizer) -> str | None:
@@ -233,11 +220,13 @@ class Json(Chat):
         ]
         return constraints.json_schema({"anyOf": [*calls, _object(thought=thought, answer=text)]})
 
-    def read(self, tokens: Sequence[int], planning: bool) -> Action:
+    def read(self, tokens: Sequence[int], planning: bool, finish: str) -> Action:
         text = self.tokenizer.decode(list(tokens))
         try:
-            found = json.loads(text)
+            found = loads(text)  # one that is whole was not cut off, whatever ended it
         except ValueError as error:
+            if finish != "stop":
+                return cut_off(len(tokens))
             return Malformed(f"the reply is no JSON ({error}); keep it short")
         if planning:
             return Plan(tuple(found["plan"]))
@@ -250,56 +239,15 @@ def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class Lines:
-    """For models without a chat template, such as ones trained on it: a line each.
-
-    `> GOAL`, then lines of the model, `TOOL ARGUMENT` or `answer TEXT`, and behind each call `= RESULT`. Only tools
-    of at most one argument, which is a text, can be called so.
-    """
-
-    name = "lines"
-
-    def __init__(self, tokenizer: Tokenizer, tools: Sequence[Tool]):
-        self.tokenizer, self.tools = tokenizer, {tool.name: tool for tool in tools}
-        for tool in tools:
-            if len(tool.parameters) > 1 or any(one.get("type") != "string" for one in tool.parameters.values()):
-                raise InputError(f"--format=lines: the tool {tool.name!r} takes more than one text; leave it out")
-        newline = tokenizer.encode("a\n")
-        if tokenizer.decode(newline[:-1]) != "a" or tokenizer.decode([newline[-1]]) != "\n":
-            raise TokenizerError(f"--format=lines: a line's end is no token of {tokenizer.source}")
-        self.stop_ids = (newline[-1],)
-
-    def begin(self, goal: str, planning: bool) -> list[int]:
-        if planning:
-            raise InputError("--format=lines has no plan; leave --plan out")
-        first = [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []
-        return first + self._line(f"> {goal}")
-
-    def constraint(self, planning: bool) -> Constraint | None:
-        return None
-
-    def read(self, tokens: Sequence[int], planning: bool) -> Action:
-        name, _, argument = self.tokenizer.decode(list(tokens)).strip().partition(" ")
-        if name == "answer":
-            return Answer(argument.strip())
-        if name not in self.tools:
-            return Malformed(f"a line is answer TEXT or {' or '.join(self.tools) or 'nothing else'} with an argument")
-        return Call(name, dict.fromkeys(self.tools[name].parameters, argument.strip()))
-
-    def told(self, tokens: Sequence[int], text: str, from_tool: bool) -> list[int]:
-        ended = bool(tokens) and tokens[-1] == self.stop_ids[0]
-        return ([] if ended else list(self.stop_ids)) + self._line(f"= {text}")
-
-    def _line(self, text: str) -> list[int]:
-        """One line: results of several, and what would begin another, become one."""
-        return [*self.tokenizer.encode(" ".join(text.split())), *self.stop_ids]
-
-
 FORMATS = {"native": Native, "json": Json, "lines": Lines}
 
 
-def chosen(name: str, tokenizer: Tokenizer, tools: Sequence[Tool]) -> Format:
+def chosen(
+    name: str, tokenizer: Tokenizer, tools: Sequence[Tool], now: datetime.datetime | None = None
+) -> Format:  # fmt: skip
     """The format of a name; "auto" is the template's own way with tools, JSON in a chat, or lines without a template.
+
+    now: the time that templates may write; None is the present.
 
     Raises InputError for a format that the tokenizer cannot have.
     """
@@ -309,4 +257,4 @@ def chosen(name: str, tokenizer: Tokenizer, tools: Sequence[Tool]) -> Format:
         raise InputError(f"--format={name} is not known; known: auto, {', '.join(FORMATS)}")
     if name != "lines" and not tokenizer.chat_templates:
         raise InputError(f"--format={name} takes a chat template, which the model does not have; give --format=lines")
-    return FORMATS[name](tokenizer, tools)
+    return FORMATS[name](tokenizer, tools, now or datetime.datetime.now())

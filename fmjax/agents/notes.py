@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fmjax.agents.tools import Tool, ToolError
+from fmjax.agents.tools import Tool, ToolError, sound
+from fmjax.errors import DataError
 from fmjax.small_files import write_whole
 
 MOST, SHOWN = 200, 5
@@ -16,24 +17,30 @@ class Notes:
     """The notes, oldest first.
 
     Args:
-      path: a file with a note a line, which is read and kept up to date; None keeps them in memory.
+      path: a file with a note a line, which is read and kept up to date; None keeps them in memory. Raises DataError
+        for one that cannot be read.
     """
 
     def __init__(self, path: str | pathlib.Path | None = None):
         self._path = None if path is None else pathlib.Path(path).expanduser()
         known = self._path is not None and self._path.exists()
-        self.lines = self._path.read_text(encoding="utf-8").splitlines() if known else []
+        try:
+            self.lines = self._path.read_text(encoding="utf-8").splitlines() if known else []
+        except OSError as error:
+            raise DataError(f"the notes {path} cannot be read: {error.strerror}; name a file") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"the notes {path} are not UTF-8: {error}; convert them, or name another file") from None
 
     def add(self, text: str) -> None:
         """Writes a note down, as one line. Raises ToolError where there are too many, or it is empty."""
-        line = " ".join(text.split())
+        line = " ".join(sound(text).split())
         if not line:
             raise ToolError("an empty note; say what to remember")
         if len(self.lines) >= MOST:
             raise ToolError(f"there are {MOST} notes already")
-        self.lines.append(line)
         if self._path is not None:
-            write_whole(self._path, "".join(f"{one}\n" for one in self.lines))
+            write_whole(self._path, "".join(f"{one}\n" for one in [*self.lines, line]))
+        self.lines.append(line)
 
     def found(self, about: str) -> list[str]:
         """The notes with most of the words of a text, newest first among equals; all of the newest where none has."""

@@ -18,6 +18,7 @@ from fmjax.layers.checks import check_positive
 from fmjax.objectives.drawn import prompt_ids
 from fmjax.objectives.grpo import GRPO
 from fmjax.objectives.reinforce import Reinforce
+from fmjax.tasks.answers import CHAT_DATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Acting:
         episodes = []
         for goal in goals:
             tools = made(self.tools, Places())  # notes are an episode's own
-            format = chosen("auto", served.tokenizer, tools)
+            format = chosen("auto", served.tokenizer, tools, CHAT_DATE)  # a resumed run draws the same
             episodes.append(Episode(format, goal, tools, budget, context_length=self.max_length, forgets=False))
         drawing = Drawing(temperature, seed=seed, batch_size=self.decode_rows, cache_length=self.max_length)
         run(served, episodes, drawing)

@@ -5,6 +5,7 @@ which gives a text. Whatever goes wrong in it is told to the model and ends noth
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -38,10 +39,16 @@ class Tool(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A tool that the model wants called."""
+    """A tool that the model wants called.
+
+    Attributes:
+      tool, arguments: its name, and what it is given.
+      others: calls that the same reply has behind this one, and that are not carried out.
+    """
 
     tool: str
     arguments: Mapping[str, Any]
+    others: int = 0
 
 
 TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
@@ -77,7 +84,15 @@ def by_name(tools: Sequence[Tool]) -> dict[str, Tool]:
 
 
 def carried_out(tools: Mapping[str, Tool], call: Call) -> tuple[str, bool]:
-    """(what the model is told of its call, whether it succeeded): the tool's result, or what is wrong."""
+    """(what the model is told of its call, whether it succeeded): the tool's result, or what is wrong; and that other
+    calls of the same reply were not carried out."""
+    result, succeeded = _carried_out(tools, call)
+    if call.others:
+        result += f"\n({call.others} more calls in your reply were not carried out: make one call in each reply)"
+    return result, succeeded
+
+
+def _carried_out(tools: Mapping[str, Tool], call: Call) -> tuple[str, bool]:
     try:
         if call.tool not in tools:
             known = ", ".join(tools) or "none"
@@ -107,7 +122,16 @@ def check_arguments(tool: Tool, arguments: Any) -> None:
             raise ToolError(f"{name} of {tool.name} must be of type {wanted['type']}, got {value!r}")
 
 
+def sound(value: Any) -> Any:
+    """A value as of JSON, in whose texts U+FFFD stands for halves of surrogate pairs: no UTF-8 can write them."""
+    if isinstance(value, str):
+        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, Mapping):
+        return {sound(key): sound(item) for key, item in value.items()}
+    return [sound(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def cut(text: str, longest: int = LONGEST_RESULT) -> str:
     """A text of at most so many characters, which says so where it was longer."""
-    text = str(text)
+    text = sound(str(text))
     return text if len(text) <= longest else f"{text[:longest]}\n... (cut after {longest} of {len(text)} characters)"

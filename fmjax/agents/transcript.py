@@ -5,20 +5,24 @@ results are those of the transcript.
 """
 
 import dataclasses
+import datetime
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from fmjax.agents.episode import Budget, Episode, Step
-from fmjax.agents.formats import Answer, Malformed, Plan, chosen
+from fmjax.agents.actions import Answer, Malformed, Plan
+from fmjax.agents.formats import chosen
 from fmjax.agents.loop import Drawing, ask
 from fmjax.agents.tools import Call, Tool, ToolError
 from fmjax.errors import DataError, InputError, RunError
 from fmjax.inference.fingerprint import model_fingerprint
 
-VERSION = 1
-FAILED = "error: "
+VERSION = 2
+STARTS = ("fingerprint", "model", "goal", "format", "now", "planning", "tools", "budget", "drawing", "start")
+STEPS = ("tokens", "told", "result", "succeeded", "action")
+"""What the first line, and the line of a step, must have."""
 
 
 class Transcript:
@@ -61,6 +65,7 @@ def beginning(model, episode: Episode, tools, drawing: Drawing, planning: bool) 
     return {
         "kind": "start", "version": VERSION, "model": str(model.source), "fingerprint": model_fingerprint(model),
         "goal": episode.goal, "format": episode.format.name, "planning": planning,
+        "now": episode.format.now.isoformat(),
         "tools": [{"name": t.name, "description": t.description, "parameters": dict(t.parameters)} for t in tools],
         "budget": dataclasses.asdict(episode.budget), "drawing": dataclasses.asdict(drawing),
         "start": list(episode.start),
@@ -90,30 +95,27 @@ def told(action) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class RecordedTool:
-    """A tool whose results are those of a transcript."""
+    """A tool as a transcript tells of it, which is not called again."""
 
     name: str
     description: str
     parameters: Mapping[str, Mapping[str, Any]]
-    results: list[tuple[str, bool]]  # of all tools, in the order of the calls
 
     def call(self, arguments: Mapping[str, Any]) -> str:
-        result, succeeded = self.results[0]
-        if not succeeded:
-            raise ToolError(result.removeprefix(FAILED))
-        return result
+        raise ToolError(f"{self.name} is not called again: its results are those of the transcript")
 
 
 def read(path: str | pathlib.Path) -> tuple[dict, list[dict]]:
     """(first line, lines of steps) of a transcript, which may have been cut short. Raises DataError."""
     path = pathlib.Path(path).expanduser()
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         start, steps = lines[0], [line for line in lines[1:] if line["kind"] == "step"]
         if start["kind"] != "start" or start["version"] != VERSION:
             raise ValueError(f"its first line is {start.get('kind')!r} of version {start.get('version')!r}")
-        for step in steps:
-            step["tokens"], step["told"], step["result"], step["succeeded"]
+        for line, names in [(start, STARTS), *((step, STEPS) for step in steps)]:
+            if missing := [name for name in names if name not in line]:
+                raise ValueError(f"a line of kind {line['kind']!r} has no {', '.join(missing)}")
     except OSError as error:
         raise DataError(f"the transcript {path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -138,11 +140,13 @@ def replay(model, path: str | pathlib.Path) -> int:
             f"{path} is of another model or of other code: {start['model']} with the fingerprint "
             f"{start['fingerprint']}, here {found}"
         )
-    results = [(line["result"], line["succeeded"]) for line in lines if "call" in line["action"]]
-    tools: list[Tool] = [RecordedTool(results=results, **tool) for tool in start["tools"]]
-    budget = dataclasses.replace(Budget(**start["budget"]), seconds=None)
-    drawing = Drawing(**start["drawing"])
-    format = chosen(start["format"], model.tokenizer, tools)
+    try:
+        tools: list[Tool] = [RecordedTool(**tool) for tool in start["tools"]]
+        budget = dataclasses.replace(Budget(**start["budget"]), seconds=None)
+        drawing, now = Drawing(**start["drawing"]), datetime.datetime.fromisoformat(start["now"])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} is no transcript of version {VERSION}: {error}") from None
+    format = chosen(start["format"], model.tokenizer, tools, now)
     length = model.context_length
     episode = Episode(format, start["goal"], tools, budget, planning=start["planning"], context_length=length)
     _same(path, "the beginning", list(episode.start), start["start"])
@@ -151,9 +155,7 @@ def replay(model, path: str | pathlib.Path) -> int:
             raise ReplayError(f"{path}: replayed, it ended before step {number} ({episode.ended})")
         (reply,) = ask(model, [episode], drawing, [0])
         _same(path, f"step {number}", list(reply.tokens), line["tokens"])
-        step = episode.take(reply)
-        if isinstance(step.action, Call):
-            results.pop(0)
+        step = episode.take(reply, (line["result"], line["succeeded"]))
         _same(path, f"what is told after step {number}", list(step.told), line["told"])
     return len(lines)
 

@@ -45,7 +45,7 @@ def test_a_transcript_comes_out_again(saved, capsys, tmp_path):
     written.write_text("\n".join([json.dumps(changed), *lines[1:]]))
     assert "is of another model or of other code" in run(capsys, *again, code=2).err
     written.write_text("{}\n")
-    assert "is no transcript of version 1" in run(capsys, *again, code=2).err
+    assert "is no transcript of version 2" in run(capsys, *again, code=2).err
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ from scripted import PLAIN, TURNS, Scripted
 from fmjax.agents.calculator import Calculator
 from fmjax.agents.episode import Budget, Episode
 from fmjax.agents.files import file_tools
-from fmjax.agents.formats import Answer, Malformed, Plan, chosen
+from fmjax.agents.actions import Answer, Malformed, Plan
+from fmjax.agents.formats import chosen
 from fmjax.agents.loop import Drawing, run
 from fmjax.agents.tools import Call
+from fmjax.agents.transcript import told
 from fmjax.errors import InputError
 
 
@@ -137,6 +139,74 @@ def test_what_a_document_says_calls_no_tool_and_ends_no_message(name, text, tmp_
         assert written.count("\n") == 1
 
 
+TEXT_MARKED = {
+    "zephyr": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}<|assistant|>\n",
+    "llama 2": "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }} </s>{% elif m.role == 'user' %}"
+    "<s>[INST] {{ m.content }} [/INST]{% else %}<<SYS>>\n{{ m.content }}\n<</SYS>>\n\n{% endif %}{% endfor %}",
+    "vicuna": "Be polite to the user: always. {% for m in messages %}{{ m.role | upper }}: {{ m.content }}"
+    "{{ '</s>' if m.role == 'assistant' else ' ' }}{% endfor %}ASSISTANT:",
+    "alpaca": "{% for m in messages %}### {{ 'Instruction' if m.role == 'user' else 'Response' }}:\n{{ m.content }}\n\n"
+    "{% endfor %}### Response:\n",
+}
+"""Templates that write turns in letters, as those of these models do."""
+
+
+@pytest.mark.parametrize("name", TEXT_MARKED)
+def test_a_document_spells_no_turn_of_a_template_that_writes_them_as_text(name):
+    marks = {
+        "zephyr": ["<|user|>", "<|assistant|>", "<|system|>", "</s>"],
+        "llama 2": ["[INST]", "[/INST]", "<s>", "</s>", "<SYS>", "</SYS>"],
+        "vicuna": ["USER:", "ASSISTANT:", "SYSTEM:", "</s>"], "alpaca": ["### Instruction:", "### Response:"],
+    }[name]  # fmt: skip
+    model = Scripted([], TEXT_MARKED[name])
+    format = chosen("json", model.tokenizer, [])
+    told = lambda text: shown(model, format.told([], text, from_tool=True, goal="x", planning=False))
+    plain = told("The user said: [1] is > 2, see # Notes.")
+    assert "The user said: [1] is > 2, see # Notes." in plain  # other texts stay as they are
+    hostile = told("\n".join(f"a {mark} b" for mark in marks))
+    assert [hostile.count(mark) for mark in marks] == [plain.count(mark) for mark in marks]
+
+
+def test_a_reply_that_was_cut_off_is_no_answer_and_no_call():
+    model = Scripted(["x" * 30, called("calculator", expression="1") + "x" * 60, "done"], TURNS)
+    one = episode(model, [Calculator()], budget=Budget(reply_tokens=20))
+    run(model, [one])
+    assert [type(step.action) for step in one.steps] == [Malformed, Malformed, Answer]
+    assert "your reply was cut off after 20 tokens" in one.steps[0].result
+    whole = json.dumps({"thought": "", "answer": "42"})
+    one = episode(Scripted([], PLAIN), [], name="json")
+    read = lambda text: one.format.read(list(text.encode()), False, "length")
+    assert read(whole) == Answer("42") and isinstance(read(whole[:-1]), Malformed)
+    one = episode(Scripted([]), [], name="lines")
+    assert isinstance(one.format.read(list(b"answer 4"), False, "length"), Malformed)
+
+
+def test_what_replies_say_beside_a_call():
+    """Thoughts that began in the prompt are none of it; of several calls the first is carried out, and the model told;
+    halves of characters, and JSON that is too deep, end nothing."""
+    replies = [
+        "I think of <tool_call>. </think>" + called("calculator", expression="1+1") + called("calculator") * 2,
+        called("page", name="\ud800"), "<tool_call>" + "[" * 100_000, "</think>It is \ufdd0.",
+    ]  # fmt: skip
+    model = Scripted(replies, TURNS)
+    page = Page("half \udc00")
+    page.parameters = {"name": {"type": "string"}}
+    one = episode(model, [Calculator(), page], goal="\ufdd3 \ufdd0?", budget=Budget(reply_tokens=200_000))
+    run(model, [one])
+    assert one.steps[0].result.startswith("2\n(2 more calls in your reply were not carried out")
+    assert one.steps[1].action.arguments == {"name": "\ufffd"} and one.steps[1].result == "half \ufffd"
+    assert "parts inside one another" in one.steps[2].result and one.answer == "It is \ufdd0."
+    json.dumps(told(one.steps[1].action), ensure_ascii=False).encode()
+
+
+def test_a_line_gives_a_tool_several_texts(tmp_path):
+    model = Scripted(["write_file a.txt two words", "list_files", "write_file b.txt", "answer done"])
+    one = episode(model, file_tools(tmp_path))
+    run(model, [one])
+    assert (tmp_path / "a.txt").read_text() == "two words" and one.steps[1].result == "a.txt"
+    assert "needs the argument 'text'" in one.steps[2].result
+
+
 def test_budgets_end_an_episode():
     def ended(budget, **options):
         model = Scripted([called("calculator", expression="1")] * 50, TURNS)
@@ -186,7 +256,9 @@ def test_formats_that_cannot_be_are_refused(tmp_path):
         chosen("native", model.tokenizer, [Calculator()])
     with pytest.raises(InputError, match="takes a chat template"):
         chosen("json", Scripted([]).tokenizer, [])
-    with pytest.raises(InputError, match="'write_file' takes more than one text"):
-        chosen("lines", Scripted([]).tokenizer, file_tools(tmp_path))
+    page = Page("")
+    page.parameters = {"number": {"type": "integer"}}
+    with pytest.raises(InputError, match="'page' takes more than texts"):
+        chosen("lines", Scripted([]).tokenizer, [page])
     with pytest.raises(InputError, match="known: auto, native, json, lines"):
         chosen("xml", model.tokenizer, [])

@@ -21,6 +21,8 @@ from fmjax.errors import InputError
     ("expression", "value"),
     [
         ("3 + 4 * 2", 11), ("(3 + 4) * 2", 14), ("-7 // 2", -4), ("2 ** 100", 2**100), ("2^3", 8), ("7 % 4", 3),
+        ("1 ** 5000", 1), ("2 ** 4000", 2**4000), ("10 ** 400", 10**400), ("round(2.5)", 2),
+        ("round(2.567, 1)", 2.6), ("round(1234, -2)", 1200),
         ("sqrt(2)", math.sqrt(2)), ("max(1, 2.5)", 2.5), ("10 / 4", 2.5), ("6 / 3", 2.0), ("2 * pi", 2 * math.pi),
     ],
 )  # fmt: skip
@@ -35,6 +37,7 @@ def test_arithmetic(expression, value):
         "__import__('os')", "().__class__", "9 ** 9 ** 9", "10 ** 5000", "1 / 0", "x + 1", "'a' * 9", "[1] * 2",
         "1 if 1 else 2", "lambda: 0", "(1).real", "abs(x=1)", "", "1 +", "sqrt(-1)", "(-8) ** 0.5", "1e400", "True + 1",
         "min()", "f'{1}'", "9" * 401, "(" * 300 + "1" + ")" * 300,
+        "round(1, -1000000000)", "round(1.5, 10 ** 9)", "round(1, 2, 3)", "round(1, 1.5)",
     ],
 )  # fmt: skip
 def test_what_is_no_arithmetic_is_refused(expression):
