@@ -69,6 +69,9 @@ class _Asked(Task):
     def requests(self, document):
         return [Generate(self._question(document), max_new_tokens=256, stop=("</s>", "Q", "\n\n"))]
 
+    def answer_of(self, text):
+        return text.strip() or None
+
     def statistics(self, document, answers):
         return {"exact_match": float(answers[0].strip() == document["target"].strip())}
 

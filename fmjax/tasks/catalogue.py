@@ -13,6 +13,7 @@ from fmjax.registry import nearest
 from fmjax.tasks import TASKS
 from fmjax.tasks.perturbation import PERTURBATIONS, Perturbed
 from fmjax.tasks.protocol import Task
+from fmjax.tasks.voting import COUNT, VOTE, Voted
 
 
 def catalogue(task_path: Sequence[str | pathlib.Path] = ()) -> dict[str, Callable]:
@@ -82,18 +83,21 @@ def get_task(name: str, task_path: Sequence[str | pathlib.Path] = ()) -> Task:
     """The task called `name`.
 
     A known name; `NAME:ARGUMENT` for those that take one; `NAME_SUBSET` for one of a task's subsets (`mmlu_anatomy`);
-    `package.module:Class`; any of them with `+PERTURBATION` behind it (`fmjax.tasks.perturbation`).
+    `package.module:Class`; any of them with `+PERTURBATION` behind it (`fmjax.tasks.perturbation`),
+    or `+vote:COUNT` (`fmjax.tasks.voting`).
 
     Raises InputError with the nearest known name.
     """
     inner, _, perturbation = name.rpartition("+")
     if inner and perturbation in PERTURBATIONS:
         return Perturbed(get_task(inner, task_path), perturbation)
+    if inner and perturbation.partition(":")[0] == VOTE:
+        return Voted(get_task(inner, task_path), perturbation.partition(":")[2] or COUNT)
     known = catalogue(task_path)
     if inner in known or _subset_of(inner, known):
         raise InputError(
-            f"task {name!r}: no perturbation {perturbation!r}{nearest(perturbation, PERTURBATIONS)} "
-            f"Known: {', '.join(PERTURBATIONS)}"
+            f"task {name!r}: no perturbation {perturbation!r}{nearest(perturbation, (*PERTURBATIONS, VOTE))} "
+            f"Known: {', '.join((*PERTURBATIONS, VOTE))}"
         )
     base, _, argument = name.partition(":")
     if base in known:

@@ -34,6 +34,10 @@ class GSM8K(Task):
     def requests(self, document):
         return [Generate(_question(document), max_new_tokens=256, stop=("Question:", "</s>", "<|im_end|>"))]
 
+    def answer_of(self, text):
+        found = last_number(text)
+        return None if found == NONE else plain_number(found)
+
     def statistics(self, document, answers):
         (text,), gold = answers, plain_number(document["answer"])
         return {
