@@ -2,4 +2,9 @@
 
 from fmjax.registry import Registry
 
-WEIGHTS = Registry("weights", {"lora": "fmjax.adapt.lora:LoRA"}, contract="fmjax.adapt.base:Weights")
+TABLE = {
+    "lora": "fmjax.adapt.lora:LoRA",
+    "prefix": "fmjax.adapt.prefix:PrefixTuning",
+    "prompt": "fmjax.adapt.prefix:PromptTuning",
+}
+WEIGHTS = Registry("weights", TABLE, contract="fmjax.adapt.base:Weights")

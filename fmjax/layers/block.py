@@ -1,9 +1,12 @@
 """One block of a Transformer: attention, cross attention and MLP, with the norms where the placement has them."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 
+from fmjax.errors import ConfigError
 from fmjax.layers.attention import attention
 from fmjax.layers.attention.decode import decode_attention
+from fmjax.layers.attention.prefixed import prefixed_attention
 from fmjax.layers.attention.reference import Ordered
 from fmjax.layers.dense import Linear
 from fmjax.layers.mlp import MLP
@@ -63,10 +66,11 @@ class Attention(nn.Module):
         q = constrain(tap(self, "q", q), axes)
         if k is not None:
             k, v = (constrain(tap(self, name, y), axes) for name, y in (("k", k), ("v", v)))
+        prefix = self._prefix(ropes, kind)
         if cache is not None:
-            out, entry = self._cached(cache, q, k, v, segment_ids, kind, cross)
+            out, entry = self._cached(cache, q, k, v, segment_ids, kind, cross, prefix)
         else:
-            out, entry = self._attend(q, k, v, segment_ids, kind, cross, train), None
+            out, entry = self._attend(q, k, v, segment_ids, kind, cross, train, prefix), None
         out = tap(self, "attention_heads", out.reshape(batch, length, c.num_heads * c.head_dim))
         if c.placement == "sub":
             out = Norm(c.norm, c.norm_epsilon, name="inner_norm")(out)
@@ -74,8 +78,32 @@ class Attention(nn.Module):
         return out, entry
 
     @nn.nowrap
-    def _attend(self, q, k, v, segment_ids, kind, cross, train):
+    def _prefix(self, ropes, kind):
+        """Learned keys and values [N, K, D] in front of all (`fmjax.adapt.prefix`); None without any.
+
+        They lie at the N positions before the first token's, whose keys are turned by their place among them.
+        """
+        if not self.has_variable("params", "prefix"):
+            return None
+        c, held = self.config, self.get_variable("params", "prefix")
+        if c.pattern[kind].window is not None:
+            raise ConfigError("a prefix of keys and values has no place in front of an attention window")
+        key, value = (held[name].reshape(-1, c.num_kv_heads, c.head_dim).astype(c.dtype) for name in ("key", "value"))
+        rope = None if ropes is None else c.pattern[kind].rope
+        if rope is not None:
+            table = rope.table(jnp.full((1, len(key)), -len(key)), c.head_dim)
+            key = apply_rope(key[None], table)[0]
+        return key, value
+
+    @nn.nowrap
+    def _attend(self, q, k, v, segment_ids, kind, cross, train, prefix):
         c = self.config
+        if prefix is not None:
+            own = c.pattern[kind]
+            return prefixed_attention(
+                q, k, v, prefix, segment_ids=segment_ids, causal=c.causal, window=own.window, mask=own.mask,
+                scale=c.query_scale,
+            )  # fmt: skip
         rate = c.attention_dropout if train else 0.0
         options = dict(
             segment_ids=segment_ids, causal=c.causal and not cross, scale=c.query_scale, backend=c.attention,
@@ -86,14 +114,14 @@ class Attention(nn.Module):
         return attention(q, k, v, window=c.pattern[kind].window, mask=c.pattern[kind].mask, **options)
 
     @nn.nowrap
-    def _cached(self, cache, q, k, v, segment_ids, kind, cross):
+    def _cached(self, cache, q, k, v, segment_ids, kind, cross, prefix):
         c = self.config
         step, entry = cache
         if cross:
             allowed = segment_ids[1] > 0
             return decode_attention(q, entry["key"], entry["value"], allowed, scale=c.query_scale), entry
         own = c.pattern[kind]
-        masks = dict(window=own.window, mask=own.mask)
+        masks = dict(window=own.window, mask=own.mask, prefix=prefix)
         return step.attend(entry, q, k, v, scale=c.query_scale, backend=c.attention, **masks)
 
 

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from fmjax.errors import ConfigError, InputError
 from fmjax.layers.attention import attention
 from fmjax.layers.attention.decode import decode_attention
+from fmjax.layers.attention.prefixed import attend_beside, in_front, prefixed_attention
+from fmjax.layers.attention.reference import attention_mask
 from fmjax.parallel.logical import constrain
 
 AXES = ("batch", "act_heads", None, None)
@@ -66,13 +68,14 @@ class CacheStep:
         """Positions for embeddings, 0 for padding."""
         return jnp.maximum(self.positions, 0)
 
-    def attend(self, entry: dict, q, k, v, *, window, scale, backend, mask=None):
+    def attend(self, entry: dict, q, k, v, *, window, scale, backend, mask=None, prefix=None):
         """Writes the new keys and values of a layer and attends.
 
         Args:
           entry: the layer's {"key", "value"}.
           q [N, T, H, D], k, v [N, T, K, D]: of the new tokens.
           window, scale, backend, mask: as for `attention`.
+          prefix: None, or keys and values in front of all (`fmjax.layers.attention.prefixed`).
 
         Returns: ([N, T, H, D], the updated entry). Raises ConfigError for packed prompts with a mask, which goes by the
         index in the row.
@@ -82,15 +85,20 @@ class CacheStep:
         if self.segment_ids is not None:
             if mask is not None:
                 raise ConfigError(f"packed prompts cannot be attended with {mask}, which goes by the index in the row")
-            out = attention(
-                q, k, v, segment_ids=self.segment_ids, causal=True, window=window, scale=scale, backend=backend
-            )
+            options = dict(segment_ids=self.segment_ids, causal=True, window=window, scale=scale)
+            if prefix is None:
+                out = attention(q, k, v, backend=backend, **options)
+            else:
+                out = prefixed_attention(q, k, v, prefix, mask=None, **options)
         elif q.shape[1] == 1:
             held = held_positions(self.after, entry["value"].shape[2])
             allowed = (held >= 0) & (self.positions >= 0)
             if mask is not None:
                 allowed &= mask.allowed(self.positions, held)
-            out = decode_attention(q, updated["key"], updated["value"], allowed, scale=scale)
+            seen = updated
+            if prefix is not None:
+                seen, allowed = in_front(updated, allowed, prefix)
+            out = decode_attention(q, seen["key"], seen["value"], allowed, scale=scale)
         else:
             # A later token of this pass may take the slot of an entry that an earlier one still attends, so attend
             # what was there before beside what is new.
@@ -99,6 +107,12 @@ class CacheStep:
             held = jnp.concatenate([held_positions(self.before, entry["value"].shape[2]), self.positions], axis=1)
             ids = (jnp.ones_like(self.positions), (held >= 0).astype(jnp.int32))
             positions = (self.positions, held)
+            if prefix is not None:
+                length = q.shape[1], keys.shape[1]
+                allowed = attention_mask(
+                    *length, segment_ids=ids, positions=positions, causal=True, window=window, mask=mask
+                )
+                return attend_beside(q, keys, values, prefix, allowed, scale), updated
             # Positions rule out every backend but the reference.
             out = attention(
                 q, keys, values, segment_ids=ids, positions=positions, causal=True, window=window, mask=mask,

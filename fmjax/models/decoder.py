@@ -5,6 +5,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fmjax.errors import ConfigError
 from fmjax.layers.attention.dispatch import FORKING
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops
@@ -12,6 +13,7 @@ from fmjax.layers.kv_cache import begin, init_cache
 from fmjax.layers.position import default_positions
 from fmjax.layers.tap import check_edits
 from fmjax.layers.transformer import final_norm, unstack_layers
+from fmjax.models.prompted import has_prompt, prompt_as_prefix
 from fmjax.models.stack import TextStack, check_tokens
 from fmjax.parallel.logical import constrain
 
@@ -52,11 +54,24 @@ class Decoder(TextStack):
         Arguments as `__call__`; where the module `can_fork`, segment_ids may be a `fmjax.layers.attention.Forked`.
         """
         check_tokens(self, tokens)
+        if not self.is_initializing() and has_prompt(self.variables["params"]):
+            return self._after_prompt(tokens, segment_ids, positions, train, cache, slots)
         check_edits(self, tokens, segment_ids, positions, train, cache, slots)
         x, positions, step = self.enter(tokens, segment_ids, positions, train, cache, slots)
         held = None if cache is None else (step, cache["layers"])
         x, layers = self.stack(x, segment_ids=segment_ids, positions=positions, cache=held, train=train)
         return (x, self.head()) if cache is None else (x, self.head(), {"lengths": step.after, "layers": layers})
+
+    def _after_prompt(self, *arguments):
+        """`features` with the learned prompt in front of every segment."""
+        if self.is_mutable_collection("reads") or "edits" in self.variables:
+            raise ConfigError(
+                "activations of a model with a learned prompt are read and edited once it is computed: load the run"
+            )
+        train = arguments[3]
+        rngs = {"dropout": self.make_rng("dropout")} if train and self.has_rng("dropout") else {}
+        params = prompt_as_prefix(self, self.variables["params"])
+        return self.clone(parent=None).apply({"params": params}, *arguments, method="features", rngs=rngs)
 
     def enter(self, tokens, segment_ids=None, positions=None, train=False, cache=None, slots=None):
         """What goes into the stack: (embedded tokens [B, T, D], their positions, the CacheStep or None).
@@ -94,7 +109,7 @@ class Decoder(TextStack):
     @nn.nowrap
     def unrolled(self, params):
         """(module, parameters) of the same function without a scan over layers, as decoding with a cache needs it."""
-        return self.clone(scan_layers=False), unstack_layers(params)
+        return self.clone(scan_layers=False), unstack_layers(prompt_as_prefix(self, params))
 
     @nn.nowrap
     def flops_per_example(self, shapes: dict) -> float:
