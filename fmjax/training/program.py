@@ -169,7 +169,7 @@ def make_program(config, module: nn.Module, example: dict[str, Any], devices=Non
         spec = make_spec(
             module, inputs, lambda axes: by_turns(optimizer.make(train.steps, axes), sides_of(objective)), mesh,
             mesh_config, train.ema_decay > 0 or bool(train.ema_sigma_rel), patterns,
-            _initial_carry(objective, module, key), weights, bool(train.ema_sigma_rel),
+            _initial_carry(objective, module, key), weights, bool(train.ema_sigma_rel), train.frozen_layers,
         )  # fmt: skip
     rules = tuple(mesh_config.table.items())
     transformation, train_step = _update(config, module.apply, objective, spec, rules)

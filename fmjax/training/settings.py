@@ -22,6 +22,7 @@ class TrainConfig:
     init_parts: tuple[str, ...] = ()  # with init_from: further ones, for other parts of a model that is made of several
     allow_other_tokenizer: bool = False  # with init_from: data.tokenizer may be another than the parameters' own
     trainable: tuple[str, ...] = ()  # regular expressions: parameters whose names have one train; empty: all do
+    frozen_layers: int = 0  # of each stack, so many layers from the input's side stay as they are
     accumulate_steps: int = 1  # a batch is computed in this many parts, one after another
     log_every: int = 10  # steps of a row of metrics.jsonl and a line of the terminal
     # evaluation, besides the end of the run, where there is evaluation data; 0 = at the end alone, -1 = never
@@ -47,7 +48,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate_steps", "keep_last", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least 1")
-        for name in ("eval_batches", "checkpoint_every", "keep_every", "final_tasks_limit", "tasks_every"):
+        counts = ("eval_batches", "checkpoint_every", "keep_every", "final_tasks_limit", "tasks_every", "frozen_layers")
+        for name in counts:
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be 0 or more")
         for name in ("eval_every", "sample_every"):
@@ -68,6 +70,8 @@ class TrainConfig:
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"train.ema_decay = {self.ema_decay} must be in [0, 1)")
         self._check_widths()
+        if self.frozen_layers and (self.ema_decay or self.ema_sigma_rel):
+            raise ConfigError("train.frozen_layers does not go with a moving average of parameters; set one to 0")
         profile = self.profile_steps
         if profile and (len(profile) != 2 or not 1 <= profile[0] <= profile[1]):
             raise ConfigError(f"train.profile_steps = {self.profile_steps} must be (first, last), such as (10, 12)")

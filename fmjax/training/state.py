@@ -52,7 +52,7 @@ class StateSpec:
 
 def make_spec(
     module: nn.Module, inputs: dict, optimizer, mesh: Mesh, config: MeshConfig, ema: bool,
-    patterns: Sequence[str] = (), initial_carry=None, weights=None, wide_ema: bool = False,
+    patterns: Sequence[str] = (), initial_carry=None, weights=None, wide_ema: bool = False, frozen_layers: int = 0,
 ) -> StateSpec:  # fmt: skip
     """Plans the state for `mesh`.
 
@@ -64,13 +64,14 @@ def make_spec(
       initial_carry: function from parameters to the carry, or None.
       weights: what becomes of the parameters (`fmjax.assemble.build_weights`), or None.
       wide_ema: whether a second average is kept.
+      frozen_layers: `train.frozen_layers`.
 
     Raises ConfigError where a parameter or a part of the carry cannot be sharded as the table says, or a pattern
     matches nothing.
     """
     param_shapes, axes = param_spec(module, inputs, weights)
     shardings = param_shardings(param_shapes, axes, mesh, config.table, config.replicate)
-    trainable = Trainable(patterns, param_shapes)
+    trainable = Trainable(patterns, param_shapes, frozen_layers)
     trained, trained_shardings = trainable.split(param_shapes)[0], trainable.split(shardings)[0]
     trained_axes = trainable.split(axes)[0]
     whole = NamedSharding(mesh, PartitionSpec())
