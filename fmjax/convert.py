@@ -1,6 +1,8 @@
-"""Convert: `python -m fmjax.convert --input=DIR_OR_HUB_ID --output=DIR --to=hf|fmjax [--dtype=float32]`.
+"""Convert: `python -m fmjax.convert --input=DIR_OR_HUB_ID --output=DIR --to=hf|fmjax|peft [--dtype=float32]`.
 
-Between the folders that fmjax writes and Hugging Face's. Nothing is at `--output` unless all of it is.
+Between the folders that fmjax writes and Hugging Face's. Low-rank adapters are merged into the kernels, those that a
+run trained as those that `--adapter` names; `--to=peft` writes them alone. Nothing is at `--output` unless all of it
+is.
 """
 
 import sys
@@ -16,7 +18,8 @@ def parse(argv: list[str]):
         "--input", required=True, help="workdir of a run, one of its checkpoints, a Hugging Face folder, or a hub id"
     )
     parser.add_argument("--output", required=True, help="folder to be made")
-    parser.add_argument("--to", required=True, choices=("hf", "fmjax"), help="what to write")
+    parser.add_argument("--to", required=True, choices=("hf", "fmjax", "peft"), help="what to write")
+    parser.add_argument("--adapter", help="an adapter of the input: a run that trained it, or a folder that PEFT wrote")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; as stored where not given")
     parser.add_argument(
         "--sigma_rel", type=float, default=None,
@@ -35,7 +38,16 @@ def main(argv: list[str]) -> None:
 
     check_new(flags.output)
     folder = find_folder(flags.input)
-    model = load(folder, dtype=flags.dtype or stored_dtype(folder), progress=True, sigma_rel=flags.sigma_rel)
+    dtype = flags.dtype or stored_dtype(folder)
+    model = load(folder, dtype=dtype, progress=True, sigma_rel=flags.sigma_rel, adapters=flags.adapter)
+    if flags.to == "peft":
+        from fmjax.interop import peft
+        from fmjax.interop.adapters import read_adapter
+
+        adapter = read_adapter(folder, model) if model.adapter is None else model.adapters[model.adapter]
+        peft.save(adapter, model, flags.output)
+        print(f"{adapter.source} is now in {flags.output}")
+        return
     model.save(flags.output, format=flags.to, **({"progress": True} if flags.to == "hf" else {}))
     print(f"{model} is now in {flags.output}")
 

@@ -155,6 +155,7 @@ def print_comparison(first: str, second: str, flags) -> None:
 def parse(argv: list[str]):
     parser = cli.ArgumentParser("python -m fmjax.evaluate", "Evaluate a model on tasks.")
     parser.add_argument("--model", help="workdir of a run, one of its checkpoints, or a saved model")
+    parser.add_argument("--adapter", help="an adapter of the model: a run that trained it, or a folder that PEFT wrote")
     parser.add_argument("--tasks", help="names separated by commas; --list shows them")
     parser.add_argument("--task_path", action="append", default=[], help="a Python file with further tasks; repeatable")
     parser.add_argument("--num_shots", type=cli.number(int, low=0), help="examples in the prompt")
@@ -213,7 +214,8 @@ def _evaluate(flags, first: bool) -> None:
     check_table(flags.predictions, flags.probabilities, tasks)
     count, _ = asked(flags.pictures)
     make_folders(flags.output, flags.answers)
-    model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=first and sys.stderr.isatty())
+    progress = first and sys.stderr.isatty()
+    model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=progress, adapters=flags.adapter)
     try:
         report = evaluate(
             model,

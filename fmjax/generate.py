@@ -22,8 +22,8 @@ DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed
 HELD = constraint_flags.NAMES
 BEAMS = ("num_beams", "length_penalty")
 READS = {
-    "prompt": ("max_new_tokens", "num_samples", "special", *media.MODALITIES, *DRAWING, *HELD, *BEAMS),
-    "prompt_file": ("max_new_tokens", "num_samples", "special", *media.MODALITIES, *DRAWING, *HELD, *BEAMS),
+    "prompt": ("max_new_tokens", "num_samples", "special", "vote", *media.MODALITIES, *DRAWING, *HELD, *BEAMS),
+    "prompt_file": ("max_new_tokens", "num_samples", "special", "vote", *media.MODALITIES, *DRAWING, *HELD, *BEAMS),
     "chat": ("max_new_tokens", "system", "chat_file", "template", *DRAWING, *HELD),
     "prompts": (
         "output", "max_new_tokens", "num_samples", "special", "template", "batch_size", "with_tokens", "with_logprobs",
@@ -46,7 +46,7 @@ def parse(argv: list[str]):
         given = f"got {' and '.join(f'--{mode}' for mode in modes)}" if modes else "got none of them"
         raise InputError(f"give exactly one of --prompt, --prompt_file, --chat and --prompts; {given}")
     flags.mode = modes[0]
-    known = {"model", "dtype", "mesh", "mode", flags.mode, *READS[flags.mode], *launch.NAMES}
+    known = {"model", "adapter", "dtype", "mesh", "mode", flags.mode, *READS[flags.mode], *launch.NAMES}
     unread = [name for name in vars(flags) if name not in known]
     if unread:
         raise InputError(f"--{unread[0]} has no meaning with --{flags.mode}; leave it out")
@@ -54,6 +54,8 @@ def parse(argv: list[str]):
         raise InputError("--prompts needs an --output=FILE.jsonl")
     if "length_penalty" in flags and "num_beams" not in flags:
         raise InputError("--length_penalty belongs to beam search; give --num_beams too")
+    if "vote" in flags and getattr(flags, "num_samples", 1) < 2:
+        raise InputError("--vote takes the answer of most of several continuations; give --num_samples=10, say")
     random = [name for name in (*DRAWING, "num_samples", "with_logprobs") if name in flags]
     if "num_beams" in flags and random:
         raise InputError(f"--{random[0]} has no meaning with --num_beams: beam search draws nothing; leave it out")
@@ -70,6 +72,7 @@ def _parser() -> cli.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, help="workdir of a run, one of its checkpoints, a Hugging Face folder, or a hub id")
+    add("--adapter", help="a low-rank adapter of the model: a run that trained it, or a folder that PEFT wrote")
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add("--mesh", type=cli.mesh, help="split the model over devices, such as fsdp:2,tensor:2 (default: one device)")
 
@@ -136,6 +139,11 @@ def _add_drawing(parser) -> None:
     add("--seed", type=number(int, low=0, high=2**32 - 1), help="of the random draws (default: 0)")
     add("--stop", action="append", help="end before this text; repeatable")
     add("--num_samples", type=number(int, low=1), help="continuations of each prompt (default: 1)")
+    add(
+        "--vote", metavar="REGEX",
+        help="of --num_samples, print the first whose answer most of them have: what the last match of this is, or its "
+        "first group, such as 'answer is (.*)'",
+    )  # fmt: skip
     add("--num_beams", type=number(int, low=1), help="beam search with so many beams, in place of drawing")
     add("--length_penalty", type=number(float, low=0, high=1e6), help="of beam search; above 0 favours longer texts")
 
@@ -183,6 +191,9 @@ def continue_prompt(flags) -> None:
     """--prompt: prints a text and its continuation as it comes, or one continuation after the other."""
     import jax
 
+    from fmjax.inference.voting import last_match, vote
+
+    answer = last_match(flags.vote) if "vote" in flags else None  # what is wrong with it is said before anything slow
     prompt = flags.prompt if flags.mode == "prompt" else _read_prompt(flags.prompt_file)
     held = constraint_flags.given(flags)
     model = _load(flags)
@@ -192,6 +203,12 @@ def continue_prompt(flags) -> None:
     options = _given(flags, "max_new_tokens", "num_samples", *DRAWING, *BEAMS) | held
     if "num_beams" in flags:
         print(shown + model.beam_search(tokens, **options)[0][0].text)
+        return
+    if "vote" in flags:
+        texts = model.generate(tokens, **options)
+        won = vote(texts, answer)
+        print(shown + texts[won.index])
+        print(f"{SEPARATOR}\n{won.count} of {len(texts)}: {won.answer}" if won.count else f"{SEPARATOR}\nno answers")
         return
     # Several processes compute the same programs, whoever of them has a terminal.
     steps = 1 if sys.stdout.isatty() and jax.process_count() == 1 else 8
@@ -304,7 +321,9 @@ def _load(flags):
     from fmjax.load import load
 
     mesh = flags.mesh if "mesh" in flags else None
-    model = load(flags.model, dtype=flags.dtype, mesh=mesh, progress=sys.stderr.isatty(), unrolled=True)
+    adapters = getattr(flags, "adapter", None)
+    progress = sys.stderr.isatty()
+    model = load(flags.model, dtype=flags.dtype, mesh=mesh, progress=progress, unrolled=True, adapters=adapters)
     model.can("generate")
     media.prompts(flags, model, [], [])  # refuses files: texts are continued
     return model.unrolled(donate=True)

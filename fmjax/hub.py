@@ -20,7 +20,7 @@ ORGANISATIONS = {
 }  # fmt: skip
 # Configs, safetensors and tokenizers, in folders of parts too; no pickles, and no weights in other layouts.
 PATTERNS = (
-    "*.json", "model*.safetensors", "*/model.safetensors", "*/model-*-of-*.safetensors",
+    "*.json", "model*.safetensors", "adapter_model.safetensors", "*/model.safetensors", "*/model-*-of-*.safetensors",
     "*diffusion_pytorch_model.safetensors", "*diffusion_pytorch_model-*-of-*.safetensors", "tokenizer*",
     "*.model", "*.spm", "vocab.txt", "merges.txt", "*.jinja",
 )  # fmt: skip

@@ -4,6 +4,7 @@ This module is itself callable (`fmjax.load(path)` is `fmjax.load.load(path)`), 
 lives in can share their promised name whichever is imported first.
 """
 
+import contextlib
 import functools
 import logging
 import pathlib
@@ -22,9 +23,11 @@ from fmjax.errors import ConfigError, InputError
 from fmjax.inference.checks import make_callable
 from fmjax.inference.fingerprint import content_fingerprint
 from fmjax.inference.model import Model
-from fmjax.interop import loading
+from fmjax.interop import loading, peft
+from fmjax.interop.adapters import with_adapters
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
 from fmjax.layers.weights import merged
+from fmjax.models.prompted import prompt_as_prefix
 from fmjax.models.state import own_carry
 from fmjax.objectives import OBJECTIVES
 from fmjax.objectives.base import OtherModel, has_carry
@@ -44,6 +47,7 @@ def load(
     unrolled: bool = False,
     part: str | None = None,
     sigma_rel: float | None = None,
+    adapters: Mapping[str, Any] | str | pathlib.Path | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -61,10 +65,18 @@ def load(
       part: of a published model of several, such as "transformer" or "vision": the part that alone is loaded.
       sigma_rel: of a run with train.ema_sigma_rel, the width of the average of its parameters, whatever those it kept
         (`fmjax.power_average`); None is the first of those. The model's config tells it, under "average".
+      adapters: low-rank adapters by name, {"poet": PATH}, of which `Model.with_adapter` chooses one; or the path of
+        one, which the model has at once. A path is of a run that trained one, or of a folder that PEFT wrote.
 
-    Raises: InputError for a path that holds no model, saying what was found; CheckpointError for damaged weights.
+    A folder that PEFT wrote is a model too: the base that it names, with its adapter.
+
+    Raises: InputError for a path that holds no model, saying what was found, and for an adapter of another base;
+      CheckpointError for damaged weights.
     """
     check_choice("dtype", dtype, COMPUTE_DTYPES)
+    if adapters:
+        # Whether they are for this model is told by its layers as they are.
+        return with_adapters(load(path, dtype, step, mesh, progress, False, part, sigma_rel), adapters)
     placement = mesh if mesh is None or isinstance(mesh, Placement) else Placement.make(mesh)
     folder, found, reader = find(path, step)
     if part is not None:
@@ -172,6 +184,14 @@ def _load_published(
     return loading.load_published(folder, dtype, placement, progress, unrolled)
 
 
+def _load_adapted(
+    folder: pathlib.Path, dtype: str, step: int | None, placement, progress: bool, unrolled: bool
+) -> Model:
+    if step is not None:
+        raise InputError(f"{str(folder)!r} is an adapter, which has no checkpoint of step {step}; leave step out")
+    return load(peft.base_of(folder), dtype, mesh=placement, progress=progress, adapters=folder)
+
+
 def _run_module(folder: pathlib.Path):
     """(module, config, tokenizer) of a run's folder."""
     config = load_workdir_config(folder)
@@ -201,6 +221,8 @@ def _load_workdir(
         params, step = load_average(folder, widths, sigma_rel, step, shardings)
         config = {**config, "average": {"sigma_rel": sigma_rel}}
     params = merged(params)
+    with contextlib.nullcontext() if placement is None else placement.inference():
+        params = prompt_as_prefix(module, params)
     module, params = loading.cast(module, params, dtype)
     split = None if placement is None else lambda: _shardings(_carry(config, module, weights, placement))
     identity = _data_identity(folder, step)
@@ -286,7 +308,9 @@ def _saved(folder: pathlib.Path, step: int) -> dict:
         return reader.restore(path)
 
 
-READERS = [(_is_workdir, _load_workdir), (loading.is_published, _load_published)]
+READERS = [
+    (_is_workdir, _load_workdir), (loading.is_published, _load_published), (peft.is_peft, _load_adapted),
+]  # fmt: skip
 """Which folders can be read: (recognises(folder), reader(folder, dtype, step, placement, progress, unrolled) -> Model);
 the first that fits reads."""
 

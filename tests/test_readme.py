@@ -9,7 +9,7 @@ import pytest
 
 from fmjax import config as configs
 from fmjax import agent, convert, evaluate, generate, plan, search, train
-from fmjax.commands import best_of, keep, lm_eval, reference, values
+from fmjax.commands import best_of, keep, lm_eval, merge, reference, values
 from fmjax.inference.denoising import Denoising
 from fmjax.inference.drawn_codes import DrawnCodes
 from fmjax.inference.unclip import UpsampledImages
@@ -52,6 +52,7 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         commands["agent"] = agent
         commands |= {"commands.lm_eval": lm_eval, "commands.keep": keep, "commands.reference": reference}
         commands["commands.best_of"] = best_of
+        commands |= {"commands.merge": merge}
         assert commands[module].parse(argv) is not None
 
 

@@ -92,6 +92,8 @@ def prepare(module: nn.Module, params) -> tuple[nn.Module, Weights]:
 def is_turned(path: str, shape: tuple[int, ...], dtype) -> bool:
     """Whether `prepare` turns the parameter at a path such as "stack/blocks_0/mlp/up/kernel"."""
     *parents, name = path.split("/")
+    while name == "base":  # of a kernel with adapters
+        *parents, name = parents
     inside = any(parent.startswith("blocks_") for parent in parents)
     fits = len(shape) == 2 and jnp.dtype(dtype) == jnp.float32
     return jax.default_backend() == "cpu" and inside and name == "kernel" and fits

@@ -48,6 +48,8 @@ def model_fingerprint(model) -> str:
         *(f"{modality} {fingerprint(codec)}" for modality, codec in sorted(model.codecs.items())),
         repr((jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64)),
     ]
+    if model.adapter is not None:  # whose scale is in no array
+        parts.append(str(jax.tree.structure(model.params)))
     with model.inference():
         parts += array_fingerprints((model.params, model.functions, model.carry))
         for name in getattr(model.objective, "OPENED", ()):

@@ -13,15 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.adapt.adapter import attached
 from fmjax.data.codecs.base import save_codecs
 from fmjax.errors import InputError
 from fmjax.inference import abilities, kinds, pairs, scored_text, scoring, values
 from fmjax.inference.checks import as_tokens, check_inputs, check_no_text, check_options, named_options
 from fmjax.inference.continues_texts import ContinuesTexts
 from fmjax.layers.checks import check_choice
-from fmjax.layers.weights import merged
+from fmjax.layers.weights import bare, merged
 from fmjax.models.state import kept_state, state_collections
 from fmjax.parallel.placement import Placement
+from fmjax.registry import nearest
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +48,8 @@ class Model(ContinuesTexts):
       functions: abilities of its own: functions of (model, inputs) by name; pytrees, such as `jax.tree_util.Partial`,
         of what they compute with.
       kept: what methods keep for their next call (`engine`).
+      adapters: low-rank adapters that it knows, by name (`fmjax.adapt.adapter.Adapter`).
+      adapter: the name of the one that its parameters have beside them; None for the base alone.
       open_path: as `fmjax.load`, for generators that go on from what other runs make; None where there is no path.
       open_other: from the name of another model of its objective to that model (`opened`); None where there are none.
     """
@@ -65,11 +69,40 @@ class Model(ContinuesTexts):
     kept: dict = dataclasses.field(default_factory=dict)
     open_other: Callable | None = None
     open_path: Callable | None = None
+    adapters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    adapter: str | None = None
 
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))
         at = "" if self.step is None else f", step {self.step}"
         return f"Model({type(self.module).__name__}, {count:,} parameters, from {self.source}{at})"
+
+    @property
+    def base_params(self):
+        """Its parameters without an adapter."""
+        return self.params if self.adapter is None else bare(self.params)
+
+    def knowing(self, adapters: dict[str, Any]):
+        """The same model, which knows these adapters too."""
+        return dataclasses.replace(self, adapters=self.adapters | adapters)
+
+    def with_adapter(self, name: str | None):
+        """The same model with one of its `adapters` beside its parameters, of which there is no second copy; None is
+        the base alone.
+
+        Raises InputError for a name that it does not know.
+        """
+        if name == self.adapter:
+            return self
+        if name is not None and name not in self.adapters:
+            known = ", ".join(self.adapters) or "none; give fmjax.load some: adapters={NAME: PATH}"
+            raise InputError(f"{self} knows no adapter {name!r}{nearest(name, self.adapters)} Known: {known}")
+        params, source = self.base_params, self.source
+        if self.adapter is not None:
+            source = source.removesuffix(f" with {self.adapters[self.adapter].source}")
+        if name is not None:
+            params, source = attached(params, self.adapters[name]), f"{source} with {self.adapters[name].source}"
+        return dataclasses.replace(self, params=params, source=source, adapter=name, kept={})
 
     @property
     def state(self) -> dict[str, Any]:
@@ -250,13 +283,21 @@ class Model(ContinuesTexts):
         """Writes a folder that `fmjax.load` accepts: config.json, parameters, carry, tokenizer, codecs.
 
         Args:
-          format: "fmjax", or "hf": a Hugging Face folder, which `transformers` loads with equal logits.
+          format: "fmjax", or "hf": a Hugging Face folder, which `transformers` loads with equal logits; both with the
+            adapter merged into the kernels. "peft": the adapter alone, which `peft` puts on its base.
           options: of `fmjax.interop.exporter.save_published`, for "hf".
 
-        Raises InputError for a format that does not exist, a directory that already holds a model, or, for "hf", a
-        model that no published class computes exactly.
+        Raises InputError for a format that does not exist, a directory that already holds a model, for "hf", a model
+        that no published class computes exactly, or, for "peft", one without an adapter.
         """
-        check_choice("format", format, ("fmjax", "hf"))
+        check_choice("format", format, ("fmjax", "hf", "peft"))
+        if format == "peft":
+            from fmjax.interop import peft
+
+            if self.adapter is None:
+                raise InputError(f"{self} goes by no adapter to save; choose one: with_adapter(NAME)")
+            peft.save(self.adapters[self.adapter], self, directory)
+            return
         if format == "hf":
             from fmjax.interop.exporter import save_published
 
