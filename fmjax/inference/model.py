@@ -292,11 +292,11 @@ class Model(ContinuesTexts):
         """
         check_choice("format", format, ("fmjax", "hf", "peft"))
         if format == "peft":
-            from fmjax.interop import peft
+            from fmjax.interop.peft import save as save_peft
 
             if self.adapter is None:
                 raise InputError(f"{self} goes by no adapter to save; choose one: with_adapter(NAME)")
-            peft.save(self.adapters[self.adapter], self, directory)
+            save_peft(self.adapters[self.adapter], self, directory)
             return
         if format == "hf":
             from fmjax.interop.exporter import save_published

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import byte_model
+from small_models import byte_model, stirred
 
 import fmjax
 from fmjax.assemble import build_weights
@@ -151,7 +151,7 @@ def test_what_a_run_trained_is_an_adapter_of_its_base_alone(runs, tmp_path):
     np.testing.assert_allclose(fmjax.load(tmp_path / "peft").apply(tokens), expected, atol=1e-5)
     plain = fmjax.load(base)
     assert np.abs(plain.apply(tokens) - expected).max() > 0.5
-    tuned = dataclasses.replace(plain, params=jax.tree.map(lambda x: x * 1.1, plain.params))
+    tuned = dataclasses.replace(plain, params=stirred(plain.params, by=0.05))
     tuned.save(tmp_path / "tuned")
     for adapter in (run, tmp_path / "peft"):
         with pytest.raises(InputError, match="was trained beside other weights .*base.* than those of .*tuned"):
