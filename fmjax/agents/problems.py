@@ -13,6 +13,7 @@ from fmjax.agents.calculator import Calculator, evaluate, written
 from fmjax.agents.documents import Search
 from fmjax.agents.files import Folder, file_tools
 from fmjax.agents.tools import Tool
+from fmjax.rewards.maths import last_number, same
 
 Embed = Callable[[list[str]], np.ndarray]
 
@@ -32,19 +33,13 @@ class Problem:
     succeeded: Callable[[str], bool]
 
 
-def last_number(text: str) -> str:
-    """The last number of a text, without commas; "" where it has none."""
-    found = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
-    return found[-1] if found else ""
-
-
 @contextlib.contextmanager
 def arithmetic(seed: int, embed: Embed) -> Iterator[Problem]:
     """Three whole numbers of two and three digits, multiplied and added; the last number of the answer counts."""
     a, b, c = np.random.default_rng(seed).integers((11, 11, 100), (100, 100, 1000)).tolist()
     expression = f"{a} * {b} {'+-'[seed % 2]} {c}"
     wanted = written(evaluate(expression))
-    yield Problem(f"What is {expression}?", [Calculator()], lambda answer: last_number(answer) == wanted)
+    yield Problem(f"What is {expression}?", [Calculator()], lambda answer: same(last_number(answer), wanted))
 
 
 def sums() -> list[str]:
