@@ -21,11 +21,11 @@ from fmjax.commands import cli
 from fmjax.data.chats.asked import Asked, ChatPromptData, read_asked
 from fmjax.data.chats.sources import open_chats
 from fmjax.data.sources import SourceSpec
-from fmjax.errors import DataError, InputError
+from fmjax.errors import ConfigError, DataError, InputError
 from fmjax.layers.checks import COMPUTE_DTYPES
 from fmjax.objectives.base import OtherModel
-from fmjax.rewards.base import RewardSpec, Samples
-from fmjax.rewards.models import check_reward_model
+from fmjax.rewards.base import RewardError, RewardSpec, Samples
+from fmjax.rewards.models import check_reward_model, check_trained
 from fmjax.rewards.several import Several
 from fmjax.small_files import write_whole
 
@@ -40,6 +40,7 @@ def parse(argv: list[str]):
     add("--num_samples", type=number(int, low=1), default=16, help="replies to each prompt, n")
     add("--keep", type=number(int, low=1), default=1, help="how many different ones are kept, the best first")
     add("--least", type=number(float, low=-math.inf), default=-math.inf, help="reward of what is kept, at least")
+    add("--keep_cut_off", action="store_true", help="keep replies, too, that did not end within max_new_tokens")
     add("--limit", type=number(int, low=0), default=0, help="prompts that are taken; 0: all")
     add("--max_new_tokens", type=number(int, low=1), default=64, help="tokens of a reply at most")
     add("--temperature", type=number(float, low=0, high=1e6), default=1.0, help="that replies are drawn at")
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
     if not output.parent.is_dir():
         raise DataError(f"--output={str(output)!r}: the folder {str(output.parent)!r} does not exist")
     from fmjax.cache_folder import cache_dir, use_compilation_cache
-    from fmjax.load import load
+    from fmjax.load import load, trained_with
 
     use_compilation_cache()
     rewards = Several("", flags.rewards)
@@ -83,14 +84,29 @@ def main(argv: list[str]) -> None:
     for name, path in rewards.models().items():
         other = load(path)
         check_reward_model(f"--rewards: {name}", other.module, model.module)
+        check_trained(f"--rewards: {name}", trained_with(path))
+        check_tokenizers(f"--rewards: {name} = {path!r}", other.tokenizer, model.tokenizer)
         opened[name] = OtherModel(other.module, other.params)
     options = {name: getattr(flags, name) for name in ("max_new_tokens", "temperature", "batch_size", "seed")}
     progress = "replies" if sys.stderr.isatty() else None
     replies, found = drawn(model, asked, rewards, opened, flags.num_samples, progress=progress, **options)
-    records = kept(asked, replies, found, flags.keep, flags.least)
+    ended = np.array([reply.finish == "stop" for reply in replies]) | flags.keep_cut_off
+    records = kept(asked, replies, np.where(ended, found, -np.inf), flags.keep, flags.least)
     write_whole(output, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    print(told(found.reshape(len(asked), -1)))
+    as_asked = (len(asked), flags.num_samples)
+    plain = flags.keep == 1 and flags.least == -math.inf
+    print(told(found.reshape(as_asked), ended.reshape(as_asked), plain))
     print(f"wrote {output}: {len(records)} chats")
+
+
+def check_tokenizers(where: str, theirs, ours) -> None:
+    """Raises ConfigError where a reward model reads other tokens than the model writes."""
+    if theirs is not None and theirs.fingerprint != getattr(ours, "fingerprint", None):
+        raise ConfigError(
+            f"{where} reads the tokens of another tokenizer than --model writes, and is given these tokens; take two "
+            "models whose texts were cut by the same tokenizer (data.tokenizer = the path of the one, when the other "
+            "is trained)"
+        )
 
 
 def read_prompts(source: str, cache_dir: pathlib.Path, limit: int = 0) -> list[Asked]:
@@ -111,22 +127,34 @@ def drawn(
       opened: reward models by the names that `rewards` gives them.
       options: of `Model.complete`.
 
-    Raises RewardError where a reward gives no numbers; InputError where a verifier has nothing to go by.
+    Raises RewardError where a reward gives no numbers, and where all replies are without; InputError where a verifier
+    has nothing to go by, or a reward model reads too few tokens.
     """
     if rewards.needs_answers and (missing := next((one for one in asked if not one.answer), None)):
         raise InputError(f"{missing.where}: no 'answer', which a verifier compares with")
     prompts = [model.encode_chat(one.messages, **({"tools": one.tools} if one.tools else {})) for one in asked]
+    rewards.check_context(_Opened(opened), max(map(len, prompts)) + options["max_new_tokens"])
     replies = model.complete(prompts, num_samples=num_samples, **options)
     prompts = [tokens for tokens in prompts for _ in range(num_samples)]
     texts = [[*tokens, *reply.tokens] for tokens, reply in zip(prompts, replies)]
     answers = [one.answer for one in asked for _ in range(num_samples)]
     said = [model.tokenizer.decode(tokens) for tokens in prompts]
-    samples = Samples(said, [reply.text for reply in replies], {}, answers)
+    samples = Samples(said, [reply.text for reply in replies], rows(prompts, answers), answers)
     with model.inference():
         graded = rewards.grade(samples, texts, _Opened(opened), max(map(len, texts)), options["batch_size"])
+    there = np.isfinite(graded.total)
+    if not there.any():
+        raise RewardError(graded.wrong[0] if graded.wrong else f"none of {len(replies)} replies has a reward")
     for one in graded.wrong[:1]:
-        print(f"{len(graded.wrong)} replies have no reward and are never kept: {one}", file=sys.stderr)
-    return replies, np.where(np.isfinite(graded.total), graded.total, -np.inf)
+        print(f"{(~there).sum()} replies have no reward and are never kept: {one}", file=sys.stderr)
+    return replies, np.where(there, graded.total, -np.inf)
+
+
+def rows(prompts: Sequence[Sequence[int]], answers: Sequence[str]) -> dict[str, np.ndarray]:
+    """What a reward of three arguments gets, as rows of `chat_prompts` have it: `tokens`, `lengths`, `answers`."""
+    padded = lambda rows, kind: np.array([[*row, *[0] * (max(map(len, rows)) - len(row))] for row in rows], kind)
+    found = {"tokens": padded(prompts, np.int32), "lengths": np.array([*map(len, prompts)], np.int32)}
+    return found | {"answers": padded([one.encode() for one in answers], np.uint8)}
 
 
 class _Opened:
@@ -152,19 +180,24 @@ def kept(asked: Sequence[Asked], replies: Sequence, rewards: np.ndarray, keep: i
     return records
 
 
-def told(rewards: np.ndarray) -> str:
-    """In a line: the mean reward of a reply, of the best of n, and how far the best of n is at most from the model.
+def told(rewards: np.ndarray, ended: np.ndarray, plain: bool) -> str:
+    """In a line: the mean reward of a reply, of the best of n, how many were left out because they did not end; and how
+    far the best of n is at most from the model, where it is the best of all n.
 
-    rewards: [prompts, n].
+    Args:
+      rewards, ended: [prompts, n]; -inf where there is none.
+      plain: whether the best one alone is kept, whatever its reward.
     """
-    n = rewards.shape[1]
-    there = np.where(np.isfinite(rewards), rewards, np.nan)
-    best = there[np.isfinite(there).any(axis=1)]
-    mean = lambda values: float(np.mean(values)) if len(values) else math.nan
-    return (
-        f"mean reward {mean(there[np.isfinite(there)]):.4g}, of the best of {n} {mean(np.nanmax(best, axis=1)):.4g}; "
-        f"their KL to the model is at most log n - (n - 1) / n = {math.log(n) - (n - 1) / n:.3g} nats"
-    )
+    n, there = rewards.shape[1], np.isfinite(rewards)
+    best = np.where(ended, rewards, -np.inf).max(axis=1)
+    best = best[np.isfinite(best)]
+    line = f"mean reward {rewards[there].mean():.4g}"
+    line += f", of the best of {n} {best.mean():.4g}" if len(best) else ""
+    if cut := int((~ended).sum()):
+        line += f"; {cut} of {ended.size} replies did not end within --max_new_tokens and are left out"
+    if plain and there.all() and not cut:
+        line += f"; its KL to the model is at most log n - (n - 1) / n = {math.log(n) - (n - 1) / n:.3g} nats"
+    return line
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ Optional parts, each there if the method is:
         `models={name: OtherModel}`. They are neither trained nor saved with the run; their content is compared at
         resume. Those that the class attribute `CUT_ALIKE` names are given the data's tokens, and have to have its
         tokenizer; fields that `OPENED` names are paths that a generator opens too, when the run is loaded.
+    contents(self) -> {name: hash}
+        Of files that the objective reads besides; they are compared at resume.
     resume_free(self) -> (field, ...)
         As the class attribute `RESUME_FREE` of any plugin, fields that may change between a run and its resumption, of
         the objective as it is configured.

@@ -157,6 +157,12 @@ class Drawn:
                 f"objective {type(self).__name__} needs prompts, rows with tokens and lengths, such as data.name = "
                 f"'prompts' has; these data have {', '.join(sorted(row))}"
             )
+        if "ptx_tokens" in row and not getattr(self, "ptx_weight", 0.0):
+            raise ConfigError(
+                f"data.name = 'with_pretraining' has texts beside the prompts, and objective {type(self).__name__} "
+                f"reads none{' with ptx_weight = 0' if hasattr(self, 'ptx_weight') else ''}: take what is in "
+                "data.prompts as the data, or objective.name = 'ppo' with ptx_weight above 0"
+            )
 
 
 def prompt_ids(rows: Mapping) -> list[list[int]]:

@@ -37,7 +37,7 @@ class GRPO(ReferencePolicy):
         https://arxiv.org/abs/2503.14476, eq. 13); 0: none.
       overlong_mask: leave replies that did not end out of the loss; they stay in their group's baseline.
       dynamic_sampling: how many times as many prompts are answered as are trained on; those whose replies differ in
-        their rewards come first (DAPO's dynamic sampling, in one round).
+        their rewards, before anything is taken for length, come first (DAPO's dynamic sampling, in one round).
     """
 
     FEWEST_SAMPLES: ClassVar[int] = 2
@@ -92,7 +92,7 @@ class GRPO(ReferencePolicy):
         rows = super().rows(prompts, replies, found)
         rows["rewards"] = rows["rewards"] - self._overlong(rows) * rows["rewarded"]
         mean = rows["rewards"].sum(dtype=np.float64) / max(rows["rewarded"].sum(dtype=np.float64), 1.0)
-        rows["no_variance"] = without_variance(rows["rewards"], rows["rewarded"], self.num_samples)
+        rows["no_variance"] = without_variance(rows["raw_rewards"], rows["rewarded"], self.num_samples)
         rows["drawn_reward"] = np.full(len(replies), mean, np.float32)
         if self.dynamic_sampling > 1:
             taken = self._chosen(rows["no_variance"])
@@ -121,14 +121,14 @@ class GRPO(ReferencePolicy):
             drift = (rows["logprobs"] - rows["reference_logprobs"]) * rows["loss_weights"]
             rewards = rewards - self.kl_weight * drift.sum(axis=1, dtype=np.float64)
         found = group_advantages(rewards, rows["rewarded"], self.num_samples, self.baseline, self.scale)
-        if self.overlong_mask:
-            rows = rows | {"loss_weights": rows["loss_weights"] * rows["ended"][:, None]}
         return rows | {"advantages": found}
 
     def __call__(self, apply_fn, params, batch, key, train: bool, *, models=None):
         """Sums over the batch: "loss"; "clip_fraction" and "ratio" a token; "no_variance", the share of replies whose
-        group has one reward; "drawn_reward", of all that were drawn; with a reference "kl" a token; and `measures`."""
+        group has one raw reward; "drawn_reward", of all that were drawn; with a reference "kl" a token and "reply_kl"
+        (k1, of the rollout) a reply; and `measures`."""
         mask, rewarded = batch["loss_weights"], batch["rewarded"]
+        learnt = mask * batch["ended"][:, None] if self.overlong_mask else mask
         found = self.logprobs(self.policy(apply_fn, params), batch)
         log_ratio = log_ratios(found, batch["logprobs"], mask, self.ratio)
         losses, clipped = surrogate(log_ratio, batch["advantages"][:, None], self.clip_low, self.clip_high)
@@ -136,13 +136,15 @@ class GRPO(ReferencePolicy):
         if "reference_logprobs" in batch:
             kl = kl_estimates(found, batch["reference_logprobs"], self.kl_estimator)
             measured["kl"] = (jax.lax.stop_gradient(jnp.sum(kl * mask)), tokens)
+            drift = jnp.sum((batch["logprobs"] - batch["reference_logprobs"]) * mask)
+            measured["reply_kl"] = (drift, rewarded.sum())
             if self.kl_in == "loss":
                 losses = losses + self.kl_weight * kl
-        counted = jnp.where(mask.sum(axis=1) > 0, rewarded, 0.0)
+        counted = jnp.where(learnt.sum(axis=1) > 0, rewarded, 0.0)
         total = rewarded.sum()
         return {
-            "loss": aggregated(losses, mask, counted, self.aggregation, float(self.max_new_tokens)),
-            "clip_fraction": (jnp.sum(clipped * mask), tokens),
+            "loss": aggregated(losses, learnt, counted, self.aggregation, float(self.max_new_tokens)),
+            "clip_fraction": (jnp.sum(clipped * learnt), learnt.sum()),
             "ratio": (jax.lax.stop_gradient(jnp.sum(jnp.exp(log_ratio) * mask)), tokens),
             "no_variance": (jnp.sum(batch["no_variance"] * rewarded), total),
             "drawn_reward": (jnp.sum(batch["drawn_reward"] * rewarded), total),

@@ -1,6 +1,7 @@
 """What objectives share that learn from rewards of a model's own replies."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from fmjax.layers.checks import check_choice
 from fmjax.objectives.drawn import Drawn, prompt_ids
 from fmjax.parallel import watch
 from fmjax.rewards.base import RewardError, RewardSpec, Samples
-from fmjax.rewards.models import check_reward_model
+from fmjax.rewards.models import check_reward_model, check_trained
 from fmjax.rewards.several import Graded, Several
 
 log = logging.getLogger("fmjax")
@@ -46,31 +47,47 @@ class OnPolicy(Drawn):
     def __post_init__(self):
         super().__post_init__()
         check_choice("objective.reward_failures", self.reward_failures, ("skip", "stop"))
-        self._graders()
+        self._graders  # opened once, so that what is none is refused here
 
+    @functools.cached_property
     def _graders(self) -> Several:
         return Several(self.reward, self.rewards)
 
     def models(self) -> dict[str, str]:
         """See `fmjax.objectives.base`."""
-        return super().models() | self._graders().models()
+        return super().models() | self._graders.models()
 
     def check_models(self, module, models) -> None:
         """Raises ConfigError where a reward model does not fit."""
-        for name in self._graders().models():
+        for name in self._graders.models():
             check_reward_model(f"objective.{name}", models[name].module, module)
 
+    def check_objectives(self, objectives) -> None:
+        """Raises ConfigError for a reward model that was trained to judge steps."""
+        for name in self._graders.models():
+            check_trained(f"objective.{name}", objectives.get(name))
+
+    def contents(self) -> dict[str, str]:
+        """See `fmjax.objectives.base`."""
+        return self._graders.contents
+
     def further(self, prompt, length: int) -> dict[str, tuple]:
-        """`logprobs` float32 [T]; `rewards`, `rewarded` (0 where the reward failed; so are the reply's `loss_weights`
-        then), `ended` float32 []; `reward_parts` float32 [rewards]."""
-        numbers = dict.fromkeys(("rewards", "rewarded", "ended"), ((), jnp.float32))
-        parts = {"reward_parts": ((len(self._graders().names),), jnp.float32)}
+        """`logprobs` float32 [T]; `rewards`, `raw_rewards` (before anything is taken from them), `rewarded` (0 where
+        the reward failed; so are the reply's `loss_weights` then), `ended` float32 []; `reward_parts`, `parts_there`
+        (0 where that one failed) float32 [rewards]."""
+        numbers = dict.fromkeys(("rewards", "raw_rewards", "rewarded", "ended"), ((), jnp.float32))
+        parts = dict.fromkeys(("reward_parts", "parts_there"), ((len(self._graders.names),), jnp.float32))
         return {"logprobs": ((length,), jnp.float32)} | numbers | parts
 
     def collect(self, model, prompts, key) -> dict[str, np.ndarray]:
         """Replies to the prompts with their rewards, those of a prompt one after another."""
+        self._graders.check_context(model, self._room(prompts))
         replies = self.draw(model, prompts, self.num_samples, self.temperature, int(jax.random.bits(key) >> 1))
         return self.rows(prompts, replies, self.graded(model, prompts, replies, self.num_samples))
+
+    def _room(self, prompts: Mapping) -> int:
+        """Tokens of a prompt with its reply at most."""
+        return prompts["tokens"].shape[1] + self.max_new_tokens
 
     def rows(self, prompts: Mapping, replies: Sequence, found: Graded) -> dict[str, np.ndarray]:
         """Prompts and replies as arrays, with their rewards."""
@@ -78,19 +95,23 @@ class OnPolicy(Drawn):
         rewarded = np.isfinite(found.total).astype(np.float32)
         rows["loss_weights"] *= rewarded[:, None]
         ended = np.array([reply.finish == "stop" for reply in replies], np.float32)
-        rewards = np.nan_to_num(found.total) - self.missing_eos_penalty * (1 - ended)
+        raw = np.nan_to_num(found.total)
+        rewards = raw - self.missing_eos_penalty * (1 - ended)
         rows |= {"rewards": (rewards * rewarded).astype(np.float32), "rewarded": rewarded, "ended": ended}
-        return rows | {"reward_parts": np.nan_to_num(found.parts)}
+        rows["raw_rewards"] = raw
+        there = np.isfinite(found.parts).astype(np.float32)
+        return rows | {"reward_parts": np.nan_to_num(found.parts), "parts_there": there}
 
     def assess(self, model, prompts, key) -> dict[str, tuple[float, float]]:
         """{"reward": ...} of the likeliest reply to each prompt, and of several rewards each."""
+        self._graders.check_context(model, self._room(prompts))
         found = self.graded(model, prompts, self.draw(model, prompts, 1, 0.0, 0), 1)
         mean = lambda values: (float(np.nansum(values)), float(np.isfinite(values).sum()))
         return {"reward": mean(found.total)} | self._named(lambda place: mean(found.parts[:, place]))
 
     def _named(self, value) -> dict[str, Any]:
         """{"reward_NAME": value(place)} of several rewards; {} of one."""
-        names = self._graders().names
+        names = self._graders.names
         return {f"reward_{name}": value(place) for place, name in enumerate(names)} if len(names) > 1 else {}
 
     def graded(self, model, prompts: Mapping, replies: Sequence, num_samples: int) -> Graded:
@@ -106,28 +127,31 @@ class OnPolicy(Drawn):
         if model.tokenizer is not None:
             asked = [model.tokenizer.decode(tokens) for tokens in asked]
             answered = [reply.text for reply in replies]
-        length = prompts["tokens"].shape[1] + self.max_new_tokens
         samples = Samples(asked, answered, rows, answers)
-        found = self._graders().grade(samples, texts, model, length, self.decode_rows)
+        found = self._graders.grade(samples, texts, model, self._room(prompts), self.decode_rows)
         failed = int((~np.isfinite(found.total)).sum())
         if failed and (self.reward_failures == "stop" or failed == len(replies)):
             raise RewardError(found.wrong[0] if found.wrong else f"{failed} of {len(replies)} replies have no reward")
         if found.wrong:
-            log.warning("%d of %d replies have no reward and are left out: %s", failed, len(replies), found.wrong[0])
+            told = f"{failed} of {len(replies)} replies have no reward and are left out"
+            log.warning("%s: %s", told if failed else "a reward without weight fails", found.wrong[0])
         return found
 
     def measures(self, batch, found) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Sums that all these objectives tell, of log-probabilities `found` [B, T]: "reward" (and of several each),
+        """Sums that all these objectives tell, of log-probabilities `found` [B, T]: "reward" (what is learnt from),
+        "raw_reward" (before anything is taken for length or a missing end) and of several rewards each,
         "reply_tokens", "ended" a reply; "reward_failures", the share of replies that have none; "entropy" (-log p of
         what was drawn), "logprob_difference" (from what the rollout kept) and "sampler_difference" (from what the
         engine said) a token."""
         mask, rewarded = batch["loss_weights"], batch["rewarded"]
         tokens, replies = mask.sum(), rewarded.sum()
-        found = jax.lax.stop_gradient(found)
+        found, there = jax.lax.stop_gradient(found), batch["parts_there"] * rewarded[:, None]
+        parts = batch["reward_parts"] * there
         difference = lambda kept: jnp.sum(jnp.abs(found - kept) * mask)
         return {
             "reward": (jnp.sum(batch["rewards"] * rewarded), replies),
-            **self._named(lambda place: (jnp.sum(batch["reward_parts"][:, place] * rewarded), replies)),
+            "raw_reward": (jnp.sum(batch["raw_rewards"] * rewarded), replies),
+            **self._named(lambda place: (parts[:, place].sum(), there[:, place].sum())),
             "reply_tokens": (tokens, replies),
             "ended": (jnp.sum(batch["ended"] * rewarded), replies),
             "reward_failures": (jnp.sum(1.0 - rewarded), jnp.float32(len(rewarded))),
@@ -140,7 +164,7 @@ class OnPolicy(Drawn):
         """As of `Drawn`; ConfigError also for a verifier without answers."""
         super().check(module, data)
         row = data.train[0]
-        if self._graders().needs_answers and "answers" not in row:
+        if self._graders.needs_answers and "answers" not in row:
             raise ConfigError(
                 f"objective {type(self).__name__} has a verifier, and these data tell no answers: take data.name = "
                 "'chat_prompts', whose records have an 'answer', with data.answer_bytes"

@@ -78,30 +78,27 @@ class PPO(ReferencePolicy):
             )
 
     def initial(self, module, params, key):
-        """{"beta", and of the rollout at hand "kl" (the sum over replies), "replies", "steps"}: float32 []."""
-        zero = jnp.zeros((), jnp.float32)
-        return {"beta": jnp.asarray(self.kl_weight, jnp.float32), "kl": zero, "replies": zero, "steps": zero}
+        """{"beta": float32 []}."""
+        return {"beta": jnp.asarray(self.kl_weight, jnp.float32)}
 
     def after(self, carry, proposal, params):
-        """Beta is steered with the last step of a rollout, by the KL of all of it."""
-        kl, replies = (carry[name] + proposal.sums[name] for name in ("kl", "replies"))
-        steps = carry["steps"] + 1
-        whole = steps >= self.rollout_steps
-        beta = carry["beta"]
-        if self.kl_target is not None:
-            error = kl / jnp.maximum(replies, 1.0) / self.kl_target - 1.0
-            error = jnp.clip(error, -self.CLIPPED_ERROR, self.CLIPPED_ERROR)
-            steered = beta * (1.0 + error * replies / self.epochs / self.kl_horizon)
-            beta = jnp.where(whole, steered, beta)
-        kept = lambda value: jnp.where(whole, 0.0, value)
-        return {"beta": beta, "kl": kept(kl), "replies": kept(replies), "steps": kept(steps)}
+        """The next rollout's beta, which all rows of this one tell: a step that is skipped takes nothing from it."""
+        return {"beta": proposal.rows["next_beta"].max()}
+
+    def steered(self, beta: float, kl: float, replies: float) -> float:
+        """Beta after a rollout of so many replies with this sum of KLs (Ziegler et al., section 2.2)."""
+        if self.kl_target is None:
+            return beta
+        error = kl / max(replies, 1.0) / self.kl_target - 1.0
+        error = min(max(error, -self.CLIPPED_ERROR), self.CLIPPED_ERROR)
+        return beta * (1.0 + error * replies / self.kl_horizon)
 
     def further(self, prompt, length: int) -> dict[str, tuple]:
-        """`values`, `advantages`, `returns`, perhaps `reference_logprobs` float32 [T]; `beta` float32 []; and with
-        pretraining `ptx_tokens` and so on, [texts of a reply, T']."""
+        """`values`, `advantages`, `returns`, perhaps `reference_logprobs` float32 [T]; `beta` and `next_beta`, that of
+        the next rollout, float32 []; and with pretraining `ptx_tokens` and so on, [texts of a reply, T']."""
         kinds = super().further(prompt, length)
         kinds |= dict.fromkeys(("values", "advantages", "returns"), ((length,), jnp.float32))
-        kinds["beta"] = ((), jnp.float32)
+        kinds |= dict.fromkeys(("beta", "next_beta"), ((), jnp.float32))
         if self.ptx_weight:
             for name in PTX:
                 texts, size = prompt[f"ptx_{name}"].shape
@@ -128,7 +125,7 @@ class PPO(ReferencePolicy):
         return jnp.where(batch["loss_weights"] > 0, values, 0.0)
 
     def complete(self, model, rows, batch_size: int) -> dict[str, np.ndarray]:
-        """The rows with advantages and returns."""
+        """The rows with advantages, returns and the next beta."""
         mask = rows["loss_weights"]
         reference = rows.get("reference_logprobs", rows["logprobs"])
         rewards = token_rewards(rows["rewards"], rows["logprobs"], reference, mask, rows["beta"])
@@ -136,13 +133,16 @@ class PPO(ReferencePolicy):
         returns = (advantages + rows["values"]) * mask
         parts = {"rollout": 1, "batch": len(mask) // batch_size, "none": 0}[self.whiten]
         advantages = whitened(advantages, mask, parts)
-        return rows | {"advantages": advantages.astype(np.float32), "returns": returns.astype(np.float32)}
+        drift = (rows["logprobs"].astype(np.float64) - reference) * mask
+        beta = self.steered(float(rows["beta"][0]), float(drift.sum()), float(rows["rewarded"].sum()))
+        found = {"advantages": advantages, "returns": returns, "next_beta": np.full(len(mask), beta)}
+        return rows | {name: array.astype(np.float32) for name, array in found.items()}
 
     def __call__(self, apply_fn, params, batch, key, train: bool, *, carry, models=None):
         """(sums over the batch, proposal): "loss" and its parts "policy_loss", "value_loss" (without its weight) a
         token and "ptx_loss" a token of pretraining; "clip_fraction", "value_clip_fraction", "ratio", "value", "return"
-        and "approximate_kl" (k3 from the rollout's policy) a token; "kl" (k1 to the reference) and "kl_reward" (its
-        part in the reward) a reply, "beta"; and `measures`."""
+        and "approximate_kl" (k3 from the rollout's policy) a token; with a reference "kl" (k1 to it, of the rollout) a
+        token, "reply_kl" and "kl_reward" (its part in the reward) a reply, "beta"; and `measures`."""
         mask, rewarded = batch["loss_weights"], batch["rewarded"]
         found = self.logprobs(self.policy(apply_fn, params), batch)
         log_ratio = log_ratios(found, batch["logprobs"], mask, "token")
@@ -151,24 +151,23 @@ class PPO(ReferencePolicy):
         errors, cut = value_losses(values, batch["values"], batch["returns"], self.value_clip)
         tokens, replies = mask.sum(), rewarded.sum()
         a_token = lambda x: (jnp.sum(jax.lax.stop_gradient(x) * mask), tokens)
-        kl = jnp.float32(0)
-        if self.reference:
-            kl = jnp.sum((batch["logprobs"] - batch["reference_logprobs"]) * mask)
-        beta = jnp.mean(batch["beta"])
         sums = {
             "policy_loss": a_token(losses), "value_loss": a_token(errors), "clip_fraction": a_token(clipped),
             "value_clip_fraction": a_token(cut), "ratio": a_token(jnp.exp(log_ratio)), "value": a_token(values),
             "return": a_token(batch["returns"]), "approximate_kl": a_token(jnp.exp(log_ratio) - 1 - log_ratio),
-            "kl": (kl, replies), "kl_reward": (-beta * kl, replies), "beta": (beta * len(mask), jnp.float32(len(mask))),
             **self.measures(batch, found),
         }  # fmt: skip
+        if self.reference:
+            kl, beta = jnp.sum((batch["logprobs"] - batch["reference_logprobs"]) * mask), jnp.mean(batch["beta"])
+            sums |= {"kl": (kl, tokens), "reply_kl": (kl, replies), "kl_reward": (-beta * kl, replies)}
+            sums["beta"] = (beta * len(mask), jnp.float32(len(mask)))
         loss = (jnp.sum((losses + self.value_weight * errors) * mask), tokens)
         if self.ptx_weight:
             sums["ptx_loss"] = self._pretraining(apply_fn, params, batch, key, train)
             total, weight = sums["ptx_loss"]
             loss = (loss, (self.ptx_weight * total, weight))
             sums["ptx_loss"] = (jax.lax.stop_gradient(total), weight)
-        return {"loss": loss, **sums}, Proposal(sums={"kl": kl, "replies": replies})
+        return {"loss": loss, **sums}, Proposal(rows={"next_beta": batch["next_beta"]})
 
     def _pretraining(self, apply_fn, params, batch, key, train: bool):
         """(sum, weight) of the cross-entropy of the pretraining texts, a token."""

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 RATIOS = ("token", "sequence", "product")
 AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
 KL_ESTIMATORS = ("k1", "k2", "k3")
+LARGEST = 20.0
+"""Of a log-ratio, either way: a ratio of 5e8. That of a long reply's product may overflow, and 0 times it is NaN."""
 
 
 def log_ratios(found, kept, mask, kind: str) -> jax.Array:
-    """float32 [B, T]: of the policy's log-probabilities to those that drew, 0 outside the mask.
+    """float32 [B, T]: of the policy's log-probabilities to those that drew, between -+`LARGEST`, 0 outside the mask.
 
     Args:
       found, kept, mask: float32 [B, T]; both log-probabilities are 0 where the mask is.
@@ -17,12 +19,13 @@ def log_ratios(found, kept, mask, kind: str) -> jax.Array:
         https://arxiv.org/abs/2507.18071, eq. 7); or their sum ("product" of ratios, a reply's own).
     """
     difference = (found - kept) * mask
+    bounded = lambda x: jnp.clip(x, -LARGEST, LARGEST)
     if kind == "token":
-        return difference
+        return bounded(difference)
     total = difference.sum(axis=1, keepdims=True)
     if kind == "sequence":
         total = total / jnp.maximum(mask.sum(axis=1, keepdims=True), 1.0)
-    return total * mask
+    return bounded(total) * mask
 
 
 def surrogate(log_ratio, advantages, low: float, high: float) -> tuple[jax.Array, jax.Array]:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fmjax.errors import ConfigError, InputError, RunError
+from fmjax.errors import ConfigError, RunError
 from fmjax.layers.checks import check_choice
 
 KINDS = ("function", "verifier", "lexicon", "models")
@@ -91,12 +91,12 @@ def graded(name: str, reward: Reward, samples: Samples) -> tuple[np.ndarray, lis
 
     A reward that raises is asked again, a sample at a time: so one that fails takes no other with it.
 
-    Raises RewardError for what gives no number each, and for one that raises for all together and for none alone.
+    Raises RewardError for what gives not one value each, and for one that raises for all together and for none alone.
     """
     count = len(samples.replies)
     try:
-        values = _numbers(name, reward(samples), count)
-    except (RewardError, InputError):  # a fault of all of it: no sandbox, say
+        given = _one_each(name, reward(samples), count)
+    except RewardError:  # a fault of the reward, whatever the sample
         raise
     except Exception as error:
         values, wrong = _alone(name, reward, samples)
@@ -105,8 +105,8 @@ def graded(name: str, reward: Reward, samples: Samples) -> tuple[np.ndarray, lis
                 f"reward {name!r} raised {type(error).__name__}: {error}; for {count} replies"
             ) from error
         return values, wrong
-    wrong = [_not_finite(name, float(values[i]), samples, i) for i in np.flatnonzero(~np.isfinite(values))]
-    return np.where(np.isfinite(values), values, np.float32("nan")), wrong
+    values = np.array([_number(one) for one in given], np.float32)
+    return values, [_no_number(name, given[i], samples, i) for i in np.flatnonzero(np.isnan(values))]
 
 
 def _alone(name: str, reward: Reward, samples: Samples) -> tuple[np.ndarray, list[str]]:
@@ -114,30 +114,40 @@ def _alone(name: str, reward: Reward, samples: Samples) -> tuple[np.ndarray, lis
     values, wrong = np.full(len(samples.replies), np.nan, np.float32), []
     for index in range(len(values)):
         try:
-            value = _numbers(name, reward(samples.part(index)), 1)[0]
-        except (RewardError, InputError):
+            (given,) = _one_each(name, reward(samples.part(index)), 1)
+        except RewardError:
             raise
         except Exception as error:
             wrong.append(f"reward {name!r} raised {type(error).__name__}: {error}; {samples.told(index)}")
             continue
-        if math.isfinite(value):
-            values[index] = value
-        else:
-            wrong.append(_not_finite(name, float(value), samples, index))
+        values[index] = _number(given)
+        if math.isnan(values[index]):
+            wrong.append(_no_number(name, given, samples, index))
     return values, wrong
 
 
-def _not_finite(name: str, value: float, samples: Samples, index: int) -> str:
-    return f"reward {name!r} gave {value}, which is not finite, {samples.told(index)}"
-
-
-def _numbers(name: str, values: Any, count: int) -> np.ndarray:
-    try:
-        values = np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
-        raise RewardError(f"reward {name!r} gave no numbers ({error})") from None
-    if values.shape != (count,):
-        raise RewardError(
-            f"reward {name!r} gave an array of shape {values.shape} for {count} replies; expected a number each"
-        )
+def _one_each(name: str, values: Any, count: int) -> list:
+    """What a reward gave, a value each."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        raise RewardError(f"reward {name!r} gave {values!r} for {count} replies; expected a number each")
+    values = list(values)
+    if len(values) != count:
+        raise RewardError(f"reward {name!r} gave {len(values)} values for {count} replies; expected a number each")
     return values
+
+
+def _number(value: Any) -> float:
+    """As float32; NaN for what is no finite number."""
+    try:
+        found = np.asarray(value, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+    return float(found) if found.shape == () and np.isfinite(found) else math.nan
+
+
+def _no_number(name: str, value: Any, samples: Samples, index: int) -> str:
+    try:
+        told = f"{float(value)}, which is not finite,"
+    except (TypeError, ValueError, OverflowError):
+        told = f"{str(value)[:60]!r}, which is no number,"
+    return f"reward {name!r} gave {told} {samples.told(index)}"

@@ -24,8 +24,7 @@ def opened(spec: RewardSpec, where: str) -> Reward | None:
     if spec.verifier:
         return _verifier(spec.verifier, where)
     if spec.lexicon:
-        score = open_lexicon(spec.lexicon, where)
-        return lambda samples: [score(reply) for reply in samples.replies]
+        return open_lexicon(spec.lexicon, where)
     return None
 
 

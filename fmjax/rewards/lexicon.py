@@ -1,18 +1,37 @@
 """How positive a text is, by the words in it."""
 
+import dataclasses
 import math
 import pathlib
 import re
 from collections.abc import Callable
 
+from fmjax.data.prepared import fingerprint
 from fmjax.errors import ConfigError, DataError
+from fmjax.rewards.base import Samples
 
 ALPHA = 15.0
 """Of the sum s of a text's values: s / sqrt(s^2 + ALPHA) lies between -1 and 1, as in VADER."""
 
 
-def open_lexicon(name: str, where: str) -> Callable[[str], float]:
-    """From a text to a number between -1 and 1.
+@dataclasses.dataclass(frozen=True)
+class Lexicon:
+    """A reward: how positive replies are.
+
+    Attributes:
+      score: from a text to a number between -1 and 1.
+      content: a hash of what it goes by.
+    """
+
+    score: Callable[[str], float]
+    content: str
+
+    def __call__(self, samples: Samples) -> list[float]:
+        return [self.score(reply) for reply in samples.replies]
+
+
+def open_lexicon(name: str, where: str) -> Lexicon:
+    """The lexicon of a name.
 
     "vader" is the compound score of Hutto and Gilbert 2014 (https://doi.org/10.1609/icwsm.v8i1.14550), by the package
     vaderSentiment, with its rules for negation, capitals and the like. A file gives the normalised sum of its words'
@@ -22,7 +41,7 @@ def open_lexicon(name: str, where: str) -> Callable[[str], float]:
     """
     if name != "vader":
         values = read_lexicon(pathlib.Path(name).expanduser())
-        return lambda text: valence(text, values)
+        return Lexicon(lambda text: valence(text, values), fingerprint(values))
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
@@ -31,7 +50,8 @@ def open_lexicon(name: str, where: str) -> Callable[[str], float]:
             "word, a tab and its value in a line"
         ) from None
     analyzer = SentimentIntensityAnalyzer()
-    return lambda text: float(analyzer.polarity_scores(text)["compound"])
+    score = lambda text: float(analyzer.polarity_scores(text)["compound"])
+    return Lexicon(score, fingerprint(analyzer.lexicon))
 
 
 def read_lexicon(path: pathlib.Path) -> dict[str, float]:

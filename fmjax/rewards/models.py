@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from fmjax.errors import ConfigError
+from fmjax.objectives.step_rewards import StepRewards
 from fmjax.parallel.placement import whole
 
 
@@ -23,19 +24,33 @@ def check_reward_model(where: str, module, policy) -> None:
         )
 
 
+def check_trained(where: str, objective) -> None:
+    """Raises ConfigError for a model of steps: what it says behind a text's last token, nothing has taught it.
+
+    objective: that the model was trained with; None where nothing says it.
+    """
+    if isinstance(objective, StepRewards):
+        raise ConfigError(
+            f"{where} was trained with objective.name = 'step_rewards': it judges the steps of a reply, each at its "
+            "end, and no whole one; take a model of 'ranking' (configs/reward_tiny.py), or a reward function that "
+            "calls can('process_reward')"
+        )
+
+
+def check_context(where: str, module, length: int) -> None:
+    """Raises ConfigError for a model that does not read so many tokens."""
+    reads = getattr(module, "max_length", None)
+    if reads is not None and reads < length:
+        raise ConfigError(
+            f"{where}, a reward model, reads {reads} tokens, and a prompt with its reply may have {length}: lower the "
+            "length of prompts (data.sequence_length) or max_new_tokens"
+        )
+
+
 def model_scores(others: Sequence, texts: Sequence[Sequence[int]], length: int, rows: int) -> np.ndarray:
     """float32 [models, texts]: what each of the models (`fmjax.objectives.base.OtherModel`) says of the texts, token
     ids, read at their last token; `rows` at once, each `length` long.
-
-    Raises ConfigError for a model that does not read so many tokens.
     """
-    for other in others:
-        reads = getattr(other.module, "max_length", None)
-        if reads is not None and reads < length:
-            raise ConfigError(
-                f"a reward model reads {reads} tokens, and a prompt with its reply may have {length}: lower "
-                "data.sequence_length or objective.max_new_tokens"
-            )
     found = np.zeros((len(others), len(texts)), np.float32)
     for first in range(0, len(texts), rows):
         some = texts[first : first + rows]

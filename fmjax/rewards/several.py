@@ -10,16 +10,16 @@ from fmjax.errors import ConfigError
 from fmjax.parallel.hosts import from_first_process
 from fmjax.rewards.base import RewardSpec, Samples, graded
 from fmjax.rewards.functions import opened
-from fmjax.rewards.models import combined, model_scores
+from fmjax.rewards.models import check_context, combined, model_scores
 
 
 class Graded(NamedTuple):
     """What replies got.
 
     Attributes:
-      total: float32 [replies], the weighted sum; NaN where one of the rewards failed.
+      total: float32 [replies], the weighted sum; NaN where a reward failed whose weight is not 0.
       parts: float32 [replies, rewards], each by itself, without its weight; NaN where it failed.
-      wrong: of the replies with a failed reward what was wrong; in process 0 alone.
+      wrong: what was wrong with each reward that failed; in process 0 alone.
     """
 
     total: np.ndarray
@@ -34,6 +34,9 @@ class Several:
       reward: import path of one function, or "".
       rewards: sections of `RewardSpec` by names of the user's choice, in place of it.
 
+    Attributes:
+      contents: a hash of each lexicon's, by its place in the config.
+
     Raises ConfigError where there is none, or one is no reward.
     """
 
@@ -46,11 +49,14 @@ class Several:
         self.specs = {"reward": RewardSpec(function=reward)}
         if rewards:
             self.specs = {name: RewardSpec(**section) for name, section in rewards.items()}
-        self.functions = {}
+        self.functions, self.contents = {}, {}
         for name, spec in self.specs.items():
             where = "objective.reward" if reward else f"objective.rewards.{name}"
             spec.check(where)
-            self.functions[name] = opened(spec, where if reward else f"{where}.{spec.kind}")
+            where = where if reward else f"{where}.{spec.kind}"
+            self.functions[name] = opened(spec, where)
+            if spec.lexicon:
+                self.contents[where] = self.functions[name].content
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,6 +73,11 @@ class Several:
 
     def _models(self, name: str) -> dict[str, str]:
         return {f"rewards.{name}.models[{i}]": path for i, path in enumerate(self.specs[name].models)}
+
+    def check_context(self, model, length: int) -> None:
+        """Raises ConfigError, naming it, for a reward model that does not read so many tokens; `model`: see `grade`."""
+        for name in self.models():
+            check_context(name, model.opened(name).module, length)
 
     def grade(self, samples: Samples, texts: Sequence[Sequence[int]], model, length: int, rows: int) -> Graded:
         """What the samples get; all processes call it.
@@ -96,7 +107,9 @@ class Several:
                 ]
         parts = np.where(np.isfinite(parts), parts, np.float32("nan"))
         weights = np.array([spec.weight for spec in self.specs.values()])
-        return Graded((parts.astype(np.float64) @ weights).astype(np.float32), parts, wrong)
+        counted = weights != 0  # NaN times 0 is NaN
+        total = parts[:, counted].astype(np.float64) @ weights[counted]
+        return Graded(total.astype(np.float32), parts, wrong)
 
     def _called(self, name: str) -> str:
         """A reward in messages: a single function by its path."""

@@ -126,8 +126,9 @@ def check_identity(workdir: pathlib.Path, saved: dict, now: dict) -> None:
 
 
 def check_content(workdir: pathlib.Path, saved: dict, now: dict) -> None:
-    """Raises CheckpointError when another model in the step, or a codec, is not the one the run was trained with."""
-    for kind in ("model", "codec"):
+    """Raises CheckpointError when another model in the step, a codec or a file of the objective is not the one the run
+    was trained with."""
+    for kind in ("model", "codec", "file"):
         for name, before in saved.get(kind, {}).items():
             if now.get(kind, {}).get(name) != before:
                 raise CheckpointError(

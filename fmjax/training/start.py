@@ -71,12 +71,14 @@ class Setup:
         return step.compile() if isinstance(step, jax.stages.Lowered) else step
 
     def identity(self) -> dict:
-        """What a checkpoint says of the data, the other models in the step and the codecs that it was trained with."""
+        """What a checkpoint says of data, other models in the step, codecs and files that the objective reads."""
         meta = {"data": self.data.identity}
         if self.program.models:
             meta["model"] = fingerprints(self.program.models, self.program.placement)
         if self.data.codecs:
             meta["codec"] = {name: fingerprint(codec) for name, codec in self.data.codecs.items()}
+        if files := getattr(self.program.objective, "contents", dict)():
+            meta["file"] = files
         check_same(meta | {"model files": self.files})
         return meta
 

@@ -3,8 +3,10 @@
 The fixture is written by tests/oracles/make_policy_fixtures.py.
 """
 
+import dataclasses
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 
 from fmjax.errors import ConfigError
+from fmjax.objectives.base import Proposal
 from fmjax.objectives.advantages import generalised_advantages, token_rewards, whitened
 from fmjax.objectives.groups import group_advantages, without_variance
 from fmjax.objectives.grpo import DAPO, GRPO, GSPO, RLOO, DrGRPO
 from fmjax.objectives.ppo import PPO, value_losses
-from fmjax.objectives.surrogates import kl_estimates, surrogate
+from fmjax.objectives.surrogates import kl_estimates, log_ratios, surrogate
+from fmjax.rewards.several import Graded
 
 FIXTURE = json.loads((pathlib.Path(__file__).parents[1] / "oracles" / "policies.json").read_text())
 DRAWN = {name: np.array(value) for name, value in FIXTURE["drawn"].items()}
@@ -31,7 +35,8 @@ OBJECTIVES = {
 BATCH = {
     "loss_weights": MASK, "logprobs": DRAWN["kept"], "sampler_logprobs": DRAWN["kept"],
     "reference_logprobs": DRAWN["reference"], "advantages": DRAWN["advantages"], "rewarded": np.ones(ROWS),
-    "rewards": np.ones(ROWS), "reward_parts": np.ones((ROWS, 1)), "ended": np.ones(ROWS),
+    "rewards": np.ones(ROWS), "raw_rewards": np.ones(ROWS), "reward_parts": np.ones((ROWS, 1)),
+    "parts_there": np.ones((ROWS, 1)), "ended": np.ones(ROWS),
     "no_variance": np.zeros(ROWS), "drawn_reward": np.zeros(ROWS),
 }  # fmt: skip
 BATCH = {name: jnp.asarray(value, jnp.float32) for name, value in BATCH.items()}
@@ -133,15 +138,58 @@ def test_values_are_clipped_around_those_that_were_kept():
     np.testing.assert_array_equal(cut, [True, False, True])
 
 
-def test_beta_is_steered_once_a_rollout():
+@pytest.mark.parametrize("kl, change", [(4.4, 0.1), (0.0, -0.2), (40.0, 0.2)])
+def test_beta_is_steered_by_a_whole_rollout_in_any_of_its_steps(kl, change):
+    """So a step that is skipped, whose carry stays as it was, takes nothing from it."""
     ppo = PPO(reward=REWARD, rollout_steps=2, reference="x", kl_weight=0.1, kl_target=4.0, kl_horizon=100)
-    proposal = lambda kl, replies: type("P", (), {"sums": {"kl": jnp.float32(kl), "replies": jnp.float32(replies)}})
-    first = ppo.after(ppo.initial(None, None, None), proposal(30.0, 5), None)
-    assert float(first["beta"]) == pytest.approx(0.1) and float(first["steps"]) == 1
-    second = ppo.after(first, proposal(14.0, 5), None)  # 4.4 a reply, a tenth above
-    assert float(second["beta"]) == pytest.approx(0.1 * (1 + 0.1 * 10 / 100)) and float(second["replies"]) == 0
-    far = ppo.after(ppo.after(second, proposal(0.0, 5), None), proposal(0.0, 5), None)
-    assert float(far["beta"]) == pytest.approx(float(second["beta"]) * (1 - 0.2 * 10 / 100))
+    count, mask = 10, np.ones((10, 2), np.float32)
+    rows = {
+        "loss_weights": mask, "logprobs": -mask, "reference_logprobs": -mask - kl / 2, "values": 0 * mask,
+        "rewards": np.ones(count, np.float32), "rewarded": np.ones(count, np.float32),
+        "beta": np.full(count, 0.1, np.float32),
+    }  # fmt: skip
+    found = ppo.complete(None, rows, 5)["next_beta"]
+    assert found.dtype == np.float32 and found.shape == (count,)
+    for step in (found[:5], found[5:]):
+        carry = ppo.after(ppo.initial(None, None, None), Proposal(rows={"next_beta": jnp.asarray(step)}), None)
+        assert float(carry["beta"]) == pytest.approx(0.1 * (1 + change * count / 100))
+
+
+def test_ratios_that_overflow_are_bounded():
+    kept, mask = np.full((2, 3), -90.0), np.ones((2, 3))
+    for kind in ("token", "sequence", "product"):
+        logs = log_ratios(jnp.zeros((2, 3)), kept, mask, kind)
+        losses, _ = surrogate(logs, np.array([[0.0], [-1.0]]), 0.2, 0.2)
+        assert np.isfinite(losses).all() and not losses[0].any() and (losses[1] > 1e8).all()
+        assert np.isfinite(jax.grad(lambda now: surrogate(
+            log_ratios(now, kept, mask, kind), np.array([[0.0], [1.0]]), 0.2, 0.2)[0].sum())(jnp.zeros((2, 3)))).all()
+
+
+def test_what_is_taken_for_length_is_told_apart():
+    """Groups are told apart by what a reward says, replies that did not end are counted and not learnt from."""
+    objective = DAPO(reward=REWARD, num_samples=2, max_new_tokens=4, missing_eos_penalty=1.0, overlong_buffer=2)
+    prompts = {"tokens": np.ones((2, 2), np.int32), "lengths": np.full(2, 2, np.int32)}
+    reply = lambda length, finish: types.SimpleNamespace(tokens=[1] * length, logprobs=[-1.0] * length, finish=finish)
+    replies = [reply(1, "stop"), reply(4, "length"), reply(2, "stop"), reply(3, "stop")]
+    total = np.array([1.0, 1.0, 0.0, 1.0], np.float32)
+    rows = objective.rows(prompts, replies, Graded(total, total[:, None], []))
+    np.testing.assert_allclose(rows["rewards"], [1, -1, 0, 0.5])
+    np.testing.assert_array_equal(rows["raw_rewards"], total)
+    np.testing.assert_array_equal(rows["no_variance"], [1, 1, 0, 0])
+    sums = lambda masked: dataclasses.replace(OBJECTIVES["dapo"], overlong_mask=masked)
+    batch = BATCH | {"ended": jnp.zeros(ROWS).at[0].set(1.0)}
+    with pytest.MonkeyPatch.context() as patch:
+        now = jnp.asarray(DRAWN["now"], jnp.float32)
+        whole, masked = (saying(sums(one), patch)(now, batch) for one in (False, True))
+    assert float(masked["reply_tokens"][0]) == float(whole["reply_tokens"][0]) == MASK.sum()
+    assert float(masked["ended"][0]) == 1 and float(masked["loss"][1]) == MASK[0].sum()
+
+
+def test_texts_of_pretraining_that_nothing_reads_are_refused():
+    row = {"tokens": np.zeros(4, np.int32), "lengths": np.int32(4), "ptx_tokens": np.zeros((1, 6), np.int32)}
+    for objective in (OBJECTIVES["grpo"], PPO(**COMMON)):
+        with pytest.raises(ConfigError, match="has texts beside the prompts, and objective .* reads none"):
+            objective.collected(row)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_a_reward_model_scores_steps():
     [
         ({"prompt": "a", "steps": ["b"], "labels": []}, "1 steps and 0 labels"),
         ({"prompt": "a", "steps": ["b"], "labels": [2]}, "a label from 0 to 1, found 2"),
+        ({"prompt": "a", "steps": ["b"], "labels": [None]}, r"here, steps\[0\]: .* found None"),
         ({"prompt": "a", "text": "b"}, "no judged steps"),
         ({"prompt": "a", "steps": [" "], "labels": [1]}, "an empty one"),
     ],

@@ -65,7 +65,7 @@ def read_solution(record: Any, where: str) -> Solution:
     if len(steps) != len(labels):
         raise DataError(f"{where}: {len(steps)} {name} and {len(labels)} labels; each step has one")
     for index, (step, label) in enumerate(zip(steps, labels)):
-        if not isinstance(step, str) or isinstance(label, str) or not 0 <= float(label) <= 1:
+        if not isinstance(step, str) or not isinstance(label, int | float) or not 0 <= label <= 1:
             raise DataError(f"{where}, {name}[{index}]: expected a text with a label from 0 to 1, found {label!r}")
     if not steps or not all(step.strip() for step in steps):
         raise BadChat(f"{where}: no steps, or an empty one")
