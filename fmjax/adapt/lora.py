@@ -3,7 +3,7 @@ kept in few bits (QLoRA: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -81,13 +81,14 @@ class LoRA:
         """See `fmjax.adapt.base.Weights`.
 
         Raises ConfigError for a pattern that matches nothing, or something that is not the kernel of a dense layer (an
-        embedding table, an output head), where `rank` is not below both sides of a kernel, and for a kernel that does
-        not divide into blocks.
+        embedding table, an output head, a convolution), where `rank` is not below both sides of a kernel, and for a
+        kernel that does not divide into blocks.
         """
         leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_box)
         names = [path_name(path) for path, _ in leaves]
-        adapted = _matching("weights.patterns", self.patterns, names)
-        kept = set() if self.base == "float" else _matching("weights.base_patterns", self.base_patterns, names)
+        kernels = {name for name, (_, leaf) in zip(names, leaves) if _is_kernel(name, leaf)}
+        adapted = _matching("weights.patterns", self.patterns, names, kernels)
+        kept = set() if self.base == "float" else _matching("weights.base_patterns", self.base_patterns, names, kernels)
         found = []
         for index, (name, (_, leaf)) in enumerate(zip(names, leaves)):
             leaf = self._kept(name, leaf) if name in kept else leaf
@@ -102,13 +103,16 @@ class LoRA:
             raise ConfigError(f"weights.base_block = {self.base_block}: {name!r}: {error}") from None
         if not isinstance(leaf, nn.Partitioned):
             return weight
-        stack = leaf.names[:-2]
+        *stack, axis_in, axis_out = leaf.names
         box = lambda value, names=leaf.names: leaf.replace(value=value, names=names)
-        scales = weight.scales
+        # A scale for each block of inputs: of 576 by 64 there are 9, which two devices cannot share.
+        scales, by_block = weight.scales, (*stack, axis_in and f"{axis_in}?", axis_out)
         if isinstance(scales, QuantizedScales):
-            scales = QuantizedScales(box(scales.codes), box(scales.second, (*stack, None)), box(scales.mean, stack))
+            scales = QuantizedScales(
+                box(scales.codes, by_block), box(scales.second, (*stack, None)), box(scales.mean, tuple(stack))
+            )
         else:
-            scales = box(scales)
+            scales = box(scales, by_block)
         return weight.replace(codes=box(weight.codes), scales=scales)
 
     def _beside(self, name: str, leaf, key) -> LoRAWeight | DoRAWeight:
@@ -136,25 +140,31 @@ def _is_box(x) -> bool:
     return isinstance(x, nn.Partitioned)
 
 
-def _matching(field: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+def _matching(field: str, patterns: Sequence[str], names: Sequence[str], kernels: Container[str]) -> set[str]:
     """The names in which a pattern is found. Raises ConfigError for one that is found in none, or in that of something
-    else than a kernel."""
+    else than one of the kernels."""
     chosen = set()
     for pattern in patterns:
         found = [name for name in names if re.search(pattern, name)]
         if not found:
-            listed = ", ".join(name for name in names if _is_kernel(name)) or "none"
+            listed = ", ".join(name for name in names if name in kernels) or "none"
             raise ConfigError(f"{field}: {pattern!r} matches no parameter; kernels are: {listed}")
         for name in found:
-            if not _is_kernel(name):
+            if name not in kernels:
+                called = name.rpartition("/")[2] == "kernel"
+                what = "is the kernel of a convolution" if called else "is no kernel of a dense layer"
+                how = "leaves it out" if called else "ends with kernel$"
                 raise ConfigError(
-                    f"{field}: {pattern!r} matches {name!r}, which is no kernel of a dense layer; only those can be "
-                    f"{'adapted' if field == 'weights.patterns' else 'quantized'}: end the pattern with kernel$"
+                    f"{field}: {pattern!r} matches {name!r}, which {what}; only kernels of dense layers can be "
+                    f"{'adapted' if field == 'weights.patterns' else 'quantized'}: give a pattern that {how}"
                 )
         chosen.update(found)
     return chosen
 
 
-def _is_kernel(name: str) -> bool:
-    """Whether a parameter is by its name the kernel of a `fmjax.layers.dense.Linear`."""
-    return name.rpartition("/")[2] == "kernel"
+def _is_kernel(name: str, leaf) -> bool:
+    """Whether a parameter is by its name and its axes the kernel of a `fmjax.layers.dense.Linear`, or a stack of such:
+    those of convolutions have more."""
+    rank = len(nn.unbox(leaf).shape)
+    stacked = rank == 3 and (not _is_box(leaf) or leaf.names[0] == "layers")
+    return name.rpartition("/")[2] == "kernel" and (rank == 2 or stacked)

@@ -21,7 +21,7 @@ from fmjax.layers.weights import (
     LoRAWeight,
     ScaledWeight,
     Turned,
-    column_lengths,
+    column_factors,
     is_weight,
     value_of,
 )
@@ -97,14 +97,14 @@ def _adapted_product(x, weight, transpose, dtype, out_dtype):
     """x @ weight of one that is made around a base."""
     product = partial(dense, dtype=dtype, transpose=transpose, out_dtype=out_dtype)
     if isinstance(weight, ScaledWeight):
+        # Rounded to bfloat16 last: there factors such as 1.001, and what they change in it, are lost.
         if transpose:
-            return product(x * weight.columns.astype(x.dtype), weight.base)
-        y = product(x, weight.base)
-        return y * weight.columns.astype(y.dtype)
+            return product(x.astype(jnp.float32) * weight.columns, weight.base)
+        return (product(x, weight.base, out_dtype=jnp.float32) * weight.columns).astype(out_dtype)
     if isinstance(weight, DoRAWeight):
         constants = lax.stop_gradient((weight.base, weight.a, weight.b))
         base, a, b = value_of(constants[0]), *constants[1:]
-        columns = weight.magnitude / column_lengths(base + weight.scale * a @ b)
+        columns = column_factors(weight.magnitude, base + weight.scale * a @ b)
         return product(x, ScaledWeight(LoRAWeight(weight.base, weight.a, weight.b, weight.scale), columns))
     inner, outer = (weight.b, weight.a) if transpose else (weight.a, weight.b)
     low = dense(x, inner, dtype=dtype, transpose=transpose) * jnp.asarray(weight.scale, dtype)

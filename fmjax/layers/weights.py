@@ -46,7 +46,8 @@ class DoRAWeight:
 
 @struct.dataclass
 class ScaledWeight:
-    """base with its columns multiplied: what a `DoRAWeight` is once nothing of it trains any more.
+    """base with its columns multiplied: what the product with a `DoRAWeight` is computed by, its factors from the
+    magnitude.
 
     Attributes:
       base: [..., in, out], an array or another weight.
@@ -100,8 +101,15 @@ def value_of(x) -> jax.Array:
         return (base * x.columns[..., None, :]).astype(base.dtype)
     total = base + x.scale * (x.a @ x.b).astype(base.dtype)
     if isinstance(x, DoRAWeight):
-        total *= (x.magnitude / column_lengths(total))[..., None, :]
+        total *= column_factors(x.magnitude, total)[..., None, :]
     return total.astype(base.dtype)
+
+
+def column_factors(magnitude: jax.Array, kernel: jax.Array) -> jax.Array:
+    """float32 [..., out]: what brings a kernel's columns to lengths `magnitude`; 1 for a column of zeros, which has no
+    direction (a kernel that is zero at first)."""
+    lengths = column_lengths(kernel)
+    return jnp.where(lengths > 0, magnitude / jnp.where(lengths > 0, lengths, 1.0), 1.0)
 
 
 def column_lengths(kernel: jax.Array) -> jax.Array:

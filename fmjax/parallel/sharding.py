@@ -38,7 +38,8 @@ def param_shardings(shapes, axes, mesh: Mesh, table: Mapping[str, tuple[str, ...
 
     Args:
       shapes: tree of arrays or `jax.ShapeDtypeStruct`.
-      axes: the same tree of logical axis names, from `logical_axes`.
+      axes: the same tree of logical axis names, from `logical_axes`. One that ends in "?" splits its dimension where
+        that divides, and leaves it whole where it does not.
       table: logical axis to mesh axes.
       replicate: regular expressions of parameter names that may stay whole although large.
 
@@ -50,6 +51,8 @@ def param_shardings(shapes, axes, mesh: Mesh, table: Mapping[str, tuple[str, ...
 
     def one(path, shape, names):
         name = path_name(path)
+        optional = [logical is not None and logical.endswith("?") for logical in names]
+        names = tuple(logical and logical.removesuffix("?") for logical in names)
         for logical in names:
             if logical is not None and logical not in table:
                 raise ConfigError(
@@ -57,6 +60,8 @@ def param_shardings(shapes, axes, mesh: Mesh, table: Mapping[str, tuple[str, ...
                     f"table{nearest(logical, table)} Known: {', '.join(table)}; add it under mesh.rules"
                 )
         split = mesh_axes(mesh, names, table)
+        whole = [may and size % num_shards(mesh, by) != 0 for size, by, may in zip(shape.shape, split, optional)]
+        split = [() if keep else by for by, keep in zip(split, whole)]
         for dimension, (size, axes) in enumerate(zip(shape.shape, split)):
             if size % num_shards(mesh, axes):
                 raise ConfigError(
@@ -64,7 +69,7 @@ def param_shardings(shapes, axes, mesh: Mesh, table: Mapping[str, tuple[str, ...
                     f"{size}, which does not divide over {' x '.join(axes)!r} ({num_shards(mesh, axes)} devices)"
                 )
         large = math.prod(shape.shape) > LARGE_PARAMETER
-        if splittable and large and not any(split) and not any(re.search(p, name) for p in replicate):
+        if splittable and large and not any((*split, *whole)) and not any(re.search(p, name) for p in replicate):
             raise ConfigError(
                 f"parameter {name!r} of shape {shape.shape} (axes {names}) would be whole on each of {mesh.size} "
                 "devices; give its axes a mesh axis in mesh.rules, or add a pattern that matches it to mesh.replicate"

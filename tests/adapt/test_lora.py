@@ -13,7 +13,7 @@ from fmjax.adapt.lora import LoRA
 from fmjax.assemble import build_module, param_spec
 from fmjax.errors import ConfigError
 from fmjax.layers.dense import dense
-from fmjax.layers.weights import DoRAWeight, LoRAWeight, bare, merged
+from fmjax.layers.weights import DoRAWeight, LoRAWeight, ScaledWeight, bare, merged
 from fmjax.models.llama import Llama
 from fmjax.parallel.sharding import to_global
 from fmjax.planning.plan import plan_program
@@ -72,6 +72,46 @@ def test_dense_with_adapters_computes_in_the_dtype_asked_for_and_keeps_float32_g
     np.testing.assert_allclose(grads.b, 2.0 * 3 * 40.96, rtol=5e-3)
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+def test_factors_of_columns_are_not_rounded_to_bfloat16(transpose):
+    rng = np.random.default_rng(0)
+    x, base = (jnp.asarray(rng.normal(size=(64, 64)), jnp.float32) for _ in range(2))
+    product = lambda weight: dense(x, weight, dtype="bfloat16", transpose=transpose)
+    out, back = jax.vjp(lambda c: product(ScaledWeight(base, c)), jnp.full(64, 1.001))
+    plain, scaled = (np.asarray(y, np.float64) for y in (product(base), out))
+    assert out.dtype == jnp.bfloat16
+    assert np.abs(scaled).sum() / np.abs(plain).sum() == pytest.approx(1.001, abs=3e-4)
+    (found,) = back(jnp.ones_like(out))
+    x, base = np.asarray(x, np.float64), np.asarray(base, np.float64)
+    expected = (x * base.sum(0)).sum(0) if transpose else (x @ base).sum(0)
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_a_column_of_zeros_stays_one_and_learns():
+    weight = DoRAWeight(jnp.zeros((3, 2)), jnp.ones((3, 1)), jnp.zeros((1, 2)), jnp.zeros(2), 2.0)
+    out, back = jax.vjp(lambda w: dense(jnp.ones((4, 3)), w), weight)
+    (found,) = back(jnp.ones((4, 2)))
+    assert not np.any(out) and not np.any(merged(weight))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+    np.testing.assert_allclose(found.b, 2.0 * 3 * 4)
+
+
+def test_convolutions_are_no_dense_kernels():
+    key = jax.random.key(0)
+    boxed = lambda *names: nn.LogicallyPartitioned(jnp.zeros((32,) * len(names)), names)
+    params = {
+        "blocks": {
+            "up": {"kernel": boxed("layers", "embed", "mlp")}, "conv": {"kernel": boxed(None, None, "embed", "mlp")},
+        },
+        "line": {"kernel": boxed(None, "embed", "mlp")},
+    }  # fmt: skip
+    for pattern, name in (("blocks/.*kernel$", "blocks/conv/kernel"), ("line/kernel$", "line/kernel")):
+        with pytest.raises(ConfigError, match=f"base_patterns: .* matches '{name}', which is the kernel of a convol"):
+            LoRA(patterns=("up/",), base="int8", base_block=32, base_patterns=(pattern,)).attach(params, key)
+    found = LoRA(patterns=("up/",)).attach(params, key)
+    assert isinstance(found["blocks"]["up"]["kernel"], LoRAWeight)
+
+
 def logits(module, params, tokens):
     return module.apply({"params": params}, tokens)
 
@@ -102,7 +142,8 @@ def test_adapters_carry_the_names_of_their_kernels_axes():
     _, axes = param_spec(module, module.example(), weights)
     value, down = (axes["stack"]["blocks"][a][b]["kernel"] for a, b in (("attention", "value"), ("mlp", "down")))
     assert value.magnitude == ("layers", "kv_heads")
-    assert value.base.codes == value.base.scales.codes == ("layers", "embed", "kv_heads")
+    assert value.base.codes == ("layers", "embed", "kv_heads")
+    assert value.base.scales.codes == ("layers", "embed?", "kv_heads")  # split where there are as many blocks
     assert (value.base.scales.second, value.base.scales.mean) == (("layers", None), ("layers",))
     assert (value.a, value.b) == (("layers", "embed", "rank"), ("layers", "rank", "kv_heads"))
     assert (down.a, down.b) == (("layers", "mlp", "rank"), ("layers", "rank", "embed"))

@@ -76,6 +76,14 @@ def test_a_split_length_splits_the_parameters_too():
     assert found["w"].shard_shape((8, 8)) == (1, 8)
 
 
+def test_an_axis_with_a_question_mark_is_split_where_it_divides():
+    shapes, axes = {"a": shape(3, 9), "b": shape(4, 9)}, {"a": ("embed?", None), "b": ("embed?", None)}
+    found = shardings(shapes, axes, data=4, fsdp=2, tensor=1)
+    assert found["a"].spec == P(None, None) and found["b"].spec == P("fsdp", None)
+    with pytest.raises(ConfigError, match="logical axis 'embeb'"):
+        shardings({"a": shape(3)}, {"a": ("embeb?",)})
+
+
 @pytest.mark.parametrize(
     "shapes, axes, message",
     [
