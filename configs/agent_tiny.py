@@ -8,9 +8,10 @@ The first run learns from episodes that are built in (`fmjax/agents/problems.py`
 called, in the others the sum is guessed. The second begins with it, which is named after the colon, and draws episodes
 of its own; what the calculator says is read and not learnt. `train/reward` is the share of right answers.
 
-One core of an AMD EPYC with other work beside it, 2026-11-30: 32 and 67 seconds. `train/logprob_difference` and
-`train/sampler_difference` are 0 wherever they are logged. After 400 steps of the first run the form is learnt, but
-numbers are not copied yet: 0 to 5% of the answers are right, and 40 steps of the second do not change that.
+One core of an AMD EPYC with other work beside it, 2026-11-30: 97 seconds, and 27 with the programs compiled before (67
+without), one seed. Of the episodes drawn 51% are right at step 5, 88% at step 20, 96% at step 40; of the likeliest on
+goals held out (`eval/reward`) all, at step 20 and at 40. `train/logprob_difference` is 0 wherever it is logged. With
+400 steps of the first run numbers are not copied yet: 0 to 5% are right, and the second run does not change that.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +27,7 @@ def get_config(argument=""):
         "heldout_fraction": 0.1,
     }  # fmt: skip
     shown = {"source": "fmjax.agents.problems:demonstrations", "sequence_length": 128, "tokenizer": "bytes"}
-    train = {"steps": 400, "batch_size": 16, "log_every": 20, "checkpoint_every": 200, "eval_batches": 2}
+    train = {"steps": 2000, "batch_size": 16, "log_every": 100, "checkpoint_every": 200, "eval_batches": 2}
     if argument:
         train = {
             "steps": 40, "batch_size": 128, "init_from": argument, "log_every": 5, "checkpoint_every": 20,
