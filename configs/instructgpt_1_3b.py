@@ -18,8 +18,11 @@ stages' models. Of the paper: 256,000 episodes, 512 a rollout in minibatches of 
 without a discount, ratio clipped at 0.2, pretraining with 27.8 times the weight and 8 times the examples, weights
 averaged at 0.992, the reward model and the values of 6B, K = 4 to 9 answers ranked. Not in the paper, and taken from
 Ziegler et al. 2019: lambda 0.95, the values' weight 0.1, their clip 0.2, whitened advantages. The values learn at the
-policy's rate, 9.65e-6; the paper has 9e-6 for them. Neither trained nor compiled for the slice yet: the tests trace the
-step with its shardings, beside the other models; the plan compiles for longer than two and a half minutes of one core.
+policy's rate, 9.65e-6; the paper has 9e-6 for them. Other than in the paper: `ppo` begins with the model of `sft`, and
+the paper's with one of two epochs of demonstrations, a tenth of it pretraining texts; the reward model's scores are
+taken as they are, and the paper's are shifted so that demonstrations score 0 on average. Neither trained nor compiled
+for the slice yet: the tests trace the step with its shardings, beside the other models; the plan compiles for longer
+than two and a half minutes of one core.
 """
 
 from ml_collections import ConfigDict

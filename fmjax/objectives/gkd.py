@@ -19,9 +19,10 @@ FORMS = ("continuous", "paper")
 
 @dataclasses.dataclass(frozen=True)
 class GKD(Drawn):
-    """Generalised knowledge distillation (Agarwal et al. 2024, https://arxiv.org/abs/2306.13649): the mean over a
-    reply's tokens of a divergence between all of the teacher's and the student's distribution. No gradient goes through
-    what was drawn.
+    """Generalised knowledge distillation (Agarwal et al. 2024, https://arxiv.org/abs/2306.13649): the mean over all
+    tokens of a batch's replies of a divergence between the teacher's and the student's whole distributions. (The paper
+    has the mean over replies of the mean over their tokens; here a long reply counts for more, as in TRL.) No gradient
+    goes through what was drawn.
 
     Attributes:
       teacher: a run, a published folder or a hub id, with the student's vocabulary. It is not saved with the run.
@@ -91,7 +92,7 @@ class GKD(Drawn):
         return self.laid(prompts, replies) | {"own": np.repeat(own, self.num_samples).astype(np.float32)}
 
     def __call__(self, apply_fn, params, batch, key, train: bool, *, models):
-        """Sums over the batch: "loss", a token; "reply_tokens" and "own", a reply."""
+        """Sums over the batch: "loss", a token of all replies; "reply_tokens" and "own", a reply."""
         taught = lambda **given: models["teacher"].apply(**given, method="features")
         student, teacher = (features(**self.inputs(batch)) for features in (self.policy(apply_fn, params), taught))
         mask = batch["loss_weights"]

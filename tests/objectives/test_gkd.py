@@ -45,6 +45,28 @@ def test_chunks_change_nothing_and_a_student_like_its_teacher_has_no_gradient():
     assert abs(float(value)) < 1e-5 and float(jnp.abs(gradient).max()) < 1e-5
 
 
+def test_the_loss_is_the_mean_over_all_tokens_of_replies():
+    """Of a student and a teacher that say something at each token by it alone, in numpy."""
+    tables = {name: RNG.normal(size=(5, 5)).astype(np.float32) for name in ("student", "teacher")}
+    features = lambda table: lambda variables, tokens, segment_ids, method: (
+        jax.nn.one_hot(tokens, 5), {"kernel": (variables or {"params": table})["params"]}
+    )
+    teacher = types.SimpleNamespace(apply=lambda **given: features(tables["teacher"])(None, **given))
+    batch = {
+        "tokens": RNG.integers(0, 5, (2, 3)), "segment_ids": np.ones((2, 3), np.int32), "own": np.array([1.0, 0.0]),
+        "loss_weights": np.array([[0.0, 1, 0], [1, 1, 1]], np.float32),
+    }  # fmt: skip
+    objective = GKD(teacher="x", beta=0.3, temperature=0.7)
+    sums = objective(features(None), tables["student"], batch, None, True, models={"teacher": teacher})
+    soft = lambda x: np.exp(x / 0.7) / np.exp(x / 0.7).sum(-1, keepdims=True)
+    p, q = (soft(tables[name][batch["tokens"]]) for name in ("teacher", "student"))
+    mixed = 0.7 * q + 0.3 * p
+    found = (0.7 * kl(p, mixed) + 0.3 * kl(q, mixed)) * batch["loss_weights"]
+    np.testing.assert_allclose(sums["loss"], [found.sum(), 4], rtol=1e-4)
+    np.testing.assert_allclose(sums["reply_tokens"], [4, 2])
+    np.testing.assert_allclose(sums["own"], [1, 2])
+
+
 def test_replies_are_the_students_own_or_those_of_the_data():
     prompts = {
         "tokens": np.arange(1, 41, dtype=np.int32).reshape(20, 2), "lengths": np.full(20, 2, np.int32),

@@ -1,5 +1,6 @@
 """Process rewards: where steps end, what is learnt of them, and what a model says of them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,9 +34,13 @@ def test_labels_stand_at_the_last_character_of_a_step(tmp_path):
 
 def test_sums_by_hand():
     scores = jnp.array([[1.0, -2.0, 9.0], [0.5, 3.0, 9.0]])
-    batch = {"loss_weights": jnp.array([[1.0, 1, 0], [1, 1, 0]]), "step_labels": jnp.array([[1.0, 1, 0], [1, 1, 0]])}
+    batch = {"loss_weights": jnp.array([[1.0, 1, 0], [1, 1, 0]]), "step_labels": jnp.array([[1.0, 0, 0], [0, 0.75, 0]])}
     sums = {name: [float(x) for x in pair] for name, pair in StepRewards().sums(scores, batch).items()}
-    assert sums["loss"] == pytest.approx([np.log1p(np.exp([-1.0, 2.0, -0.5, -3.0])).sum(), 4.0], rel=1e-5)
+    right, wrong = (np.log1p(np.exp(sign * np.array([1.0, -2.0, 0.5, 3.0]))) for sign in (-1, 1))
+    loss = right[0] + wrong[1] + wrong[2] + 0.75 * right[3] + 0.25 * wrong[3]
+    assert sums["loss"] == pytest.approx([loss, 4.0], rel=1e-5)
+    assert sums["right"] == pytest.approx([(1 / (1 + np.exp([-1.0, 2.0, -0.5, -3.0]))).sum(), 4.0], rel=1e-5)
+    # The worst step of the first row is found to be wrong, and is; that of the second to be right, and is not.
     assert sums["accuracy"] == [3, 4] and sums["solution_accuracy"] == [1, 2]
 
 
@@ -44,6 +49,12 @@ def test_a_reward_model_scores_steps():
     section |= {"max_length": 96, "vocab_size": 258}
     model = random_model({"name": "reward", "decoder": section}, ByteTokenizer({"default": TURNS}))
     (found, other) = model.can("process_reward")([("What?", ["a = 1", "b = 2"]), ("Who?", ["c"])])
+    ids = [*model.encode_chat([{"role": "user", "content": "What?"}]), *b"a = 1\nb = 2"]
+    tokens = jnp.array([ids])
+    scores = model.module.apply({"params": model.params}, tokens, jnp.ones_like(tokens), method="all_scores")[0]
+    places = [len(ids) - 7, len(ids) - 1]  # of "1" and "2"
+    np.testing.assert_allclose(found, jax.nn.sigmoid(scores[jnp.array(places)]), rtol=1e-4)
+    assert abs(found[0] - found[1]) > 1e-3
     whole = model.can("reward")([("What?", "a = 1\nb = 2")])
     assert len(found) == 2 and len(other) == 1 and 0 < min(found) and max(found) < 1 and len(whole) == 1
     with pytest.raises(InputError, match="must be \\(prompt, steps\\)"):
