@@ -12,6 +12,7 @@ from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.load import Model
 from fmjax.models import MODELS
 from fmjax.models.gpt import GPT
+from tests.quick_keys import quick_key
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ '\\n' }}{% endfor %}"
@@ -38,7 +39,7 @@ def byte_model(tokenizer=None, max_length: int = 64, **config) -> Model:
     tokenizer = tokenizer or ChatBytes()
     sizes = dict(num_layers=2, hidden_size=16, num_heads=4, max_length=max_length, init_std=0.3)
     module = GPT(**sizes, vocab_size=tokenizer.vocab_size)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(module, params, {"model": {"name": "gpt", **sizes}, **config}, tokenizer)
 
 
@@ -52,7 +53,7 @@ def random_model(section: dict, tokenizer=None, image=None, seed: int = 5, carry
     """
     module = build(section, MODELS)
     inputs = {name: jnp.zeros(one.shape, one.dtype) for name, one in module.example().items()}
-    params = nn.unbox(jax.jit(lambda key: module.init(key, **inputs)["params"])(jax.random.key(seed)))
+    params = nn.unbox(jax.jit(lambda key: module.init(key, **inputs)["params"])(quick_key(seed)))
     codecs = {} if image is None else {"image": image}
     return Model(module, params, {"model": section, **config}, tokenizer, codecs=codecs, carry=carry)
 

@@ -9,6 +9,7 @@ from fmjax.data.digits import CODEC
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.load import Model
 from fmjax.models import MODELS
+from tests.quick_keys import quick_key
 
 SIZES = {"num_layers": 1, "hidden_size": 16, "num_heads": 2}
 IMAGE = {"intermediate_size": 32, "patch_size": 4, "num_classes": 0, "image_size": 8, "num_channels": 1}
@@ -29,4 +30,4 @@ def _random(key):
     return structure.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
 
 
-MODEL = Model(MODULE, jax.jit(_random)(jax.random.key(0)), {"model": SECTION}, ByteTokenizer(), codecs={"image": CODEC})
+MODEL = Model(MODULE, jax.jit(_random)(quick_key(0)), {"model": SECTION}, ByteTokenizer(), codecs={"image": CODEC})

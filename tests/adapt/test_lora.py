@@ -18,6 +18,7 @@ from fmjax.models.llama import Llama
 from fmjax.parallel.sharding import to_global
 from fmjax.planning.plan import plan_program
 from fmjax.training.program import make_program
+from tests.quick_keys import quick_key
 
 SIZES = {
     "num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "vocab_size": 64, "max_length": 32,
@@ -118,7 +119,7 @@ def logits(module, params, tokens):
 
 def test_a_module_begins_as_it_is_and_ends_as_its_merged_kernels():
     module, tokens = Llama(**SIZES), np.random.default_rng(0).integers(0, 64, (2, 8)).astype(np.int32)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens)["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), tokens)["params"])
     adapted = LoRA(rank=4, patterns=("kernel$",)).attach(params, jax.random.key(1))
     np.testing.assert_array_equal(logits(module, adapted, tokens), logits(module, params, tokens))
     jax.tree.map(np.testing.assert_array_equal, bare(adapted), params)

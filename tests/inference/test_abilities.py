@@ -22,6 +22,7 @@ from fmjax.inference.model import Model
 from fmjax.models.conv_encoder import ConvEncoder
 from fmjax.tasks.capabilities import capabilities
 from tests.classifier import IMAGES, MODEL, logits_of
+from tests.quick_keys import quick_key
 
 
 def test_a_classifier_gives_the_softmax_of_its_logits_by_name(tmp_path):
@@ -65,7 +66,7 @@ def test_vectors_of_images_are_of_the_class_token():
 def test_vectors_of_a_module_that_pools_by_itself():
     digits = {"image": CODEC}
     module = ConvEncoder(image_size=8, num_channels=1)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), np.zeros((1, 8, 8, 1), np.float32))["params"])
     model = Model(module, params, codecs=digits)
     arrays = np.stack([CODEC.encode(image)["images"] for image in IMAGES])
     want = np.asarray(module.apply({"params": params}, arrays, method="pooled"))

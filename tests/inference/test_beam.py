@@ -20,6 +20,7 @@ from fmjax.inference.engine import Engine
 from fmjax.inference.engine_requests import PromptRequest
 from fmjax.models.gpt import GPT
 from fmjax.models.transformer import EncoderDecoder
+from tests.quick_keys import quick_key
 
 ORACLES = pathlib.Path(__file__).parent.parent / "oracles"
 EOS = 2
@@ -65,7 +66,7 @@ def test_beams_and_scores_are_those_of_transformers(published):
 
 
 def spread(module, *inputs):
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(3), *inputs))["params"]
+    params = nn.unbox(jax.jit(module.init)(quick_key(3), *inputs))["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(5), len(leaves))
     return tree.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])

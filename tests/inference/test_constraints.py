@@ -23,6 +23,7 @@ from fmjax.inference.engine_requests import PromptRequest
 from fmjax.inference.sampler import Sampling, Settings, Uses, sample
 from fmjax.tasks.answers import answer
 from fmjax.tasks.protocol import Generate
+from tests.quick_keys import quick_key
 
 PIECES = ["", "a", "b", "ab", "ba", "aa", "1", "12", "2", '{"', '": ', "}", "b"]
 """Token 0 ends a text; the last one is spelt as another."""
@@ -121,7 +122,7 @@ def test_a_draw_is_of_the_restricted_distribution():
 @pytest.fixture(scope="module")
 def tiny():
     module = TinyDecoder()
-    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     return Engine(module, params, batch_size=32, max_length=32), module, params
 
 

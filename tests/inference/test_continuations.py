@@ -11,6 +11,7 @@ from fmjax.errors import InputError
 from fmjax.inference.text_stream import StoppedText
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
+from tests.quick_keys import quick_key
 
 BYTES = ByteTokenizer()
 
@@ -25,7 +26,7 @@ class Abc(ByteTokenizer):
 @pytest.fixture(scope="module")
 def model():
     module = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=64, vocab_size=258, init_std=0.5)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(module, params, {}, Abc())
 
 

@@ -17,6 +17,7 @@ from fmjax.inference.prompts import caption_row
 from fmjax.models.dalle import Dalle
 from fmjax.objectives.base import OtherModel
 from fmjax.tasks.made.making import decoded, make
+from tests.quick_keys import quick_key
 
 LENGTH, CODES = 12, 4
 
@@ -41,7 +42,7 @@ def model():
     module = Dalle(num_layers=1, hidden_size=8, num_heads=2, num_codes=CODES, num_places=4, masks=(), last_mask="full",
                    vocab_size=tokenizer.vocab_size, max_length=LENGTH, dropout=0.0, init_std=0.5)  # fmt: skip
     rows = np.ones((1, LENGTH), np.int32)
-    params = module.init(jax.random.key(0), rows, rows, np.zeros((1, 4), np.int32))["params"]
+    params = module.init(quick_key(0), rows, rows, np.zeros((1, 4), np.int32))["params"]
     config = {"objective": {"name": "captioned_codes", "first_stage": "a run"}}
     stage = {"first_stage": OtherModel(Shades(), {})}
     return Model(

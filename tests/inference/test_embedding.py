@@ -10,6 +10,7 @@ from fmjax.errors import ConfigError, InputError
 from fmjax.inference import embedding
 from fmjax.models.bert import Bert
 from fmjax.models.llama import Llama
+from tests.quick_keys import quick_key
 
 SIZES = dict(num_layers=2, hidden_size=16, intermediate_size=24, num_heads=2, vocab_size=40, max_length=64)
 LENGTHS = [3, 40, 1, 7, 64, 12, 1, 5]
@@ -17,7 +18,7 @@ LENGTHS = [3, 40, 1, 7, 64, 12, 1, 5]
 
 @pytest.fixture(scope="module", params=[Bert(**SIZES), Llama(**SIZES)], ids=["encoder", "decoder"])
 def model(request):
-    params = nn.unbox(jax.jit(request.param.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+    params = nn.unbox(jax.jit(request.param.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
     return request.param, jax.tree.map(lambda x: x * 4, params)
 
 

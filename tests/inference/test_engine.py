@@ -25,6 +25,7 @@ from fmjax.models.magneto import Magneto
 from fmjax.models.qwen import Qwen3
 from fmjax.models.transformer import EncoderDecoder
 from fmjax.parallel.placement import Placement
+from tests.quick_keys import quick_key
 
 SIZES = dict(num_layers=2, hidden_size=32, intermediate_size=48, num_heads=4, vocab_size=40, max_length=64)
 MODELS = {
@@ -46,7 +47,7 @@ SAMPLED = Sampling(1.0, top_p=0.95)
 def made(name, batch_size=4):
     """The engine of a model whose weights are large enough that its choices are not close."""
     module = MODELS[name]
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     if name != "tiny":
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.key(7), len(leaves))
@@ -220,7 +221,7 @@ def test_windows_keep_no_more_than_the_window_and_long_caches_are_read_in_blocks
     module = Llama(
         **SIZES | dict(max_length=470), num_kv_heads=2, head_dim=64, window=40, layer_pattern=("global", "local")
     )
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     params = jax.tree.map(lambda x: x * 6, params)
     made_engine = Engine(module, params, batch_size=2, max_length=470)
     slots = [entry["value"].shape[2] for entry in made_engine.module.init_cache(2, 470)["layers"]]
@@ -236,7 +237,7 @@ SEQ2SEQ = EncoderDecoder(**SIZES, start_id=1)
 
 @functools.cache
 def seq2seq():
-    params = nn.unbox(jax.jit(SEQ2SEQ.init)(jax.random.key(0), *[jnp.zeros((1, 4), jnp.int32)] * 2)["params"])
+    params = nn.unbox(jax.jit(SEQ2SEQ.init)(quick_key(0), *[jnp.zeros((1, 4), jnp.int32)] * 2)["params"])
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
     return tree.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
@@ -261,7 +262,7 @@ def test_targets_of_an_encoder_decoder_are_the_argmax_of_the_full_forward():
 
 def test_the_texts_of_an_encoder_decoder_start_from_bos():
     module = SEQ2SEQ.clone(vocab_size=258, start_id=None)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), *[jnp.zeros((1, 4), jnp.int32)] * 2)["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), *[jnp.zeros((1, 4), jnp.int32)] * 2)["params"])
     model = Model(module, params, {}, ByteTokenizer())
     sources = ["a house", "b"]
     completions = model.complete(sources, max_new_tokens=6, temperature=0)

@@ -15,6 +15,7 @@ from fmjax.inference.sampler import Sampling
 from fmjax.layers import transformer
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
+from tests.quick_keys import quick_key
 
 SIZES = dict(hidden_size=32, intermediate_size=48, num_heads=4, vocab_size=40, max_length=64)
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [5], [9, 8], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [7, 7, 7]]
@@ -22,7 +23,7 @@ PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [5], [9, 8], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5,
 
 def made(monkeypatch, module):
     """(engine in parts of two layers, engine of one program, weights large enough that choices are not close)."""
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     params = jax.tree.map(lambda x: x * 6, params)
     with monkeypatch.context() as patch:
         whole = Engine(module, params, batch_size=4, max_length=48)

@@ -11,13 +11,14 @@ from fmjax.load import Model
 from fmjax.models.bert import Bert
 from fmjax.models.llama import Llama
 from fmjax.models.transformer import EncoderDecoder
+from tests.quick_keys import quick_key
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "sky", "is", "blue", "sun", "hot", "##ter", "."]
 TOKENS = np.zeros((1, 4), np.int32)
 
 
 def random_params(module, *inputs):
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), *inputs))["params"]
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), *inputs))["params"]
     return jax.tree.map(lambda x: x * 4, params)
 
 

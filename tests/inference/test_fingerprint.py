@@ -16,6 +16,7 @@ from fmjax.inference import fingerprint
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
+from tests.quick_keys import quick_key
 
 NOT_COMPUTING = {
     "__init__.py objectives/__init__.py tasks/__init__.py config.py registry.py": "names, and what they stand for",
@@ -82,7 +83,7 @@ def test_every_file_that_computes_answers_is_in_the_digest_of_fmjax():
 
 
 MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=128, vocab_size=258, init_std=0.3)
-PARAMS = nn.unbox(jax.jit(MODULE.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+PARAMS = nn.unbox(jax.jit(MODULE.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
 MODEL = Model(MODULE, PARAMS, {}, ByteTokenizer())
 
 

@@ -20,12 +20,13 @@ from fmjax.inference.text_stream import TextStream
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
+from tests.quick_keys import quick_key
 
 SIZES = dict(num_layers=2, hidden_size=16, num_heads=4, max_length=64, init_std=0.3)
 
 
 def make(module, tokenizer, seed=0, **config):
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(module, params, config, tokenizer)
 
 

@@ -23,6 +23,7 @@ from fmjax.tasks.pictures import Pictures
 from fmjax.tasks.protocol import Apply, Score
 from tests import two_towers
 from tests.classifier import IMAGES, MODEL, MODULE, logits_of
+from tests.quick_keys import quick_key
 from tests.small_models import applied, byte_model
 
 
@@ -61,7 +62,7 @@ def test_a_pooling_heads_attention_is_none_of_the_stack():
     vision = {"use_class_token": False, "pooling": "attention"}
     section = {**two_towers.SECTION, "name": "siglip", "vision": {**two_towers.SECTION["vision"], **vision}}
     module, zeros = build(section, MODELS), lambda of: {k: np.zeros(v.shape, v.dtype) for k, v in of.example().items()}
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), **zeros(module))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), **zeros(module))["params"])
     pooled = Model(module, params, {"model": section}, ByteTokenizer(), codecs=MODEL.codecs)
     found = attention_maps(pooled, IMAGES)
     # The mean of what four patches attend to, and nothing else is there.

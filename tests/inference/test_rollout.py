@@ -18,6 +18,7 @@ from fmjax.models.resnet import ResNet
 from fmjax.models.state import STATE_KEY, initial_state
 from fmjax.models.vit import ViT
 from tests import two_towers
+from tests.quick_keys import quick_key
 
 SIZES = dict(
     num_layers=3, hidden_size=8, intermediate_size=8, num_heads=2, num_classes=3, patch_size=2, image_size=4,
@@ -28,7 +29,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
 
 def made(**fields):
     module = ViT(**SIZES | fields)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4, 4, 1)))["params"])
     params = jax.tree.map(lambda x: x + 0.3 * np.random.default_rng(x.size).normal(size=x.shape), params)
     codecs = {"image": ImageCodec(4, 4, 1), "label": LabelCodec(3)}
     return Model(module, params, {"objective": {"name": "classification"}}, codecs=codecs)
@@ -37,7 +38,7 @@ def made(**fields):
 def test_gradients_of_a_module_with_statistics():
     fields = dict(stem="cifar", block="basic", depths=(1,), widths=(8,), stem_size=8, num_classes=3)
     module = ResNet(image_size=4, num_channels=1, **fields)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4, 4, 1)))["params"])
     carry = {STATE_KEY: nn.unbox(initial_state(module, jax.random.key(0)))}
     model = dataclasses.replace(made(), module=module, params=params, carry=carry)
     found = gradient_times_input(model, list(IMAGES), [2, 0], patches=2)

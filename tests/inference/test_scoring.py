@@ -15,9 +15,10 @@ from fmjax.inference.scoring import rolling_windows, score_segments
 from fmjax.inference.segments import Segment
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
+from tests.quick_keys import quick_key
 
 MODULE = TinyDecoder(max_length=48)
-PARAMS = jax.jit(MODULE.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+PARAMS = jax.jit(MODULE.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"]
 
 
 def closed_form(tokens, start, module=MODULE, params=PARAMS):
@@ -141,7 +142,7 @@ FAMILIES = {
 def test_endings_of_one_context_score_as_each_alone(name, monkeypatch):
     module = FAMILIES[name]
     assert module.can_fork and not module.clone(attention="splash").can_fork
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     segments = [*questions(9), *(Segment([2, 4, 6, 8, 1, 3, 5, 7, 9, answer], 9) for answer in range(13))]
     forked = []
     original = scoring.token_logprobs

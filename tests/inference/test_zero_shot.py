@@ -16,7 +16,9 @@ from fmjax.inference.model import Model
 from fmjax.inference.pairs import class_vectors
 from fmjax.models import MODELS
 from fmjax.models.state import STATE_KEY, initial_state
+from tests.quick_keys import quick_key
 from tests.small_models import applied
+
 TOKENIZER, CODEC = ByteTokenizer(), ImageCodec(8, 8, 3)
 SIZES = dict(num_layers=1, hidden_size=16, num_heads=2)
 VISION = {**SIZES, "name": "vit", "intermediate_size": 32, "patch_size": 4, "num_classes": 0, "init_std": 0.3}
@@ -30,7 +32,7 @@ def model_of(name: str, **fields) -> Model:
     section = {"name": name, "vision": VISION, "text": TEXT, "projection_size": 8, **fields}
     module = build(section, MODELS)
     example = {n: np.zeros(x.shape, x.dtype) for n, x in module.example().items()}
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), **example)["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), **example)["params"])
     return Model(module, params, {"model": section}, TOKENIZER, codecs={"image": CODEC})
 
 

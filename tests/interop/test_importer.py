@@ -15,10 +15,11 @@ import fmjax
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.inference.embedding import embed
-from fmjax.interop.opening import open_folder
 from fmjax.interop.loading import model_section, placed
+from fmjax.interop.opening import open_folder
 from fmjax.load import Model
 from fmjax.models.vit import ViT
+from tests.quick_keys import quick_key
 
 INDEX = "model.safetensors.index.json"
 
@@ -343,7 +344,7 @@ def test_a_run_of_a_vision_transformer_lies_on_a_mesh(tmp_path):
     sizes = dict(num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2, image_size=8, num_channels=1)
     sizes |= dict(num_classes=4, patch_size=4)
     module, images = ViT(**sizes), jnp.linspace(0, 1, 128).reshape(2, 8, 8, 1)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), images)["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), images)["params"])
     params["head"] = jax.tree.map(lambda x: x + 0.1, params["head"])
     Model(module, params, {"model": {"name": "vit", **sizes}}).save(tmp_path / "run")
     model = fmjax.load(tmp_path / "run", mesh={"fsdp": 4, "tensor": 2})

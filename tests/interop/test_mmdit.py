@@ -15,6 +15,7 @@ import fmjax
 from fmjax.errors import ConfigError
 from fmjax.interop.family import publish
 from fmjax.models.mmdit import MMDiT
+from tests.quick_keys import quick_key
 
 CASES = ("mmdit", "mmdit_normed")
 UNREAD = ("attn.add_q_proj.weight", "attn.add_q_proj.bias", "attn.norm_added_q.weight")
@@ -92,4 +93,4 @@ def test_what_no_published_class_has_is_refused():
         MMDiT(**small, position_grid=3)
     module = MMDiT(**small, vector_size=0)
     with pytest.raises(ConfigError, match="memory_size = 6 is the width of `memory`, but there is none"):
-        module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))
+        module.init(quick_key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))

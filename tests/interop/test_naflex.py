@@ -19,6 +19,7 @@ from fmjax.errors import ConfigError, DataError
 from fmjax.interop.family import read_section
 from fmjax.interop.siglip import SIGLIP2
 from fmjax.objectives.contrastive import contrast
+from tests.quick_keys import quick_key
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_it_is_not_trained_on_images_of_one_size(case):
     module = case[2].module
     inputs = {name: jnp.zeros((1, 8), jnp.int32) for name in ("tokens", "segment_ids")}
     with pytest.raises(ConfigError, match="the codec 'patches' makes and these data do not"):
-        jax.eval_shape(lambda: module.init(jax.random.key(0), images=jnp.zeros((1, 8, 8, 3)), **inputs))
+        jax.eval_shape(lambda: module.init(quick_key(0), images=jnp.zeros((1, 8, 8, 3)), **inputs))
 
 
 def test_codecs_that_cannot_be_are_refused(case, tmp_path):

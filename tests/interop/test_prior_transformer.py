@@ -15,6 +15,7 @@ import fmjax
 from fmjax.errors import ConfigError, InputError
 from fmjax.interop.family import publish
 from fmjax.models.prior_transformer import PriorTransformer
+from tests.quick_keys import quick_key
 
 
 @pytest.fixture(scope="module")
@@ -66,4 +67,4 @@ def test_what_does_not_fit_is_refused():
         publish(PriorTransformer(**small, intermediate_size=16))
     vectors = jnp.zeros((1, 6))
     with pytest.raises(ConfigError, match="texts of 4 tokens: model.max_length = 5"):
-        PriorTransformer(**small).init(jax.random.key(0), vectors, jnp.zeros(1), jnp.zeros((1, 4, 6)), None, vectors)
+        PriorTransformer(**small).init(quick_key(0), vectors, jnp.zeros(1), jnp.zeros((1, 4, 6)), None, vectors)

@@ -22,6 +22,7 @@ from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.interop.preprocessor import PREPROCESSOR, _read_image_codec, write_preprocessor
 from fmjax.load import Model
 from fmjax.models.vit import ViT
+from tests.quick_keys import quick_key
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_a_run_of_ours_is_published_with_its_codecs(tmp_path):
     """Of one channel, whose codec has one mean for all."""
     fields = dict(num_layers=1, hidden_size=8, intermediate_size=8, num_heads=2, patch_size=2)
     module = ViT(**fields, image_size=8, num_channels=1, num_classes=3)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), np.zeros((1, 8, 8, 1), np.float32))["params"])
     codecs = {"image": ImageCodec(8, 8, 1), "label": LabelCodec(3)}
     model = Model(module, params, {"objective": {"name": "classification"}}, codecs=codecs)
     model.save(tmp_path / "saved", format="hf")

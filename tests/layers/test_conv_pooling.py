@@ -10,6 +10,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.batch_norm import BatchNorm
 from fmjax.layers.conv import Conv, conv_flops
 from fmjax.layers.pooling import average_pool, global_pool, max_pool
+from tests.quick_keys import quick_key
 
 X = np.random.default_rng(0).normal(size=(2, 7, 7, 6)).astype(np.float32)
 
@@ -36,16 +37,16 @@ def test_a_convolution_is_the_sum_over_its_windows_and_group(groups, stride, pad
     def one(window):
         return np.stack([(window[..., inputs[o]] * kernel[..., o]).sum((1, 2, 3)) for o in range(12)], -1)
 
-    assert set(nn.unbox(conv.init(jax.random.key(0), X))["params"]) == {"kernel"}
+    assert set(nn.unbox(conv.init(quick_key(0), X))["params"]) == {"kernel"}
     found = conv.apply({"params": {"kernel": kernel}}, X)
     np.testing.assert_allclose(found, over_windows(one, 3, stride, padding), atol=1e-4)
 
 
 def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="groups=4: 6 channels to 8 do not divide"):
-        Conv(8, groups=4).init(jax.random.key(0), X)
+        Conv(8, groups=4).init(quick_key(0), X)
     with pytest.raises(ConfigError, match="a transposed convolution has one group here"):
-        Conv(6, groups=2, transpose=True).init(jax.random.key(0), X)
+        Conv(6, groups=2, transpose=True).init(quick_key(0), X)
 
 
 @pytest.mark.parametrize("size, stride, padding", [(3, 2, 1), (2, 2, 0)])
@@ -63,7 +64,7 @@ def test_pooling_is_over_windows(size, stride, padding):
 
 def test_batch_norm_by_its_formula():
     layer = BatchNorm(epsilon=1e-3, decay=0.7)
-    variables = nn.unbox(layer.init(jax.random.key(0), X))
+    variables = nn.unbox(layer.init(quick_key(0), X))
     params = {"scale": jnp.arange(1.0, 7.0), "bias": jnp.arange(6.0)}
     mean, var, n = X.mean((0, 1, 2)), X.var((0, 1, 2)), X.size // 6
     out, state = layer.apply(variables | {"params": params}, X, train=True, mutable=["batch_stats"])

@@ -10,6 +10,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.conv import Conv
 from fmjax.layers.deformable import DeformableConv
 from fmjax.layers.deformed_sum import deformed_sum, gathered
+from tests.quick_keys import quick_key
 
 
 def drawn(longest, size=3, shape=(2, 4, 5, 2, 3), seed=0):
@@ -93,7 +94,7 @@ def test_a_depthwise_convolution_is_xlas(size):
     """The layer takes the fast way, forward and backward, with what XLA computes."""
     x, cotangent = jax.random.normal(jax.random.key(0), (2, 2, 6, 7, 4))
     layer = Conv(4, size, groups=4)
-    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))["params"] | {"bias": jnp.arange(4.0)}
+    params = nn.unbox(jax.jit(layer.init)(quick_key(1), x))["params"] | {"bias": jnp.arange(4.0)}
 
     def by_xla(params, x):
         layout = ("NHWC", "HWIO", "NHWC")
@@ -113,7 +114,7 @@ def test_a_depthwise_convolution_is_xlas(size):
 def test_the_layer_by_its_definition():
     """Offsets and weights of the unprojected input, a group each; at the start an average over 3x3 pixels."""
     x, layer = jax.random.normal(jax.random.key(0), (1, 4, 4, 6)), DeformableConv(groups=2)
-    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))["params"]
+    params = nn.unbox(jax.jit(layer.init)(quick_key(1), x))["params"]
     value = x @ params["value"]["kernel"]
     padded = np.pad(value, [(0, 0), (1, 1), (1, 1), (0, 0)])
     mean = sum(padded[:, i : i + 4, j : j + 4] for i in range(3) for j in range(3)) / 9
@@ -131,4 +132,4 @@ def test_the_layer_by_its_definition():
     scaled = DeformableConv(groups=2, offset_scale=1.5)
     np.testing.assert_allclose(scaled.apply({"params": params}, x), of("out", y.reshape(x.shape)), atol=1e-4)
     with pytest.raises(ConfigError, match="groups=4: 6 channels do not divide into that many groups"):
-        DeformableConv(groups=4).init(jax.random.key(0), x)
+        DeformableConv(groups=4).init(quick_key(0), x)

@@ -15,6 +15,7 @@ from fmjax.layers.transformer_config import BLOCK_TAPS
 from fmjax.models import gpt, llama
 from fmjax.models.gpt import GPT
 from fmjax.models.llama import Llama
+from tests.quick_keys import quick_key
 
 SIZES = dict(num_layers=3, hidden_size=16, intermediate_size=24, num_heads=2, vocab_size=20, max_length=8)
 TOKENS = jnp.arange(10).reshape(2, 5)
@@ -23,7 +24,7 @@ TOKENS = jnp.arange(10).reshape(2, 5)
 @pytest.fixture(scope="module")
 def model():
     module = Llama(**SIZES)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), TOKENS))["params"]
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), TOKENS))["params"]
     return module, jax.tree.map(lambda x: x * 5, params)
 
 

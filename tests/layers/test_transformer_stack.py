@@ -11,6 +11,7 @@ import pytest
 from fmjax.layers.position import Rope
 from fmjax.layers.transformer import Transformer, unstack_layers
 from fmjax.layers.transformer_config import LayerKind, TransformerConfig
+from tests.quick_keys import quick_key
 
 WIDTH, BATCH, LENGTH = 8, 2, 6
 CONFIG = TransformerConfig(
@@ -23,7 +24,7 @@ X, MEMORY = jnp.asarray(np.random.default_rng(0).normal(size=(2, BATCH, LENGTH, 
 def made(num_layers, **fields):
     config = dataclasses.replace(CONFIG, num_layers=num_layers, **fields)
     module = Transformer(config)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), X, memory=(MEMORY, None)))["params"]
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), X, memory=(MEMORY, None)))["params"]
     return module, jax.tree.map(lambda x: 5 * x, params)
 
 

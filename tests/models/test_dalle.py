@@ -10,7 +10,9 @@ from fmjax.errors import ConfigError
 from fmjax.layers.attention.reference import MASKED
 from fmjax.models.dalle import Dalle
 from fmjax.planning import counts, hlo
+from tests.quick_keys import quick_key
 from tests.small_models import applied
+
 TEXT, SIDE, CODES = 5, 4, 7
 MODULE = Dalle(
     num_layers=1, hidden_size=16, num_heads=2, num_codes=CODES, num_places=SIDE**2, vocab_size=11, max_length=TEXT,
@@ -28,7 +30,7 @@ def rows(seed=0, batch=2):
 
 
 def params_of(module):
-    return nn.unbox(module.init(jax.random.key(0), **rows()))["params"]
+    return nn.unbox(module.init(quick_key(0), **rows()))["params"]
 
 
 @pytest.mark.parametrize("mask", ["full", "row", "column", "convolution"])

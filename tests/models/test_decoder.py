@@ -20,6 +20,7 @@ from fmjax.models.llama import Llama
 from fmjax.models.magneto import Magneto
 from fmjax.models.qwen import Qwen3
 from fmjax.objectives.causal_lm import CausalLM
+from tests.quick_keys import quick_key
 
 SIZES = dict(num_layers=2, hidden_size=32, intermediate_size=48, num_heads=4, vocab_size=40, max_length=32)
 MODELS = {
@@ -42,7 +43,7 @@ STACKS = ("gpt", "mistral", "gemma3")
 def made(name):
     module = MODELS[name]
     tokens = jnp.zeros((1, 4), jnp.int32)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens))["params"]
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), tokens))["params"]
     # Biases and scales away from 0 and 1, and weights large enough that attention is not uniform.
     return module, stirred(params)
 
@@ -242,7 +243,7 @@ def test_dropout_needs_training_and_its_key(stack):
 
 def test_initialisation_is_as_published():
     def deviations(module):
-        params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+        params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
         return params, lambda *path: float(np.std(functools.reduce(dict.__getitem__, path, params)))
 
     sizes = dict(num_layers=8, hidden_size=64, intermediate_size=256, num_heads=2, vocab_size=512, max_length=128)
@@ -294,8 +295,8 @@ def test_bad_fields_are_refused_when_the_module_is_made(fields, message):
 def test_bad_use_is_refused():
     module = MODELS["llama"]
     with pytest.raises(ConfigError, match="vocab_size"):
-        Llama(**(SIZES | dict(vocab_size=None))).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
+        Llama(**(SIZES | dict(vocab_size=None))).init(quick_key(0), jnp.zeros((1, 4), jnp.int32))
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32)))
     with pytest.raises(ConfigError, match="scan_layers"):
         module.apply(params, jnp.zeros((1, 4), jnp.int32), cache=module.init_cache(1, 4))
     with pytest.raises(InputError, match="2 rows of tokens for a cache of 1"):

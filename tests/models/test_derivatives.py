@@ -14,6 +14,7 @@ from fmjax.models.bert import Bert
 from fmjax.models.dit import DiT
 from fmjax.models.gpt import GPT
 from fmjax.objectives.causal_lm import CausalLM
+from tests.quick_keys import quick_key
 
 SIZES = dict(num_layers=2, hidden_size=16, num_heads=2)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 20)
@@ -33,7 +34,7 @@ MODELS = {
 @functools.cache
 def made(name):
     module, inputs = MODELS[name]
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), *inputs))["params"]
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), *inputs))["params"]
     return module, like(params, 3, params), inputs
 
 
@@ -95,7 +96,7 @@ def test_remat_dots_saves_the_products_with_weights():
             **SIZES, intermediate_size=64, num_kv_heads=2, head_dim=8, remat=remat, attention="reference"
         )
         module, x = Transformer(c), jnp.zeros((1, 8, 16))
-        params = module.init(jax.random.key(0), x)
+        params = module.init(quick_key(0), x)
         pull = jax.eval_shape(lambda x: jax.vjp(lambda x: module.apply(params, x)[0], x)[1], x)
         return sum(leaf.size for leaf in jax.tree.leaves(pull) if leaf.shape[:2] == (2, 1)) // 2
 

@@ -14,7 +14,9 @@ from fmjax.errors import ConfigError
 from fmjax.models import MODELS
 from fmjax.models.text_tower import TextTower
 from fmjax.models.vit import ViT
+from tests.quick_keys import quick_key
 from tests.small_models import applied
+
 SIZES = dict(num_layers=2, hidden_size=16, num_heads=2)
 VISION = {"name": "vit", **SIZES, "intermediate_size": 32, "patch_size": 4, "num_classes": 0}
 TEXT = {"name": "text_tower", **SIZES, "max_length": 8}
@@ -23,7 +25,7 @@ SEGMENTS = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]
 
 
 def made(module, **inputs):
-    return module, nn.unbox(jax.jit(module.init)(jax.random.key(0), **inputs)["params"])
+    return module, nn.unbox(jax.jit(module.init)(quick_key(0), **inputs)["params"])
 
 
 def tower(**fields):

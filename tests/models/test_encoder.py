@@ -12,6 +12,7 @@ from small_models import stirred
 from fmjax.errors import ConfigError
 from fmjax.models.bert import Bert, Roberta
 from fmjax.models.magneto import MagnetoEncoder
+from tests.quick_keys import quick_key
 
 SIZES = dict(num_layers=2, hidden_size=24, intermediate_size=40, num_heads=2, vocab_size=30, max_length=16)
 MODELS = {"bert": Bert(**SIZES), "roberta": Roberta(**SIZES), "magneto": MagnetoEncoder(**SIZES)}
@@ -21,7 +22,7 @@ TOKENS = jax.random.randint(jax.random.key(1), (1, 15), 0, 30)
 @functools.cache
 def made(name):
     module = MODELS[name]
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), TOKENS))["params"]
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), TOKENS))["params"]
     return module, stirred(params)
 
 
@@ -87,4 +88,4 @@ def test_positions_beyond_the_table_are_not_numbers_and_bad_use_is_refused():
     assert params["position_embedding"]["embedding"].shape == (18, 24)  # its first two rows are nobody's
     assert np.isnan(apply(module, params, jnp.zeros((1, 17), jnp.int32))).any()
     with pytest.raises(ConfigError, match="vocab_size"):
-        Bert(**(SIZES | dict(vocab_size=None))).init(jax.random.key(0), TOKENS)
+        Bert(**(SIZES | dict(vocab_size=None))).init(quick_key(0), TOKENS)

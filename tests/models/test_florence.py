@@ -9,7 +9,9 @@ import pytest
 from fmjax.config import build
 from fmjax.models import MODELS
 from fmjax.objectives.contrastive import Contrastive
+from tests.quick_keys import quick_key
 from tests.small_models import applied
+
 VISION = {
     "name": "coswin", "image_size": 8, "num_channels": 3, "num_classes": 0, "embed_size": 8, "depths": (1, 1),
     "num_heads": (2, 2), "window": 2, "patch_size": 2,
@@ -21,7 +23,7 @@ LABELS = np.array([4, 7, 4, -1, 7, -1])
 def made(config):
     module = build(config, MODELS)
     example = {name: jnp.zeros(like.shape, like.dtype) for name, like in module.example().items()}
-    return module, nn.unbox(jax.jit(module.init)(jax.random.key(0), **example)["params"])
+    return module, nn.unbox(jax.jit(module.init)(quick_key(0), **example)["params"])
 
 
 @pytest.fixture(scope="module")

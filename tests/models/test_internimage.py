@@ -12,6 +12,7 @@ from fmjax import config as configs
 from fmjax.errors import ConfigError
 from fmjax.models.internimage import InternImage
 from fmjax.training.loop import train
+from tests.quick_keys import quick_key
 
 FILE = pathlib.Path(__file__).parents[2] / "configs" / "internimage_digits.py"
 SMALL = dict(image_size=8, num_channels=1, num_classes=3, hidden_size=8, depths=(2, 1), groups=(2, 2), mlp_ratio=1)
@@ -24,7 +25,7 @@ def made(**options):
 
     @jax.jit
     def draw():
-        variables = nn.unbox(module.init(jax.random.key(1), IMAGES))
+        variables = nn.unbox(module.init(quick_key(1), IMAGES))
         leaves, structure = jax.tree.flatten(variables["params"])
         keys = jax.random.split(jax.random.key(2), len(leaves))
         leaves = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]

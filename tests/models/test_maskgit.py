@@ -12,13 +12,14 @@ from fmjax.errors import ConfigError
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.modulation import NO_LABEL
 from fmjax.models.maskgit import MaskGIT
+from tests.quick_keys import quick_key
 
 SIZES = dict(num_layers=2, hidden_size=16, num_heads=2, num_codes=5, num_places=4, init_std=0.5)
 CODES = jnp.array([[0, 5, 2, 5]])
 
 
 def applied(module, *inputs):
-    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), *inputs))
+    variables = nn.unbox(jax.jit(module.init)(quick_key(0), *inputs))
     return jax.jit(functools.partial(module.apply, variables)), variables
 
 

@@ -22,6 +22,7 @@ from fmjax.models.llama import Llama
 from fmjax.models.reward import RewardModel
 from fmjax.objectives.ranking import Ranking
 from fmjax.training.loop import train
+from tests.quick_keys import quick_key
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIXTURE = json.loads((ROOT / "tests" / "oracles" / "preferences.json").read_text())
@@ -68,7 +69,7 @@ def test_a_score_is_read_at_the_end_of_a_text():
     module = RewardModel(decoder, offset=0.5)
     tokens = np.random.default_rng(0).integers(0, 256, (3, 16)).astype(np.int32)
     there = (np.arange(16) < np.array([[16], [5], [9]])).astype(np.int32)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens[:1])["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), tokens[:1])["params"])
     apply = jax.jit(lambda tokens, there: module.apply({"params": params}, tokens, there))
     found = apply(tokens, there)
     hidden = decoder.apply({"params": params["decoder"]}, tokens, there, method="hidden")
@@ -84,7 +85,7 @@ def test_the_tiny_config_begins_with_a_decoder_and_its_run_scores_replies(tmp_pa
     sizes = {"num_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_kv_heads": 2}
     sizes |= {"max_length": 64, "tie_embeddings": False}
     module = Llama(**sizes, vocab_size=258)
-    params = jax.jit(module.init)(jax.random.key(1), np.zeros((1, 4), np.int32))["params"]
+    params = jax.jit(module.init)(quick_key(1), np.zeros((1, 4), np.int32))["params"]
     decoder = Model(module, nn.unbox(params), {"model": {"name": "llama", **sizes}}, tokenizer)
     decoder.save(tmp_path / "decoder")
     raw = configs.load_config_file(f"{ROOT / 'configs' / 'reward_tiny.py'}:{tmp_path / 'decoder'}")

@@ -10,6 +10,7 @@ from small_models import stirred
 from fmjax.errors import ConfigError
 from fmjax.layers.position import sinusoids
 from fmjax.models.transformer import EncoderDecoder
+from tests.quick_keys import quick_key
 
 MODULE = EncoderDecoder(
     num_layers=2, num_decoder_layers=3, hidden_size=24, intermediate_size=40, num_heads=2, vocab_size=30, max_length=16
@@ -20,7 +21,7 @@ TARGET = jax.random.randint(jax.random.key(2), (2, 6), 0, 30)
 
 @pytest.fixture(scope="module")
 def params():
-    params = nn.unbox(jax.jit(MODULE.init)(jax.random.key(0), TARGET, SOURCE))["params"]
+    params = nn.unbox(jax.jit(MODULE.init)(quick_key(0), TARGET, SOURCE))["params"]
     return stirred(params)
 
 
@@ -87,7 +88,7 @@ def test_initialisation_and_size():
     for module, millions in ((base, 65), (big, 213)):
         shapes = jax.eval_shape(module.init, jax.random.key(0), shape, shape)
         assert sum(x.size for x in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, rel=0.04)
-    params = nn.unbox(jax.jit(MODULE.init)(jax.random.key(0), TARGET, SOURCE))["params"]
+    params = nn.unbox(jax.jit(MODULE.init)(quick_key(0), TARGET, SOURCE))["params"]
     up = params["encoder"]["blocks"]["mlp"]["up"]["kernel"]
     assert float(np.std(up)) == pytest.approx((2 / (24 + 40)) ** 0.5, rel=0.05)
     assert abs(up).max() <= (6 / (24 + 40)) ** 0.5

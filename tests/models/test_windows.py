@@ -15,6 +15,7 @@ from fmjax.layers.window_attention import WindowAttention, WindowConfig, from_wi
 from fmjax.models import MODELS
 from fmjax.models.swin import ConvEmbedding, CoSwin, Swin
 from fmjax.planning import counts, hlo
+from tests.quick_keys import quick_key
 
 SMALL = dict(image_size=16, num_channels=3, embed_size=8, depths=(2, 2), num_heads=(2, 4), window=4, patch_size=2)
 
@@ -53,7 +54,7 @@ def test_windows_by_brute_force(shift):
     """Each place attends to those of its window in the map that is moved, without what comes from the other edge."""
     config = WindowConfig(2, side=8, window=4, hidden_size=6, intermediate_size=6, num_heads=2)
     layer, x = WindowAttention(config), jax.random.normal(jax.random.key(0), (1, 64, 6))
-    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x, shift)["params"])
+    params = nn.unbox(jax.jit(layer.init)(quick_key(1), x, shift)["params"])
     params = jax.tree.map(lambda p: p + 0.5 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     found = jax.jit(lambda x, shift: layer.apply({"params": params}, x, shift))(x, jnp.int32(shift))
     weights = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
@@ -115,7 +116,7 @@ def test_stochastic_depth_leaves_rows_out_in_training_alone():
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
     module = CoSwin(**SMALL, num_classes=0, drop_path=0.6)
     np.testing.assert_allclose([c.drops for c in module.stages], [(0.0, 0.2), (0.4, 0.6)])
-    params = jax.jit(module.init)(jax.random.key(0), images)["params"]
+    params = jax.jit(module.init)(quick_key(0), images)["params"]
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def call(module, train, key=0):

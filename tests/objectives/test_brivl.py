@@ -13,6 +13,7 @@ from fmjax.models import MODELS
 from fmjax.models.vit import ViT
 from fmjax.objectives.brivl import BriVL
 from fmjax.planning import counts, hlo
+from tests.quick_keys import quick_key
 
 ROWS, QUEUE, WIDTH, SCALE = 4, 12, 3, 1 / 0.07
 VISION = {"name": "conv_encoder", "hidden_size": 8, "num_halvings": 1, "projection_size": 0}
@@ -130,7 +131,7 @@ def model():
         MODEL | {"vision": VISION | {"image_size": 8, "num_channels": 3}, "text": TEXT | {"vocab_size": 9}}, MODELS
     )
     example = {name: jnp.zeros(like.shape, like.dtype) for name, like in module.example().items()}
-    return module, jax.jit(module.init)(jax.random.key(0), **example)["params"]
+    return module, jax.jit(module.init)(quick_key(0), **example)["params"]
 
 
 def test_its_scale_is_no_parameter_and_padding_changes_nothing(model):

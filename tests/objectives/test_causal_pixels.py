@@ -15,13 +15,14 @@ from fmjax.models.image_gpt import ImageGPT
 from fmjax.objectives.causal_pixels import CausalPixels
 from fmjax.tasks import functions
 from fmjax.tasks.pixels import MNISTPixels
+from tests.quick_keys import quick_key
 
 SIZES = dict(num_layers=2, hidden_size=16, num_heads=2, vocab_size=3, max_length=6, init_std=0.5)
 
 
 def made(codec, **fields) -> Model:
     module = ImageGPT(**SIZES | fields)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 6), jnp.int32)))
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 6), jnp.int32)))
     if "head" in params["params"]:
         params["params"]["head"] *= 0.25  # nothing is all but certain
     config = {"model": {"name": "image_gpt", **SIZES, **fields}, "objective": {"name": "causal_pixels"}}

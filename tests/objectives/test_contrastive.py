@@ -25,6 +25,7 @@ from fmjax.training.gradients import make_gradient
 from fmjax.training.state import TrainState
 from fmjax.training.step import make_train_step
 from fmjax.training.trainable import Trainable
+from tests.quick_keys import quick_key
 
 ROWS = 16
 LABELS = np.array([0, 1, 0, -1, 2, -1, 1, 0, 3, 4, 4, -1, 5, 2, 2, 6], np.int32)
@@ -156,7 +157,7 @@ def batch(rows=8):
 
 def state_of(module, optimizer):
     inputs = Contrastive().inputs(batch())
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), **inputs)["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), **inputs)["params"])
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, zero, params, optimizer.init(params), params)
 

@@ -12,6 +12,7 @@ from fmjax.errors import ConfigError
 from fmjax.objectives.masked_lm import MaskedLM
 from fmjax.training.state import TrainState
 from fmjax.training.step import make_train_step
+from tests.quick_keys import quick_key
 
 B, T, P, D, V = 8, 12, 4, 6, 30
 
@@ -67,7 +68,7 @@ def batch_of(rows=B, labels=True, padding=0):
 @pytest.fixture(scope="module")
 def params():
     batch = {k: v for k, v in batch_of().items() if k in ("tokens", "segment_ids", "token_types")}
-    return jax.jit(lambda key: MODULE.init(key, **batch, method="pretraining"))(jax.random.key(0))["params"]
+    return jax.jit(lambda key: MODULE.init(key, **batch, method="pretraining"))(quick_key(0))["params"]
 
 
 def plain(params, batch):

@@ -15,6 +15,7 @@ from fmjax.models import MODELS
 from fmjax.objectives.self_distillation import consistency, momentum_at, moved_centre, random_crop
 from fmjax.objectives.siglip2 import STUDENT, SigLIP2
 from fmjax.training.step import with_keys
+from tests.quick_keys import quick_key
 
 ROWS, LENGTH, VOCAB, SIDE = 4, 6, 9, 8
 SIZES = {"num_layers": 1, "hidden_size": 8, "intermediate_size": 16, "num_heads": 2}
@@ -54,7 +55,7 @@ def batch(seed=0):
 def model():
     module = build(MODEL, MODELS)
     example = {name: jnp.zeros(like.shape, like.dtype) for name, like in module.example().items()}
-    params = jax.jit(module.init)(jax.random.key(0), **example)["params"]
+    params = jax.jit(module.init)(quick_key(0), **example)["params"]
     return module, jax.tree.map(lambda x: getattr(x, "value", x), params, is_leaf=lambda x: hasattr(x, "value"))
 
 

@@ -18,6 +18,7 @@ from fmjax.models.state import STATE_KEY
 from fmjax.models.vit import ViT
 from fmjax.objectives.vq_autoencoder import VQAutoencoder
 from fmjax.training.step import with_keys
+from tests.quick_keys import quick_key
 
 ROWS, NUM, SIZE = 6, 4, 3  # vectors a row, numbers a vector
 
@@ -152,7 +153,7 @@ def test_samples_of_a_module_with_state_read_it():
     module = Normed(image_size=8, num_channels=1, hidden_size=8, inner_size=4, num_blocks=1, code_size=SIZE)
     image = np.random.default_rng(1).integers(0, 256, (8, 8, 1), np.uint8)
     arrays = CODEC.encode(image)["images"][None]
-    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), arrays))
+    variables = nn.unbox(jax.jit(module.init)(quick_key(0), arrays))
     state = {"batch_stats": jax.tree.map(lambda x: x + 0.5, variables["batch_stats"])}
     carry = quantizers.initial(jax.random.normal(jax.random.key(1), (5, SIZE))) | {STATE_KEY: state}
     config = {"objective": {"name": "vq_autoencoder", "num_codes": 5}}

@@ -13,9 +13,10 @@ from fmjax.load import Model
 from fmjax.models.gpt import GPT
 from fmjax.parallel.placement import Placement
 from fmjax.tasks.multiple_choice import Choices, MultipleChoice
+from tests.quick_keys import quick_key
 
 MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=128, vocab_size=258, init_std=0.3)
-PARAMS = nn.unbox(jax.jit(MODULE.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+PARAMS = nn.unbox(jax.jit(MODULE.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
 MODEL = Model(MODULE, PARAMS, {}, ByteTokenizer())
 
 

@@ -25,6 +25,7 @@ from fmjax.tasks.harm import AdvBench, MaxToxicity
 from fmjax.tasks.protocol import Apply, Generate, ScoreAnswer, TaskContext
 from fmjax.tasks.runner import run_tasks
 from fmjax.tasks.statistics import bootstrap, table
+from tests.quick_keys import quick_key
 
 
 def scored(*values, tokens=1):
@@ -88,7 +89,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "old", "young", "m
 def test_pseudo_loglikelihood_is_of_the_shared_tokens_masked_one_at_a_time(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     module = Bert(num_layers=1, hidden_size=16, num_heads=2, vocab_size=16, max_length=24)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     model = Model(module, jax.tree.map(lambda x: 4 * x, params), {}, load_tokenizer(tmp_path))
     pairs = [("the old man is slow .", "the young man is very slow ."), ("man", "man"), ("old", "young"), ("", "man")]
     # The full stop that SEP follows is the shared one, not the first.

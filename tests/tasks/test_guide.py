@@ -12,6 +12,7 @@ from fmjax import evaluate
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.load import Model
 from fmjax.models.gpt import GPT
+from tests.quick_keys import quick_key
 
 PAGE = (pathlib.Path(fmjax.__file__).parent / "tasks" / "README.md").read_text()
 
@@ -21,7 +22,7 @@ def test_the_complete_file_runs(tmp_path):
     assert source.count("\n") < 40
     (tmp_path / "capitals.py").write_text(source)
     module = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=256, vocab_size=258)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     (command,) = re.findall(r"python -m fmjax.evaluate (.*--task_path.*)", PAGE)
     flags = evaluate.parse(command.split())
     report = fmjax.evaluate(

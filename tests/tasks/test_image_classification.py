@@ -13,8 +13,8 @@ from fmjax.errors import DataError, InputError
 from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.load import Model
 from fmjax.models.resnet import ResNet
-from fmjax.parallel.placement import Placement
 from fmjax.models.state import STATE_KEY
+from fmjax.parallel.placement import Placement
 from fmjax.tasks import adaptation
 from fmjax.tasks.catalogue import get_task
 from fmjax.tasks.neighbours import COUNT, TEMPERATURE, by_neighbours
@@ -22,6 +22,7 @@ from fmjax.tasks.protocol import TaskContext
 from fmjax.tasks.runner import run_tasks
 from tests import two_towers
 from tests.classifier import MODEL
+from tests.quick_keys import quick_key
 from tests.small_models import applied, byte_model
 
 DOCUMENTS = get_task("digits_train").documents(TaskContext())[:80]
@@ -89,7 +90,7 @@ def test_fine_tuning_keeps_up_batch_statistics():
     module = ResNet(
         image_size=8, num_channels=1, num_classes=3, depths=(1,), widths=(8,), stem_size=8, stem="cifar", block="basic"
     )
-    variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    variables = jax.jit(module.init)(quick_key(0), np.zeros((1, 8, 8, 1), np.float32))
     variables = jax.tree.map(lambda x: x + 0.1, nn.unbox(variables))
     state = {STATE_KEY: {"batch_stats": variables["batch_stats"]}}
     model = Model(module, variables["params"], {}, codecs={"image": CODEC}, carry=state)

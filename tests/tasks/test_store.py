@@ -30,10 +30,11 @@ from fmjax.tasks.answers import answer
 from fmjax.tasks.protocol import Apply, Rolling, Rollout, Task
 from fmjax.tasks.runner import run_tasks
 from fmjax.tasks.store import AnswerStore
+from tests.quick_keys import quick_key
 from tests.tasks.quiz import Quiz
 
 MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=64, vocab_size=258)
-PARAMS = nn.unbox(jax.jit(MODULE.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+PARAMS = nn.unbox(jax.jit(MODULE.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
 MODEL = Model(MODULE, PARAMS, {}, ByteTokenizer())
 
 

@@ -27,6 +27,7 @@ from fmjax.tasks.perplexity import detokenize_wikitext, split_articles
 from fmjax.tasks.protocol import Generate, Rolling, Score, Task
 from fmjax.tasks.runner import run_tasks
 from fmjax.tasks.statistics import bootstrap
+from tests.quick_keys import quick_key
 
 MODULE = GPT(num_layers=1, hidden_size=16, num_heads=2, max_length=64, vocab_size=258, init_std=0.3)
 TEXTS = ["def f(x):\n    return x\n" * 9, "\u00e9t\u00e9 \u20ac5", "one two  three"]
@@ -34,7 +35,7 @@ TEXTS = ["def f(x):\n    return x\n" * 9, "\u00e9t\u00e9 \u20ac5", "one two  thr
 
 def make(scale, **config):
     """Scale 0 gives every token the same probability, 1/258."""
-    params = nn.unbox(jax.jit(MODULE.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(MODULE.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(MODULE, jax.tree.map(lambda x: x * scale, params), config, ByteTokenizer())
 
 

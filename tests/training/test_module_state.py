@@ -24,6 +24,7 @@ from fmjax.parallel.sharding import to_global
 from fmjax.training.loop import train
 from fmjax.training.program import make_program
 from fmjax.training.resume import parts_are_alike
+from tests.quick_keys import quick_key
 
 FILE = pathlib.Path(__file__).parents[2] / "configs" / "resnet_digits.py"
 SMALL = {
@@ -100,7 +101,7 @@ def test_dropout_anywhere_in_a_model_makes_parts_differ(section, alike):
 def test_any_module_with_state_trains_with_any_objective():
     """Two parts of two calls each: a mean of four, and a count that each call took one further."""
     module = Tiny(2, 1, 3)
-    params = module.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))["params"]
+    params = module.init(quick_key(0), jnp.zeros((1, 2, 2, 1)))["params"]
     images = jax.random.normal(jax.random.key(1), (4, 2, 2, 1))
 
     @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,7 @@ def test_any_module_with_state_trains_with_any_objective():
 
 def test_what_cannot_keep_a_state_is_told():
     module = Tiny(2, 1, 3)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+    variables = module.init(quick_key(0), jnp.zeros((1, 2, 2, 1)))
     carry = {STATE_KEY: initial_state(module, jax.random.key(0))}
 
     def call(loss):

@@ -16,6 +16,7 @@ from fmjax.training.gradients import split_rows
 from fmjax.training.state import TrainState
 from fmjax.training.step import make_eval_step, make_train_step, reduced, with_keys
 from fmjax.training.trainable import Trainable
+from tests.quick_keys import quick_key
 
 
 class Linear(nn.Module):
@@ -42,7 +43,7 @@ def batch(rows=8, seed=0):
 
 
 def start(optimizer, ema=False):
-    params = Linear().init(jax.random.key(0), np.zeros((1, 3)))["params"]
+    params = Linear().init(quick_key(0), np.zeros((1, 3)))["params"]
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, zero, params, optimizer.init(params), params if ema else None)
 
@@ -323,7 +324,7 @@ class TwoLayers(nn.Module):
 
 
 def test_only_what_trains_has_gradients_updates_and_optimizer_state():
-    params = TwoLayers().init(jax.random.key(0), np.zeros((1, 3)))["params"]
+    params = TwoLayers().init(quick_key(0), np.zeros((1, 3)))["params"]
     trainable, optimizer, zero = Trainable(("^outer$",), params), optax.adamw(0.1, weight_decay=0.5), jnp.int32(0)
     trained, rest = trainable.split(params)
     assert (trained["inner"], rest["outer"]) == (None, None)
