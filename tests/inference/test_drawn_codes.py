@@ -3,7 +3,6 @@
 import dataclasses
 
 import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 from flax.core import meta
