@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fmjax.errors import InputError, RunError
+from fmjax.errors import InputError
 from fmjax.inference.engine_requests import Walk
 
 
@@ -36,12 +36,9 @@ class AllowedTokens:
         self._text, self._stops = (_words(ids, vocab_size) for ids in (drawn - stops, stops))
         self.everything = np.full(len(self._text), 2**32 - 1, np.uint32)
 
-    def of(self, walk: Walk | None, index: int, drawn: int) -> np.ndarray:
-        """uint32 [W]: what a row may draw; everything of one that is held to nothing.
-
-        index, drawn: of its prompt, and how many tokens were drawn of it, for messages. Raises RunError where no token
-        goes on with a text of the language.
-        """
+    def of(self, walk: Walk | None) -> np.ndarray | None:
+        """uint32 [W]: what a row may draw; everything of one that is held to nothing. None where no token goes on with
+        a text of the language."""
         if walk is None:
             return self.everything
         found, allowed = np.zeros_like(self._text), walk.allowed()
@@ -49,12 +46,7 @@ class AllowedTokens:
         found[:size] = allowed[:size] & self._text[:size]
         if walk.may_end():
             found |= self._stops
-        if not found.any():
-            raise RunError(
-                f"prompt {index}: after {drawn} new tokens no token of the vocabulary goes on with what the constraint "
-                "asks for; does it ask for characters that the tokenizer has no tokens for?"
-            )
-        return found
+        return found if found.any() else None
 
 
 def _words(ids: Iterable[int], size: int) -> np.ndarray:

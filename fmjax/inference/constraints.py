@@ -18,6 +18,7 @@ import numpy as np
 
 from fmjax.data.tokenizers.base import Tokenizer
 from fmjax.errors import InputError, RunError, TokenizerError
+from fmjax.inference.text_stream import TextStream
 from fmjax.layers.checks import check_choice
 
 KINDS = ("json_schema", "regex", "choices", "lark")
@@ -64,6 +65,8 @@ def regex(pattern: str) -> Constraint:
     """Texts that a regular expression matches as a whole, in Rust's syntax without look-around and back references."""
     if not isinstance(pattern, str):
         raise InputError(f"a regular expression is a text, got {pattern!r}")
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise InputError(f"the regular expression {pattern!r} ends inside an escape; write \\\\ for a backslash")
     return Constraint("regex", pattern)
 
 
@@ -108,23 +111,58 @@ def check(constraint: Any) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def language(constraint: Constraint, tokenizer: Tokenizer | None) -> "TextLanguage":
+def language(constraint: Constraint, tokenizer: Tokenizer | None, spaced: bool = False) -> "TextLanguage":
     """The texts of a constraint as tokens (`fmjax.inference.engine_requests.Language`).
 
-    Raises InputError for a schema, expression or grammar that is not understood, naming what is wrong in it, and
-    without a tokenizer; TokenizerError for one whose tokens have no bytes of their own.
+    spaced: the tokens spell a space before the text, which decoding drops (`drops_space`).
+
+    Raises InputError for a schema, expression or grammar that is not understood, naming what is wrong in it, for a
+    choice that the tokens cannot spell, and without a tokenizer; TokenizerError for one whose tokens have no bytes of
+    their own.
     """
     check(constraint)
     if tokenizer is None:
         raise InputError("a constraint is of texts, and the model has no tokenizer for them")
     from llguidance import LLMatcher, LLParserLimits
 
-    known, grammar = _vocabulary(tokenizer), _grammar(constraint)
+    known, grammar = _vocabulary(tokenizer), _grammar(constraint, spaced)
+    if constraint.kind == "choices":
+        _check_spelt(json.loads(constraint.source), tokenizer, spaced)
     matcher = LLMatcher(known, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
     if matcher.is_error():
         what = constraint.kind.replace("_", " ")
         raise InputError(f"the {what} {constraint.source[:200]!r} is not understood: {matcher.get_error().strip()}")
     return TextLanguage(matcher, constraint)
+
+
+def drops_space(tokenizer: Tokenizer | None, before: Sequence[int]) -> bool:
+    """Whether decoding drops the space that the first token after some others begins with: those of SentencePiece spell
+    one in front of a text, which is not a part of it."""
+    if tokenizer is None or (found := _spaced_word(tokenizer)) is None:
+        return False
+    token, word = found
+    return TextStream(tokenizer, before).push([token], last=True) == word
+
+
+@functools.lru_cache(maxsize=4)
+def _spaced_word(tokenizer: Tokenizer) -> tuple[int, str] | None:
+    """A token that spells a space and a word, and the word; None where there is none."""
+    found = ((id, piece) for id, piece in enumerate(tokenizer.token_bytes()) if re.fullmatch(rb" [A-Za-z]+", piece))
+    return next(((id, piece[1:].decode()) for id, piece in found), None)
+
+
+def _check_spelt(texts: Sequence[str], tokenizer: Tokenizer, spaced: bool) -> None:
+    """Raises InputError for a text that no tokens spell."""
+    pieces = set(tokenizer.token_bytes()) - {b""}
+    longest = max(map(len, pieces), default=0)
+    for text in texts:
+        data = (" " * spaced + text).encode()
+        ends = {0}
+        for end in range(1, len(data) + 1):
+            if any(start in ends and data[start:end] in pieces for start in range(max(0, end - longest), end)):
+                ends.add(end)
+        if len(data) not in ends:
+            raise InputError(f"the choice {text!r} cannot be spelt: the tokenizer has no tokens for all its characters")
 
 
 class TextLanguage:
@@ -172,19 +210,21 @@ class TextWalk:
             )
 
 
-def _grammar(constraint: Constraint) -> str:
-    """The constraint in llguidance's Lark."""
+def _grammar(constraint: Constraint, spaced: bool) -> str:
+    """The constraint in llguidance's Lark, with a space in front of its texts or without."""
     from llguidance import regex_to_lark
 
     source = constraint.source
     if constraint.kind == "lark":
-        return OPTIONS + source
+        return f'{OPTIONS}start: " " text\ntext: %lark {{\n{source}\n}}\n' if spaced else OPTIONS + source
     if constraint.kind == "json_schema":
         schema = json.loads(source)
         schema = schema if isinstance(schema, dict) else {"allOf": [schema]}
-        return f"{OPTIONS}start: %json {json.dumps(schema | {'x-guidance': WHITE_SPACE})}\n"
+        value = f"%json {json.dumps(schema | {'x-guidance': WHITE_SPACE})}\n"
+        return OPTIONS + ('start: " " value\nvalue: ' if spaced else "start: ") + value
     if constraint.kind == "choices":
         source = "|".join(map(re.escape, sorted(set(json.loads(source)))))
+    source = f" (?:{source})" if spaced else source
     return f"{OPTIONS}start: TEXT\nTEXT: /{regex_to_lark(source, '')}/\n"
 
 

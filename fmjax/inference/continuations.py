@@ -92,7 +92,8 @@ class Continuation:
       tokens: the drawn tokens; where `finish` is "stop", the last is a stop token or completed a stop string.
       logprobs: log-probability of each at the temperature that drew it (`fmjax.inference.sampler.sample`); empty for
         what beam search found.
-      finish: "stop", "length" (`max_new_tokens` drawn) or "context" (the model's context is full).
+      finish: "stop", "length" (`max_new_tokens` drawn), "context" (the model's context is full) or "dead_end" (no token
+        of the vocabulary goes on with what the constraint asks for).
       score: of beam search (`fmjax.inference.beam.Beam`); None for what was drawn.
     """
 
@@ -126,7 +127,12 @@ class Continuations:
 
     def __init__(self, engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], options: Options):
         held = constraints.each(options.constraint, len(prompts))
-        languages = [None if one is None else constraints.language(one, tokenizer) for one in held]
+        # A source is no beginning of its target's text.
+        before = [[]] * len(prompts) if engine.start_id is not None else prompts
+        languages = [
+            None if one is None else constraints.language(one, tokenizer, constraints.drops_space(tokenizer, tokens))
+            for one, tokens in zip(held, before)
+        ]
         languages = [one for one in languages for _ in range(options.num_samples)]
         prompts = [tokens for tokens in prompts for _ in range(options.num_samples)]
         copies = number_copies(prompts) if options.copies is None else options.copies
@@ -139,8 +145,7 @@ class Continuations:
         self._stop_ids = {*options.stop_ids, getattr(tokenizer, "eos_id", None)} - {None}
         run = {name: getattr(options, name) for name in ("steps", "batch_size", "cache_length", "progress")}
         self._run = engine.run(requests, stop_ids=sorted(self._stop_ids), **run)
-        # A source is no beginning of its target's text.
-        before = [[]] * len(prompts) if engine.start_id is not None else prompts
+        before = [tokens for tokens in before for _ in range(options.num_samples)]
         self._texts = [StoppedText(tokenizer, tokens, options.stop) for tokens in before]
         self._parts = [Continuation("", [], [], "") for _ in prompts]
         self._pieces = self._read()

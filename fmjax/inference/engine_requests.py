@@ -10,6 +10,9 @@ import numpy as np
 
 from fmjax.inference.sampler import Sampling, Uses
 
+DEAD_END = "dead_end"
+"""How a continuation ended that no token of the vocabulary goes on with to a text of its language."""
+
 HIGHEST_SEED = 2**32 - 1
 """Seeds and numbers of copies are folded into keys as uint32."""
 
@@ -77,7 +80,8 @@ class Completion:
     Attributes:
       tokens: drawn tokens; the stop token that ended them is the last.
       logprobs: log-probability of each at the temperature that drew it (`sampler.sample`).
-      finish: "stop" (a stop token), "length" (`max_new_tokens` drawn) or "context" (the context or the cache is full).
+      finish: "stop" (a stop token), "length" (`max_new_tokens` drawn), "context" (the context or the cache is full) or
+        DEAD_END.
     """
 
     tokens: list[int]

@@ -6,6 +6,7 @@ computes the next one.
 
 import collections
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
@@ -18,10 +19,13 @@ from fmjax.inference.allowed_tokens import AllowedTokens
 from fmjax.inference.checks import not_finite
 from fmjax.inference.engine_parts import BRIEF, programs_of
 from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting
-from fmjax.inference.engine_requests import Chunk, PromptRequest, Walk, digest
+from fmjax.inference.engine_requests import DEAD_END, Chunk, PromptRequest, Walk, digest
 from fmjax.inference.rows import bucket
 from fmjax.inference.sampler import Settings, Uses
 from fmjax.parallel import watch
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(eq=False)
@@ -35,6 +39,7 @@ class _Row:
     drawn: int = 0
     done: bool = False
     walk: Walk | None = None  # through the request's language
+    words: np.ndarray | None = None  # that it allows next (`AllowedTokens.of`)
 
 
 class Run:
@@ -84,6 +89,7 @@ class Run:
         self._requests = enumerate(requests)
         self._rows: list[_Row | None] = [None] * batch_size
         self._pending = collections.deque()
+        self._dead = collections.deque()  # last chunks of requests that no token goes on with
         self._reads = 0
         self._state = None
         self._chunks = self._run()
@@ -100,9 +106,9 @@ class Run:
             if row is not None and row.index == index:
                 self._end(number, row)
 
-    def _end(self, number: int, row: _Row) -> None:
+    def _end(self, number: int | None, row: _Row) -> None:
         row.done = True
-        if self._rows[number] is row:
+        if number is not None and self._rows[number] is row:
             self._rows[number] = None
         self._bar.update()
 
@@ -111,6 +117,7 @@ class Run:
             while self._fill() or any(self._rows) or self._pending:
                 while self._prefill():
                     pass
+                yield from self._dead_ends()
                 if (self._in_parts or self._uses.allowed) and self._pending:
                     # The host makes the calls of a chunk while it is computed, and reads nothing meanwhile. What may be
                     # drawn next depends on what was.
@@ -118,6 +125,7 @@ class Run:
                     continue
                 if self._unsent() or (any(self._rows) and not self._pending):
                     self._decode()
+                    yield from self._dead_ends()
                 # Read the oldest results only when newer ones are on their way: the device need not wait for the host.
                 if len(self._pending) > 1 or not self._unsent():
                     yield from self._read()
@@ -154,10 +162,13 @@ class Run:
             return False
         engine = self._engine
         rows = [_Row(index, request, engine.allowed(request)) for index, request in taken]
-        requests = [row.request for row in rows]
-        form = self._form(requests)
+        form = self._form([row.request for row in rows])
         for row in rows:
             row.walk = None if row.request.language is None else row.request.language.begin()
+        rows = [row for row in rows if row.walk is None or not self._is_dead(None, row)]
+        if not rows:
+            return True
+        requests = [row.request for row in rows]
         high = getattr(engine.module, "max_length", None)
         high = None if high is None else max(high, PACKED_TOKENS)
         packed = decoding.pack([r.tokens for r in requests], free, capacity, self._batch_size, high)
@@ -210,10 +221,32 @@ class Run:
             self._allowed = AllowedTokens(engine.module, engine.num_tokens, engine.banned_ids, self._stop_ids)
 
     def _words(self, row: _Row | None) -> np.ndarray:
-        """The tokens that a row may draw next."""
-        return self._allowed.everything if row is None else self._allowed.of(row.walk, row.index, row.drawn)
+        """The tokens that a row may draw next, which are some."""
+        return self._allowed.everything if row is None or row.words is None else row.words
+
+    def _is_dead(self, number: int | None, row: _Row) -> bool:
+        """Whether no token goes on with a row's language; then it ends, and others go on."""
+        row.words = self._allowed.of(row.walk)
+        if row.words is not None:
+            return False
+        log.warning(
+            "prompt %d: after %d new tokens no token of the vocabulary goes on with what the constraint asks for; does "
+            "it ask for characters that the tokenizer has no tokens for?", row.index, row.drawn
+        )  # fmt: skip
+        self._end(number, row)
+        self._dead.append(Chunk(row.index, [], [], DEAD_END))
+        return True
+
+    def _dead_ends(self) -> Iterator[Chunk]:
+        while self._dead:
+            yield self._dead.popleft()
 
     def _decode(self) -> None:
+        for number, row in enumerate(self._rows):
+            if row is not None and row.walk is not None:
+                self._is_dead(number, row)
+        if not any(self._rows):
+            return
         alive = np.asarray([row is not None for row in self._rows])
         waiting = self._fill()
         free_rows = max(1, self._batch_size // 4) if waiting else self._batch_size

@@ -14,7 +14,7 @@ from tiny_decoder import TinyDecoder, full_logits
 
 from fmjax.data.tokenizers.base import Tokenizer
 from fmjax.data.tokenizers.loading import ByteTokenizer
-from fmjax.errors import InputError, RunError
+from fmjax.errors import InputError
 from fmjax.inference import constraints, engine_programs
 from fmjax.inference.allowed_tokens import AllowedTokens
 from fmjax.inference.continuations import Continuations, Options, complete
@@ -205,18 +205,63 @@ def test_what_cannot_be_kept_is_refused(tiny):
         constraints.choices(["a", ""])
     with pytest.raises(InputError, match="needs a token that ends the text"):
         engine.run([PromptRequest([1], language=constraints.language(constraints.regex("a"), TOKENIZER))])
-    with pytest.raises(RunError, match="prompt 0: after 0 new tokens no token"):
-        complete(Continuations(engine, TOKENIZER, [[1]], Options(constraint=constraints.regex("x"))))
+    with pytest.raises(InputError, match="'xa' cannot be spelt"):
+        constraints.language(constraints.choices(["ab", "xa"]), TOKENIZER)
+    with pytest.raises(InputError, match="ends inside an escape"):
+        constraints.regex("a\\")
+
+
+def test_a_row_that_no_token_goes_on_with_ends_alone(tiny, caplog):
+    held = [constraints.regex(pattern) for pattern in ("x", "(ab?){3}", "ax|ay")]
+    found = complete(Continuations(tiny[0], TOKENIZER, [[1], [2], [3]], Options(9, temperature=0, constraint=held)))
+    assert [one.finish for one in found] == ["dead_end", "stop", "dead_end"]
+    assert (found[0].text, found[2].text) == ("", "a") and re.fullmatch("(ab?){3}", found[1].text)
+    assert "prompt 0: after 0 new tokens no token" in caplog.text and "prompt 2: after 1 new tokens" in caplog.text
+    (alone,) = complete(Continuations(tiny[0], TOKENIZER, [[3]], Options(9, constraint=held[0])))
+    assert (alone.finish, alone.tokens) == ("dead_end", [])
+
+
+class Spaced(Pieces):
+    """As SentencePiece: _ spells a space, of which one is dropped where a text begins."""
+
+    pieces = ["", "_a", "b", "_", "a", '_{"', 'a": ', "1", "}", "{", '"a', '": 1']
+    vocab_size, source, fingerprint = len(pieces), "spaced", "spaced"
+
+    def decode(self, ids):
+        return "".join(self.pieces[i] for i in ids).replace("_", " ").removeprefix(" ")
+
+    def token_bytes(self):
+        return [piece.replace("_", " ").encode() for piece in self.pieces]
+
+
+@pytest.mark.parametrize("name", ["choices", "regex", "lark", "json_schema"])
+def test_the_space_that_decoding_drops_is_none_of_the_text(name):
+    tokenizer = Spaced()
+    assert constraints.drops_space(tokenizer, []) and constraints.drops_space(tokenizer, [0])
+    assert not constraints.drops_space(tokenizer, [4]) and not constraints.drops_space(TOKENIZER, [])
+    schema = OBJECT | {"properties": {"a": {"const": 1}}}
+    texts = {'{"a": 1}'} if name == "json_schema" else {"a", "ab"}
+    make = {"choices": ["a", "ab"], "regex": "ab?", "lark": 'start: "a" | "ab"', "json_schema": schema}
+    language = constraints.language(getattr(constraints, name)(make[name]), tokenizer, spaced=True)
+    waiting, found = [()], set()
+    while waiting:
+        ids = waiting.pop()
+        walk = language.begin()
+        for id in ids:
+            walk.take(id)
+        found |= {tokenizer.decode(ids)} if walk.may_end() else set()
+        waiting += [(*ids, id) for id in words_to_ids(walk.allowed()) if 0 < id < tokenizer.vocab_size]
+    assert found == texts
 
 
 def test_stop_tokens_are_allowed_where_a_text_may_end_alone():
     """Also one that is spelt as text; banned ones never are."""
     language = constraints.language(constraints.regex("ab?"), TOKENIZER)
     tokens, walk = AllowedTokens(TinyDecoder(), 13, [12], [0, 2]), language.begin()
-    assert words_to_ids(tokens.of(walk, 0, 0)) == {1, 3}
+    assert words_to_ids(tokens.of(walk)) == {1, 3}
     walk.take(1)
-    assert words_to_ids(tokens.of(walk, 0, 1)) == {0, 2}
-    assert words_to_ids(tokens.of(None, 0, 0)) >= set(range(13))
+    assert words_to_ids(tokens.of(walk)) == {0, 2}
+    assert words_to_ids(tokens.of(None)) >= set(range(13))
 
 
 def test_a_task_may_limit_answers_to_choices():

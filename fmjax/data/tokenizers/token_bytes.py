@@ -9,7 +9,8 @@ def bytes_of_tokens(decoder: Mapping | None) -> Callable[[str], bytes] | None:
     """What makes bytes of a token by the decoder of a `tokenizer.json`; None where others change what it adds.
 
     Byte-level decoders (GPT-2's) write a byte as a character; those of SentencePiece a space as U+2581 and, with
-    ByteFallback, a byte as <0x0A>. What they take away in front of a text does not concern one that goes on.
+    ByteFallback, a byte as <0x0A>. What they take away in front of a text is not in these bytes
+    (`fmjax.inference.constraints.drops_space`).
     """
     kinds = [decoder["type"]] if decoder else []
     if kinds == ["Sequence"]:
