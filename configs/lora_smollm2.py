@@ -12,7 +12,7 @@ for each of the adapters, and none for what stays. `--to=hf` writes the merged m
 One core of an EPYC, SmolLM2-135M-Instruct from its GGUF file (Q4_1), JAX 0.10.2, 2026-11-30: with
 `--config.train.batch_size=1 --config.data.sequence_length=256 --config.train.steps=3` a step took 2.1 seconds, with
 `--config.weights.base=nf4` 2.6, and one of all parameters (`configs/sft_smollm2.py`) 3.4; the process had at most 1.79,
-1.73 and 3.63 GB, the first two while the model was read.
+1.73 and 3.63 GB.
 """
 
 from ml_collections import ConfigDict

@@ -14,13 +14,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from fmjax.adapt.adapter import Adapter
 from fmjax.errors import InputError
 from fmjax.interop.exporter import whole_folder
 from fmjax.interop.family import publish, table_of
-from fmjax.interop.safetensors_files import read_header
+from fmjax.interop.safetensors_files import Outgoing, read_header, write_file
 from fmjax.interop.weights import Slot, flatten, slots
 from fmjax.layers.quantized import Quantization
 from fmjax.layers.weights import DoRAWeight, LoRAWeight, column_lengths
@@ -166,12 +165,13 @@ def save(adapter: Adapter, model, directory: str | pathlib.Path) -> None:
             for ending, kind in KINDS.items():
                 if kind in own:
                     tensors[f"{PREFIX}{module}.{ending}"] = np.ascontiguousarray(own[kind], np.float32)
-    told = {"format": "pt"} | ({DIGESTS: json.dumps(adapter.digests)} if adapter.digests else {})
+    told = {DIGESTS: json.dumps(adapter.digests)} if adapter.digests else {}
     if adapter.quantization is not None:
         told[KEPT] = json.dumps(dataclasses.asdict(adapter.quantization))
     values = _config(adapter, ranks, _short(list(ranks), known), hasattr(model.module, "init_cache"))
     with whole_folder(directory) as folder:
-        save_file(tensors, folder / TENSORS, told)
+        outgoing = [Outgoing(name, x.shape, x.dtype, lambda x=x: x) for name, x in tensors.items()]
+        write_file(folder / TENSORS, outgoing, metadata=told)
         (folder / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

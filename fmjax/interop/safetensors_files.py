@@ -161,20 +161,24 @@ def write_folder(
             shards.append([])
         shards[-1].append(tensor)
     if len(shards) == 1:
-        _write_file(folder / f"{stem}.safetensors", shards[0], progress)
+        write_file(folder / f"{stem}.safetensors", shards[0], progress)
         return
     files = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for file, shard in zip(files, shards):
-        _write_file(folder / file, shard, progress)
+        write_file(folder / file, shard, progress)
     weight_map = {tensor.name: file for file, shard in zip(files, shards) for tensor in shard}
     total = sum(tensor.size for shard in shards for tensor in shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / _index(stem)).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_file(path: pathlib.Path, tensors: list[Outgoing], progress) -> None:
+def write_file(
+    path: pathlib.Path, tensors: list[Outgoing], progress=None, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes one file; `metadata` are texts that its header has beside the tensors."""
     codes = {dtype: code for code, dtype in DTYPES.items()}
-    header: dict = {"__metadata__": {"format": "pt"}}  # the word by which transformers knows PyTorch's names
+    told = {"format": "pt"}  # the word by which transformers knows PyTorch's names
+    header: dict = {"__metadata__": told | dict(metadata or {})}
     offset = 0
     for tensor in tensors:
         entry = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape)}
