@@ -17,12 +17,12 @@ of four captions, the last of a colour and a shape that are never trained on tog
 `dvae` has not been measured to its end. `prior` has been, with the codes of a run of configs/vqgan_shapes.py and single
 things alone (experiments/captions_drawn, a core of an AMD EPYC with AVX-512, 2026-11-30, JAX 0.10.2),
 
-    python -m fmjax.train --config=configs/dalle1_shapes.py:prior+runs/vqgan_one --workdir=runs/dalle1_one \
-        --config.data.kinds="('one',)" --config.data.tokenizer=train:420 --config.data.sequence_length=24 \
+    python -m fmjax.train --config=configs/dalle1_shapes.py:prior+runs/vqgan_one --workdir=runs/dalle1_one \\
+        --config.data.kinds="('one',)" --config.data.tokenizer=train:420 --config.data.sequence_length=24 \\
         --config.train.steps=1800 --config.train.ema_decay=0.995
 
-8.9 minutes: of captions with colours and shapes never seen together 29% are then true of what is drawn, of other ones
-41%; wrong captions never are.
+8.9 minutes: with --temperature=0 49.5% of captions with colours and shapes never seen together are then true of what is
+drawn, 65% of other ones; with 1 it is 29% and 41%. Wrong captions never are.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 the CLIP's vector of a picture from what it says of a caption, `decoder` pictures of 32x32 from such a vector,
 `upsampler` pictures of 64x64 from those.
 
-    python -m fmjax.train --config=configs/clip_shapes.py --workdir=runs/clip_shapes
+    python -m fmjax.train --config=configs/clip_shapes.py --workdir=runs/clip_shapes \\
+        --config.model.vision.positions=sincos
     python -m fmjax.train --config=configs/dalle2_shapes.py:prior --workdir=runs/dalle2_prior
     python -m fmjax.train --config=configs/dalle2_shapes.py:decoder --workdir=runs/dalle2_decoder
     python -m fmjax.train --config=configs/dalle2_shapes.py:upsampler --workdir=runs/dalle2_upsampler
@@ -11,8 +12,12 @@ the CLIP's vector of a picture from what it says of a caption, `decoder` picture
 
 The CLIP may lie elsewhere, named behind a plus (`:prior+FOLDER`, `:decoder+FOLDER`). The decoder's and the upsampler's
 `samples/STEP/` have held-out pictures, each followed by what is made of its vector, or of its small one. Their rows
-have captions, which no step reads, so that a task knows what to ask for: `made_captions:prior=runs/dalle2_prior`. No
-run has been measured to its end.
+have captions, which no step reads, so that a task knows what to ask for: `made_captions:prior=runs/dalle2_prior`.
+
+The CLIP's positions are fixed, as learned ones take longer than its steps to tell of places. Measured are prior and
+decoder of single things alone (experiments/captions_drawn says how; a core of an AMD EPYC with AVX-512, 2026-11-30, JAX
+0.10.2), 4.0, 3.0 and 8.1 minutes: of captions with colours and shapes never seen together 32.5% are then true of what
+is drawn, 34.5% of other ones; wrong captions never are. The upsampler has not been measured to its end.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +38,7 @@ def get_config(stage="prior"):
         },
         "mesh": {"data": -1},
         "model": model,
-        "objective": objective | {"process": {"name": "ddpm", "betas": "cosine"}, "stratified": True},
+        "objective": {"process": {"name": "ddpm", "betas": "cosine"}, "stratified": True} | objective,
         "data": {"name": "shapes", **data},
         "optimizer": {
             "name": "adamw", "learning_rate": 1e-3, "b2": 0.96, "weight_decay": 0.0, "clip_norm": 1.0,
@@ -51,10 +56,13 @@ def prior(clip):
 
 
 def decoder(clip):
-    levels = {"attention": ("none", "none", "cross", "cross"), "num_heads": (4, 4, 4, 4), "mid": "cross"}
-    denoiser = UNET | levels | {"widths": (24, 48, 96, 128), "memory_size": 128}
+    denoiser = {
+        "name": "mmdit", "num_layers": 3, "hidden_size": 128, "num_heads": 4, "patch_size": 4, "memory_size": 128,
+        "vector_size": 128,
+    }  # fmt: skip
+    flow = {"process": {"name": "flow"}, "target": {"name": "velocity"}, "times": {"name": "logit_normal"}}
     model = {"name": "embedding_to_image", "embedding_size": 128, "denoiser": denoiser}
-    return model, {"name": "embedded_images", "text": clip}, {"image_size": 32, "tokenizer": clip}
+    return model, {"name": "embedded_images", "text": clip} | flow, {"image_size": 32, "tokenizer": clip}
 
 
 def upsampler(clip):

@@ -12,12 +12,12 @@ captions, the last of a colour and a shape that are never trained on together.
 Measured is a shorter run of single things alone (experiments/captions_drawn, a core of an AMD EPYC with AVX-512,
 2026-11-30, JAX 0.10.2),
 
-    python -m fmjax.train --config=configs/maskgit_shapes.py:runs/vqgan_one --workdir=runs/maskgit_one \
-        --config.data.kinds="('one',)" --config.data.tokenizer=train:420 --config.data.sequence_length=24 \
+    python -m fmjax.train --config=configs/maskgit_shapes.py:runs/vqgan_one --workdir=runs/maskgit_one \\
+        --config.data.kinds="('one',)" --config.data.tokenizer=train:420 --config.data.sequence_length=24 \\
         --config.train.batch_size=32 --config.train.steps=1800 --config.train.ema_decay=0.995
 
-9.5 minutes: of captions with colours and shapes never seen together 27% are then true of what is drawn, of other ones
-32%; wrong captions never are.
+9.5 minutes: with --guidance=2 and --temperature=0.3 36% of captions with colours and shapes never seen together are
+then true of what is drawn, 40.5% of other ones; wrong captions never are.
 """
 
 from ml_collections import ConfigDict

@@ -39,10 +39,11 @@ FAMILIES = {
         lambda _: {"sampler": "dpmpp_2m", "steps": 20, "guidance": 3.0}, "vae_shapes", ("one",),
     ),
     "MaskGIT of single things": Family(
-        ("vqgan_one", "maskgit_one"), "maskgit_one", lambda _: {"steps": 12, "guidance": 2.0}, "vqgan_one", ("one",)
+        ("vqgan_one", "maskgit_one"), "maskgit_one", lambda _: {"guidance": 2.0, "temperature": 0.3}, "vqgan_one",
+        ("one",),
     ),
     "DALL-E 1 of single things": Family(
-        ("vqgan_one", "dalle1_one"), "dalle1_one", lambda _: {}, "vqgan_one", ("one",)
+        ("vqgan_one", "dalle1_one"), "dalle1_one", lambda _: {"temperature": 0}, "vqgan_one", ("one",)
     ),
     "DALL-E 2 of single things": Family(
         ("clip_one", "dalle2_prior_one", "dalle2_decoder_one"), "dalle2_decoder_one",
