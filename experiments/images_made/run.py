@@ -34,7 +34,7 @@ SAMPLERS = ("euler", "heun", "dpmpp_2m", "ancestral", "euler_ancestral")
 STEPS = (5, 10, 20, 50)
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
 BATCH = 64
-TERA = {"digits": 8.0, "fashion_mnist": 10.0}
+TERA = {"digits": 8.0, "fashion_mnist": 60.0}
 BESIDE = ("_real", "_train", "_noise")
 """How names of metrics end that are not of made images."""
 
