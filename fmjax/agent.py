@@ -7,7 +7,6 @@ The answer goes to stdout, all else to stderr. Exit code 1: the budget ended bef
 came out otherwise.
 """
 
-import pathlib
 import sys
 import time
 
@@ -91,10 +90,8 @@ def pursue(flags) -> None:
 
     places = choosing.Places(flags.documents, flags.files, flags.notes)
     names = choosing.usual(places) if flags.tools is None else [one for one in flags.tools.split(",") if one]
-    choosing.check(names, places)
+    choosing.check(names, places, flags.transcript)
     budget = Budget(flags.steps, flags.tokens, flags.seconds, flags.max_new_tokens)
-    if flags.transcript is not None and pathlib.Path(flags.transcript).expanduser().exists():
-        raise InputError(f"--transcript={flags.transcript} is there already; name another, or take it away")
     model = _load(flags.model, flags)
     need_tokenizer(model)
     embedder = model
@@ -123,7 +120,7 @@ def pursue(flags) -> None:
         written.end(episode, time.monotonic() - begun)
     if episode.answer is None:
         raise RunError(f"no answer: {WHY[episode.ended]} after {len(episode.steps)} steps; give a larger one")
-    print(episode.answer)
+    print(_harmless(episode.answer))
 
 
 WHY = {
@@ -142,7 +139,12 @@ def _show(number: int, step) -> None:
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(_harmless(text), file=sys.stderr)
+
+
+def _harmless(text: str) -> str:
+    """A text whose control characters, which would steer the terminal, are written as escapes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _load(path: str, flags):

@@ -20,7 +20,7 @@ COMPUTING = (
     "parallel/platform.py", "data/tokenizers", "data/captions.py", "tasks/answers.py", "tasks/functions.py",
     "tasks/environments.py", "tasks/adaptation.py", "tasks/heads.py", "tasks/neighbours.py", "tasks/image_changes.py",
     "tasks/made/making.py", "tasks/named_classes.py", "tasks/retrieval.py", "tasks/sandbox.py",
-    "tasks/sandbox_inside.py", "objectives/first_stage.py", "adapt/adapter.py",
+    "tasks/sandbox_inside.py", "objectives/first_stage.py", "adapt/adapter.py", "rewards/maths.py",
 )  # fmt: skip
 """The parts of fmjax that an answer is computed by. `tests/inference/test_fingerprint.py` finds one that is missing."""
 # fmjax's own is in `own_digest`; libraries are known by their versions.

@@ -1,11 +1,13 @@
 """Small files in one folder, which nothing leads out of."""
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fmjax.agents.tools import Tool, ToolError
 from fmjax.errors import InputError
+from fmjax.small_files import replacing
 
 LARGEST = 100_000
 """Bytes of a file that is read or written."""
@@ -38,12 +40,13 @@ class Folder:
 
     def read(self, name: str) -> str:
         """The text of a file. Raises ToolError."""
-        path = self.find(name)
-        if not path.is_file():
-            raise ToolError(f"there is no file {name!r}; there are {', '.join(self.names()[:20]) or 'none'}")
-        data = path.read_bytes()
-        if len(data) > LARGEST:
-            raise ToolError(f"{name!r} has {len(data)} bytes, more than {LARGEST}")
+        with _naming(name):
+            path = self.find(name)
+            if not path.is_file():
+                raise ToolError(f"there is no file {name!r}; there are {', '.join(self.names()[:20]) or 'none'}")
+            if (size := path.stat().st_size) > LARGEST:
+                raise ToolError(f"{name!r} has {size} bytes, more than {LARGEST}")
+            data = path.read_bytes()
         try:
             return data.decode()
         except UnicodeDecodeError:
@@ -51,15 +54,27 @@ class Folder:
 
     def write(self, name: str, text: str) -> None:
         """Writes a file whole, in place of what it had. Raises ToolError."""
-        path, data = self.find(name), text.encode("utf-8", errors="replace")
+        data = text.encode("utf-8", errors="replace")
         if len(data) > LARGEST:
             raise ToolError(f"{len(data)} bytes are more than a file may have, {LARGEST}")
-        if path.is_dir():
-            raise ToolError(f"{name!r} is a folder")
-        if not path.exists() and len(self.names()) >= MOST_FILES:
-            raise ToolError(f"the folder has {MOST_FILES} files already; write to one of them")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        with _naming(name):
+            path = self.find(name)
+            if path.is_dir():
+                raise ToolError(f"{name!r} is a folder")
+            if not path.exists() and len(self.names()) >= MOST_FILES:
+                raise ToolError(f"the folder has {MOST_FILES} files already; write to one of them")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """What the system refuses as a ToolError of the name that was given: a model is told no paths of the machine."""
+    try:
+        yield
+    except OSError as error:
+        raise ToolError(f"{name[:100]!r}: {error.strerror or 'it cannot be used'}") from None
 
 
 class ListFiles:

@@ -1,11 +1,13 @@
 """`python -m fmjax.agent`: what is printed and written, what is refused, and that a transcript can be replayed."""
 
 import json
+import types
 
 import pytest
 from small_models import byte_model
 
 from fmjax import agent
+from fmjax.agents.actions import Answer
 from fmjax.commands import cli
 from fmjax.data.tokenizers.loading import ByteTokenizer
 
@@ -48,6 +50,13 @@ def test_a_transcript_comes_out_again(saved, capsys, tmp_path):
     assert "is no transcript of version 2" in run(capsys, *again, code=2).err
 
 
+def test_control_characters_do_not_steer_the_terminal(capsys):
+    step = types.SimpleNamespace(action=Answer("a\x1b[2Jb"), result="\x9b31m\ttwo\nlines \u202e\x07 één")
+    agent._show(1, step)
+    shown = capsys.readouterr().err
+    assert shown == "[1] answer: a\\x1b[2Jb\n    \\x9b31m\ttwo\n    lines \\u202e\\x07 één\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -55,6 +64,13 @@ def test_a_transcript_comes_out_again(saved, capsys, tmp_path):
         (["--goal=x", "--tools=calculater"], "did you mean 'calculator'"),
         (["--goal=x", "--tools=search"], "the tool search needs --documents=DIR"),
         (["--goal=x", "--tools=calculator", "--files=."], "--files is for the tool files"),
+        (["--goal=x", "--tools=files", "--files=.", "--notes=./n.txt"], "--notes is for the tool notes"),
+        (["--goal=x", "--files=.", "--notes=./n.txt"], "--notes=./n.txt lies in --files=."),
+        (["--goal=x", "--files=.", "--transcript=sub/../t.jsonl"], "lies in --files=."),
+        (["--goal=x", "--files=/nowhere"], "'/nowhere' is not a folder"),
+        (["--goal=x", "--documents=/nowhere"], "--documents=/nowhere is not a folder"),
+        (["--goal=x", "--transcript=/nowhere/t.jsonl"], "there is no folder '/nowhere'"),
+        (["--goal=x", "--notes=/"], "the notes / cannot be read: Is a directory"),
         (["--goal=x", "--embedder=m"], "--embedder is for the tool search"),
         (["--goal=x", "--step=3"], "did you mean '--steps'"), (["--replay=/nowhere"], "cannot be read"),
     ],

@@ -14,7 +14,7 @@ from fmjax.agents.files import Folder, file_tools
 from fmjax.agents.notes import Notes, note_tools
 from fmjax.agents.python_code import PythonCode
 from fmjax.agents.tools import Call, ToolError, by_name, carried_out, check_arguments
-from fmjax.errors import InputError
+from fmjax.errors import DataError, InputError
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,13 @@ def test_nothing_leads_out_of_the_folder(tmp_path):
     (inside / "blob").write_bytes(b"\xff\xfe")
     assert "no text in UTF-8" in carried_out(tools, Call("read_file", {"name": "blob"}))[0]
     assert not carried_out(tools, Call("write_file", {"name": "big", "text": "x" * 200_000}))[1]
+    with (inside / "large").open("wb") as file:
+        file.truncate(2**40)  # of 2 ** 40 bytes none is read
+    assert "1099511627776 bytes, more than" in carried_out(tools, Call("read_file", {"name": "large"}))[0]
+    for name in ("n" * 300, "a/b.txt/c"):
+        for tool, more in (("read_file", {}), ("write_file", {"text": "x"})):
+            result, succeeded = carried_out(tools, Call(tool, {"name": name, **more}))
+            assert not succeeded and str(tmp_path) not in result and name[:100] in result
     with pytest.raises(InputError, match="is not a folder"):
         Folder(tmp_path / "none")
 
@@ -112,6 +119,25 @@ def test_programs_run_in_the_sandbox():
         tool.call({"program": "1/0"})
     with pytest.raises(ToolError, match="FileNotFoundError|PermissionError"):
         tool.call({"program": "open('/etc/passwd').read()"})
+
+
+def test_no_agent_gets_a_shell(monkeypatch):
+    monkeypatch.setattr("fmjax.tasks.sandbox.choose_unsafe", lambda: True)
+    with pytest.raises(InputError, match="FMJAX_UNSAFE_CODE=1 is for evaluation"):
+        PythonCode()
+
+
+def test_what_cannot_be_kept_or_read_is_named(tmp_path, monkeypatch):
+    notes = Notes(tmp_path / "notes.txt")
+    notes.add("half \ud800")
+    assert (tmp_path / "notes.txt").read_text() == "half \ufffd\n"
+    monkeypatch.setattr("fmjax.agents.notes.write_whole", lambda path, text: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        notes.add("lost")
+    assert notes.lines == ["half \ufffd"]
+    (tmp_path / "blob").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="blob are not UTF-8"):
+        Notes(tmp_path / "blob")
 
 
 def test_search_finds_the_nearest_passages(tmp_path):
