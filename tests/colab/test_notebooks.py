@@ -13,7 +13,7 @@ SHOWN = {
     "quickstart": ("bits_per_byte", "image/png"),
     "plugins": ("image/png", "perplexity", "kl", "eval/reward"),
     "diffusion": ("image/png", "fd_pixels_train", "closer", "dpmpp_2m", "ema_decay"),
-    "align": ("rewards", "image/png", "reward_taste", "train/kl", "dpo"),
+    "align": ("rewards", "image/png", "reward_taste", "train/reply_kl", "dpo"),
     "images": ("image/png", "images_zero_shot:shapes", "acc_drop", ".png"),
 }
 """What the outputs of each notebook must have among them."""
