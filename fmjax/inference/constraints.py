@@ -132,7 +132,15 @@ def language(constraint: Constraint, tokenizer: Tokenizer | None, spaced: bool =
     if matcher.is_error():
         what = constraint.kind.replace("_", " ")
         raise InputError(f"the {what} {constraint.source[:200]!r} is not understood: {matcher.get_error().strip()}")
-    return TextLanguage(matcher, constraint)
+    return TextLanguage(matcher, constraint, _several_spaces(tokenizer) if spaced else None)
+
+
+@functools.lru_cache(maxsize=4)
+def _several_spaces(tokenizer: Tokenizer) -> np.ndarray:
+    """uint32 words: the tokens with more than one space, all of which some decoders drop of a first token."""
+    bits = np.asarray([piece.count(b" ") > 1 for piece in tokenizer.token_bytes()])
+    bits = np.pad(bits, (0, 64 + -len(bits) % 32))  # as many words as llguidance has, and more
+    return np.packbits(bits, bitorder="little").view("<u4")
 
 
 def drops_space(tokenizer: Tokenizer | None, before: Sequence[int]) -> bool:
@@ -168,19 +176,19 @@ def _check_spelt(texts: Sequence[str], tokenizer: Tokenizer, spaced: bool) -> No
 class TextLanguage:
     """See `language`."""
 
-    def __init__(self, matcher, constraint: Constraint):
-        self._matcher, self._constraint = matcher, constraint
+    def __init__(self, matcher, constraint: Constraint, not_first: np.ndarray | None = None):
+        self._matcher, self._constraint, self._not_first = matcher, constraint, not_first
 
     def begin(self) -> "TextWalk":
         """A walk that nothing was drawn of."""
-        return TextWalk(self._matcher.deep_copy(), self._constraint)
+        return TextWalk(self._matcher.deep_copy(), self._constraint, self._not_first)
 
 
 class TextWalk:
     """See `fmjax.inference.engine_requests.Walk`."""
 
-    def __init__(self, matcher, constraint: Constraint):
-        self._matcher, self._constraint = matcher, constraint
+    def __init__(self, matcher, constraint: Constraint, not_first: np.ndarray | None = None):
+        self._matcher, self._constraint, self._not_first = matcher, constraint, not_first
 
     def allowed(self) -> np.ndarray:
         """uint32 words: the tokens that go on with some text."""
@@ -191,7 +199,8 @@ class TextWalk:
         if self._matcher.get_error().startswith("NoExtensionBias"):  # no token goes on with any text
             return np.zeros(0, np.uint32)
         self._check()
-        return np.frombuffer(words, "<u4")
+        words = np.frombuffer(words, "<u4")
+        return words if self._not_first is None else words & ~self._not_first[: len(words)]
 
     def may_end(self) -> bool:
         """Whether what was drawn is a text of the language."""
@@ -200,6 +209,7 @@ class TextWalk:
     def take(self, token: int) -> None:
         """Goes on by a token."""
         self._matcher.consume_token(token)
+        self._not_first = None
         self._check()
 
     def _check(self) -> None:

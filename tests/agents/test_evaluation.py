@@ -10,6 +10,7 @@ from scripted import PLAIN, Scripted
 
 from fmjax.agents import evaluation, problems
 from fmjax.agents.tools import Call, by_name, carried_out
+from fmjax.errors import InputError
 from fmjax.tasks import environments
 from fmjax.tasks.protocol import Rollout
 
@@ -40,6 +41,19 @@ def test_problems_know_their_answers(seed):
         assert not files.succeeded(wanted)
         carried_out(tools, Call("write_file", {"name": "copy.txt", "text": wanted}))
         assert files.succeeded("")
+
+
+def test_what_the_files_task_asks_and_where_it_cannot():
+    (one,) = evaluation.AgentFiles().requests(0)
+    assert "success_without_tools" not in evaluation.AgentFiles().statistics(0, [{"success": 1.0}])
+    for template in (None, PLAIN):  # also of models without a template
+        model = Scripted([], template)
+        with contextlib.ExitStack() as stack:
+            problem = stack.enter_context(problems.small_files(0, letters))
+            assert len(evaluation.SmallFiles()._episode(model, "", problem).format.tools) == 3
+            model.context_length = 220
+            with pytest.raises(InputError, match="SmallFiles: .* more than the model's context of 220"):
+                evaluation.SmallFiles()._episode(model, "", problem)
 
 
 class Solver(Scripted):

@@ -222,13 +222,14 @@ def test_a_row_that_no_token_goes_on_with_ends_alone(tiny, caplog):
 
 
 class Spaced(Pieces):
-    """As SentencePiece: _ spells a space, of which one is dropped where a text begins."""
+    """As SentencePiece: _ spells a space, and those of a first token are dropped."""
 
-    pieces = ["", "_a", "b", "_", "a", '_{"', 'a": ', "1", "}", "{", '"a', '": 1']
+    pieces = ["", "_a", "b", "_", "a", '_{"', 'a": ', "1", "}", "{", '"a', '": 1', "__", "__a"]
     vocab_size, source, fingerprint = len(pieces), "spaced", "spaced"
 
     def decode(self, ids):
-        return "".join(self.pieces[i] for i in ids).replace("_", " ").removeprefix(" ")
+        first, *others = [self.pieces[i] for i in ids if i] or [""]
+        return first.replace("_", "") + "".join(others).replace("_", " ")
 
     def token_bytes(self):
         return [piece.replace("_", " ").encode() for piece in self.pieces]
@@ -240,8 +241,8 @@ def test_the_space_that_decoding_drops_is_none_of_the_text(name):
     assert constraints.drops_space(tokenizer, []) and constraints.drops_space(tokenizer, [0])
     assert not constraints.drops_space(tokenizer, [4]) and not constraints.drops_space(TOKENIZER, [])
     schema = OBJECT | {"properties": {"a": {"const": 1}}}
-    texts = {'{"a": 1}'} if name == "json_schema" else {"a", "ab"}
-    make = {"choices": ["a", "ab"], "regex": "ab?", "lark": 'start: "a" | "ab"', "json_schema": schema}
+    texts = {'{"a": 1}'} if name == "json_schema" else {"a", " ab"}
+    make = {"choices": ["a", " ab"], "regex": "a| ab", "lark": 'start: "a" | " ab"', "json_schema": schema}
     language = constraints.language(getattr(constraints, name)(make[name]), tokenizer, spaced=True)
     waiting, found = [()], set()
     while waiting:
