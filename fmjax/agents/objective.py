@@ -64,7 +64,7 @@ class Acting:
         check(self.tools, Places())
         if getattr(self, "overlong_buffer", 0):
             raise ConfigError("objective.overlong_buffer is of replies, and episodes have several; set it to 0")
-        if self._graders.models():
+        if self.models().keys() - {"reference"}:
             raise ConfigError("a reward model reads one reply, and episodes have several; take a function")
 
     def _length(self, prompt: int) -> int:
