@@ -25,9 +25,10 @@ class RewardSpec:
       function: import path `package.module:function`: `(prompts, replies)`, lists of texts (of token ids, where the
         data have no tokenizer), to a number each; a third argument gets the prompts' rows of the data, a dict of
         arrays. A pure function, or a resumed run is another.
-      verifier: "maths" (1 where the final number of a reply is that of the prompt's answer), "unit_tests" (1 where the
-        program in a reply passes the answer's tests, in the sandbox), or an import path of `(replies, answers)`, lists
-        of texts, to a number each. The data have an answer to each prompt: `data.answer_bytes`.
+      verifier: "maths" (1 where a reply ends with the prompt's answer, a number in any writing or else the same text),
+        "unit_tests" (1 where the program in a reply passes the answer's tests, in the sandbox), or an import path of
+        `(replies, answers)`, lists of texts, to a number each. The data have an answer to each prompt:
+        `data.answer_bytes`.
       lexicon: "vader" (the package vaderSentiment), or a file with a word, a tab and its value in a line.
       models: paths of reward models' runs; of several `combine` makes one number.
       combine: of several models the "mean", or the "worst" (the least of them: Coste et al. 2023,

@@ -5,11 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fmjax.objectives.grpo import GRPO
 from fmjax.objectives.ppo import PPO
 from fmjax.training.gradients import make_gradient
+from fmjax.training.state import TrainState
+from fmjax.training.step import make_train_step
 
 REWARD = "fmjax.objectives.rewards:digits_of_prompt"
 VOCAB, WIDTH, ROWS, LENGTH, TEXTS, LONG = 5, 3, 4, 4, 2, 3
@@ -105,3 +108,16 @@ def test_the_loss_and_gradient_of_ppo_are_those_of_the_formula(parts):
 def test_parts_add_up_to_the_whole(objective):
     whole, cut = (of_parts(objective, parts) for parts in (1, 2))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), whole, cut)
+
+
+def test_a_step_that_is_skipped_leaves_beta_to_the_others():
+    optimizer, schedule = optax.sgd(0.1), lambda step: 0.1
+    step = jax.jit(make_train_step(apply, OBJECTIVE, optimizer, schedule, rules=(), nonfinite="skip"))
+    zero = jnp.zeros((), jnp.int32)
+    carry = OBJECTIVE.initial(None, None, None)
+    state = TrainState(zero, zero, PARAMS, optimizer.init(PARAMS), None, carry, None)
+    bad = BATCH | {"returns": BATCH["returns"] + np.float32("inf")}
+    for batch, skipped, beta in ((bad, 1, 0.5), (BATCH, 1, 0.6), (bad, 2, 0.6)):
+        state, metrics = step(state, batch, jax.random.key(0))
+        assert metrics["skipped"] == skipped and float(state.carry["beta"]) == pytest.approx(beta)
+    assert np.isfinite(state.params["embed"]).all() and not np.array_equal(state.params["embed"], PARAMS["embed"])

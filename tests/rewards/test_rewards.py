@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.errors import ConfigError, DataError, InputError
+from fmjax.errors import CheckpointError, ConfigError, DataError, InputError
 from fmjax.objectives.reinforce import Reinforce
 from fmjax.objectives.step_rewards import StepRewards
 from fmjax.rewards.base import Samples
@@ -15,6 +15,7 @@ from fmjax.rewards.maths import final_answer, same, verify
 from fmjax.rewards.models import check_trained, combined
 from fmjax.rewards.several import Several
 from fmjax.tasks.program_rewards import program_in, verify as run_tests
+from fmjax.training.resume import check_content
 
 
 @pytest.mark.parametrize(
@@ -175,3 +176,6 @@ def test_a_lexicon_is_opened_once_and_known_by_its_content(tmp_path):
     path.write_text("good\t1.0\n")
     assert before.keys() == {"objective.rewards.words.lexicon"} and objective.contents() == before != make().contents()
     assert objective._graders is objective._graders
+    check_content(tmp_path, {"file": before}, {"file": before})
+    with pytest.raises(CheckpointError, match="the file 'objective.rewards.words.lexicon' is not the one"):
+        check_content(tmp_path, {"file": before}, {"file": make().contents()})
