@@ -10,7 +10,6 @@ came out otherwise.
 import sys
 import time
 
-from fmjax import cpu
 from fmjax.commands import cli
 from fmjax.errors import InputError, RunError
 from fmjax.layers.checks import COMPUTE_DTYPES
@@ -60,7 +59,6 @@ def parse(argv: list[str]):
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
-    cpu.order_collectives()
     cli.log_to_stderr()
     from fmjax.cache_folder import use_compilation_cache
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fmjax import cpu
 from fmjax.commands import cli
 from fmjax.data.chats.asked import Asked, ChatPromptData, read_asked
 from fmjax.data.chats.sources import open_chats
@@ -66,7 +65,6 @@ def _rewards(text: str) -> dict:
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
-    cpu.order_collectives()
     cli.log_to_stderr()
     output = pathlib.Path(flags.output).expanduser()
     if output.exists():
