@@ -8,7 +8,6 @@ from fmjax.data.codecs.label import LabelCodec
 from fmjax.data.digits import CODEC
 from fmjax.load import Model
 from fmjax.models.vit import ViT
-from tests.quick_keys import quick_key
 
 FIELDS = dict(
     num_layers=2,
@@ -32,7 +31,7 @@ def _random(key):
 
 
 MODEL = Model(
-    MODULE, jax.jit(_random)(quick_key(0)),
+    MODULE, jax.jit(_random)(jax.random.key(0)),
     {"model": {"name": "vit"} | FIELDS, "objective": {"name": "classification"}},
     codecs={"image": CODEC, "label": LabelCodec(10)},
 )  # fmt: skip

@@ -39,7 +39,7 @@ def byte_model(tokenizer=None, max_length: int = 64, **config) -> Model:
     tokenizer = tokenizer or ChatBytes()
     sizes = dict(num_layers=2, hidden_size=16, num_heads=4, max_length=max_length, init_std=0.3)
     module = GPT(**sizes, vocab_size=tokenizer.vocab_size)
-    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
     return Model(module, params, {"model": {"name": "gpt", **sizes}, **config}, tokenizer)
 
 

@@ -20,7 +20,6 @@ from fmjax.inference.continuations import Continuation, Piece
 from fmjax.load import Model
 from fmjax.models.bert import Bert
 from fmjax.models.transformer import EncoderDecoder
-from tests.quick_keys import quick_key
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +145,7 @@ def test_names_of_control_tokens_stand_for_them_when_asked(pieces_model, capsys)
 
 def save(module, name, folder, **inputs):
     tokens = jnp.zeros((1, 4), jnp.int32)
-    params = nn.unbox(jax.jit(module.init)(quick_key(0), tokens, **{k: tokens for k in inputs})["params"])
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens, **{k: tokens for k in inputs})["params"])
     section = {k: v for k, v in vars(module).items() if k in SIZES or k == "start_id"}
     Model(module, params, {"model": {"name": name, **section}}, byte_model().tokenizer).save(folder)
 
