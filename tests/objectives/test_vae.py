@@ -225,16 +225,9 @@ def test_sides_take_turns_and_each_is_optimised_as_if_it_were_alone():
 INSIDE = dict(image_size=4, num_channels=1, widths=(4,), num_blocks=1, norm_groups=2, mid_attention=False)
 
 
-@pytest.mark.parametrize(
-    "coder, objective, cuts",
-    [
-        (VQGAN(**INSIDE, code_size=3), VQAutoencoder(num_codes=5, adversarial_weight=0.1, error="absolute"), (1, 2)),
-        (AutoencoderKL(**INSIDE, latent_channels=2), VAE(adversarial_weight=0.1), (2,)),
-    ],
-    ids=["vqgan", "vae"],
-)
-def test_a_module_with_a_critic_trains_whole_however_the_batch_is_cut(coder, objective, cuts):
-    module = Criticised(coder, critic_width=8, critic_halvings=1)
+def test_a_module_with_a_critic_trains_whole_however_the_batch_is_cut():
+    module = Criticised(VQGAN(**INSIDE, code_size=3), critic_width=8, critic_halvings=1)
+    objective = VQAutoencoder(num_codes=5, adversarial_weight=0.1, error="absolute")
     images = np.random.default_rng(0).uniform(-1, 1, (4, 4, 4, 1)).astype(np.float32)
     data, optimizer = {"images": images, "loss_weights": np.ones(4, np.float32)}, by_turns(optax.sgd(0.1), ("critic",))
 
@@ -249,7 +242,7 @@ def test_a_module_with_a_critic_trains_whole_however_the_batch_is_cut(coder, obj
         return jax.jit(step)(before, data, jax.random.key(1))
 
     before = start(jax.random.key(0))
-    (one, metrics), *others = map(run, cuts)
+    (one, metrics), *others = map(run, (1, 2))
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
     for two, same in others:
         jax.tree.map(close, (one.params, one.carry, metrics), (two.params, two.carry, same))

@@ -118,14 +118,12 @@ DIT = {"name": "dit", "num_layers": 1, "hidden_size": 8, "num_heads": 2}
 CARRYING = {  # model and objective
     "latent_diffusion": (DIT | {"image_size": 4, "num_channels": 2},
                          {"condition": "label", "first_stage": "vae", "latent_shape": (4, 4, 2)}),
-    "discrete_vae": ({"name": "discrete_vae", "widths": (4, 4), "num_blocks": 1, "num_codes": 4, "code_size": 4},
-                     {"temperature_steps": 6, "beta_steps": 3}),
     "consistency": (DIT, {"process": "flow", "target": "velocity"}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CARRYING)
-def test_cut_it_goes_on_by_the_measured_scale_the_counted_step_or_the_average(name, tmp_path, monkeypatch, caplog):
+def test_cut_it_goes_on_by_the_measured_scale_or_the_average(name, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "fmjax")
     everything = jax.devices
     monkeypatch.setattr(jax, "devices", lambda *a: everything(*a)[:1])

@@ -75,7 +75,6 @@ def one_device(model):
 @pytest.mark.parametrize(
     "model, mesh",
     [
-        ("llama", {"data": 8}),
         ("llama", {"data": 1, "fsdp": 8}),
         ("llama", {"data": 2, "fsdp": 2, "tensor": 2}),
         ("gpt", {"data": 2, "fsdp": 2, "tensor": 2}),
