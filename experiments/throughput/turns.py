@@ -64,6 +64,6 @@ def measure(script: str, folder: str, kind: str, repeats: int, sides: tuple[str,
         print(f"{kind} {side}: {seconds:.2f} s, {processor:.2f} s of processors; differs by {differ:.0e}")
     ratios = [statistics.median(turn[best][i] / turn["fmjax"][i] for turn in turns) for i in (0, 1)]
     print(
-        f"{kind}: {ratios[0]:.2f} times the speed of the other side ({best}), {ratios[1]:.2f} by the processor's seconds",
+        f"{kind}: {ratios[0]:.2f} times the speed of {best}, {ratios[1]:.2f} by the processor's seconds",
         flush=True,
     )

@@ -5,7 +5,6 @@ import collections
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import pytest
 from tiny_decoder import full_logits
 
 from fmjax.inference import engine_parts, engine_programs

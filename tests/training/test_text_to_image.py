@@ -103,7 +103,7 @@ def test_latents_are_scaled_by_what_the_first_batch_measured(straight, parts):
 
 
 def test_frozen_models_in_the_step_are_not_saved(parts, tmp_path):
-    """A first stage and a text tower; that a run with others in its step is resumed, test_killed_plugins.py shows."""
+    """A first stage and a text tower; that a run with others in its step is resumed, test_cut_plugins.py shows."""
     more = frozen_text(parts) | {"train.steps": "2"} | QUIET
     train(config(parts, **more), tmp_path / "run", cache_dir=parts / "cache", progress=False)
     assert metrics(tmp_path / "run", "train/loss") and not metrics(tmp_path / "run", "eval/heldout/loss")
