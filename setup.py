@@ -51,7 +51,10 @@ setup(
         ],  # fmt: skip
         "tensorboard": ["tensorboard>=2.16"],  # to look at the events of a run
         "lm-eval": ["lm-eval>=0.4.9"],
-        "oracle": ["torch>=2.6", "transformers>=5"],
+        "oracle": [
+            "torch>=2.6", "transformers>=5", "diffusers>=0.42", "peft>=0.21", "trl>=1.16", "rlax>=0.1.8",
+            "bitsandbytes>=0.50", "sentencepiece", "protobuf",
+        ],  # fmt: skip
         "experiments": ["sacrebleu>=2.4"],
     },
 )

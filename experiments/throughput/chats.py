@@ -1,6 +1,6 @@
 """Supervised fine-tuning and DPO of a model of SmolLM2-135M's shape, by fmjax and by TRL, the same random weights:
 
-    pip install -e '.[oracle]' trl
+    pip install -e '.[oracle]'
     python experiments/throughput/chats.py [sft] [dpo]
 
 A step of `sft` is of 4 chats of 257 tokens, of `dpo` of 2 pairs of such chats, the second half of each the reply, with

@@ -66,11 +66,7 @@ def _rewards(text: str) -> dict:
 def main(argv: list[str]) -> None:
     flags = parse(argv)
     cli.log_to_stderr()
-    output = pathlib.Path(flags.output).expanduser()
-    if output.exists():
-        raise DataError(f"{output} is there already; choose another name")
-    if not output.parent.is_dir():
-        raise DataError(f"--output={str(output)!r}: the folder {str(output.parent)!r} does not exist")
+    output = cli.new_output(flags.output)
     from fmjax.cache_folder import cache_dir, use_compilation_cache
     from fmjax.load import load, trained_with
 

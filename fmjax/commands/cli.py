@@ -13,12 +13,13 @@ import argparse
 import logging
 import math
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from fmjax import cpu
-from fmjax.errors import InputError, RunError
+from fmjax.errors import DataError, InputError, RunError
 from fmjax.registry import nearest
 
 
@@ -107,6 +108,16 @@ def number(kind: type, *, low: float = -math.inf, high: float = math.inf, exclud
         return value
 
     return parse
+
+
+def new_output(text: str) -> pathlib.Path:
+    """Where --output is to lie. Raises DataError where something lies there, or the folder for it does not exist."""
+    output = pathlib.Path(text).expanduser()
+    if output.exists():
+        raise DataError(f"{output} is there already; choose another name")
+    if not output.parent.is_dir():
+        raise DataError(f"--output={str(output)!r}: the folder {str(output.parent)!r} does not exist")
+    return output
 
 
 def log_to_stderr() -> None:

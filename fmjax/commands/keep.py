@@ -51,11 +51,7 @@ def main(argv: list[str]) -> None:
     from fmjax import config as configs
 
     config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
-    output = pathlib.Path(flags.output).expanduser()
-    if output.exists():
-        raise InputError(f"--output={str(output)!r} is there already; choose another")
-    if not output.parent.is_dir():
-        raise InputError(f"--output={str(output)!r}: the folder {str(output.parent)!r} does not exist")
+    output = cli.new_output(flags.output)
     written = keep(config, output, flags.rows, flags.batch_size, flags.dtype, progress=sys.stderr.isatty())
     print(f"wrote {output}: {', '.join(f'{rows} rows of {split}' for split, rows in written.items())}")
 

@@ -15,7 +15,6 @@ from fmjax.data.chats.corpus import encode_record
 from fmjax.data.chats.ranked import PreferenceData
 from fmjax.data.chats.sources import open_chats
 from fmjax.data.sources import SourceSpec
-from fmjax.errors import DataError
 from fmjax.inference.segments import Segment
 from fmjax.layers.checks import COMPUTE_DTYPES
 from fmjax.small_files import write_whole
@@ -34,11 +33,7 @@ def parse(argv: list[str]):
 def main(argv: list[str]) -> None:
     flags = parse(argv)
     cli.log_to_stderr()
-    output = pathlib.Path(flags.output).expanduser()
-    if output.exists():
-        raise DataError(f"{output} is there already; choose another name")
-    if not output.parent.is_dir():
-        raise DataError(f"--output={str(output)!r}: the folder {str(output.parent)!r} does not exist")
+    output = cli.new_output(flags.output)
     from fmjax.cache_folder import cache_dir, use_compilation_cache
     from fmjax.load import load
 

@@ -50,7 +50,8 @@ class Program:
       train_step: `(state, batch, key, *others) -> (state, metrics)`, jitted, its state donated.
       eval_step: `(params, batch, key, carry, models) -> sums`, jitted.
       batch_spec: the global batch as `jax.ShapeDtypeStruct`s with shardings.
-      score_step: `(params, batch) -> (scores, norm)`, jitted, of an on-policy objective with `score`; else None.
+      score_step: `(params, batch, carry, models) -> (scores, norm)`, jitted, of an on-policy objective with `score`;
+        else None.
       rules: pairs (logical axis, mesh axes).
       key: the run's random key; step n uses `fold_in(key, n)`, anything else a key of its own (`key_for`).
       models: those that the objective names, by name; None where it names none.

@@ -48,10 +48,10 @@ def test_flops_of_a_scanned_stack_by_hand(family):
     assert found.flops == pytest.approx(by_hand, rel=0.02)
 
 
-def test_flops_of_a_scanned_stack_of_several_kinds_are_those_of_its_layers(layers=5):  # two periods and a rest
+def test_flops_of_a_scanned_stack_of_several_kinds_are_those_of_its_layers():
     """Rows of 512, of which layers with a window of 32 need about a fifth of the pairs that the others need."""
     module = Gemma3(
-        num_layers=layers, hidden_size=32, intermediate_size=64, num_heads=2, num_kv_heads=1, head_dim=16, window=32,
+        num_layers=5, hidden_size=32, intermediate_size=64, num_heads=2, num_kv_heads=1, head_dim=16, window=32,
         layer_pattern=("local", "global"), vocab_size=64, max_length=512, attention="cpu",
     )  # fmt: skip
     tokens = jax.ShapeDtypeStruct((1, 512), jnp.int32)
