@@ -1,14 +1,17 @@
-"""Supervised fine-tuning and DPO of a model of SmolLM2-135M's shape, by fmjax and by TRL, the same random weights:
+"""Supervised fine-tuning, DPO and rollouts of a model of SmolLM2-135M's shape, by fmjax and by TRL, the same random
+weights:
 
     pip install -e '.[oracle]'
-    python experiments/throughput/chats.py [sft] [dpo]
+    python experiments/throughput/chats.py [sft] [dpo] [rollout]
 
 A step of `sft` is of 4 chats of 257 tokens, of `dpo` of 2 pairs of such chats, the second half of each the reply, with
 the reference model in the step. AdamW, gradients clipped to norm 1, float32, no dropout. TRL's trainers compute their
 own losses (`SFTTrainer.compute_loss`, `DPOTrainer.compute_loss`) with `sdpa` attention, and a fused AdamW takes their
-steps. A process a side; after a warm-up they take turns. Prints medians of seconds and of the processor's (of all
-threads), the median of the turns' ratios, and by how much the losses (of dpo: the log-probability of the better reply)
-differ.
+steps. A `rollout` is 8 replies of 64 tokens to each of 4 prompts of 128, drawn at temperature 1 from parameters that
+have just changed, by `GRPOTrainer`'s own generation and by what our objectives draw with. A process a side; after a
+warm-up they take turns. Prints medians of seconds and of the processor's (of all threads), the median of the turns'
+ratios, and by how much the losses (of dpo: the log-probability of the better reply; of a rollout: the number of drawn
+tokens) differ, and each side's memory at its highest.
 """
 
 import os
@@ -25,9 +28,10 @@ from shapes import SHAPES  # noqa: E402
 from sides import ADAMW, make_weights  # noqa: E402
 from turns import measure, serve  # noqa: E402
 
-KINDS = ("sft", "dpo")
+KINDS = ("sft", "dpo", "rollout")
 SHAPE = SHAPES["smollm2-135m"]
 CHATS, LENGTH, PROMPT = 4, SHAPE.length, SHAPE.length // 2
+SAMPLES, NEW = 8, 64
 
 
 def chats_of(number: int, kind: str) -> np.ndarray:
@@ -86,6 +90,31 @@ def fmjax_step(folder: str, kind: str):
     return step
 
 
+def fmjax_rollout(folder: str):
+    """As `fmjax_step`; says how many tokens were drawn."""
+    import dataclasses
+
+    import jax
+
+    import fmjax
+
+    model = fmjax.load(folder)
+    changed = jax.jit(lambda params: jax.tree.map(lambda x: x * 1.0, params), donate_argnums=0)
+    params = [model.params]
+
+    def step(number: int) -> int:
+        params[0] = changed(params[0])
+        now = dataclasses.replace(model, params=params[0], kept={})
+        prompts = chats_of(number, "rollout")[:, :PROMPT].tolist()
+        replies = now.complete(
+            prompts, num_samples=SAMPLES, temperature=1.0, seed=number, max_new_tokens=NEW, batch_size=CHATS * SAMPLES,
+            cache_length=PROMPT + NEW,
+        )  # fmt: skip
+        return sum(len(reply.tokens) for reply in replies)
+
+    return step
+
+
 def trl_trainer(folder: str, kind: str):
     """TRL's trainer of a model; its own rows are made from a word, and none of them is used."""
     import datasets
@@ -109,6 +138,14 @@ def trl_trainer(folder: str, kind: str):
         rows = datasets.Dataset.from_list([{"prompt": "a", "completion": " a"}] * 4)
         args = trl.SFTConfig(**fields)
         return trl.SFTTrainer(model(), args=args, train_dataset=rows, processing_class=tokenizer)
+    if kind == "rollout":
+        rows = datasets.Dataset.from_list([{"prompt": "a"}] * 32)
+        args = trl.GRPOConfig(
+            **{name: value for name, value in fields.items() if name != "max_length"} | {"per_device_train_batch_size": 32},
+            num_generations=SAMPLES, max_completion_length=NEW, temperature=1.0, top_k=0,
+        )  # fmt: skip
+        reward = lambda completions, **_: [0.0] * len(completions)
+        return trl.GRPOTrainer(model(), reward, args=args, train_dataset=rows, processing_class=tokenizer)
     rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": " a", "rejected": " a a"}] * 4)
     return trl.DPOTrainer(
         model(), ref_model=model(), args=trl.DPOConfig(beta=0.1, **fields), train_dataset=rows,
@@ -143,7 +180,21 @@ def trl_step(folder: str, kind: str):
     return step
 
 
+def trl_rollout(folder: str):
+    trainer = trl_trainer(folder, "rollout")
+    trainer.model.train()
+
+    def step(number: int) -> int:
+        prompts = [ids for ids in chats_of(number, "rollout")[:, :PROMPT].tolist() for _ in range(SAMPLES)]
+        replies, _ = trainer._generate_single_turn(prompts, None, {}, SAMPLES)
+        return sum(map(len, replies))
+
+    return step
+
+
 def work(folder: str, kind: str, side: str):
+    if kind == "rollout":
+        return fmjax_rollout(folder) if side == "fmjax" else trl_rollout(folder)
     return fmjax_step(folder, kind) if side == "fmjax" else trl_step(folder, kind)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -15,15 +16,16 @@ SIDES = ("fmjax", "eager", "compiled")
 
 
 def serve(make: Callable[[], Callable]) -> None:
-    """A worker: a number in, a line of JSON out, [seconds, seconds of its processors, answer]. `make` gives the
-    function of a number that is timed."""
+    """A worker: a number in, a line of JSON out, [seconds, seconds of its processors, answer, bytes of memory at its
+    highest]. `make` gives the function of a number that is timed."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     do = make()
     for line in sys.stdin:
         seconds, processor = time.perf_counter(), time.process_time()
         answer = do(int(line))
-        found = time.perf_counter() - seconds, time.process_time() - processor, answer
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        found = time.perf_counter() - seconds, time.process_time() - processor, answer, memory
         print(json.dumps(found), file=out, flush=True)
 
 
@@ -61,7 +63,11 @@ def measure(script: str, folder: str, kind: str, repeats: int, sides: tuple[str,
     for side in workers:
         seconds, processor = (statistics.median(turn[side][i] for turn in turns) for i in (0, 1))
         differ = np.abs(np.asarray(first[side]) - np.asarray(first["fmjax"])).max()
-        print(f"{kind} {side}: {seconds:.2f} s, {processor:.2f} s of processors; differs by {differ:.0e}")
+        memory = turns[-1][side][3] / 2**20
+        print(
+            f"{kind} {side}: {seconds:.2f} s, {processor:.2f} s of processors, {memory:,.0f} MB at its highest; "
+            f"differs by {differ:.0e}"
+        )
     ratios = [statistics.median(turn[best][i] / turn["fmjax"][i] for turn in turns) for i in (0, 1)]
     print(
         f"{kind}: {ratios[0]:.2f} times the speed of {best}, {ratios[1]:.2f} by the processor's seconds",
