@@ -124,11 +124,15 @@ def main():
     from fmjax.assemble import open_data
     from fmjax.cache_folder import cache_dir, use_compilation_cache
     from fmjax.data.codecs.image import grid
+    from fmjax.tasks.images import FashionMNISTData
 
     use_compilation_cache()
     name = "fashion_mnist" if flags.data_dir else "digits"
     folder = flags.workdir.absolute() / name
-    source = {"name": "images", "source": f"{flags.data_dir}/vision_fashion_mnist", "image_size": 28, "channels": 1}
+    source = {
+        "name": "images", "source": f"{flags.data_dir}/vision_fashion_mnist", "image_size": 28, "channels": 1,
+        "class_names": list(FashionMNISTData.names),
+    }  # fmt: skip
     data = source if flags.data_dir else {"name": "digits", "max_shift": 0}
     tera, count = flags.tera or TERA[name], flags.count or 360
     of_models = models(4 if flags.data_dir else 2)

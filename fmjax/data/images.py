@@ -26,6 +26,8 @@ class ImageData(ImageSettings):
     Attributes:
       label_field: the field of a record with the class, in Parquet, TFDS and the JSON files of tars; None is "label",
         or another usual name.
+      class_names: names of the classes 0, 1, ... of files that tell numbers alone, as IDX files do; None keeps the
+        numbers.
       max_shift: training images are moved by up to this many pixels along each axis, at random for each row; the gap is
         black.
       train_images: how many images to train on, to see what few labels do: as many of each class as of any other, as
@@ -34,6 +36,7 @@ class ImageData(ImageSettings):
     """
 
     label_field: str | None = None
+    class_names: tuple[str, ...] | None = None
     max_shift: int = 0
     train_images: int | None = None
 
@@ -41,6 +44,12 @@ class ImageData(ImageSettings):
         super().__post_init__()
         if not 0 <= self.max_shift < self.image_size:
             raise ConfigError(f"data.max_shift = {self.max_shift} must be from 0 to {self.image_size - 1} pixels")
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", tuple(self.class_names))
+            if wrong := [name for name in self.class_names if not name or name.isdecimal()]:
+                raise ConfigError(f"data.class_names has {wrong[0]!r}; a name must not be empty, nor a number")
+            if len(set(self.class_names)) != len(self.class_names):
+                raise ConfigError(f"data.class_names = {self.class_names} has a name twice")
         if self.train_images is not None and self.train_images < 1:
             raise ConfigError(f"data.train_images = {self.train_images} must be at least 1, or None for all")
 
@@ -72,7 +81,7 @@ class ImageData(ImageSettings):
                 )
         if self.train_images is not None:
             train = few_of_each(train, self.train_images, seed)
-        codec, labels, view = self.codec, LabelCodec(len(names), names), self.view
+        codec, labels, view = self.codec, LabelCodec(len(names), self._named(names)), self.view
         return OpenData(
             train=TrainingImages(train, labels, view, seed),
             evaluation={"heldout": EvaluationImages(heldout, labels, view)} if len(heldout) else {},
@@ -83,6 +92,18 @@ class ImageData(ImageSettings):
             trained_on=train.keys,
             num_train=len(train),
         )  # fmt: skip
+
+    def _named(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The classes' names, those given where there are. Raises ConfigError where these do not fit."""
+        if self.class_names is None:
+            return names
+        expected = tuple(map(str, range(len(self.class_names))))
+        if names != expected:
+            raise ConfigError(
+                f"data.class_names has {len(self.class_names)} names, for classes 0 to {len(self.class_names) - 1}; "
+                f"the images' classes are {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}"
+            )
+        return self.class_names
 
 
 def few_of_each(images: ImageSet, count: int, seed: object) -> ImageSet:

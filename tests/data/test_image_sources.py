@@ -252,6 +252,26 @@ def test_idx_files(tmp_path):
         ImageData(str(tmp_path), 4, channels=1).open(seed=0, cache_dir=tmp_path / "cache")
 
 
+def test_classes_that_files_number_are_named(tmp_path):
+    images, labels = np.arange(4 * 16).reshape(4, 4, 4).astype(np.uint8), np.array([1, 0, 1, 2], np.uint8)
+    write_idx(tmp_path / "train-images-idx3-ubyte", images)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels)
+    names = ("owl", "cat", "dog")
+    opened = lambda names: ImageData(str(tmp_path), 4, channels=1, class_names=names, heldout_fraction=0.0).open(
+        seed=0, cache_dir=tmp_path / "cache"
+    )
+    data = opened(names)
+    assert seen(data, [data.train[i] for i in range(4)]) == {
+        images[i].tobytes(): ({names[labels[i]]}, 1) for i in range(4)
+    }
+    with pytest.raises(ConfigError, match="data.class_names has 2 names, for classes 0 to 1; .* classes are 0, 1, 2"):
+        opened(("owl", "cat"))
+    with pytest.raises(ConfigError, match="data.class_names has '7'; a name must not be empty, nor a number"):
+        opened(("owl", "7", "dog"))
+    with pytest.raises(ConfigError, match="has a name twice"):
+        opened(("owl", "owl", "dog"))
+
+
 def test_what_is_wrong_with_a_source_is_said(tmp_path, dataset):
     def refused(message, kind=ImageData, error=DataError, source=None, **fields):
         with pytest.raises(error, match=message):
