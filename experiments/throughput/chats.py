@@ -140,9 +140,10 @@ def trl_trainer(folder: str, kind: str):
         return trl.SFTTrainer(model(), args=args, train_dataset=rows, processing_class=tokenizer)
     if kind == "rollout":
         rows = datasets.Dataset.from_list([{"prompt": "a"}] * 32)
+        del fields["max_length"]
+        fields["per_device_train_batch_size"] = CHATS * SAMPLES
         args = trl.GRPOConfig(
-            **{name: value for name, value in fields.items() if name != "max_length"} | {"per_device_train_batch_size": 32},
-            num_generations=SAMPLES, max_completion_length=NEW, temperature=1.0, top_k=0,
+            **fields, num_generations=SAMPLES, max_completion_length=NEW, temperature=1.0, top_k=0,
         )  # fmt: skip
         reward = lambda completions, **_: [0.0] * len(completions)
         return trl.GRPOTrainer(model(), reward, args=args, train_dataset=rows, processing_class=tokenizer)
