@@ -15,6 +15,7 @@ from fmjax.adapt import WEIGHTS
 from fmjax.config import build
 from fmjax.data import DATASETS
 from fmjax.errors import ConfigError
+from fmjax.layers.weights import merged
 from fmjax.models import MODELS
 from fmjax.models.state import state_collections
 from fmjax.parallel.sharding import logical_axes
@@ -98,6 +99,12 @@ def check_codecs(codecs, module: nn.Module, objective) -> None:
 def build_weights(config):
     """What the config makes of the parameters, `fmjax.adapt.base.Weights`, or None where it says nothing of them."""
     return build(config["weights"], WEIGHTS) if config.get("weights") else None
+
+
+def served_params(weights, params):
+    """What a loaded model computes with, of parameters as `weights` (`build_weights`, or None) has made them: whole
+    kernels, but for weights that say otherwise."""
+    return getattr(weights, "served", merged)(params)
 
 
 def init_params(module: nn.Module, key: jax.Array, inputs: dict, weights=None):

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 
 from fmjax import hub
-from fmjax.assemble import build_module, build_weights, check_codecs
+from fmjax.assemble import build_module, build_weights, check_codecs, served_params
 from fmjax.checkpoint_files import load_average, load_carry, load_params
 from fmjax.config import build, load_config_file, load_workdir_config, resolve
 from fmjax.data.codecs.base import Codec, load_codecs
@@ -26,7 +26,6 @@ from fmjax.inference.model import Model
 from fmjax.interop import loading, peft
 from fmjax.interop.adapters import with_adapters
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
-from fmjax.layers.weights import merged
 from fmjax.models.prompted import prompt_as_prefix
 from fmjax.models.state import own_carry
 from fmjax.objectives import OBJECTIVES
@@ -118,15 +117,20 @@ def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, An
         module = build_module(resolve(load_config_file(str(path))), {})
         return _served(module, jax.tree.map(lie, *loading.placed(module, placement)), {}, {})
     folder, _ = hub.checkpoint_step(loading.find_folder(path))
-    carry = {}
+    carry, weights = {}, None
     if _is_workdir(folder):
         module, config, _ = _run_module(folder)
+        weights = build_weights(config)
         carry = own_carry(_carry(config, module, build_weights(config), placement))
     elif loading.is_published(folder):
         module = loading.published_module(folder)
     else:
         raise InputError(f"{str(path)!r} is not a model; {loading.EXPECTED}")
-    params, state = (jax.tree.map(lie, *place(module, placement)) for place in (loading.placed, loading.placed_state))
+    if hasattr(weights, "served"):
+        params = jax.tree.map(lie, *loading.placed(module, placement, weights))
+    else:
+        params = jax.tree.map(lie, *loading.placed(module, placement))
+    state = jax.tree.map(lie, *loading.placed_state(module, placement))
     return _served(module, params, state, carry)
 
 
@@ -220,7 +224,7 @@ def _load_workdir(
         widths = config.get("train", {}).get("ema_sigma_rel", ())
         params, step = load_average(folder, widths, sigma_rel, step, shardings)
         config = {**config, "average": {"sigma_rel": sigma_rel}}
-    params = merged(params)
+    params = served_params(weights, params)
     with contextlib.nullcontext() if placement is None else placement.inference():
         params = prompt_as_prefix(module, params)
     module, params = loading.cast(module, params, dtype)

@@ -6,11 +6,11 @@ import pathlib
 ROOT = pathlib.Path(__file__).parents[1] / "fmjax"
 # From the top. A file belongs to the floor of the longest name that it begins with.
 FLOORS = (
-    "train evaluate generate plan convert search agent",
+    "train evaluate generate plan convert search agent compress.__main__",
     "commands",
     "training planning",
     "agents",
-    "tasks",
+    "tasks compress",
     "training.program training.other_models training.state training.step training.gradients training.trainable "
     "training.optimizer training.layer_decay training.schedule training.turns",
     "load",

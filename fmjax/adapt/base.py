@@ -10,6 +10,9 @@ class Weights(Protocol):
 
     Attributes:
       trainable: regular expressions of the parameters that train where `train.trainable` names none; empty: all.
+
+    A loaded model computes with whole kernels made of these weights; of a class with a method `served(params)` with
+    what that gives.
     """
 
     trainable: tuple[str, ...]

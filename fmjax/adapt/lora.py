@@ -10,9 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.adapt.packed import boxed
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_choice, check_positive
-from fmjax.layers.quantized import BITS, Quantization, QuantizedScales
+from fmjax.layers.codes import BITS
+from fmjax.layers.quantized import Quantization
 from fmjax.layers.weights import DoRAWeight, LoRAWeight, column_lengths, value_of
 from fmjax.parallel.sharding import path_name
 
@@ -34,7 +36,8 @@ class LoRA:
         https://arxiv.org/abs/2312.03732).
       dora: the columns of the sum get lengths of their own, which train too (Liu et al. 2024,
         https://arxiv.org/abs/2402.09353).
-      base: how kernels are kept that do not train: "float" as they are, or "int8", "int4" or "nf4".
+      base: how kernels are kept that do not train: "float" as they are, or "int8", "int4", "nf4" or another format of
+        `fmjax.layers.codes.FORMATS`.
       base_block: numbers along a kernel's inputs that share a scale.
       base_double: scales are kept in eight bits too.
       base_patterns: regular expressions of the kernels that are kept so, adapted or not.
@@ -98,22 +101,9 @@ class LoRA:
     def _kept(self, name: str, leaf):
         """A kernel in few bits, its parts boxed with axis names where it is."""
         try:
-            weight = self.quantization.quantize(nn.unbox(leaf))
+            return boxed(leaf, self.quantization)
         except ConfigError as error:
             raise ConfigError(f"weights.base_block = {self.base_block}: {name!r}: {error}") from None
-        if not isinstance(leaf, nn.Partitioned):
-            return weight
-        *stack, axis_in, axis_out = leaf.names
-        box = lambda value, names=leaf.names: leaf.replace(value=value, names=names)
-        # A scale for each block of inputs: of 576 by 64 there are 9, which two devices cannot share.
-        scales, by_block = weight.scales, (*stack, axis_in and f"{axis_in}?", axis_out)
-        if isinstance(scales, QuantizedScales):
-            scales = QuantizedScales(
-                box(scales.codes, by_block), box(scales.second, (*stack, None)), box(scales.mean, tuple(stack))
-            )
-        else:
-            scales = box(scales, by_block)
-        return weight.replace(codes=box(weight.codes), scales=scales)
 
     def _beside(self, name: str, leaf, key) -> LoRAWeight | DoRAWeight:
         """A kernel and its adapters, boxed with axis names where it is."""

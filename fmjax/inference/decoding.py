@@ -84,7 +84,7 @@ def prepare(module: nn.Module, params) -> tuple[nn.Module, Weights]:
         return module, Weights(params)
     head = module.apply({"params": params}, method="head")
     embedding = head.pop("embedding", None)
-    if embedding is None or embedding.dtype != jnp.float32 or not _is_whole(embedding):
+    if not _is_whole(embedding) or embedding.dtype != jnp.float32:
         return module, Weights(params)
     return module, Weights(params, head | {"kernel": Turned(embedding)})
 

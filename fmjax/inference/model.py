@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.adapt.adapter import attached
+from fmjax.adapt.packed import packed_section
 from fmjax.data.codecs.base import save_codecs
 from fmjax.errors import InputError
 from fmjax.inference import abilities, kinds, pairs, scored_text, scoring, values
 from fmjax.inference.checks import as_tokens, check_inputs, check_no_text, check_options, named_options
 from fmjax.inference.continues_texts import ContinuesTexts
 from fmjax.layers.checks import check_choice
-from fmjax.layers.weights import bare, merged
+from fmjax.layers.weights import bare, count, without_adapters
 from fmjax.models.state import kept_state, state_collections
 from fmjax.parallel.placement import Placement
 from fmjax.registry import nearest
@@ -73,9 +74,9 @@ class Model(ContinuesTexts):
     adapter: str | None = None
 
     def __repr__(self) -> str:
-        count = sum(x.size for x in jax.tree.leaves(self.params))
+        size = count(self.params)
         at = "" if self.step is None else f", step {self.step}"
-        return f"Model({type(self.module).__name__}, {count:,} parameters, from {self.source}{at})"
+        return f"Model({type(self.module).__name__}, {size:,} parameters, from {self.source}{at})"
 
     @property
     def base_params(self):
@@ -283,12 +284,14 @@ class Model(ContinuesTexts):
         """Writes a folder that `fmjax.load` accepts: config.json, parameters, carry, tokenizer, codecs.
 
         Args:
-          format: "fmjax", or "hf": a Hugging Face folder, which `transformers` loads with equal logits; both with the
-            adapter merged into the kernels. "peft": the adapter alone, which `peft` puts on its base.
+          format: "fmjax", in which kernels of few bits stay so, or "hf": a Hugging Face folder, which `transformers`
+            loads with equal logits; both with the adapter merged into the kernels. "peft": the adapter alone, which
+            `peft` puts on its base.
           options: of `fmjax.interop.exporter.save_published`, for "hf".
 
         Raises InputError for a format that does not exist, a directory that already holds a model, for "hf", a model
-        that no published class computes exactly, or, for "peft", one without an adapter.
+        that no published class computes exactly, for "peft", one without an adapter, and for an adapter beside kernels
+        of few bits, which it cannot be merged into.
         """
         check_choice("format", format, ("fmjax", "hf", "peft"))
         if format == "peft":
@@ -306,12 +309,15 @@ class Model(ContinuesTexts):
         from fmjax.checkpoint_files import save_params
         from fmjax.interop.exporter import whole_folder
 
+        params = without_adapters(self.params)
         with whole_folder(directory) as folder:
-            save_params(folder, merged(self.params), self.step or 0, self.carry)
+            save_params(folder, params, self.step or 0, self.carry)
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
             save_codecs(self.codecs, folder)
             config = {key: value for key, value in self.config.items() if key != "weights"}  # which are computed
+            packed = packed_section(params)
+            config |= {} if packed is None else {"weights": packed}
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -25,6 +25,7 @@ from fmjax.layers.weights import (
     is_weight,
     value_of,
 )
+from fmjax.layers.whole_product import whole_product
 from fmjax.parallel.logical import vary_alike
 
 MANY_ROWS = 64
@@ -70,7 +71,8 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
       x: [..., in].
       weight: [in, out], or [out, in] with `transpose` (a tied output head uses its embedding table that way), an array
         or a weight of `fmjax.layers.weights`: of one with adapters base and adapters each take a product, a quantized
-        one is computed for its product, and again for its gradient; or `Turned`, whatever `transpose` says.
+        one is computed for its product, and again for its gradient, or, where it says so, multiplied as whole numbers
+        with x as such; or `Turned`, whatever `transpose` says.
       bias: [out] or None.
       dtype: both factors are cast to it before the product; None keeps x's.
       transpose: contract over the weight's last axis instead of its first.
@@ -84,6 +86,8 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
         y = _turned_product(x.astype(dtype), weight.weight, out_dtype)
     elif isinstance(weight, ADAPTED):
         y = _adapted_product(x, weight, transpose, dtype, out_dtype)
+    elif isinstance(weight, QTensor) and weight.activations == "int8":
+        y = _rounded_product(x.astype(dtype), weight, transpose, out_dtype)
     elif isinstance(weight, QTensor):
         # Kept is what it is computed from; an array as large as the kernel would be kept a layer.
         product = jax.checkpoint(lambda x, weight: _product(x, weight.value(dtype), transpose, out_dtype))
@@ -109,6 +113,18 @@ def _adapted_product(x, weight, transpose, dtype, out_dtype):
     inner, outer = (weight.b, weight.a) if transpose else (weight.a, weight.b)
     low = dense(x, inner, dtype=dtype, transpose=transpose) * jnp.asarray(weight.scale, dtype)
     return product(x, weight.base) + product(low, outer)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _rounded_product(x, weight, transpose, out_dtype):
+    return whole_product(x, weight, transpose).astype(out_dtype)
+
+
+@_rounded_product.defjvp
+def _straight_through(transpose, out_dtype, primals, tangents):
+    """As if x were not rounded (Bengio et al. 2013)."""
+    (x, weight), (dx, _) = primals, tangents
+    return _rounded_product(x, weight, transpose, out_dtype), _product(dx, weight.value(x.dtype), transpose, out_dtype)
 
 
 def _turned_product(x, weight, out_dtype):
@@ -183,6 +199,14 @@ def _product(x, weight, transpose, out_dtype):
     return product_p.bind(*vary_alike(x, weight), transpose=transpose, out_dtype=out_dtype)
 
 
+def weight_param(module: nn.Module, name: str, init, shape: tuple[int, int]):
+    """A parameter, float32, of a module that is handed to `dense`: where it is already more than an array, that."""
+    held = module.get_variable("params", name)
+    if isinstance(held, Turned) or is_weight(held):
+        return held
+    return module.param(name, init, shape, jnp.float32)
+
+
 class Linear(nn.Module):
     """A dense layer with parameters `kernel` [in, features] and, optionally, `bias` [features], in float32.
 
@@ -202,10 +226,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.get_variable("params", "kernel")
-        if not (isinstance(kernel, Turned) or is_weight(kernel)):
-            init = nn.with_logical_partitioning(self.kernel_init.make(), self.names)
-            kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        init = nn.with_logical_partitioning(self.kernel_init.make(), self.names)
+        kernel = weight_param(self, "kernel", init, (x.shape[-1], self.features))
         bias = None
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:])

@@ -4,13 +4,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.layers.dense import dense
+from fmjax.layers.dense import dense, weight_param
 from fmjax.layers.derivatives import with_backward
+from fmjax.layers.quantized import QTensor
 from fmjax.parallel.logical import constrain
 
 
 class Embedding(nn.Module):
-    """A table [num, features], looked up by integer. An index outside the table gives NaN rather than a wrong row.
+    """A table [num, features], an array or of few bits, looked up by integer. An index outside the table gives NaN
+    rather than a wrong row.
 
     Attributes:
       num, features: shape of the table.
@@ -27,12 +29,14 @@ class Embedding(nn.Module):
 
     def setup(self):
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.names)
-        self.embedding = self.param("embedding", init, (self.num, self.features), jnp.float32)
+        self.embedding = weight_param(self, "embedding", init, (self.num, self.features))
 
     def __call__(self, index: jax.Array) -> jax.Array:
         """int32 [...] to [..., features]."""
         # Negative numbers would count from the end of the table.
         index = jnp.where(index < 0, self.num, index)
+        if isinstance(self.embedding, QTensor):
+            return self.embedding.rows(index).astype(self.dtype)
 
         def with_all_columns(table):
             # A table split both ways cannot be looked up without XLA copying everything.

@@ -1,85 +1,63 @@
-"""Weights of few bits: integers in blocks with a scale each, behind `fmjax.layers.dense.dense` as any other weight.
+"""Weights of few bits: codes in blocks with a scale each, behind `fmjax.layers.dense.dense` as any other weight.
 
-A kernel [..., in, out] is cut along `in`, for each output, into blocks. A block keeps its largest absolute value, and
-of each number the nearest of the format's levels, which span -1 to 1.
+A kernel [..., in, out] is cut along `in`, for each output or for several together, into blocks. A block keeps a scale,
+and of each number the nearest of the format's levels (`fmjax.layers.codes.FORMATS`).
 """
 
 import dataclasses
-import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from fmjax.errors import ConfigError
-from fmjax.layers.checks import check_choice, check_positive
+from fmjax.layers.checks import check_choice
+from fmjax.layers.codes import BITS, FORMATS, to_codes, to_levels
+from fmjax.layers.scales import (
+    FLOATS,
+    ROUNDINGS,
+    SUPER_BLOCK,
+    PowerScales,
+    QuantizedScales,
+    SuperScales,
+    power_scales,
+    quantize_scales,
+    super_scales,
+)
 
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
-"""The levels of NormalFloat4 (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, appendix E)."""
-
-BITS = {"int8": 8, "int4": 4, "nf4": 4}
-SECOND_BLOCK = 256
-"""Scales that share a second scale (Dettmers et al. 2023, section 3)."""
-
-
-@functools.cache
-def eight_bit_levels() -> np.ndarray:
-    """The 256 levels, ascending, of the signed eight-bit float in which scales are kept (Dettmers 2015,
-    https://arxiv.org/abs/1511.04561; bitsandbytes' dynamic map): its exponent has as many bits as it needs, and the
-    fraction the rest."""
-    levels = [0.0, 1.0]
-    for exponent in range(7):
-        edges = np.linspace(0.1, 1.0, 2**exponent + 1, dtype=np.float32)
-        fractions = (edges[:-1] + edges[1:]) / np.float32(2.0)
-        ascending = np.float32(10.0 ** (exponent - 6)) * fractions
-        levels += [*ascending, *-ascending]
-    return np.sort(np.asarray(levels, np.float32))
-
-
-@struct.dataclass
-class QuantizedScales:
-    """The scales of blocks, themselves in eight bits: mean + second * level (Dettmers et al. 2023, section 3).
-
-    Attributes:
-      codes: uint8 [..., blocks, out], places among `eight_bit_levels`.
-      second: float32 [..., N], of `SECOND_BLOCK` scales each, counted along the blocks of one output after another.
-      mean: float32 [...].
-    """
-
-    codes: jax.Array
-    second: jax.Array
-    mean: jax.Array
-
-    def value(self) -> jax.Array:
-        """float32 [..., blocks, out]."""
-        blocks, out = self.codes.shape[-2:]
-        place = jnp.arange(out)[None] * blocks + jnp.arange(blocks)[:, None]
-        second = jnp.take(self.second, place // SECOND_BLOCK, axis=-1)
-        return jnp.take(jnp.asarray(eight_bit_levels()), self.codes) * second + self.mean[..., None, None]
+SCALES = (*FLOATS, "power", "super")
+OFFSETS = ("zero", "float")
+ACTIVATIONS = ("float", "int8")
 
 
 @struct.dataclass
 class QTensor:
-    """A kernel [..., in, out] in 4 or 8 bits.
+    """A kernel [..., in, out] of few bits: level * scale + offset.
 
     Attributes:
-      codes: int8 [..., in, out]; of 4 bits uint8 [..., in / 2, out], the number of the even place in the upper half.
-      scales: float32 [..., in / block, out], or `QuantizedScales`: what a level is multiplied with.
-      format: "int8" and "int4", whose codes are whole numbers and whose largest is the block's largest; "nf4", whose
-        codes are places among `NF4`.
+      codes: [..., in * bits / 8, out], uint8 as `fmjax.layers.codes.pack` has packed them: of 4 bits two numbers share
+        a byte, the number of the even place in its upper half. Of 8 bits [..., in, out]: int8, uint8 or float8_e4m3fn.
+      scales: floats [..., in / block, out / tile], or `QuantizedScales`, `SuperScales` or `PowerScales` of that shape:
+        what a level is multiplied with.
+      format: one of `fmjax.layers.codes.FORMATS`: "int8" and "int4", whose levels are whole numbers, "nf4", "fp8", ...
       block: numbers along `in` that share a scale.
+      offsets: None; or what is added, kept as the scales are; or uint8, the level that stands for 0.
+      input_scale: None, or float32 [...]: what whole numbers of the activations are multiplied with.
+      tile: numbers along `out` that share a scale.
+      activations: "float", or "int8": rows of activations become whole numbers too, of -127 to 127, each row by its own
+        largest value unless there is an `input_scale`, and the product of whole numbers is summed in int32.
     """
 
     codes: jax.Array
     scales: Any
     format: str = struct.field(pytree_node=False)
     block: int = struct.field(pytree_node=False)
+    offsets: Any = None
+    input_scale: Any = None
+    tile: int = struct.field(pytree_node=False, default=1)
+    activations: str = struct.field(pytree_node=False, default="float")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,28 +65,52 @@ class QTensor:
         *stack, rows, out = self.codes.shape
         return (*stack, rows * 8 // BITS[self.format], out)
 
+    @property
+    def ndim(self) -> int:
+        """Of the kernel."""
+        return self.codes.ndim
+
     def value(self, dtype=jnp.float32) -> jax.Array:
         """The kernel [..., in, out], computed in float32 and rounded to `dtype`."""
         *stack, rows, out = self.shape
-        levels = _levels(self.codes, self.format)
-        scales = self.scales.value() if isinstance(self.scales, QuantizedScales) else self.scales
-        cut = levels.reshape(*stack, rows // self.block, self.block, out)
-        return (cut * scales[..., None, :]).reshape(self.shape).astype(dtype)
+        cut = to_levels(self.codes, self.format)
+        if self.tile == 1:
+            cut = cut.reshape(*stack, rows // self.block, self.block, out)
+            spread = lambda x: x[..., :, None, :]
+        else:
+            cut, spread = cut.reshape(*stack, rows // self.block, self.block, out // self.tile, self.tile), _spread
+        cut = cut * spread(scale_values(self.scales))
+        if self.offsets is not None:
+            cut = cut + spread(self.offset_values())
+        return cut.reshape(self.shape).astype(dtype)
+
+    def rows(self, index: jax.Array) -> jax.Array:
+        """float32 [..., out]: the rows of a kernel [in, out] at `index` [...]; others are not computed. One that is not
+        there gives NaN."""
+        group = FORMATS[self.format].numbers
+        size = group * BITS[self.format] // 8
+        codes = jnp.take(self.codes.reshape(-1, size, self.codes.shape[-1]), index // group, axis=0, mode="clip")
+        levels = to_levels(codes, self.format)
+        place = (index % group)[..., None, None]
+        found = jnp.take_along_axis(levels, place, axis=-2)[..., 0, :]
+
+        def of_row(values):
+            return jnp.repeat(jnp.take(values, index // self.block, axis=0, mode="fill"), self.tile, axis=-1)
+
+        found = found * of_row(scale_values(self.scales))
+        return found if self.offsets is None else found + of_row(self.offset_values())
+
+    def offset_values(self) -> jax.Array:
+        """float32 [..., in / block, out / tile]: what is added, of a weight with offsets."""
+        if getattr(self.offsets, "dtype", None) == jnp.uint8:
+            return -self.offsets.astype(jnp.float32) * scale_values(self.scales)
+        return scale_values(self.offsets)
 
 
-def _levels(codes: jax.Array, format: str) -> jax.Array:
-    """float32 [..., in, out] of a tensor's codes."""
-    if BITS[format] == 4:
-        *stack, half, out = codes.shape
-        codes = jnp.stack([codes >> 4, codes & 15], axis=-2).reshape(*stack, 2 * half, out)
-    if format != "nf4":
-        return codes.astype(jnp.float32) - (8.0 if format == "int4" else 0.0)
-    # Bit by bit: a gather from a table of 16 is slower everywhere.
-    chosen = [jnp.float32(level) for level in NF4]
-    for bit in range(4):
-        is_set = (codes >> bit) & 1 == 1
-        chosen = [jnp.where(is_set, high, low) for low, high in zip(chosen[::2], chosen[1::2])]
-    return chosen[0]
+def scale_values(scales) -> jax.Array:
+    """float32 [..., in / block, out / tile] of scales or offsets, however they are kept."""
+    is_kept = isinstance(scales, QuantizedScales | SuperScales | PowerScales)
+    return scales.value() if is_kept else scales.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,59 +118,161 @@ class Quantization:
     """How kernels are quantized.
 
     Attributes:
-      format: "int8", "int4" or "nf4".
-      block: numbers along `in` that share a scale.
-      double: whether the scales are kept in eight bits too.
+      format: "int2" to "int8", "uint2" to "uint8", which have offsets, "nf4", "fp4" (e2m1) or "fp8" (e4m3).
+      block: numbers along `in` that share a scale; 0: all, so that each output has one.
+      double: whether the scales are kept in eight bits too (`QuantizedScales`).
+      tile: numbers along `out` that share a scale; 0: all.
+      half: of "int2" to "int8": a block's scale is its largest value over the largest level + 0.5, as in Qwix and
+        compressed-tensors, and the least level is used too; else over the largest level: 127 or 7.
+      scales: "float32", "float16", "bfloat16"; "power", of two, by the exponent alone; "super", `SuperScales`.
+      rounding: of scales that are powers of two: "floor", "ceil", "even" or "rceil"
+        (`fmjax.layers.scales.power_scales`).
+      offsets: "zero", the level that stands for 0, so that 0 is exact; or "float": a block's least value, kept as the
+        scales are.
+      activations: "float", or "int8" (`QTensor.activations`).
+      static: whether activations of eight bits have one scale, which is told (`QTensor.input_scale`), instead of one a
+        row.
     """
 
     format: str
     block: int = 64
     double: bool = False
+    tile: int = 1
+    half: bool = False
+    scales: str = "float32"
+    rounding: str = "floor"
+    offsets: str = "zero"
+    activations: str = "float"
+    static: bool = False
 
     def __post_init__(self):
         check_choice("format", self.format, BITS)
-        check_positive(block=self.block)
-        if self.block % 2:
-            raise ConfigError(f"block = {self.block} must be even: two numbers of 4 bits share a byte")
+        check_choice("scales", self.scales, SCALES)
+        check_choice("rounding", self.rounding, ROUNDINGS)
+        check_choice("offsets", self.offsets, OFFSETS)
+        check_choice("activations", self.activations, ACTIVATIONS)
+        for name in ("block", "tile"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)} must be positive, or 0 for all that there are")
+        numbers = self.kind.numbers
+        if self.block % numbers and self.block > 1:
+            told = "must be even" if numbers == 2 else f"must be a multiple of {numbers}"
+            raise ConfigError(f"block = {self.block} {told}: {numbers} numbers of {self.kind.bits} bits share bytes")
+        if self.double and self.scales != "float32":
+            raise ConfigError(f"double = True keeps scales in eight bits, and scales = {self.scales!r} otherwise")
+        if self.scales == "power" and self.kind.is_whole:
+            raise ConfigError("scales = 'power' is for formats of floats, 'fp4' and 'fp8'; take those, or other scales")
+        if self.scales == "super" and (self.block == 0 or SUPER_BLOCK % self.block):
+            raise ConfigError(f"block = {self.block} must divide {SUPER_BLOCK} with scales = 'super'")
+        if self.half and not self.kind.low:
+            raise ConfigError(f"half = True is for symmetric whole numbers, 'int2' to 'int8', not {self.format!r}")
+        if self.activations == "int8" and (not self.kind.is_whole or self.format == "uint8"):
+            raise ConfigError(f"activations of whole numbers need kernels of whole numbers, not {self.format!r}")
+        if self.static and self.activations == "float":
+            raise ConfigError("static = True is of activations = 'int8'")
+
+    @property
+    def kind(self):
+        """The format (`fmjax.layers.codes.Format`)."""
+        return FORMATS[self.format]
+
+    def cut(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(block, tile) of a kernel of this shape [..., in, out]. Raises ConfigError where it does not divide."""
+        *_, rows, out = shape
+        block, tile = self.block or rows, self.tile or out
+        if rows % block:
+            raise ConfigError(
+                f"a kernel [{rows}, {out}] cannot be cut into blocks of {block} along its first axis; take a "
+                f"block that divides {rows}{_divisors(rows, block)}"
+            )
+        if out % tile:
+            raise ConfigError(
+                f"a kernel [{rows}, {out}] cannot be cut into tiles of {tile} along its last axis; take a tile that "
+                f"divides {out}{_divisors(out, tile)}"
+            )
+        if rows % self.kind.numbers:
+            raise ConfigError(
+                f"a kernel [{rows}, {out}] has no whole bytes of {self.format}: {self.kind.numbers} numbers along its "
+                "first axis share them; leave it out, or take a format of 8 bits"
+            )
+        if self.scales == "super" and rows % SUPER_BLOCK:
+            raise ConfigError(f"scales = 'super' is for kernels of a multiple of {SUPER_BLOCK} inputs, not {rows}")
+        return block, tile
 
     def quantize(self, kernel: jax.Array) -> QTensor:
-        """[..., in, out] to the nearest levels. Raises ConfigError where `in` does not divide into blocks."""
+        """[..., in, out] to the nearest levels. Raises ConfigError where it does not divide into blocks."""
+        block, tile = self.cut(kernel.shape)
         *stack, rows, out = kernel.shape
-        if rows % self.block:
-            raise ConfigError(
-                f"a kernel [{rows}, {out}] cannot be cut into blocks of {self.block} along its first axis; take a "
-                f"block that divides {rows}"
-            )
-        cut = kernel.astype(jnp.float32).reshape(*stack, rows // self.block, self.block, out)
-        largest = jnp.max(jnp.abs(cut), axis=-2)
-        normal = cut / jnp.where(largest > 0, largest, 1.0)[..., None, :]
-        normal = normal.reshape(*stack, rows, out)
-        top = {"int8": 127, "int4": 7}.get(self.format, 1)
-        if self.format == "nf4":
-            codes = _nearest(normal, np.asarray(NF4, np.float32))
+        cut = kernel.astype(jnp.float32).reshape(*stack, rows // block, block, out // tile, tile)
+        if self.format.startswith("uint"):
+            return self._with_offsets(cut, kernel.shape, block, tile)
+        largest = jnp.max(jnp.abs(cut), axis=(-3, -1))
+        if self.scales == "power":
+            scales = power_scales(largest, self.kind, self.rounding)
         else:
-            codes = jnp.round(normal * top).astype(jnp.int8) + (8 if self.format == "int4" else 0)
-        if BITS[self.format] == 4:
-            pairs = codes.astype(jnp.uint8).reshape(*stack, rows // 2, 2, out)
-            codes = (pairs[..., 0, :] << 4) | pairs[..., 1, :]
-        scales = largest / top
-        return QTensor(codes, quantize_scales(scales) if self.double else scales, self.format, self.block)
+            scales = self._kept(largest / (self.kind.top + 0.5 * self.half), block)
+        # Of scales in eight bits codes are of the scales before that, as bitsandbytes'.
+        levels = _over(cut, largest / self.kind.top if self.double else scale_values(scales))
+        if self.kind.is_whole and not self.half:  # the least level is not used
+            levels = jnp.clip(levels, -self.kind.top, self.kind.top)
+        return self._made(levels, kernel.shape, block, tile, scales)
+
+    def _with_offsets(self, cut: jax.Array, shape, block: int, tile: int) -> QTensor:
+        """Blocks from their least to their largest value."""
+        least, largest = jnp.min(cut, axis=(-3, -1)), jnp.max(cut, axis=(-3, -1))
+        if self.offsets == "zero":
+            least, largest = jnp.minimum(least, 0.0), jnp.maximum(largest, 0.0)
+        scales = self._kept((largest - least) / self.kind.top, block)
+        steps = scale_values(scales)
+        if self.offsets == "zero":
+            zero = jnp.clip(jnp.round(_over(-least, steps)), 0, self.kind.high)
+            levels = jnp.round(_over(cut, steps)) + _spread(zero)
+            return self._made(levels, shape, block, tile, scales, zero.astype(jnp.uint8))
+        offsets = self._kept(least, block)
+        levels = _over(cut - _spread(scale_values(offsets)), steps)
+        return self._made(levels, shape, block, tile, scales, offsets)
+
+    def _made(self, levels: jax.Array, shape, block: int, tile: int, scales, offsets=None) -> QTensor:
+        codes = to_codes(levels.reshape(shape), self.format)
+        input_scale = jnp.ones(shape[:-2], jnp.float32) if self.static else None
+        return QTensor(codes, scales, self.format, block, offsets, input_scale, tile, self.activations)
+
+    def _kept(self, scales: jax.Array, block: int):
+        if self.double:
+            return quantize_scales(scales)
+        return super_scales(scales, block) if self.scales == "super" else scales.astype(self.scales)
 
 
-def quantize_scales(scales: jax.Array) -> QuantizedScales:
-    """float32 [..., blocks, out] in eight bits, less their mean."""
-    *stack, blocks, out = scales.shape
-    mean = jnp.mean(scales, axis=(-2, -1))
-    flat = (scales - mean[..., None, None]).swapaxes(-1, -2).reshape(*stack, blocks * out)
-    padded = jnp.pad(flat, [(0, 0)] * len(stack) + [(0, -flat.shape[-1] % SECOND_BLOCK)])
-    cut = padded.reshape(*stack, -1, SECOND_BLOCK)
-    second = jnp.max(jnp.abs(cut), axis=-1)
-    codes = _nearest(cut / jnp.where(second > 0, second, 1.0)[..., None], eight_bit_levels())
-    codes = codes.reshape(*stack, -1)[..., : blocks * out].reshape(*stack, out, blocks).swapaxes(-1, -2)
-    return QuantizedScales(codes, second, mean)
+def _spread(scales: jax.Array) -> jax.Array:
+    """[..., in / block, out / tile] beside a kernel that is cut into blocks and tiles."""
+    return scales[..., :, None, :, None]
 
 
-def _nearest(x: jax.Array, levels: np.ndarray) -> jax.Array:
-    """uint8, the place of the nearest of ascending levels."""
-    edges = jnp.asarray((levels[1:] + levels[:-1]) / 2)
-    return jnp.searchsorted(edges, x, method="compare_all" if len(levels) <= 16 else "scan").astype(jnp.uint8)
+def _over(x: jax.Array, scales: jax.Array) -> jax.Array:
+    """x / scales, a kernel that is cut or a number a block; 0 where the scale is."""
+    scales = scales if x.ndim == scales.ndim else _spread(scales)
+    return jnp.where(scales != 0, x / jnp.where(scales != 0, scales, 1.0), 0.0)
+
+
+def quantization_of(weight: QTensor) -> Quantization:
+    """How a kernel is quantized, block and tile as they are: `quantize` of it makes one of the same structure."""
+    is_zero = weight.offsets is None or getattr(weight.offsets, "dtype", None) == jnp.uint8
+    kinds = {QuantizedScales: "float32", SuperScales: "super", PowerScales: "power"}
+    scales = kinds.get(type(weight.scales)) or str(weight.scales.dtype)
+    return Quantization(
+        weight.format, weight.block, isinstance(weight.scales, QuantizedScales), weight.tile, scales=scales,
+        rounding=getattr(weight.scales, "rounding", "floor"), offsets="zero" if is_zero else "float",
+        activations=weight.activations, static=weight.input_scale is not None,
+    )  # fmt: skip
+
+
+def num_bytes(tree) -> int:
+    """Bytes of a tree of arrays, weights of few bits, or their shapes."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _divisors(size: int, near: int) -> str:
+    """", such as 48 or 96": those of `size` nearest below and above `near`."""
+    known = [n for n in range(2, size + 1) if size % n == 0 and n % 2 == 0]
+    below, above = [n for n in known if n < near][-1:], [n for n in known if n > near][:1]
+    return f", such as {' or '.join(map(str, below + above))}" if below + above else ""

@@ -1,11 +1,13 @@
 """What a parameter may be instead of an array: a small pytree that `dense` understands."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from fmjax.errors import InputError
 from fmjax.layers.quantized import QTensor
 
 
@@ -86,6 +88,33 @@ def bare(tree):
 def merged(tree):
     """A tree of parameters with every weight computed, every kernel as [in, out]: arrays alone."""
     return jax.tree.map(value_of, tree, is_leaf=lambda x: is_weight(x) or isinstance(x, Turned))
+
+
+def without_adapters(tree):
+    """A tree of parameters with adapters computed into their kernels, every kernel as [in, out]; a kernel of few bits
+    that has none stays as it is.
+
+    Raises InputError, naming the kernel, for an adapter beside one of few bits: its codes cannot take the sum up.
+    """
+
+    def one(path, x):
+        if isinstance(x, QTensor):
+            return x
+        if isinstance(x, ADAPTED) and isinstance(bare(x), QTensor):
+            raise InputError(
+                f"the adapter of {jax.tree_util.keystr(path, simple=True, separator='/')!r} cannot be merged into a "
+                f"kernel of {bare(x).format}, whose codes cannot hold the sum; save the adapter alone "
+                "(format='peft'), or merge it into the model as it was before it was compressed, and compress that"
+            )
+        return value_of(x)
+
+    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=lambda x: is_weight(x) or isinstance(x, Turned))
+
+
+def count(tree) -> int:
+    """How many numbers a tree of parameters stands for: of a kernel of few bits those of the kernel."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, QTensor))
+    return sum(math.prod(x.shape) for x in leaves)
 
 
 def value_of(x) -> jax.Array:

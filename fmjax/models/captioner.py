@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.layers.attention.reference import Ordered
-from fmjax.layers.dense import Init
+from fmjax.layers.dense import Init, weight_param
 from fmjax.layers.embed import Embedding, output_logits
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.tap import check_edits, tap
@@ -67,7 +67,7 @@ class Captioner(TextStack):
                 self.vocab_size + 2, self.hidden_size, stddev=self.init_std, dtype=self.dtype
             )
             init = nn.with_logical_partitioning(Init(scale=self.init_std).make(), names)
-            self.head_kernel = self.param("head", init, (self.hidden_size, self.vocab_size + 2), jnp.float32)
+            self.head_kernel = weight_param(self, "head", init, (self.hidden_size, self.vocab_size + 2))
         self.position_embedding = Embedding(
             self.max_length, self.hidden_size, ("position", "embed"), self.init_std, self.dtype
         )

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.layers.dense import weight_param
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.tap import tap
 from fmjax.layers.transformer_config import TransformerConfig
@@ -40,7 +41,7 @@ class ImageGPT(GPT):
         self.start = self.param("start", nn.with_logical_partitioning(init, ("norm",)), (self.hidden_size,))
         if not self.tie_embeddings:
             init = nn.with_logical_partitioning(init, ("embed", "vocab"))
-            self.head_kernel = self.param("head", init, (self.hidden_size, self.num_embedded), jnp.float32)
+            self.head_kernel = weight_param(self, "head", init, (self.hidden_size, self.num_embedded))
 
     @property
     def num_embedded(self) -> int:

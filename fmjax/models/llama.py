@@ -7,8 +7,8 @@ from typing import Annotated
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from fmjax.layers.dense import weight_param
 from fmjax.layers.embed import Embedding
 from fmjax.layers.position import ROPE_SCALINGS, Rope
 from fmjax.layers.tap import tap
@@ -80,7 +80,7 @@ class Llama(Decoder):
             self.token_embedding = Embedding(self.vocab_size, self.hidden_size, stddev=self.init_std, dtype=self.dtype)
             if not self.tie_embeddings:
                 init = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ("embed", "vocab"))
-                self.head_kernel = self.param("head", init, (self.hidden_size, self.vocab_size), jnp.float32)
+                self.head_kernel = weight_param(self, "head", init, (self.hidden_size, self.vocab_size))
         self.stack = Transformer(self.transformer)
 
     def embed(self, tokens, positions, train) -> jax.Array:

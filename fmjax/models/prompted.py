@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fmjax.layers.weights import value_of
+
 PROMPT = "prompt"
 
 
@@ -24,7 +26,7 @@ def prompt_as_prefix(module: nn.Module, params: Mapping[str, Any]) -> Mapping[st
     module = module.clone(parent=None)
     prompt = params[PROMPT]["embedding"]
     own = {name: part for name, part in params.items() if name != PROMPT}
-    table = own["token_embedding"]["embedding"]
+    table = value_of(own["token_embedding"]["embedding"])
     # Looked up as the first tokens of the vocabulary, so that they are scaled and placed as tokens are.
     begun = {**own, "token_embedding": {"embedding": table.at[: len(prompt)].set(prompt.astype(table.dtype))}}
     tokens = jnp.arange(len(prompt), dtype=jnp.int32)[None]

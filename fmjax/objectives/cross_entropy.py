@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from fmjax.layers.checks import check_positive
 from fmjax.layers.dense import weight_gradient
 from fmjax.layers.embed import output_logits
+from fmjax.layers.weights import value_of
 from fmjax.parallel.logical import mesh_axes, num_shards
 from fmjax.parallel.platform import target_platform
 
@@ -59,6 +60,7 @@ def cross_entropy(
     one with a derivative, of either mode, with respect to hidden and head only), "cross_entropy" (without them),
     "z_loss", and "correct" if asked for.
     """
+    head = {name: value_of(x) for name, x in head.items()}
     options = _Options(z_loss, label_smoothing, chunk_size, count_correct)
     return _cross_entropy(hidden, head, targets, weights, options)
 
