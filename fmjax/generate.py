@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from fmjax.commands import cli, constraint_flags, launch, media
 from fmjax.errors import DataError, InputError
 
-DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "cache")
 HELD = constraint_flags.NAMES
 BEAMS = ("num_beams", "length_penalty")
 READS = {
@@ -46,7 +46,7 @@ def parse(argv: list[str]):
         given = f"got {' and '.join(f'--{mode}' for mode in modes)}" if modes else "got none of them"
         raise InputError(f"give exactly one of --prompt, --prompt_file, --chat and --prompts; {given}")
     flags.mode = modes[0]
-    known = {"model", "adapter", "dtype", "mesh", "mode", flags.mode, *READS[flags.mode], *launch.NAMES}
+    known = {"model", "adapter", "dtype", "mesh", "quantized", "mode", flags.mode, *READS[flags.mode], *launch.NAMES}
     unread = [name for name in vars(flags) if name not in known]
     if unread:
         raise InputError(f"--{unread[0]} has no meaning with --{flags.mode}; leave it out")
@@ -75,6 +75,7 @@ def _parser() -> cli.ArgumentParser:
     add("--adapter", help="a low-rank adapter of the model: a run that trained it, or a folder that PEFT wrote")
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add("--mesh", type=cli.mesh, help="split the model over devices, such as fsdp:2,tensor:2 (default: one device)")
+    add("--quantized", action="store_true", help="weights that are published in few bits (GGUF) stay so")
 
     add(
         "--prompt",
@@ -138,6 +139,7 @@ def _add_drawing(parser) -> None:
     )
     add("--seed", type=number(int, low=0, high=2**32 - 1), help="of the random draws (default: 0)")
     add("--stop", action="append", help="end before this text; repeatable")
+    add("--cache", help="hold keys and values of the text so far as float (default), int8 or int4, in less memory")
     add("--num_samples", type=number(int, low=1), help="continuations of each prompt (default: 1)")
     add(
         "--vote", metavar="REGEX",
@@ -323,7 +325,8 @@ def _load(flags):
     mesh = flags.mesh if "mesh" in flags else None
     adapters = getattr(flags, "adapter", None)
     progress = sys.stderr.isatty()
-    model = load(flags.model, dtype=flags.dtype, mesh=mesh, progress=progress, unrolled=True, adapters=adapters)
+    options = dict(mesh=mesh, progress=progress, unrolled=True, adapters=adapters, quantized="quantized" in flags)
+    model = load(flags.model, dtype=flags.dtype, **options)
     model.can("generate")
     media.prompts(flags, model, [], [])  # refuses files: texts are continued
     return model.unrolled(donate=True)

@@ -75,18 +75,21 @@ class Tensor:
         if not self.size:
             return np.zeros(self.shape, PLAIN[self.dtype])
         if self.kind in PLAIN:
-            found = np.memmap(self.file, PLAIN[self.kind], "r", self.start, self.shape)
+            found = self._in_order(np.memmap(self.file, PLAIN[self.kind], "r", self.start, self.shape))
         else:
-            found = np.memmap(self.file, np.uint8, "r", self.start, (math.prod(self.shape[:-1]), self._row_bytes))
-        if self.heads:
-            found = found.reshape(self.heads, -1, 2, *found.shape[1:]).swapaxes(1, 2).reshape(found.shape)
-        if self.kind not in PLAIN:
-            found = self._unpacked(found)
+            found = self._unpacked(self.rows())
         return found + np.asarray(self.offset, found.dtype) if self.offset else found
 
-    @property
-    def _row_bytes(self) -> int:
-        return self.size // math.prod(self.shape[:-1])
+    def rows(self) -> np.ndarray:
+        """Of a type of blocks the bytes of each row, uint8 [rows, bytes]."""
+        count = math.prod(self.shape[:-1])
+        return self._in_order(np.memmap(self.file, np.uint8, "r", self.start, (count, self.size // count)))
+
+    def _in_order(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as published."""
+        if not self.heads:
+            return rows
+        return rows.reshape(self.heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
     def _unpacked(self, rows: np.ndarray) -> np.ndarray:
         """Rows of blocks as float32, some at a time: the library holds what it makes twice."""

@@ -47,6 +47,7 @@ def load(
     part: str | None = None,
     sigma_rel: float | None = None,
     adapters: Mapping[str, Any] | str | pathlib.Path | None = None,
+    quantized: bool = False,
 ) -> Model:
     """Loads a model.
 
@@ -67,6 +68,9 @@ def load(
       adapters: low-rank adapters by name, {"poet": PATH}, of which `Model.with_adapter` chooses one; or the path of
         one, which the model has at once. A path is of a run that trained one, or of a folder that PEFT wrote.
 
+      quantized: weights that are published in few bits (GGUF's types, compressed-tensors) stay so, of the same values;
+        else they become `dtype`. A model that `fmjax.compress` made always is what it is.
+
     A folder that PEFT wrote is a model too: the base that it names, with its adapter.
 
     Raises: InputError for a path that holds no model, saying what was found, and for an adapter of another base;
@@ -75,14 +79,19 @@ def load(
     check_choice("dtype", dtype, COMPUTE_DTYPES)
     if adapters:
         # Whether they are for this model is told by its layers as they are.
-        return with_adapters(load(path, dtype, step, mesh, progress, False, part, sigma_rel), adapters)
+        model = load(path, dtype, step, mesh, progress, False, part, sigma_rel, quantized=quantized)
+        return with_adapters(model, adapters)
     placement = mesh if mesh is None or isinstance(mesh, Placement) else Placement.make(mesh)
     folder, found, reader = find(path, step)
+    if quantized and reader is not _load_published:
+        raise InputError(f"{str(path)!r} is not published in few bits, which quantized = True keeps; leave it out")
     if part is not None:
         if reader is not _load_published or found is not None:
             what = "is a run" if step is None or found is None else f"is asked for step {step}, as a run"
             raise InputError(f"{str(path)!r} {what}, which is of one part; leave part = {part!r} out")
-        return loading.load_published(folder, dtype, placement, progress, unrolled, part)
+        return loading.load_published(folder, dtype, placement, progress, unrolled, part, quantized)
+    if quantized:
+        return loading.load_published(folder, dtype, placement, progress, unrolled, quantized=True)
     if sigma_rel is not None:
         if reader is not _load_workdir:
             raise InputError(f"{str(path)!r} is no run with averages to mix; leave sigma_rel = {sigma_rel} out")

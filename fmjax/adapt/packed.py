@@ -65,7 +65,10 @@ def boxed(leaf: Any, quantization: Quantization) -> QTensor:
     if not isinstance(leaf, nn.Partitioned):
         return weight
     *stack, axis_in, axis_out = leaf.names
-    box = lambda value, names=leaf.names: None if value is None else leaf.replace(value=value, names=tuple(names))
+    if weight.is_table:
+        axis_in, axis_out = axis_out, axis_in
+    whole = (*stack, axis_in, axis_out)
+    box = lambda value, names=whole: None if value is None else leaf.replace(value=value, names=tuple(names))
     # A scale for each block of inputs: of 576 by 64 there are 9, which two devices cannot share.
     by_block = (*stack, axis_in and f"{axis_in}?", axis_out if weight.tile == 1 else axis_out and f"{axis_out}?")
 

@@ -48,7 +48,7 @@ class Rounding(Chosen):
         """See `fmjax.compress.base.Method`. Raises InputError, naming the kernel, where one does not divide."""
 
         def one(name, kernel):
-            quantization = self.of_table if is_table(name) else self.quantization
+            quantization = dataclasses.replace(self.quantization, is_table=is_table(name))
             try:
                 return _quantized(quantization, kernel)
             except ConfigError as error:
@@ -57,11 +57,6 @@ class Rounding(Chosen):
         with model.inference():
             weights = each(self.kernels(model), one, progress)
         return replaced(model, weights, {"method": self.name, **dataclasses.asdict(self)})
-
-    @property
-    def of_table(self) -> Quantization:
-        """How a table [tokens, features] is quantized: blocks lie along its rows, which are looked up."""
-        return dataclasses.replace(self.quantization, block=1, tile=self.block)
 
     @property
     def name(self) -> str:

@@ -13,6 +13,8 @@ from fmjax.inference.engine_programs import CHUNK
 from fmjax.inference.engine_requests import HIGHEST_SEED, PromptRequest, number_copies
 from fmjax.inference.sampler import Sampling
 from fmjax.inference.text_stream import StoppedText, TextStream, check_stops
+from fmjax.layers.checks import check_choice
+from fmjax.layers.held import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Options:
       batch_size: rows generated at once.
       cache_length: places of the cache, for a prompt and what is drawn after it; None takes what the prompts of the
         call need. Calls with the same one share their compiled program of decoding.
+      cache: what keys and values of the texts so far are held in: "float", or "int8" or "int4", which take less memory
+        and change what is drawn a little.
       steps: the host reads after so many tokens a row: fewer come sooner, and cost more dispatches.
       progress: label of a progress bar; None shows none.
 
@@ -56,6 +60,7 @@ class Options:
     copies: Sequence[int] | None = None
     batch_size: int = 16
     cache_length: int | None = None
+    cache: str = "float"
     steps: int = CHUNK
     progress: str | None = None
 
@@ -65,6 +70,7 @@ class Options:
             1, **{name: getattr(self, name) for name in ("max_new_tokens", "num_samples", "batch_size", "steps")}
         )
         check_whole(0, HIGHEST_SEED, seed=self.seed)
+        check_choice("cache", self.cache, KINDS)
         if self.cache_length is not None:
             check_whole(1, cache_length=self.cache_length)
         for name, value in dict(stop_ids=self.stop_ids, copies=() if self.copies is None else self.copies).items():
@@ -143,7 +149,7 @@ class Continuations:
             for tokens, copy, language in zip(prompts, copies, languages)
         ]
         self._stop_ids = {*options.stop_ids, getattr(tokenizer, "eos_id", None)} - {None}
-        run = {name: getattr(options, name) for name in ("steps", "batch_size", "cache_length", "progress")}
+        run = {name: getattr(options, name) for name in ("steps", "batch_size", "cache_length", "cache", "progress")}
         self._run = engine.run(requests, stop_ids=sorted(self._stop_ids), **run)
         before = [tokens for tokens in before for _ in range(options.num_samples)]
         self._texts = [StoppedText(tokenizer, tokens, options.stop) for tokens in before]

@@ -25,7 +25,7 @@ from fmjax.errors import InputError
 from fmjax.inference.kinds import has_cache, reads_source
 from fmjax.inference.rows import bucket, lay
 from fmjax.layers.embed import output_logits
-from fmjax.layers.kv_cache import CacheStep
+from fmjax.layers.kv_cache import CacheStep, in_few_bits
 from fmjax.layers.weights import Turned
 
 
@@ -127,11 +127,25 @@ def pack(prompts: Sequence[Sequence[int]], rows: Sequence[int], capacity: int, b
     return Packed(laid.tokens, laid.segment_ids, laid.positions, slots, last, owners)
 
 
-def init_cache(module: nn.Module, batch_size: int, max_length: int, source_length: int | None = None):
-    """The module's empty cache; `source_length` is for encoder-decoders."""
-    if reads_source(module):
-        return module.init_cache(batch_size, max_length, source_length)
-    return module.init_cache(batch_size, max_length)
+def init_cache(
+    module: nn.Module, batch_size: int, max_length: int, source_length: int | None = None, kept: str = "float"
+):
+    """The module's empty cache.
+
+    Args:
+      source_length: for encoder-decoders.
+      kept: "float", or "int8" or "int4", in which keys and values are then held (`fmjax.layers.kv_cache.in_few_bits`).
+
+    Raises InputError for a module whose cache is none of `fmjax.layers.kv_cache`.
+    """
+    options = (source_length,) if reads_source(module) else ()
+    cache = module.init_cache(batch_size, max_length, *options)
+    if kept == "float":
+        return cache
+    entries = cache.get("layers", ()) if isinstance(cache, dict) else ()
+    if not entries or not all(isinstance(entry, dict) and {"key", "value"} <= entry.keys() for entry in entries):
+        raise InputError(f"cache = {kept!r}: the cache of {type(module).__name__} holds no keys and values of layers")
+    return in_few_bits(cache, kept)
 
 
 def prefill(module: nn.Module, weights: Weights, cache, packed: Packed):

@@ -18,6 +18,8 @@ from fmjax.inference.engine_programs import CHUNK, Form
 from fmjax.inference.engine_requests import HIGHEST_SEED, Completion, PromptRequest, number_copies
 from fmjax.inference.engine_run import Run
 from fmjax.inference.sampler import Sampling, Uses
+from fmjax.layers.checks import check_choice
+from fmjax.layers.held import KINDS
 from fmjax.parallel.logical import mesh_axes, num_shards
 
 
@@ -78,6 +80,7 @@ class Engine:
     def run(
         self, requests: Iterable[PromptRequest], *, stop_ids: Sequence[int] = (), steps: int = CHUNK,
         batch_size: int | None = None, cache_length: int | None = None, progress: str | None = None,
+        cache: str = "float",
     ) -> Run:  # fmt: skip
         """Generates; the result is an iterator over chunks of tokens as they come.
 
@@ -89,6 +92,8 @@ class Engine:
           batch_size: fewer rows than the engine's (never more than there are requests).
           cache_length: places of the cache in this run; None is `max_length`, or what the requests need.
           progress: label of a progress bar over the requests; None shows none.
+          cache: what keys and values are held in: "float", the dtype of the computation; "int8" or "int4", whole
+            numbers with a scale for each position and head (`fmjax.layers.held`).
 
         Raises: InputError for an empty or too long prompt, a token outside the vocabulary, or a bad value.
         """
@@ -96,7 +101,8 @@ class Engine:
         check_whole(1, batch_size=batch_size, steps=steps)
         if cache_length is not None:
             check_whole(1, self.context, cache_length=cache_length)
-        return Run(self, requests, stop_ids, steps, batch_size, cache_length or self.max_length, progress)
+        check_choice("cache", cache, KINDS)
+        return Run(self, requests, stop_ids, steps, batch_size, cache_length or self.max_length, progress, cache)
 
     def generate(self, requests: Iterable[PromptRequest], **options) -> list[Completion]:
         """A Completion for each request, in order. Options as in `run`."""
@@ -137,7 +143,7 @@ class Engine:
     def _taken(self, request: PromptRequest) -> int:
         return 1 if self.start_id is not None else len(request.tokens)
 
-    def form(self, uses: Uses, batch_size: int) -> Form:
+    def form(self, uses: Uses, batch_size: int, cache: str = "float") -> Form:
         """What the programs of a run are compiled for, in the mesh and with the rules of the present context."""
         rules = dict(nn.get_logical_axis_rules())
         packed = rules | {"batch": (), "length": ()} if rules else {}
@@ -149,7 +155,7 @@ class Engine:
             rules = packed
         both = tuple(rules.items()), tuple(packed.items())
         part = self.part if mesh.empty else None
-        return Form(self.module, uses, self.num_tokens, self.start_id, *both, self.banned_ids, part)
+        return Form(self.module, uses, self.num_tokens, self.start_id, *both, self.banned_ids, part, cache)
 
 
 def generate(

@@ -50,9 +50,9 @@ class Run:
 
     def __init__(
         self, engine, requests: Iterable[PromptRequest], stop_ids, steps: int, batch_size: int,
-        cache_length: int | None, progress,
+        cache_length: int | None, progress, cache: str = "float",
     ):  # fmt: skip
-        self._engine = engine
+        self._engine, self._cache = engine, cache
         self._stop_ids = frozenset(stop_ids)
         stops = sorted(self._stop_ids)
         self._stops = np.asarray(stops + [-1] * (bucket(len(stops), low=1) - len(stops)), np.int32)
@@ -200,7 +200,7 @@ class Run:
         for request in requests:
             self._uses |= request.uses
         self._know_allowed()
-        form = self._engine.form(self._uses, self._batch_size)
+        form = self._engine.form(self._uses, self._batch_size, self._cache)
         vocab_size = getattr(self._engine.module, "vocab_size", None)
         if self._uses.penalty and vocab_size is None:
             name = type(self._engine.module).__name__

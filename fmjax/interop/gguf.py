@@ -15,6 +15,7 @@ import numpy as np
 from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.gguf_file import Tensor, read_gguf
 from fmjax.interop.family import family_of
+from fmjax.interop.gguf_blocks import TYPES, Blocks
 from fmjax.interop.importer import Published
 from fmjax.interop.published_config import PublishedConfig
 from fmjax.layers.position import Llama3Scaling
@@ -101,7 +102,7 @@ def open_file(path: pathlib.Path) -> Published:
             tensor = dataclasses.replace(tensor, heads=heads[part])
         if part.endswith("_norm"):
             tensor = dataclasses.replace(tensor, offset=architecture.norm_offset)
-        found[new] = tensor
+        found[new] = Blocks(**vars(tensor)) if tensor.kind in TYPES else tensor
     return Published(path, source, values, family_of(values, source), found)
 
 

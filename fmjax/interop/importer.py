@@ -1,5 +1,6 @@
 """Published weights into parameters, each tensor straight into the shards it belongs to."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -16,7 +17,8 @@ from fmjax.config import build
 from fmjax.errors import CheckpointError
 from fmjax.interop.family import Family, fixed_of, read_section, table_of
 from fmjax.interop.safetensors_files import DTYPES
-from fmjax.interop.weights import Slot, flatten, slots, tensors, unflatten
+from fmjax.interop.weights import LINEAR, SAME, Slot, flatten, slots, tensors, unflatten
+from fmjax.layers.quantized import QTensor, Quantization
 from fmjax.layers.weights import Turned
 from fmjax.models import MODELS
 from fmjax.models.state import state_shapes
@@ -27,6 +29,9 @@ FIXED_WITHIN = 1e-5
 
 class Tensor(Protocol):
     """A tensor in a file; its numbers are read when they are asked for.
+
+    One of few bits, whose published array is [out, in], has `quantization`, how the kernel [in, out] is quantized, and
+    `few_bits() -> QTensor`, that kernel in NumPy's arrays.
 
     Attributes:
       file: where it lies.
@@ -101,11 +106,28 @@ class Published:
         Raises CheckpointError naming a tensor that is missing, unexpected, of another shape, or that should equal
         another and does not.
         """
-        flat = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+        leaves = flatten(shapes)
+        flat = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+        packed = {path for path, leaf in leaves.items() if isinstance(leaf, QTensor)}
         state = {path: tuple(leaf.shape) for path, leaf in flatten(state_shapes(self.module)).items()}
         table = table_of(self.family, self.module)
         self._check(slots(table, flat | state))
-        return self._read(slots(table, flat), flat, shardings, dtype, progress, turned)
+        return self._read(slots(table, flat), flat, shardings, dtype, progress, turned, packed)
+
+    def quantizations(self, shapes) -> dict[str, Quantization] | None:
+        """How the parameters of a module that lie in the files in few bits do so, by path; None where the layers of one
+        that is stacked differ in it. Those that are parts of a tensor, or whose tensors are arranged otherwise than a
+        kernel's or a table's, are left out: they are read as floats."""
+        flat = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+        found: dict[str, Quantization | None] = {}
+        for slot in slots(table_of(self.family, self.module), flat):
+            is_table = slot.view is SAME.view
+            kind = getattr(self.tensors[self._name(slot)], "quantization", None)
+            if kind is not None:
+                kind = dataclasses.replace(kind, is_table=is_table) if is_table or slot.view is LINEAR.view else None
+            if found.setdefault(slot.path, kind) != kind:
+                return None
+        return {path: kind for path, kind in found.items() if kind is not None}
 
     def state(self, shardings) -> dict[str, Any]:
         """The state of the module (`fmjax.models.state`), float32, in the shardings of a tree like it; {} without any.
@@ -113,7 +135,10 @@ class Published:
         flat = {path: tuple(leaf.shape) for path, leaf in flatten(state_shapes(self.module)).items()}
         return self._read(slots(table_of(self.family, self.module), flat), flat, shardings)
 
-    def _read(self, found: list[Slot], flat, shardings, dtype="float32", progress=False, turned=frozenset()):
+    def _read(
+        self, found: list[Slot], flat, shardings, dtype="float32", progress=False, turned=frozenset(),
+        packed=frozenset(),
+    ):  # fmt: skip
         """The arrays of shapes by path, each from its slots; arguments as in `params`."""
         by_path: dict[str, list[Slot]] = {}
         for slot in found:
@@ -123,7 +148,9 @@ class Published:
         leaves = {}
         with tqdm(total=total, unit="", unit_scale=True, desc="loading", disable=not progress) as bar:
             for path, shape in flat.items():
-                if path in turned:
+                if path in packed:
+                    leaves[path] = self._few_bits(by_path[path], shape, places[path])
+                elif path in turned:
                     leaves[path] = self._turned(by_path[path], shape, places[path], jnp.dtype(dtype))
                 else:
                     leaves[path] = self._leaf(by_path[path], shape, places[path], jnp.dtype(dtype))
@@ -146,6 +173,16 @@ class Published:
         # On a CPU, device_put takes an aligned buffer as it is: what was just filled is the shard.
         arrays = [jax.device_put(buffers[bound], device) for device, bound in bounds.items()]
         return jax.block_until_ready(jax.make_array_from_single_device_arrays(shape, sharding, arrays))
+
+    def _few_bits(self, parts: list[Slot], shape, shardings) -> QTensor:
+        """A parameter of few bits, as its tensors are."""
+        weights = [self.tensors[self._name(slot)].few_bits() for slot in sorted(parts, key=lambda slot: slot.place)]
+        if not parts[0].place:
+            (weight,) = weights
+        else:
+            stack = shape[: len(parts[0].place)]
+            weight = jax.tree.map(lambda *x: np.stack(x).reshape(*stack, *x[0].shape), *weights)
+        return jax.device_put(weight.replace(is_table=shardings.is_table), shardings)
 
     def _turned(self, parts: list[Slot], shape, sharding, dtype) -> Turned:
         """A kernel [in, out] as [out, in]."""

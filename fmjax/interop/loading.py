@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from fmjax import hub
+from fmjax.adapt.packed import Packed
 from fmjax.assemble import check_codecs, param_spec
 from fmjax.config import load_workdir_config
 from fmjax.data.tokenizers.gguf import read_gguf_tokenizer
@@ -99,7 +100,7 @@ def stored_dtype(folder: pathlib.Path) -> str:
 
 def load_published(
     folder: pathlib.Path, dtype: str, placement: Placement | None = None, progress: bool = False,
-    unrolled: bool = False, part: str | None = None,
+    unrolled: bool = False, part: str | None = None, quantized: bool = False,
 ) -> Model:  # fmt: skip
     """The `fmjax.load.Model` of a published folder.
 
@@ -109,6 +110,8 @@ def load_published(
       placement: the mesh over which parameters are split; None is the first device alone.
       unrolled: in the form to decode with, as `Model.unrolled` gives it, read into its places at once. A module that
         has no such form, and one that is split over a mesh, come as they are.
+      quantized: weights that are published in few bits stay so; layer by layer (`scan_layers` is False) where those of
+        a stack differ in it.
 
     Raises InputError subclasses for what is not supported, missing or damaged.
     """
@@ -117,8 +120,19 @@ def load_published(
     tokenizer = find_tokenizer(folder)
     check_tokenizer(tokenizer, module, folder)
     shapes, shardings = placed(module, placement)
-    turned = frozenset()
-    if unrolled and placement is None and hasattr(module, "unrolled"):
+    turned, section = frozenset(), published.section
+    packed = published.quantizations(shapes) if quantized else {}
+    if quantized and packed == {}:
+        raise InputError(f"{str(folder)!r} has no weights of few bits to keep; leave quantized out")
+    if packed is None and "scan_layers" in section:  # its layers differ in how they are quantized
+        module, section = module.clone(scan_layers=False), section | {"scan_layers": False}
+        shapes, shardings = placed(module, placement)
+        packed = published.quantizations(shapes)
+    if packed is None:
+        raise InputError(f"{str(folder)!r}: layers of one stack are quantized each in its way; leave quantized out")
+    if packed:
+        shapes, shardings = placed(module, placement, Packed(packed))
+    elif unrolled and placement is None and hasattr(module, "unrolled"):
         plain, device = module, jax.tree.leaves(shardings)[0]
         module = plain.clone(scan_layers=False)
         shapes = jax.eval_shape(lambda params: plain.unrolled(params)[1], shapes)
@@ -127,7 +141,7 @@ def load_published(
     params = published.params(shapes, shardings, dtype, progress, turned)
     state = published.state(placed_state(module, placement)[1])
     module, params = cast(module, params, dtype)
-    config = {"model": published.section, "published": kept(published)}
+    config = {"model": section, "published": kept(published)}
     objective, codecs = described(published)
     config |= {"objective": objective} if objective else {}
     if objective and (part := published.family.objective_part):

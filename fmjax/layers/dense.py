@@ -82,6 +82,8 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
     """
     dtype = jnp.dtype(dtype or x.dtype)
     out_dtype = jnp.dtype(out_dtype or dtype)
+    if isinstance(weight, QTensor) and weight.is_table:
+        weight, transpose = weight.replace(is_table=False), not transpose
     if isinstance(weight, Turned):
         y = _turned_product(x.astype(dtype), weight.weight, out_dtype)
     elif isinstance(weight, ADAPTED):

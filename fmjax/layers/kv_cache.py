@@ -2,6 +2,8 @@
 
     {"lengths": int32 [B], "layers": ({"key": [B, K, D, S], "value": [B, K, S, D]}, ...)}
 
+Keys and values may be held in few bits (`in_few_bits`, `fmjax.layers.held`).
+
 A query's product with keys, and its weights' with values, then read rows of S and of D: what a CPU multiplies fastest.
 
 Each row advances by itself: `lengths` says how many positions it holds. The entry of position p lies in slot p mod S. A
@@ -19,6 +21,7 @@ from fmjax.layers.attention import attention
 from fmjax.layers.attention.decode import decode_attention
 from fmjax.layers.attention.prefixed import attend_beside, in_front, prefixed_attention
 from fmjax.layers.attention.reference import attention_mask
+from fmjax.layers.held import Held, empty, value_of, whole_parts
 from fmjax.parallel.logical import constrain
 
 AXES = ("batch", "act_heads", None, None)
@@ -42,6 +45,17 @@ def init_cache(batch_size: int, max_length: int, num_kv_heads: int, head_dim: in
         return {name: constrain(jnp.zeros((*rows, *shape), dtype), AXES) for name, shape in shapes.items()}
 
     return {"lengths": jnp.zeros(batch_size, jnp.int32), "layers": tuple(layer(window) for window in windows)}
+
+
+def in_few_bits(cache: dict, format: str) -> dict:
+    """An empty cache whose keys and values are held as "int8" or "int4" from now on; those of an encoder's memory as
+    they are."""
+
+    def held(entry):
+        made = {name: empty(entry[name], format, 2 if name == "key" else 3) for name in SLOTS}
+        return entry | jax.tree.map(lambda x: constrain(x, AXES), made)
+
+    return cache | {"layers": tuple(map(held, cache["layers"]))}
 
 
 @jax.tree_util.register_dataclass
@@ -97,12 +111,13 @@ class CacheStep:
                 allowed &= mask.allowed(self.positions, held)
             seen = updated
             if prefix is not None:
-                seen, allowed = in_front(updated, allowed, prefix)
+                seen = {name: value_of(held) for name, held in updated.items()}
+                seen, allowed = in_front(seen, allowed, prefix)
             out = decode_attention(q, seen["key"], seen["value"], allowed, scale=scale)
         else:
             # A later token of this pass may take the slot of an entry that an earlier one still attends, so attend
             # what was there before beside what is new.
-            old = (entry["key"].transpose(0, 3, 1, 2), entry["value"].swapaxes(1, 2))
+            old = (value_of(entry["key"]).transpose(0, 3, 1, 2), value_of(entry["value"]).swapaxes(1, 2))
             keys, values = (jnp.concatenate([x.astype(k.dtype), new], axis=1) for x, new in zip(old, (k, v)))
             held = jnp.concatenate([held_positions(self.before, entry["value"].shape[2]), self.positions], axis=1)
             ids = (jnp.ones_like(self.positions), (held >= 0).astype(jnp.int32))
@@ -120,16 +135,16 @@ class CacheStep:
             )  # fmt: skip
         return out, updated
 
-    def write(self, name: str, held: jax.Array, new: jax.Array) -> jax.Array:
+    def write(self, name: str, held, new: jax.Array):
         """The "key" or "value" of an entry with the new tokens' [N, T, K, D] in their slots."""
         slots = held.shape[SLOTS[name]]
         # Of entries that share a slot only the newest stays: those within S of the row's end.
         kept = (self.positions >= 0) & (self.positions >= self.after[self.rows] - slots)
         at = jnp.where(kept, self.positions % slots, slots)  # slot S is out of bounds: dropped
         place = (self.rows, slice(None), at) if name == "value" else (self.rows, slice(None), slice(None), at)
-        return held.at[place].set(new.astype(held.dtype), mode="drop")
+        return _put(held, place, new, mode="drop")
 
-    def write_next(self, name: str, held: jax.Array, new: jax.Array) -> jax.Array:
+    def write_next(self, name: str, held, new: jax.Array):
         """As `write`, with one new token a row, [B, 1, K, D].
 
         Padding is written too, where the row's next token will be: nothing attends it before that token overwrites it,
@@ -140,7 +155,17 @@ class CacheStep:
         # With the heads as an index XLA's CPU backend updates the cache in place for a single row too.
         place = (jnp.arange(batch)[:, None], jnp.arange(kv_heads)[None])
         place += (at,) if name == "value" else (slice(None), at)
-        return held.at[place].set(new[:, 0].astype(held.dtype), mode="promise_in_bounds", unique_indices=True)
+        return _put(held, place, new[:, 0], mode="promise_in_bounds", unique_indices=True)
+
+
+def _put(held, place: tuple, new: jax.Array, **options):
+    """What is held with new keys or values [..., D] at their places."""
+    if not isinstance(held, Held):
+        return held.at[place].set(new.astype(held.dtype), **options)
+    codes, scales = whole_parts(new, held.format)
+    return held.replace(
+        codes=held.codes.at[place].set(codes, **options), scales=held.scales.at[place].set(scales, **options)
+    )
 
 
 def held_positions(lengths: jax.Array, slots: int) -> jax.Array:

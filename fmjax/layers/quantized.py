@@ -48,6 +48,8 @@ class QTensor:
       tile: numbers along `out` that share a scale.
       activations: "float", or "int8": rows of activations become whole numbers too, of -127 to 127, each row by its own
         largest value unless there is an `input_scale`, and the product of whole numbers is summed in int32.
+      is_table: whether it stands for its transpose [out, in], a table whose rows are looked up, such as that of tokens:
+        its blocks lie along its rows.
     """
 
     codes: jax.Array
@@ -58,20 +60,24 @@ class QTensor:
     input_scale: Any = None
     tile: int = struct.field(pytree_node=False, default=1)
     activations: str = struct.field(pytree_node=False, default="float")
+    is_table: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the kernel."""
+        """Of what it stands for."""
         *stack, rows, out = self.codes.shape
-        return (*stack, rows * 8 // BITS[self.format], out)
+        rows = rows * 8 // BITS[self.format]
+        return (*stack, out, rows) if self.is_table else (*stack, rows, out)
 
     @property
     def ndim(self) -> int:
-        """Of the kernel."""
+        """Of what it stands for."""
         return self.codes.ndim
 
     def value(self, dtype=jnp.float32) -> jax.Array:
-        """The kernel [..., in, out], computed in float32 and rounded to `dtype`."""
+        """What it stands for, computed in float32 and rounded to `dtype`."""
+        if self.is_table:
+            return self.replace(is_table=False).value(dtype).swapaxes(-1, -2)
         *stack, rows, out = self.shape
         cut = to_levels(self.codes, self.format)
         if self.tile == 1:
@@ -85,20 +91,15 @@ class QTensor:
         return cut.reshape(self.shape).astype(dtype)
 
     def rows(self, index: jax.Array) -> jax.Array:
-        """float32 [..., out]: the rows of a kernel [in, out] at `index` [...]; others are not computed. One that is not
-        there gives NaN."""
-        group = FORMATS[self.format].numbers
-        size = group * BITS[self.format] // 8
-        codes = jnp.take(self.codes.reshape(-1, size, self.codes.shape[-1]), index // group, axis=0, mode="clip")
-        levels = to_levels(codes, self.format)
-        place = (index % group)[..., None, None]
-        found = jnp.take_along_axis(levels, place, axis=-2)[..., 0, :]
-
-        def of_row(values):
-            return jnp.repeat(jnp.take(values, index // self.block, axis=0, mode="fill"), self.tile, axis=-1)
-
-        found = found * of_row(scale_values(self.scales))
-        return found if self.offsets is None else found + of_row(self.offset_values())
+        """float32 [..., in]: the rows of a table at `index` [...]; others are not computed. One that is not there gives
+        NaN."""
+        places = index.reshape(-1)
+        pick = lambda x, places, mode: jnp.take(x, places, axis=-1, mode=mode)
+        offsets = None if self.offsets is None else pick(self.offset_values(), places // self.tile, "clip")
+        codes = pick(self.codes, places, "clip")
+        scales = pick(scale_values(self.scales), places // self.tile, "fill")
+        found = QTensor(codes, scales, self.format, self.block, offsets).value()
+        return found.T.reshape(*index.shape, -1)
 
     def offset_values(self) -> jax.Array:
         """float32 [..., in / block, out / tile]: what is added, of a weight with offsets."""
@@ -132,6 +133,7 @@ class Quantization:
       activations: "float", or "int8" (`QTensor.activations`).
       static: whether activations of eight bits have one scale, which is told (`QTensor.input_scale`), instead of one a
         row.
+      is_table: whether what is quantized is a table [out, in] (`QTensor.is_table`).
     """
 
     format: str
@@ -144,6 +146,7 @@ class Quantization:
     offsets: str = "zero"
     activations: str = "float"
     static: bool = False
+    is_table: bool = False
 
     def __post_init__(self):
         check_choice("format", self.format, BITS)
@@ -155,7 +158,7 @@ class Quantization:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be positive, or 0 for all that there are")
         numbers = self.kind.numbers
-        if self.block % numbers and self.block > 1:
+        if self.block % numbers:
             told = "must be even" if numbers == 2 else f"must be a multiple of {numbers}"
             raise ConfigError(f"block = {self.block} {told}: {numbers} numbers of {self.kind.bits} bits share bytes")
         if self.double and self.scales != "float32":
@@ -178,7 +181,7 @@ class Quantization:
 
     def cut(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """(block, tile) of a kernel of this shape [..., in, out]. Raises ConfigError where it does not divide."""
-        *_, rows, out = shape
+        *_, rows, out = shape[:-2] + shape[:-3:-1] if self.is_table else shape
         block, tile = self.block or rows, self.tile or out
         if rows % block:
             raise ConfigError(
@@ -201,6 +204,9 @@ class Quantization:
 
     def quantize(self, kernel: jax.Array) -> QTensor:
         """[..., in, out] to the nearest levels. Raises ConfigError where it does not divide into blocks."""
+        if self.is_table:
+            plain = dataclasses.replace(self, is_table=False)
+            return plain.quantize(kernel.swapaxes(-1, -2)).replace(is_table=True)
         block, tile = self.cut(kernel.shape)
         *stack, rows, out = kernel.shape
         cut = kernel.astype(jnp.float32).reshape(*stack, rows // block, block, out // tile, tile)
@@ -262,7 +268,7 @@ def quantization_of(weight: QTensor) -> Quantization:
     return Quantization(
         weight.format, weight.block, isinstance(weight.scales, QuantizedScales), weight.tile, scales=scales,
         rounding=getattr(weight.scales, "rounding", "floor"), offsets="zero" if is_zero else "float",
-        activations=weight.activations, static=weight.input_scale is not None,
+        activations=weight.activations, static=weight.input_scale is not None, is_table=weight.is_table,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import math
 
 import folders
 import gguf
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ import fmjax
 from fmjax.data.tokenizers.loading import load_tokenizer
 from fmjax.errors import CheckpointError, ConfigError, InputError, TokenizerError
 from fmjax.gguf_file import PLAIN, QUANTIZED, read_gguf
+from fmjax.interop.gguf_blocks import Blocks
 from fmjax.interop.loading import open_published
+from fmjax.layers.quantized import QTensor, num_bytes, quantization_of
+from fmjax.layers.weights import merged
 
 VOCAB, LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM = 40, 2, 32, 4, 2, 8
 TOKENS = np.arange(2 * 12).reshape(2, 12) % VOCAB
@@ -95,7 +99,8 @@ def llama3_factors() -> np.ndarray:
 
 
 def write(path, architecture="llama", kind=Kind.F32, drop=(), tokenizer=None, **changes):
-    """(GGUF file, the published weights that it stands for), random; matrices are of this kind."""
+    """(GGUF file, the published weights that it stands for), random; matrices are of this kind, or of that which a
+    function gives for a tensor's name."""
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, architecture)
     keys = {
@@ -125,7 +130,7 @@ def write(path, architecture="llama", kind=Kind.F32, drop=(), tokenizer=None, **
             stored = turned(weight, heads)
         if theirs.endswith("norm.weight") and architecture == "gemma3":
             stored = stored + 1
-        one = kind if len(shape) > 1 else Kind.F32
+        one = Kind.F32 if len(shape) < 2 else kind(theirs) if callable(kind) else kind
         raw = gguf.quants.quantize(stored, one)
         weights[name] = weight
         if one != Kind.F32:
@@ -180,10 +185,49 @@ def test_numbers_of_each_type_are_those_of_the_package(name, tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     tensor = read_gguf(tmp_path / "a.gguf")[1]["x"]
+    if name not in PLAIN:
+        weight = jax.tree.map(jnp.asarray, Blocks(**vars(tensor)).few_bits())
+        np.testing.assert_array_equal(weight.value().T, tensor.map())
+        assert quantization_of(weight).format == Blocks(**vars(tensor)).quantization.format
+        # The six-bit scales of K types take eight bits here.
+        assert num_bytes(weight) <= tensor.size * (1.13 if name.endswith("_K") else 1)
     found = np.asarray(tensor.map(), np.float32)
     assert tensor.shape == found.shape == (rows, width) and np.isfinite(found).all()
     (theirs,) = gguf.GGUFReader(tmp_path / "a.gguf").tensors
     np.testing.assert_array_equal(found, gguf.quants.dequantize(theirs.data, kind).reshape(rows, width))
+
+
+def few_bits(model) -> list:
+    is_packed = lambda x: isinstance(x, QTensor)
+    return [x for x in jax.tree.leaves(model.params, is_leaf=is_packed) if is_packed(x)]
+
+
+def test_weights_of_few_bits_stay_so_when_asked(tmp_path):
+    path, _ = write(tmp_path / "model.gguf", "llama", Kind.Q4_1)
+    whole, model = fmjax.load(path), fmjax.load(path, quantized=True)
+    assert model.module == whole.module and len(few_bits(model)) == 7 + 2 and not few_bits(whole)
+    jax.tree.map(np.testing.assert_array_equal, merged(model.params), whole.params)
+    np.testing.assert_allclose(model.apply(TOKENS), whole.apply(TOKENS), atol=1e-5)
+    prompts = [[1, 2, 3], [4, 5]]
+    greedy = [one.complete(prompts, max_new_tokens=5, temperature=0) for one in (model, whole)]
+    assert [x.tokens for x in greedy[0]] == [x.tokens for x in greedy[1]]
+    model.save(tmp_path / "saved")
+    jax.tree.map(np.testing.assert_array_equal, fmjax.load(tmp_path / "saved").params, model.params)
+    with pytest.raises(InputError, match="not published in few bits"):
+        fmjax.load(tmp_path / "saved", quantized=True)
+    with pytest.raises(InputError, match="no weights of few bits to keep"):
+        fmjax.load(write(tmp_path / "float.gguf")[0], quantized=True)
+
+
+def test_layers_that_are_quantized_each_in_its_way_come_one_by_one(tmp_path):
+    kind = lambda name: Kind.Q8_0 if name == "blk.1.ffn_down.weight" else Kind.Q5_0
+    path, _ = write(tmp_path / "model.gguf", "llama", kind)
+    model = fmjax.load(path, quantized=True)
+    assert not model.module.scan_layers and len(few_bits(model)) == 2 * 7 + 2
+    assert model.params["stack"]["blocks_1"]["mlp"]["down"]["kernel"].format == "int8"
+    np.testing.assert_allclose(model.apply(TOKENS), fmjax.load(path).apply(TOKENS), atol=1e-5)
+    model.save(tmp_path / "saved")
+    assert fmjax.load(tmp_path / "saved").module == model.module
 
 
 def test_torn_files_say_what_is_missing(tmp_path):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fmjax.layers.attention.reference import MASKED
+from fmjax.layers.held import Held
 from fmjax.parallel.platform import target_platform
 
 # Numbers of one head's keys in a block. On a CPU the copy of a block is to stay in the processor's caches; an
@@ -23,7 +24,8 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
 
     Args:
       q: [B, T, H, D].
-      key, value: [B, K, D, S] and [B, K, S, D], where K divides H: query head h reads key-value head h // (H // K).
+      key, value: [B, K, D, S] and [B, K, S, D], where K divides H: query head h reads key-value head h // (H // K);
+        arrays, or in few bits (`fmjax.layers.held.Held`).
       allowed: bool [B, S], for all of a row's queries. A row without any gets a finite value without meaning.
       scale: None is 1 / sqrt(D).
 
@@ -51,14 +53,21 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
 
 def _attend(rows, key, value, allowed):
     """Of queries [B, K, R, D] the largest logit, sum of exponentials and weighted values, float32 [B, K, R, 1 or D]."""
-    logits = jnp.einsum("bkrd,bkds->bkrs", rows, key.astype(rows.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bkrd,bkds->bkrs", rows, _numbers(key, rows.dtype), preferred_element_type=jnp.float32)
+    if isinstance(key, Held):  # a scale for each slot, which is that of the logit
+        logits *= key.scales
     logits = jnp.where(allowed[:, None, None], logits, MASKED)
     top = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
+    scaled = weights * value.scales.swapaxes(2, 3) if isinstance(value, Held) else weights
     out = jnp.einsum(
-        "bkrs,bksd->bkrd", weights.astype(rows.dtype), value.astype(rows.dtype), preferred_element_type=jnp.float32
+        "bkrs,bksd->bkrd", scaled.astype(rows.dtype), _numbers(value, rows.dtype), preferred_element_type=jnp.float32
     )
     return top, jnp.sum(weights, axis=-1, keepdims=True), out
+
+
+def _numbers(held, dtype) -> jax.Array:
+    return held.numbers(dtype) if isinstance(held, Held) else held.astype(dtype)
 
 
 def _attend_blocks(rows, key, value, allowed, end, size):
@@ -67,7 +76,8 @@ def _attend_blocks(rows, key, value, allowed, end, size):
     def add(i, carry):
         top, total, out = carry
         start = jnp.minimum(i * size, slots - size)  # the last block may overlap the one before it
-        block_key, block_value = (lax.dynamic_slice_in_dim(x, start, size, axis) for x, axis in ((key, 3), (value, 2)))
+        take = lambda x, axis: jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, start, size, axis), x)
+        block_key, block_value = take(key, 3), take(value, 2)
         fresh = lax.dynamic_slice_in_dim(allowed, start, size, axis=1) & (start + jnp.arange(size) >= i * size)
         block_top, block_total, block_out = _attend(rows, block_key, block_value, fresh)
         new_top = jnp.maximum(top, block_top)
