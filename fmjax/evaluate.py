@@ -172,6 +172,8 @@ def parse(argv: list[str]):
     )  # fmt: skip
     parser.add_argument("--seed", type=cli.number(int, low=0), default=0, help="of examples, draws, probes, bootstrap")
     parser.add_argument("--mesh", type=cli.mesh, help="split the model over all devices, such as fsdp:2,tensor:2")
+    about = "weights that are published in few bits (GGUF) stay so"
+    parser.add_argument("--quantized", action="store_true", help=about)
     parser.add_argument("--dtype", default="float32", choices=COMPUTE_DTYPES, help="that is computed in")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two outputs: print their paired differences")
     parser.add_argument("--list", action="store_true", help="print the tasks, one a line, and stop")
@@ -215,7 +217,8 @@ def _evaluate(flags, first: bool) -> None:
     count, _ = asked(flags.pictures)
     make_folders(flags.output, flags.answers)
     progress = first and sys.stderr.isatty()
-    model = load(flags.model, dtype=flags.dtype, mesh=flags.mesh, progress=progress, adapters=flags.adapter)
+    options = dict(mesh=flags.mesh, progress=progress, adapters=flags.adapter, quantized=flags.quantized)
+    model = load(flags.model, dtype=flags.dtype, **options)
     try:
         report = evaluate(
             model,

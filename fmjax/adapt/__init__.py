@@ -4,6 +4,7 @@ from fmjax.registry import Registry
 
 TABLE = {
     "lora": "fmjax.adapt.lora:LoRA",
+    "fake_quantization": "fmjax.adapt.fake:FakeQuantization",
     "packed": "fmjax.adapt.packed:Packed",
     "prefix": "fmjax.adapt.prefix:PrefixTuning",
     "prompt": "fmjax.adapt.prefix:PromptTuning",

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax.errors import InputError
-from fmjax.layers.quantized import Quantization
+from fmjax.layers.quantized import QTensor, Quantization
 from fmjax.layers.weights import (
     ADAPTED,
     DoRAWeight,
@@ -89,8 +89,8 @@ def _is_leaf(x) -> bool:
 
 
 def _beside(name: str, kernel, part: LoRAWeight | DoRAWeight, adapter: Adapter):
-    array = kernel.weight if isinstance(kernel, Turned) else kernel
-    shape = (*array.shape[:-2], *array.shape[:-3:-1]) if isinstance(kernel, Turned) else array.shape
+    array = kernel.weight if isinstance(kernel, Turned) else kernel.codes if isinstance(kernel, QTensor) else kernel
+    shape = (*array.shape[:-2], *array.shape[:-3:-1]) if isinstance(kernel, Turned) else kernel.shape
     theirs = (*part.a.shape[:-1], part.b.shape[-1])
     if tuple(shape) != theirs:
         raise InputError(

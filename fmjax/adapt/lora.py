@@ -3,18 +3,19 @@ kept in few bits (QLoRA: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)
 
 import dataclasses
 import re
-from collections.abc import Container, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.adapt import WEIGHTS
+from fmjax.adapt.kernels import is_box, is_kernel, matching
 from fmjax.adapt.packed import boxed
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_choice, check_positive
 from fmjax.layers.codes import BITS
-from fmjax.layers.quantized import Quantization
+from fmjax.layers.quantized import QTensor, Quantization
 from fmjax.layers.weights import DoRAWeight, LoRAWeight, column_lengths, value_of
 from fmjax.parallel.sharding import path_name
 
@@ -41,6 +42,8 @@ class LoRA:
       base_block: numbers along a kernel's inputs that share a scale.
       base_double: scales are kept in eight bits too.
       base_patterns: regular expressions of the kernels that are kept so, adapted or not.
+      beneath: what becomes of parameters first, in place of `base`: of a model that begins as one of few bits is, the
+        section that `fmjax.interop.initial.packed_section_of` gives.
     """
 
     trainable: ClassVar[tuple[str, ...]] = ("kernel/(a|b|magnitude)$",)
@@ -54,8 +57,11 @@ class LoRA:
     base_block: int = 64
     base_double: bool = True
     base_patterns: tuple[str, ...] = ("blocks/.*kernel$",)
+    beneath: Annotated[dict, WEIGHTS] | None = None
 
     def __post_init__(self):
+        if self.beneath is not None and self.base != "float":
+            raise ConfigError(f"weights.base = {self.base!r}, and weights.beneath says how kernels are kept; give one")
         check_positive(rank=self.rank)
         if not self.alpha > 0:
             raise ConfigError(f"weights.alpha = {self.alpha} must be positive")
@@ -87,11 +93,15 @@ class LoRA:
         embedding table, an output head, a convolution), where `rank` is not below both sides of a kernel, and for a
         kernel that does not divide into blocks.
         """
-        leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_box)
+        params = params if self.beneath is None else self.beneath.attach(params, key)
+        is_leaf = lambda x: is_box(x) or isinstance(x, QTensor)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
         names = [path_name(path) for path, _ in leaves]
-        kernels = {name for name, (_, leaf) in zip(names, leaves) if _is_kernel(name, leaf)}
-        adapted = _matching("weights.patterns", self.patterns, names, kernels)
-        kept = set() if self.base == "float" else _matching("weights.base_patterns", self.base_patterns, names, kernels)
+        kernels = {name for name, (_, leaf) in zip(names, leaves) if is_kernel(name, leaf)}
+        adapted = matching("weights.patterns", self.patterns, names, kernels, "adapted")
+        kept = set()
+        if self.base != "float":
+            kept = matching("weights.base_patterns", self.base_patterns, names, kernels, "quantized")
         found = []
         for index, (name, (_, leaf)) in enumerate(zip(names, leaves)):
             leaf = self._kept(name, leaf) if name in kept else leaf
@@ -116,7 +126,7 @@ class LoRA:
             )
         a = jax.random.normal(key, (*stack, fan_in, self.rank), jnp.float32) * fan_in**-0.5
         b = jnp.zeros((*stack, self.rank, fan_out), jnp.float32)
-        boxes = [x for x in jax.tree.leaves(leaf, is_leaf=_is_box) if _is_box(x)]
+        boxes = [x for x in jax.tree.leaves(leaf, is_leaf=is_box) if is_box(x)]
         box = lambda value, names: boxes[0].replace(value=value, names=names) if boxes else value
         *stacked, axis_in, axis_out = boxes[0].names if boxes else [None] * (len(stack) + 2)
         parts = leaf, box(a, (*stacked, axis_in, "rank")), box(b, (*stacked, "rank", axis_out))
@@ -124,37 +134,3 @@ class LoRA:
             return LoRAWeight(*parts, self.scale)
         magnitude = column_lengths(value_of(base))
         return DoRAWeight(*parts, box(magnitude, (*stacked, axis_out)), self.scale)
-
-
-def _is_box(x) -> bool:
-    return isinstance(x, nn.Partitioned)
-
-
-def _matching(field: str, patterns: Sequence[str], names: Sequence[str], kernels: Container[str]) -> set[str]:
-    """The names in which a pattern is found. Raises ConfigError for one that is found in none, or in that of something
-    else than one of the kernels."""
-    chosen = set()
-    for pattern in patterns:
-        found = [name for name in names if re.search(pattern, name)]
-        if not found:
-            listed = ", ".join(name for name in names if name in kernels) or "none"
-            raise ConfigError(f"{field}: {pattern!r} matches no parameter; kernels are: {listed}")
-        for name in found:
-            if name not in kernels:
-                called = name.rpartition("/")[2] == "kernel"
-                what = "is the kernel of a convolution" if called else "is no kernel of a dense layer"
-                how = "leaves it out" if called else "ends with kernel$"
-                raise ConfigError(
-                    f"{field}: {pattern!r} matches {name!r}, which {what}; only kernels of dense layers can be "
-                    f"{'adapted' if field == 'weights.patterns' else 'quantized'}: give a pattern that {how}"
-                )
-        chosen.update(found)
-    return chosen
-
-
-def _is_kernel(name: str, leaf) -> bool:
-    """Whether a parameter is by its name and its axes the kernel of a `fmjax.layers.dense.Linear`, or a stack of such:
-    those of convolutions have more."""
-    rank = len(nn.unbox(leaf).shape)
-    stacked = rank == 3 and (not _is_box(leaf) or leaf.names[0] == "layers")
-    return name.rpartition("/")[2] == "kernel" and (rank == 2 or stacked)

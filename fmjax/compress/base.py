@@ -90,7 +90,8 @@ class Chosen:
                 raise InputError(f"keep: {pattern!r} is found in no parameter of {model}; there are: {listed}")
             chosen = {name for name in chosen if not re.search(pattern, name)}
         if not chosen:
-            raise InputError(f"keep = {self.keep} leaves nothing of {model} to compress")
+            given = f"patterns = {self.patterns}, keep = {self.keep} and tables = {self.tables}"
+            raise InputError(f"{given} leave nothing of {model} to compress")
         for name in sorted(chosen):
             if isinstance(leaves[name], QTensor):
                 raise InputError(f"{name!r} of {model} is of {leaves[name].format} already; compress the model it was")
@@ -105,7 +106,7 @@ def is_table(name: str) -> bool:
 
 
 def dense_kernels(model: Model) -> set[str]:
-    """Names of the kernels of dense layers, by their names and axes."""
+    """Names of the kernels of dense layers, by their names and axes. Not inside of `Model.inference`."""
     _, axes = param_spec(model.module, model.module.example())
     leaves = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))[0]
     found = {path_name(path): names for path, names in leaves}

@@ -54,8 +54,9 @@ class Rounding(Chosen):
             except ConfigError as error:
                 raise ConfigError(f"{name!r}: {error}, or leave it out with keep") from None
 
+        kernels = self.kernels(model)
         with model.inference():
-            weights = each(self.kernels(model), one, progress)
+            weights = each(kernels, one, progress)
         return replaced(model, weights, {"method": self.name, **dataclasses.asdict(self)})
 
     @property

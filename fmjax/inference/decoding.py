@@ -26,7 +26,7 @@ from fmjax.inference.kinds import has_cache, reads_source
 from fmjax.inference.rows import bucket, lay
 from fmjax.layers.embed import output_logits
 from fmjax.layers.kv_cache import CacheStep, in_few_bits
-from fmjax.layers.weights import Turned
+from fmjax.layers.weights import Turned, as_computed
 
 
 class Packed(NamedTuple):
@@ -69,6 +69,7 @@ def prepare(module: nn.Module, params) -> tuple[nn.Module, Weights]:
     embedding, which lies like that as it is. What is in this form already stays where it is.
     """
     check_can_generate(module)
+    params = as_computed(params)
     if hasattr(module, "unrolled"):
         module, params = module.unrolled(params)
     if jax.default_backend() != "cpu":

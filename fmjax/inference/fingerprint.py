@@ -12,6 +12,7 @@ import numpy as np
 import fmjax
 from fmjax.code_digest import code_digest, describe, own_digest
 from fmjax.data.codecs.base import fingerprint
+from fmjax.layers.weights import is_weight
 from fmjax.parallel.placement import whole
 
 LANES = 4
@@ -48,8 +49,7 @@ def model_fingerprint(model) -> str:
         *(f"{modality} {fingerprint(codec)}" for modality, codec in sorted(model.codecs.items())),
         repr((jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64)),
     ]
-    if model.adapter is not None:  # whose scale is in no array
-        parts.append(str(jax.tree.structure(model.params)))
+    parts += _weights(model.params)
     with model.inference():
         parts += array_fingerprints((model.params, model.functions, model.carry))
         for name in getattr(model.objective, "OPENED", ()):
@@ -71,10 +71,16 @@ def _classes(module) -> list:
     return found
 
 
+def _weights(params) -> list[str]:
+    """What parameters say in no array, such as the scale of an adapter, where some are more than arrays."""
+    has_weights = any(is_weight(x) for x in jax.tree.leaves(params, is_leaf=is_weight))
+    return [str(jax.tree.structure(params))] if has_weights else []
+
+
 def content_fingerprint(other) -> str:
     """Of a model in the step, a `fmjax.objectives.base.OtherModel`: its module, and the content of its arrays."""
     arrays = (other.params, other.state, *([other.carry] if other.carry else []))
-    parts = [describe(other.module), *array_fingerprints(arrays)]
+    parts = [describe(other.module), *_weights(other.params), *array_fingerprints(arrays)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -106,9 +106,11 @@ def _check_base(adapter: Adapter, model: Model) -> None:
         return
     leaves = flatten(model.base_params)
     kernels = {path: leaves[path] for path in adapter.digests}
-    dtypes = {str(kernel.dtype) for kernel in kernels.values()}
+    dtypes = {str(kernel.dtype) for kernel in kernels.values() if not isinstance(kernel, QTensor)} or {"float32"}
     if adapter.quantization is not None:
-        kernels = {path: adapter.quantization.quantize(kernel) for path, kernel in kernels.items()}
+        kernels = {
+            path: x if isinstance(x, QTensor) else adapter.quantization.quantize(x) for path, x in kernels.items()
+        }
     with model.inference():
         found = digests(kernels)
     differing = [path for path, digest in adapter.digests.items() if found[path] != digest]

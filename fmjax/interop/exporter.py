@@ -13,13 +13,15 @@ from tqdm import tqdm
 
 from fmjax.errors import InputError
 from fmjax.inference import kinds
+from fmjax.interop.compressed_tensors import KEY, outgoing_few_bits
 from fmjax.interop.family import TOKEN_IDS, TOKENIZER, Family, fixed_of, publish, table_of
 from fmjax.interop.opening import PARTS
 from fmjax.interop.preprocessor import PREPROCESSOR, labels, write_preprocessor
 from fmjax.interop.published_objective import write_objective
 from fmjax.interop.safetensors_files import DIFFUSERS_STEM, STEM, Outgoing, write_folder
 from fmjax.interop.weights import Slot, flatten, slots, tensors
-from fmjax.layers.weights import merged
+from fmjax.layers.quantized import QTensor
+from fmjax.layers.weights import merged, without_adapters
 from fmjax.small_files import read_json, replacing
 
 MAX_SHARD_SIZE = 5_000_000_000
@@ -27,7 +29,7 @@ MAX_SHARD_SIZE = 5_000_000_000
 
 def save_published(
     model, directory: str | pathlib.Path, max_shard_size: int = MAX_SHARD_SIZE, progress: bool = False,
-    architecture: str | None = None,
+    architecture: str | None = None, dequantized: bool = False,
 ) -> None:  # fmt: skip
     """Writes a `fmjax.load.Model` as a folder that `transformers` loads with equal logits.
 
@@ -36,6 +38,8 @@ def save_published(
       progress: show a progress bar.
       architecture: of the published ones that compute what the model does, the one that is written; None: that which
         the model came as, or the usual one.
+      dequantized: kernels of few bits are written as floats, and not as compressed-tensors has them
+        (`fmjax.interop.compressed_tensors`).
 
     A model that reads images, or names classes, gets what its codecs say in `preprocessor_config.json` and `id2label`.
 
@@ -51,16 +55,20 @@ def save_published(
         )
     if family.check_tokenizer is not None and model.tokenizer is not None:
         family.check_tokenizer(model.tokenizer)
-    leaves = flatten({**merged(model.params), **model.state})
+    params = merged(model.params) if dequantized else without_adapters(model.params)
+    leaves = flatten({**params, **model.state})
     for path, leaf in leaves.items():
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        if any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in jax.tree.leaves(leaf)):
             raise InputError(f"parameter {path!r} is spread over several processes; save it as 'fmjax', load it in one")
     table = slots(table_of(family, model.module), {path: tuple(leaf.shape) for path, leaf in leaves.items()})
     outgoing = [
         Outgoing(name, parts[0].shape, np.dtype(leaves[parts[0].path].dtype), functools.partial(_gather, parts, leaves))
         for first, parts in tensors(table).items()
         for name in (first, *parts[0].copies)
+        if not isinstance(leaves[parts[0].path], QTensor)
     ]
+    few_bits, quantization = outgoing_few_bits(table, leaves)
+    outgoing += few_bits
     for name, make in fixed_of(family, model.module).items():
         dtype = outgoing[0].dtype
         if (numbers := make()) is not None:
@@ -72,6 +80,7 @@ def save_published(
     values |= write_objective(family, model.config.get("objective"), kept)
     if family.write_codec is not None and "image" in model.codecs:
         values |= family.write_codec(model.codecs["image"])
+    values |= {} if quantization is None else {KEY: quantization}
     if family.model_type:  # diffusers' configs have none
         values["dtype"] = str(outgoing[0].dtype)
     if "id2label" in values and (names := getattr(model.codecs.get("label"), "names", ())):

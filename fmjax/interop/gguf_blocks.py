@@ -26,13 +26,13 @@ class BlockType:
       block: numbers that share a scale.
       read: from blocks uint8 [N, bytes]: (scales, offsets or None), each an array [N, scales a block], or the pair of
         whole numbers of that shape and what they are multiplied with [N, 1].
-      ones: bytes that make a block's scales one and its offsets zero, by their place.
+      ones: bytes that make a block's scales one and its offsets zero, from one byte to another.
     """
 
     format: str
     block: int
     read: Callable
-    ones: dict[slice, np.ndarray]
+    ones: dict[tuple[int, int], np.ndarray]
 
 
 def _half(blocks: np.ndarray, start: int) -> np.ndarray:
@@ -70,26 +70,26 @@ def _q6_k(blocks):
     return (np.ascontiguousarray(blocks[:, 192:208]).view(np.int8), _half(blocks, 208)), None
 
 
-_FIRST, _NONE = {slice(0, 2): ONE}, np.zeros(2, np.uint8)
+_FIRST, _NONE = {(0, 2): ONE}, np.zeros(2, np.uint8)
 # Scales of six bits in twelve bytes: the first four and, below them, the last four, are 1; offsets are 0.
-_K_ONES = {slice(0, 2): ONE, slice(2, 4): _NONE, slice(4, 16): np.uint8([1] * 4 + [0] * 4 + [1] * 4)}
+_K_ONES = {(0, 2): ONE, (2, 4): _NONE, (4, 16): np.uint8([1] * 4 + [0] * 4 + [1] * 4)}
 # Scales of 33, which stand for 1: the lower bits 1, the upper ones 2.
 _Q3_ONES = {
-    slice(96, 104): np.full(8, 0x11, np.uint8), slice(104, 108): np.full(4, 0xAA, np.uint8), slice(108, 110): ONE,
+    (96, 104): np.full(8, 0x11, np.uint8), (104, 108): np.full(4, 0xAA, np.uint8), (108, 110): ONE,
 }  # fmt: skip
 TYPES = {
     "Q8_0": BlockType("int8", 32, _scale, _FIRST),
     "Q4_0": BlockType("int4", 32, _scale, _FIRST),
     "Q5_0": BlockType("int5", 32, _scale, _FIRST),
-    "Q4_1": BlockType("uint4", 32, _scale_and_least, _FIRST | {slice(2, 4): _NONE}),
-    "Q5_1": BlockType("uint5", 32, _scale_and_least, _FIRST | {slice(2, 4): _NONE}),
+    "Q4_1": BlockType("uint4", 32, _scale_and_least, _FIRST | {(2, 4): _NONE}),
+    "Q5_1": BlockType("uint5", 32, _scale_and_least, _FIRST | {(2, 4): _NONE}),
     "Q2_K": BlockType(
-        "uint2", 16, _q2_k, {slice(0, 16): np.ones(16, np.uint8), slice(80, 82): ONE, slice(82, 84): _NONE}
+        "uint2", 16, _q2_k, {(0, 16): np.ones(16, np.uint8), (80, 82): ONE, (82, 84): _NONE}
     ),
     "Q3_K": BlockType("int3", 16, _q3_k, _Q3_ONES),
     "Q4_K": BlockType("uint4", 32, _k_scales, _K_ONES),
     "Q5_K": BlockType("uint5", 32, _k_scales, _K_ONES),
-    "Q6_K": BlockType("int6", 16, _q6_k, {slice(192, 208): np.ones(16, np.uint8), slice(208, 210): ONE}),
+    "Q6_K": BlockType("int6", 16, _q6_k, {(192, 208): np.ones(16, np.uint8), (208, 210): ONE}),
 }
 """By the format's word."""
 
@@ -130,7 +130,7 @@ def _whole_numbers(blocks: np.ndarray, name: str) -> np.ndarray:
     found = []
     for start in range(0, len(blocks), step):
         bare = blocks[start : start + step].copy()
-        for place, ones in TYPES[name].ones.items():
-            bare[:, place] = ones
+        for (start_byte, end_byte), ones in TYPES[name].ones.items():
+            bare[:, start_byte:end_byte] = ones
         found.append(gguf.quants.dequantize(bare, gguf.GGMLQuantizationType[name]).astype(np.int8))
     return np.concatenate(found)

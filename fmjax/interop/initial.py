@@ -1,5 +1,6 @@
 """What a run begins with that goes on from a saved or a published model (`train.init_from`)."""
 
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -12,16 +13,18 @@ from fmjax.assemble import build_weights
 from fmjax.checkpoint_files import complete_steps, load_carry, load_params
 from fmjax.config import build, load_workdir_config
 from fmjax.data.tokenizers.published_settings import stated_eos_ids
-from fmjax.errors import CheckpointError, ConfigError
+from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.interop.carried import carried_params, completed_params, is_carried, place_of, source_of
 from fmjax.interop.family import different_fields
 from fmjax.interop.importer import Published
 from fmjax.interop.loading import find_folder, find_tokenizer, is_published, kept, open_published, placed
 from fmjax.interop.published_objective import OBJECTIVE
 from fmjax.interop.weights import flatten
-from fmjax.layers.weights import merged
+from fmjax.layers.quantized import QTensor, quantization_of
+from fmjax.layers.weights import is_weight, merged, value_of
 from fmjax.models import MODELS
 from fmjax.models.state import kept_state
+from fmjax.parallel.sharding import path_name
 
 log = logging.getLogger("fmjax")
 
@@ -63,13 +66,56 @@ def initial_params(path: str, module, shapes, shardings, fresh=None, parts: Sequ
     if published is not None:
         return published.params(shapes, shardings)
     weights = build_weights(load_workdir_config(folder))
-    if weights is None:
+    if weights is None and not any(isinstance(x, QTensor) for x in flatten(shapes).values()):
         found, _ = load_params(folder, step, shardings=shardings)
     else:
         found, _ = load_params(folder, step, shardings=placed(module, None, weights)[1])
-        found = jax.device_put(merged(found), shardings)
+        found = jax.device_put(_as_wanted(path, found, shapes), shardings)
     _check_shapes(found, shapes, path)
     return found
+
+
+def _as_wanted(path: str, found, shapes):
+    """Parameters whole, but for those that are to be of few bits, which must be so already."""
+
+    def one(name, wanted, leaf):
+        if not isinstance(wanted, QTensor):
+            return value_of(leaf)
+        if not isinstance(leaf, QTensor) or quantization_of(leaf) != quantization_of(wanted):
+            how = str(quantization_of(leaf)) if isinstance(leaf, QTensor) else "of floats"
+            raise ConfigError(
+                f"train.init_from = {path!r}: {path_name(name)!r} is {how} there, and weights.beneath says "
+                f"{quantization_of(wanted)}; take that of the model (fmjax.interop.initial.packed_section_of)"
+            )
+        return leaf
+
+    is_packed = lambda x: isinstance(x, QTensor)
+    wanted, structure = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=is_packed)
+    leaves = jax.tree.leaves(found, is_leaf=is_weight)
+    if len(leaves) != len(wanted):
+        return jax.tree.map(value_of, found, is_leaf=is_weight)  # refused by its shapes
+    return structure.unflatten([one(name, shape, leaf) for (name, shape), leaf in zip(wanted, leaves)])
+
+
+def packed_section_of(path: str | pathlib.Path) -> dict:
+    """The section `weights`, or `weights.beneath` of adapters, of a training config that begins with a model of few
+    bits and keeps it so; for config files.
+
+    Args:
+      path: what `fmjax.compress` made, or a published folder or file of few bits; give it as `train.init_from` too.
+
+    Raises InputError for a model of floats, or one whose layers differ in their bits.
+    """
+    folder, _ = hub.checkpoint_step(find_folder(path))
+    if not is_published(folder):
+        section = load_workdir_config(folder).get("weights") or {}
+        if section.get("name") == "packed":
+            return section
+    else:
+        published = open_published(folder)
+        if packed := published.quantizations(placed(published.module, None)[0]):
+            return {"name": "packed", "kernels": {name: dataclasses.asdict(kind) for name, kind in packed.items()}}
+    raise InputError(f"{str(path)!r} is no model of few bits alike in all layers; leave weights.beneath out")
 
 
 def _opened(path: str):

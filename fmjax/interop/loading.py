@@ -124,7 +124,7 @@ def load_published(
     packed = published.quantizations(shapes) if quantized else {}
     if quantized and packed == {}:
         raise InputError(f"{str(folder)!r} has no weights of few bits to keep; leave quantized out")
-    if packed is None and "scan_layers" in section:  # its layers differ in how they are quantized
+    if packed is None and hasattr(module, "scan_layers"):  # its layers differ in how they are quantized
         module, section = module.clone(scan_layers=False), section | {"scan_layers": False}
         shapes, shardings = placed(module, placement)
         packed = published.quantizations(shapes)

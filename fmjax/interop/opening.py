@@ -6,8 +6,9 @@ from typing import Any
 
 from fmjax.data.tokenizers.loading import load_tokenizer
 from fmjax.errors import InputError
+from fmjax.interop.compressed_tensors import joined
 from fmjax.interop.family import TOKENIZER, Family, class_of, families, family_of
-from fmjax.interop.importer import Published, canonical
+from fmjax.interop.importer import Published, Tensor, canonical
 from fmjax.interop.preprocessor import image_side
 from fmjax.interop.published_config import PublishedConfig
 from fmjax.interop.safetensors_files import read_folder
@@ -31,16 +32,19 @@ def open_folder(folder: pathlib.Path, part: str | None = None) -> Published:
     source, generation = folder / "config.json", folder / "generation_config.json"
     values = read_json(source)
     family = family_of(values, str(source))
+    values, found = joined(values, read_folder(folder), str(source))
     if part is not None:
-        return _open_nested(folder, values, family, part)
+        return _open_nested(folder, values, found, family, part)
     kept = read_json(generation) if generation.is_file() else None
     if family.any_image_size and "image_size" not in values:
         side = image_side(folder, PublishedConfig(values, str(source)).get("num_channels", int, 3))
         values = values | ({} if side is None else {"image_size": side})
-    return Published(folder, str(source), values, family, read_folder(folder), kept)
+    return Published(folder, str(source), values, family, found, kept)
 
 
-def _open_nested(folder: pathlib.Path, values: Mapping[str, Any], family: Family, name: str) -> Published:
+def _open_nested(
+    folder: pathlib.Path, values: Mapping[str, Any], found: Mapping[str, Tensor], family: Family, name: str
+) -> Published:
     """A part of a model whose config.json has the parts' configs in it."""
     parts = {part.name: part for part in family.parts}
     if name not in parts:
@@ -49,7 +53,7 @@ def _open_nested(folder: pathlib.Path, values: Mapping[str, Any], family: Family
         raise InputError(f"{str(folder)!r} ({family.architectures[0]}) has no part {name!r}{hint}; it {has}")
     part, source = parts[name], str(folder / "config.json")
     own = PublishedConfig(values, source).get(part.key, dict)
-    inside = part.inside(canonical(read_folder(folder), family))
+    inside = part.inside(canonical(found, family))
     return Published(folder, f"{source}: {part.key}", own, part.family, inside)
 
 

@@ -22,7 +22,7 @@ from fmjax.interop.family import publish, table_of
 from fmjax.interop.safetensors_files import Outgoing, read_header, write_file
 from fmjax.interop.weights import Slot, flatten, slots
 from fmjax.layers.quantized import Quantization
-from fmjax.layers.weights import DoRAWeight, LoRAWeight, column_lengths
+from fmjax.layers.weights import DoRAWeight, LoRAWeight, column_lengths, value_of
 from fmjax.small_files import read_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -146,7 +146,7 @@ def _stacked(layers: Mapping[tuple, dict[str, Any]], kernel) -> LoRAWeight | DoR
     a, b = jnp.asarray(a), jnp.asarray(b)
     if not any("magnitude" in layer for layer in layers.values()):
         return LoRAWeight(None, a, b, scale)
-    magnitude = np.array(column_lengths(kernel))  # of layers that have none, as they are
+    magnitude = np.array(column_lengths(value_of(kernel)))  # of layers that have none, as they are
     for place, layer in layers.items():
         magnitude[place] = layer["magnitude"]
     return DoRAWeight(None, a, b, jnp.asarray(magnitude), scale)
@@ -190,7 +190,7 @@ def _as_theirs(adapter: Adapter, parts: list[Slot], kernels) -> dict[str, np.nda
             before += own.shape[1]
         b.append(rows)
         is_dora = isinstance(weight, DoRAWeight)
-        magnitude.append(np.asarray(weight.magnitude[place] if is_dora else column_lengths(kernel[place])))
+        magnitude.append(np.asarray(weight.magnitude[place] if is_dora else column_lengths(value_of(kernel)[place])))
     whole = {"a": np.concatenate(a), "b": np.concatenate(b)}
     return whole | ({"magnitude": np.concatenate(magnitude)} if isinstance(first, DoRAWeight) else {})
 

@@ -22,6 +22,12 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+STORED = DTYPES | {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    **{f"I{8 * size}": np.dtype(f"int{8 * size}") for size in (1, 2, 4, 8)},
+    "U8": np.dtype(np.uint8),
+}
+"""Of what files may hold beside numbers of weights: codes of weights of few bits, and sizes."""
 STEM = "model"
 """Of the files' names in folders that `transformers` writes; `diffusers` has another."""
 DIFFUSERS_STEM = "diffusion_pytorch_model"
@@ -40,8 +46,8 @@ class Tensor:
     size: int
 
     def map(self) -> np.ndarray:
-        """The tensor, of a dtype in DTYPES, mapped from its file, read-only; its pages are let go with the array."""
-        dtype = DTYPES[self.dtype]
+        """The tensor, of a dtype in STORED, mapped from its file, read-only; its pages are let go with the array."""
+        dtype = STORED[self.dtype]
         if not self.size:
             return np.zeros(self.shape, dtype)
         return np.memmap(self.file, dtype, "r", self.start, self.shape)
@@ -82,7 +88,7 @@ def read_header(file: pathlib.Path) -> dict[str, Tensor]:
 def _tensor(file, name, entry, base) -> Tensor:
     start, end = entry["data_offsets"]
     shape = tuple(int(size) for size in entry["shape"])
-    dtype = DTYPES.get(entry["dtype"])
+    dtype = STORED.get(entry["dtype"])
     if not 0 <= start <= end or (dtype is not None and end - start != math.prod(shape) * dtype.itemsize):
         raise ValueError(f"tensor {name!r} of shape {shape} and dtype {entry['dtype']} lies at {start} to {end}")
     return Tensor(file, name, entry["dtype"], shape, base + start, end - start)
@@ -176,7 +182,7 @@ def write_file(
     path: pathlib.Path, tensors: list[Outgoing], progress=None, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes one file; `metadata` are texts that its header has beside the tensors."""
-    codes = {dtype: code for code, dtype in DTYPES.items()}
+    codes = {dtype: code for code, dtype in STORED.items()}
     told = {"format": "pt"}  # the word by which transformers knows PyTorch's names
     header: dict = {"__metadata__": told | dict(metadata or {})}
     offset = 0

@@ -18,14 +18,16 @@ from fmjax.layers.quantized import QTensor
 from fmjax.layers.weights import (
     ADAPTED,
     DoRAWeight,
+    FakeQuantized,
     LoRAWeight,
     ScaledWeight,
     Turned,
     column_factors,
     is_weight,
+    rounded,
     value_of,
 )
-from fmjax.layers.whole_product import whole_product
+from fmjax.layers.whole_product import rounded_rows, whole_product
 from fmjax.parallel.logical import vary_alike
 
 MANY_ROWS = 64
@@ -72,7 +74,7 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
       weight: [in, out], or [out, in] with `transpose` (a tied output head uses its embedding table that way), an array
         or a weight of `fmjax.layers.weights`: of one with adapters base and adapters each take a product, a quantized
         one is computed for its product, and again for its gradient, or, where it says so, multiplied as whole numbers
-        with x as such; or `Turned`, whatever `transpose` says.
+        with x as such; `FakeQuantized` is rounded for it; or `Turned`, whatever `transpose` says.
       bias: [out] or None.
       dtype: both factors are cast to it before the product; None keeps x's.
       transpose: contract over the weight's last axis instead of its first.
@@ -86,6 +88,8 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
         weight, transpose = weight.replace(is_table=False), not transpose
     if isinstance(weight, Turned):
         y = _turned_product(x.astype(dtype), weight.weight, out_dtype)
+    elif isinstance(weight, FakeQuantized):
+        y = _fake_product(x.astype(dtype), weight, transpose, out_dtype)
     elif isinstance(weight, ADAPTED):
         y = _adapted_product(x, weight, transpose, dtype, out_dtype)
     elif isinstance(weight, QTensor) and weight.activations == "int8":
@@ -115,6 +119,14 @@ def _adapted_product(x, weight, transpose, dtype, out_dtype):
     inner, outer = (weight.b, weight.a) if transpose else (weight.a, weight.b)
     low = dense(x, inner, dtype=dtype, transpose=transpose) * jnp.asarray(weight.scale, dtype)
     return product(x, weight.base) + product(low, outer)
+
+
+@partial(jax.checkpoint, static_argnums=(2, 3))
+def _fake_product(x, weight, transpose, out_dtype):
+    """x @ weight of one that is rounded anew in every product, and again for its gradient."""
+    if weight.quantization.activations == "int8":
+        x = rounded_rows(x)
+    return _product(x, rounded(weight.base, weight.quantization), transpose, out_dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))

@@ -1,5 +1,6 @@
 """What a parameter may be instead of an array: a small pytree that `dense` understands."""
 
+import functools
 import math
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from fmjax.errors import InputError
-from fmjax.layers.quantized import QTensor
+from fmjax.layers.quantized import QTensor, Quantization
 
 
 @struct.dataclass
@@ -61,6 +62,31 @@ class ScaledWeight:
 
 
 @struct.dataclass
+class FakeQuantized:
+    """A kernel that trains, in whose place products take what it would be in few bits: see `rounded`.
+
+    Attributes:
+      base: [..., in, out], an array.
+      quantization: how it is rounded; what it says of activations holds too.
+    """
+
+    base: jax.Array
+    quantization: Quantization = struct.field(pytree_node=False)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def rounded(kernel: jax.Array, quantization: Quantization) -> jax.Array:
+    """What a kernel would be in few bits; the gradient goes past it (Bengio et al. 2013,
+    https://arxiv.org/abs/1308.3432)."""
+    return quantization.quantize(kernel).value(kernel.dtype)
+
+
+@rounded.defjvp
+def _past_rounding(quantization, primals, tangents):
+    return rounded(*primals, quantization), tangents[0]
+
+
+@struct.dataclass
 class Turned:
     """A kernel that lies in memory as [out, in], for products of few rows on CPUs.
 
@@ -76,13 +102,20 @@ ADAPTED = (LoRAWeight, DoRAWeight, ScaledWeight)
 
 def is_weight(x) -> bool:
     """Whether x is a weight that is more than an array."""
-    return isinstance(x, (*ADAPTED, QTensor))
+    return isinstance(x, (*ADAPTED, QTensor, FakeQuantized))
 
 
 def bare(tree):
     """A tree of parameters, or of anything told a parameter, with what each weight is made around in its place."""
     is_adapted = lambda x: isinstance(x, ADAPTED)
     return jax.tree.map(lambda x: bare(x.base) if is_adapted(x) else x, tree, is_leaf=is_adapted)
+
+
+def as_computed(tree):
+    """A tree of parameters with kernels as their products take them, once rounded, in place of those that are rounded
+    in every product."""
+    is_fake = lambda x: isinstance(x, FakeQuantized)
+    return jax.tree.map(lambda x: value_of(x) if is_fake(x) else x, tree, is_leaf=is_fake)
 
 
 def merged(tree):
@@ -123,6 +156,8 @@ def value_of(x) -> jax.Array:
         return x.weight.T
     if isinstance(x, QTensor):
         return x.value()
+    if isinstance(x, FakeQuantized):
+        return rounded(x.base, x.quantization)
     if not isinstance(x, ADAPTED):
         return x
     base = value_of(x.base)

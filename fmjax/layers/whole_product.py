@@ -40,8 +40,20 @@ def whole_product(x: jax.Array, weight: QTensor, transpose: bool = False) -> jax
     return (y * scale).reshape(*x.shape[:-1], out)
 
 
+@jax.custom_jvp
+def rounded_rows(x: jax.Array) -> jax.Array:
+    """x [..., in] with each row rounded as `whole_product` rounds it; the gradient goes past that."""
+    whole, scale = _whole_rows(x, None)
+    return (whole.astype(jnp.float32) * scale).astype(x.dtype)
+
+
+@rounded_rows.defjvp
+def _past_rounding(primals, tangents):
+    return rounded_rows(*primals), tangents[0]
+
+
 def _whole_rows(x: jax.Array, input_scale) -> tuple[jax.Array, jax.Array]:
-    """(int8 [N, in], float32 scale [N, 1] or [])."""
+    """(int8 [..., in], float32 scale [..., 1] or [])."""
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / TOP if input_scale is None else input_scale
     whole = jnp.round(x / jnp.where(scale > 0, scale, 1.0))

@@ -105,15 +105,16 @@ class Program:
             )
 
     def plain(self) -> tuple[Any, Any, Callable[[], Any]]:
-        """(shapes, shardings, a function that draws them) of the module's parameters as they are before `weights`."""
-        inputs = module_inputs(self.objective, self.batch_spec)
+        """(shapes, shardings, a function that draws them) of the module's parameters as they are before `weights`, or
+        with what lies beneath these (`fmjax.adapt.lora.LoRA`)."""
+        inputs, beneath = module_inputs(self.objective, self.batch_spec), getattr(self.weights, "beneath", None)
         with jax.set_mesh(self.mesh):
-            shapes, axes = param_spec(self.module, inputs)
+            shapes, axes = param_spec(self.module, inputs, beneath)
             shardings = self.placement.shardings(shapes, axes)
 
         def draw():
             with jax.set_mesh(self.mesh):
-                return draw_params(self.module, inputs, self.key_for(INITIALISATION), shardings)
+                return draw_params(self.module, inputs, self.key_for(INITIALISATION), shardings, beneath)
 
         return shapes, shardings, draw
 

@@ -122,9 +122,10 @@ def init_state(
     return jax.jit(begin, out_shardings=spec.shardings, donate_argnums=0)(params)
 
 
-def draw_params(module: nn.Module, inputs: dict, key: jax.Array, shardings):
-    """A module's parameters as `init_state` draws them, before they become weights, in their shards."""
-    return jax.jit(lambda key: _drawn(module, inputs, key, None), out_shardings=shardings)(key)
+def draw_params(module: nn.Module, inputs: dict, key: jax.Array, shardings, beneath=None):
+    """A module's parameters as `init_state` draws them, before they become weights but for those `beneath` them, in
+    their shards."""
+    return jax.jit(lambda key: _drawn(module, inputs, key, beneath), out_shardings=shardings)(key)
 
 
 def _drawn(module, inputs, key, weights):

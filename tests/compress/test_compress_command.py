@@ -76,7 +76,7 @@ def test_unknown_methods_and_options_are_named(folder, tmp_path, capsys):
         (["--method=int4", "--block=12"], "cannot be cut into blocks of 12"),
         (["--method=int8", "--patterns=mpl"], "patterns: 'mpl' is found in no kernel"),
         (["--method=int8", "--keep=nothing"], "keep: 'nothing' is found in no parameter"),
-        (["--method=int8", "--keep=kernel"], "leaves nothing"),
+        (["--method=int8", "--keep=kernel"], "leave nothing of Model("),
         (["--method=int8", "--calibration=x"], "unknown flag '--calibration'"),
     ):
         assert run(f"--model={folder}", f"--output={out}", *argv) == 2

@@ -24,7 +24,7 @@ NOT_COMPUTING = {
     "config_fields.py config_values.py": "options of generators out of texts, which answers are kept under",
     "parallel/mesh.py parallel/sharding.py": "where arrays lie, not what they are",
     "parallel/__init__.py parallel/hosts.py parallel/watch.py": "who else computes, and how far they are",
-    "interop/exporter.py interop/peft.py checkpoint_files.py": "a model written to a folder",
+    "interop/exporter.py interop/peft.py checkpoint_files.py adapt/packed.py": "a model written to a folder",
     "data/codecs/base.py data/codecs/media.py": "values to arrays, which are what answers are computed from",
     "data/codecs/pixels.py": "values to arrays as well",
     "data/prepared.py data/run_tokenizer.py": "names of content, and what is checked of a vocabulary",

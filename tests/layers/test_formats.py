@@ -1,6 +1,7 @@
 """Formats of few bits, how codes lie in bytes, scales of several kinds: against ml_dtypes, numpy and bounds."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from fmjax.layers import codes, scales
 from fmjax.layers.codes import FORMATS, PLANES
 from fmjax.layers.dense import dense
 from fmjax.layers.embed import Embedding
-from fmjax.layers.quantized import Quantization, quantization_of
+from fmjax.layers.quantized import Quantization, quantization_of, scale_values
 
 
 def drawn(*shape, seed=0):
@@ -45,6 +46,41 @@ def test_floats_of_four_and_eight_bits_round_as_ml_dtypes():
         np.testing.assert_array_equal(found, x.astype(dtype).astype(np.float32))
 
 
+@pytest.fixture(scope="module")
+def qwix():
+    with np.load(pathlib.Path(__file__).parents[1] / "oracles" / "qwix.npz") as stored:
+        return dict(stored)
+
+
+@pytest.mark.parametrize(
+    "name, quantization",
+    [
+        ("int8", Quantization("int8", 0, half=True)), ("int4", Quantization("int4", 16, half=True)),
+        ("int4_tile", Quantization("int4", 16, tile=4, half=True)), ("fp8", Quantization("fp8", 0)),
+        ("nf4", Quantization("nf4", 16)), ("mxfp4", Quantization("fp4", 32, scales="power", rounding="rceil")),
+    ],
+)  # fmt: skip
+def test_scales_and_levels_are_those_of_qwix(name, quantization, qwix):
+    weight = quantization.quantize(jnp.asarray(qwix["kernel"]))
+    np.testing.assert_allclose(scale_of(weight), qwix[f"{name}/scale"], rtol=1e-6)
+    found, expected = np.asarray(codes.to_levels(weight.codes, weight.format)), qwix[f"{name}/numbers"]
+    # The largest of a block lies between two levels, and which is nearer hangs on the last bit.
+    cut = np.abs(qwix["kernel"]).reshape(64 // weight.block, weight.block, 12 // weight.tile, weight.tile)
+    inside = (cut < cut.max((1, 3), keepdims=True)).reshape(64, 12) | (not quantization.half)
+    if name == "nf4":  # places among the levels there
+        expected = qwix[f"{name}/value"] / np.repeat(qwix[f"{name}/scale"], 16, 0)
+    np.testing.assert_allclose(found[inside], expected[inside], atol=1e-6)
+    np.testing.assert_allclose(np.asarray(weight.value())[inside], qwix[f"{name}/value"][inside], rtol=1e-5, atol=1e-6)
+
+
+def test_a_product_of_whole_numbers_is_near_that_of_qwix(qwix):
+    """Which divides activations by the largest over 127.5, and not over 127."""
+    weight = Quantization("int8", 0, half=True, activations="int8").quantize(jnp.asarray(qwix["kernel"]))
+    exact = qwix["x"] @ qwix["kernel"]
+    ours, theirs = (np.abs(x - exact).max(0) / np.abs(exact).max(0) for x in (dense(qwix["x"], weight), qwix["dot"]))
+    assert np.max(ours) < 0.03 and np.max(theirs) < 0.03
+
+
 ERRORS = {"int8": 127, "int4": 7, "int6": 31, "int3": 3, "uint4": 15, "uint8": 255}
 
 
@@ -70,7 +106,9 @@ def test_the_half_step_uses_the_least_level_as_compressed_tensors_does():
     weight = Quantization("int4", 16, half=True).quantize(jnp.asarray(kernel))
     scale = np.abs(kernel).max(0) / 7.5
     expected = np.clip(np.round(kernel / scale), -8, 7) * scale
-    np.testing.assert_allclose(weight.value(), expected, atol=1e-6)
+    inside = np.abs(kernel) < np.abs(kernel).max(0)  # the largest is as near to -7 as to -8
+    np.testing.assert_allclose(np.asarray(weight.value())[inside], expected[inside], atol=1e-6)
+    assert np.max(np.abs(weight.value() - kernel) / scale) < 0.5 + 1e-5
 
 
 @pytest.mark.parametrize("rounding", scales.ROUNDINGS)
@@ -117,8 +155,6 @@ def test_scales_of_fewer_bits_and_what_they_lose():
 
 
 def scale_of(weight):
-    from fmjax.layers.quantized import scale_values
-
     return np.asarray(scale_values(weight.scales))
 
 

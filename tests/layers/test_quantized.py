@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fmjax.errors import ConfigError
-from fmjax.layers import quantized
+from fmjax.layers import codes, scales
 from fmjax.layers.dense import dense
 from fmjax.layers.quantized import Quantization
 from fmjax.layers.weights import merged
@@ -21,19 +21,19 @@ def oracle():
 
 
 def test_levels_are_those_of_bitsandbytes(oracle):
-    np.testing.assert_array_equal(np.float32(quantized.NF4), oracle["nf4"])
-    np.testing.assert_allclose(quantized.eight_bit_levels(), oracle["levels"], rtol=1e-6, atol=0)
+    np.testing.assert_array_equal(np.float32(codes.NF4), oracle["nf4"])
+    np.testing.assert_allclose(scales.eight_bit_levels(), oracle["levels"], rtol=1e-6, atol=0)
 
 
 def test_four_bits_and_their_values_are_those_of_bitsandbytes(oracle):
     kernel = oracle["weight"].T
     plain = Quantization("nf4").quantize(jnp.asarray(kernel))
-    codes = oracle["plain_codes"].reshape(24, 512).T  # pairs along `in` there too
-    np.testing.assert_array_equal(plain.codes, codes)
+    theirs = oracle["plain_codes"].reshape(24, 512).T  # pairs along `in` there too
+    np.testing.assert_array_equal(plain.codes, theirs)
     np.testing.assert_array_equal(plain.scales, oracle["plain_absmax"].reshape(24, 16).T)
     np.testing.assert_allclose(plain.value(), oracle["plain_value"].T, atol=1e-7)
     double = Quantization("nf4", double=True).quantize(jnp.asarray(kernel))
-    np.testing.assert_array_equal(double.codes, codes)
+    np.testing.assert_array_equal(double.codes, theirs)
     np.testing.assert_array_equal(double.scales.codes, oracle["double_absmax"].reshape(24, 16).T)
     np.testing.assert_allclose(double.value(), oracle["double_value"].T, atol=1e-6)
     assert double.shape == (1024, 24)

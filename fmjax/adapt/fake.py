@@ -1,0 +1,72 @@
+"""Training for few bits: kernels that are rounded in every step, and whose gradients go past the rounding (Jacob et al.
+2017, https://arxiv.org/abs/1712.05877, section 3; Bengio et al. 2013, https://arxiv.org/abs/1308.3432)."""
+
+import dataclasses
+import re
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+
+from fmjax.adapt.kernels import is_box, is_kernel, matching
+from fmjax.errors import ConfigError
+from fmjax.layers.quantized import Quantization
+from fmjax.layers.weights import FakeQuantized
+from fmjax.parallel.sharding import path_name
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeQuantization:
+    """Kernels [..., in, out] are floats that train, and products take what they would be in few bits.
+
+    What is loaded of such a run has the rounded kernels; `fmjax.compress` of the same format and the same options keeps
+    their values.
+
+    Attributes:
+      format, block, tile, half, scales, rounding, activations: as in `Quantization`.
+      patterns: regular expressions of the kernels that are rounded, such as "stack/blocks/mlp/up/kernel".
+      keep: those in whose names one of these is found stay as they are.
+    """
+
+    trainable: ClassVar[tuple[str, ...]] = ()
+
+    format: str = "int4"
+    block: int = 32
+    tile: int = 1
+    half: bool = False
+    scales: str = "float32"
+    rounding: str = "floor"
+    activations: str = "float"
+    patterns: tuple[str, ...] = ("blocks.*kernel$",)
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        self.quantization  # checks the options
+
+    @property
+    def quantization(self) -> Quantization:
+        """How kernels are rounded."""
+        names = ("format", "block", "tile", "half", "scales", "rounding", "activations")
+        return Quantization(**{name: getattr(self, name) for name in names})
+
+    def attach(self, params: Any, key: jax.Array) -> Any:
+        """See `fmjax.adapt.base.Weights`. Raises ConfigError for a pattern that matches nothing, or something that is
+        not the kernel of a dense layer, and for a kernel that does not divide into blocks."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_box)
+        names = [path_name(path) for path, _ in leaves]
+        kernels = {name for name, (_, leaf) in zip(names, leaves) if is_kernel(name, leaf)}
+        rounded = matching("weights.patterns", self.patterns, names, kernels, "quantized")
+        for pattern in self.keep:
+            if not any(re.search(pattern, name) for name in names):
+                raise ConfigError(f"weights.keep: {pattern!r} matches no parameter; there are: {', '.join(names[:6])}")
+            rounded = {name for name in rounded if not re.search(pattern, name)}
+        return structure.unflatten([
+            self._rounded(name, leaf) if name in rounded else leaf for name, (_, leaf) in zip(names, leaves)
+        ])  # fmt: skip
+
+    def _rounded(self, name: str, leaf) -> FakeQuantized:
+        try:
+            self.quantization.cut(nn.unbox(leaf).shape)
+        except ConfigError as error:
+            raise ConfigError(f"weights.block = {self.block}: {name!r}: {error}") from None
+        return FakeQuantized(leaf, self.quantization)
