@@ -213,11 +213,9 @@ def _shape(metadata, sharding) -> jax.ShapeDtypeStruct:
 
 
 def _check_names(path: pathlib.Path, saved, places) -> None:
-    """Raises CheckpointError naming the first array that is saved and not expected, or the reverse. Where None was
-    saved there is nothing, whether that is expected or not."""
+    """Raises CheckpointError naming the first array that is saved and not expected, or the reverse."""
     leaves = jax.tree_util.tree_flatten_with_path(saved, is_leaf=lambda x: x is None)[0]
-    absent = {path_name(name) for name, leaf in leaves if leaf is None}
-    saved = {path_name(name) for name, _ in leaves} - (absent - places.keys())
+    saved = {path_name(name) for name, _ in leaves}
     for name in sorted(saved ^ places.keys()):
         there = "holds" if name in saved else "lacks"
         raise CheckpointError(

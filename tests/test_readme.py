@@ -10,6 +10,7 @@ import pytest
 from fmjax import config as configs
 from fmjax import agent, convert, evaluate, generate, plan, search, train
 from fmjax.commands import best_of, keep, lm_eval, merge, reference, values
+from fmjax.compress import __main__ as compress
 from fmjax.inference.denoising import Denoising
 from fmjax.inference.drawn_codes import DrawnCodes
 from fmjax.inference.unclip import UpsampledImages
@@ -52,7 +53,7 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         commands["agent"] = agent
         commands |= {"commands.lm_eval": lm_eval, "commands.keep": keep, "commands.reference": reference}
         commands["commands.best_of"] = best_of
-        commands |= {"commands.merge": merge}
+        commands |= {"commands.merge": merge, "compress": compress}
         assert commands[module].parse(argv) is not None
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_choice
@@ -30,11 +29,14 @@ from fmjax.layers.scales import (
 SCALES = (*FLOATS, "power", "super")
 OFFSETS = ("zero", "float")
 ACTIVATIONS = ("float", "int8")
+ARRAYS = ("codes", "scales", "offsets", "input_scale")
+"""The fields of a `QTensor` that are arrays, or pytrees of them."""
 
 
-@struct.dataclass
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
 class QTensor:
-    """A kernel [..., in, out] of few bits: level * scale + offset.
+    """A kernel [..., in, out] of few bits: level * scale + offset. A pytree of the arrays that it has.
 
     Attributes:
       codes: [..., in * bits / 8, out], uint8 as `fmjax.layers.codes.pack` has packed them: of 4 bits two numbers share
@@ -48,19 +50,40 @@ class QTensor:
       tile: numbers along `out` that share a scale.
       activations: "float", or "int8": rows of activations become whole numbers too, of -127 to 127, each row by its own
         largest value unless there is an `input_scale`, and the product of whole numbers is summed in int32.
+      parts: the arrays that it has, those of `ARRAYS` that are not None.
       is_table: whether it stands for its transpose [out, in], a table whose rows are looked up, such as that of tokens:
         its blocks lie along its rows.
     """
 
     codes: jax.Array
     scales: Any
-    format: str = struct.field(pytree_node=False)
-    block: int = struct.field(pytree_node=False)
+    format: str
+    block: int
     offsets: Any = None
     input_scale: Any = None
-    tile: int = struct.field(pytree_node=False, default=1)
-    activations: str = struct.field(pytree_node=False, default="float")
-    is_table: bool = struct.field(pytree_node=False, default=False)
+    tile: int = 1
+    activations: str = "float"
+    is_table: bool = False
+    parts: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.parts:
+            object.__setattr__(self, "parts", tuple(name for name in ARRAYS if getattr(self, name) is not None))
+
+    def tree_flatten_with_keys(self):
+        """Without a place for an array that it does not have: checkpoints know no more than there is."""
+        told = tuple(field.name for field in dataclasses.fields(self) if field.name not in ARRAYS)
+        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in self.parts]
+        return children, tuple((name, getattr(self, name)) for name in told)
+
+    @classmethod
+    def tree_unflatten(cls, told, children):
+        told = dict(told)
+        return cls(**{"codes": None, "scales": None} | dict(zip(told["parts"], children)), **told)
+
+    def replace(self, **changes) -> "QTensor":
+        """The same with other fields."""
+        return dataclasses.replace(self, **{"parts": ()} | changes)
 
     @property
     def shape(self) -> tuple[int, ...]:
