@@ -1,9 +1,11 @@
 """Agents as evaluation tasks: problems from seeds, success by program, and the same without tools."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from fmjax.agents import problems
+from fmjax.agents.actions import Malformed
 from fmjax.agents.episode import Budget, Episode
 from fmjax.agents.formats import chosen
 from fmjax.agents.loop import Drawing, run
@@ -23,7 +25,7 @@ class Played:
     Attributes:
       problem: (seed, embed) to a context with a `Problem`.
       with_tools: whether its tools may be called; else the model is told of none.
-      budget: of an episode.
+      budget: of an episode; of a model with a short context a reply has a quarter of it at most.
     """
 
     problem: Callable
@@ -31,7 +33,7 @@ class Played:
     budget = Budget(steps=6, reply_tokens=200)
 
     def play(self, model, requests: Sequence[Rollout], progress=None, work=None) -> Iterator[tuple[int, dict]]:
-        """(index, summary) of episodes, greedily: success 0 or 1, steps, calls, failed_calls, tokens, answered."""
+        """(index, what `summary` says) of episodes, drawn greedily."""
         need_tokenizer(model)
         for first in range(0, len(requests), TOGETHER):
             some = requests[first : first + TOGETHER]
@@ -46,19 +48,24 @@ class Played:
 
     def _episode(self, model, prompt: str, problem: problems.Problem) -> Episode:
         tools = list(problem.tools) if self.with_tools else []
-        format = chosen("auto", model.tokenizer, tools, CHAT_DATE)
+        format, budget, context = chosen("auto", model.tokenizer, tools, CHAT_DATE), self.budget, model.context_length
+        if context is not None:
+            budget = dataclasses.replace(budget, reply_tokens=max(1, min(budget.reply_tokens, context // 4)))
         try:
-            return Episode(format, prompt + problem.goal, tools, self.budget, context_length=model.context_length)
+            return Episode(format, prompt + problem.goal, tools, budget, context_length=context)
         except InputError as error:
             raise InputError(f"{type(self).__name__}: {error}; the task cannot be asked of this model") from None
 
 
 def summary(episode: Episode, success: bool) -> dict[str, float]:
-    """An episode in numbers."""
+    """An episode in numbers: replies ("steps"), those of them that call a tool, whose call failed, or that mean nothing
+    ("malformed"), and drawn tokens; success and answered are 0 or 1."""
     calls = [step for step in episode.steps if isinstance(step.action, Call)]
     return {
         "success": float(success), "steps": float(len(episode.steps)), "calls": float(len(calls)),
-        "failed_calls": float(sum(not step.succeeded for step in calls)), "tokens": float(episode.num_drawn),
+        "failed_calls": float(sum(not step.succeeded for step in calls)),
+        "malformed": float(sum(isinstance(step.action, Malformed) for step in episode.steps)),
+        "tokens": float(episode.num_drawn),
         "answered": float(episode.answer is not None),
     }  # fmt: skip
 
@@ -87,7 +94,10 @@ class AgentTask(Task):
     """Problems with the seeds 0 to 49. `success` is the part that is solved; `success_without_tools` that of the same
     problems by a model that is told of no tool: what it knows or guesses."""
 
-    metrics = ("success", "success_without_tools", "answered", "steps", "calls", "failed_calls", "tokens")
+    metrics = (
+        "success", "success_without_tools", "answered", "steps", "calls", "failed_calls", "malformed", "tokens",
+    )  # fmt: skip
+    version = "2"
     needs = "nothing: the problems are made from seeds"
     uses = ("rollout", "complete", "embed")
     environment: str

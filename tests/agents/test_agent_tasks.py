@@ -50,9 +50,12 @@ def test_what_the_files_task_asks_and_where_it_cannot():
         model = Scripted([], template)
         with contextlib.ExitStack() as stack:
             problem = stack.enter_context(problems.small_files(0, letters))
-            assert len(evaluation.SmallFiles()._episode(model, "", problem).format.tools) == 3
-            model.context_length = 220
-            with pytest.raises(InputError, match="SmallFiles: .* more than the model's context of 220"):
+            whole = evaluation.SmallFiles()._episode(model, "", problem)
+            assert len(whole.format.tools) == 3 and whole.budget.reply_tokens == 200
+            model.context_length = 4 * len(whole.start)
+            assert evaluation.SmallFiles()._episode(model, "", problem).budget.reply_tokens == min(200, len(whole.start))
+            model.context_length = len(whole.start)
+            with pytest.raises(InputError, match="SmallFiles: .* more than the model's context of"):
                 evaluation.SmallFiles()._episode(model, "", problem)
 
 
@@ -88,6 +91,7 @@ def test_success_comes_from_the_tools_and_goes_with_them():
         statistics = task.statistics(0, [found, control])
         assert statistics["success"] == 1 and statistics["success_without_tools"] == 0
         assert (found["steps"], found["calls"], control["calls"], found["failed_calls"]) == (2, 1, 0, 0)
+        assert found["malformed"] == control["malformed"] == 0
         assert set(task.metrics) <= set(statistics)
     schemas = [json.loads(options["constraint"][0].source)["anyOf"] for _, options in model.asked]
     assert [len(one) for one in schemas] == [2, 2, 1]
