@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -19,10 +20,30 @@ def train(config: str, workdir: pathlib.Path, **overrides) -> list[dict]:
       config: a file of `configs/`, or one's whole path, with `:SIZE` where it has sizes.
       overrides: config keys with a double underscore for each dot, `train__steps=100`.
     """
+    subprocess.run(_training(config, workdir, overrides), cwd=ROOT, check=True)
+    return _metrics(workdir)
+
+
+def train_measured(config: str, workdir: pathlib.Path, **overrides) -> tuple[list[dict], int]:
+    """As `train`; (the metrics, bytes of memory that the process had at most, its loading and compiling included).
+
+    A run that goes on where it was cut is measured from there.
+    """
+    file = workdir / "peak_bytes.json"
+    if not file.exists():
+        command = _training(config, workdir, overrides)
+        process = subprocess.Popen(command, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+        file.write_text(json.dumps(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)))
+    return _metrics(workdir), json.loads(file.read_text())
+
+
+def _training(config: str, workdir: pathlib.Path, overrides: Mapping) -> list[str]:
     flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in overrides.items()]
     command = ["fmjax.train", f"--config={ROOT / 'configs' / config}", f"--workdir={workdir.absolute()}", *flags]
-    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-    return _metrics(workdir)
+    return [sys.executable, "-m", *command]
 
 
 def train_here(config: str, workdir: pathlib.Path, **overrides) -> list[dict]:
@@ -50,6 +71,12 @@ def _metrics(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def found(model: str) -> str:
+    """A path from where the command was given, for those that run elsewhere; hub ids stay."""
+    path = pathlib.Path(model).expanduser()
+    return str(path.absolute()) if path.exists() else model
+
+
 def curve(metrics: list[dict], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric."""
     rows = [(line["step"], line[name]) for line in metrics if name in line]
@@ -74,8 +101,6 @@ def setting() -> dict:
 
 
 def len_cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
