@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a chat model: a GGUF file, a Hugging Face folder or a hub id")
     parser.add_argument("--data_dir", required=True, type=pathlib.Path, help="folder with eval_sst2")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/adapters"), help="finished runs stay")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/adapters"), help="of runs")
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--batch", type=int, default=2, help="rows of a step")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")

@@ -53,7 +53,8 @@ def test_what_the_files_task_asks_and_where_it_cannot():
             whole = evaluation.SmallFiles()._episode(model, "", problem)
             assert len(whole.format.tools) == 3 and whole.budget.reply_tokens == 200
             model.context_length = 4 * len(whole.start)
-            assert evaluation.SmallFiles()._episode(model, "", problem).budget.reply_tokens == min(200, len(whole.start))
+            short = evaluation.SmallFiles()._episode(model, "", problem)
+            assert short.budget.reply_tokens == min(200, len(whole.start))
             model.context_length = len(whole.start)
             with pytest.raises(InputError, match="SmallFiles: .* more than the model's context of"):
                 evaluation.SmallFiles()._episode(model, "", problem)
