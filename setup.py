@@ -12,6 +12,7 @@ setup(
     description="Foundation models in JAX: pretrain, adapt, inspect and evaluate, from one core to a TPU slice.",
     python_requires=">=3.11",
     packages=find_packages(include=["fmjax", "fmjax.*"]),
+    package_data={"fmjax.native": ["*.cc"]},
     package_dir={"": "."},  # installed with -e, fmjax is then found from the folder of its clone too
     install_requires=[
         "jax>=0.10",
