@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 import flax.linen as nn
 import jax
 
+from fmjax import native
+from fmjax.cache_folder import cache_dir
 from fmjax.errors import InputError
 from fmjax.inference import decoding, kinds
 from fmjax.inference.checks import check_whole
@@ -20,6 +22,8 @@ from fmjax.inference.engine_run import Run
 from fmjax.inference.sampler import Sampling, Uses
 from fmjax.layers.checks import check_choice
 from fmjax.layers.held import KINDS
+from fmjax.layers.quantized import QTensor
+from fmjax.layers.weights import is_weight
 from fmjax.parallel.logical import mesh_axes, num_shards
 
 
@@ -54,6 +58,9 @@ class Engine:
         if max_length is not None:
             check_whole(1, getattr(module, "max_length", None), max_length=max_length)
         self.module, self.weights = decoding.prepare(module, params)
+        leaves = jax.tree.leaves(self.weights, is_leaf=is_weight)
+        if jax.default_backend() == "cpu" and any(isinstance(leaf, QTensor) for leaf in leaves):
+            native.install(cache_dir() / "native")
         self.part = part_size(self.module, self.weights)
         self.batch_size, self.max_length, self.num_tokens = batch_size, max_length, num_tokens
         self.banned_ids = tuple(sorted({*banned_ids}))

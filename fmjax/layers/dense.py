@@ -14,6 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fmjax.layers.checks import check_choice
+from fmjax.layers.few_rows import few_rows_product, reads_codes
 from fmjax.layers.quantized import QTensor
 from fmjax.layers.weights import (
     ADAPTED,
@@ -97,7 +98,9 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
     elif isinstance(weight, QTensor):
         # Kept is what it is computed from; an array as large as the kernel would be kept a layer.
         product = jax.checkpoint(lambda x, weight: _product(x, weight.value(dtype), transpose, out_dtype))
-        y = product(x.astype(dtype), weight)
+        if reads_codes(x, weight, transpose):
+            product = partial(few_rows_product, product)
+        y = product(x.astype(dtype), weight).astype(out_dtype)
     else:
         y = _product(x.astype(dtype), weight, transpose, out_dtype)
     return y if bias is None else y + bias.astype(y.dtype)
