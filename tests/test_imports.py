@@ -20,8 +20,8 @@ FLOORS = (
     "models objectives rewards data adapt training.settings training.__init__",
     "layers diffusion",
     "parallel",
-    "config_fields config_values registry cache_folder code_digest cpu errors file_lock gguf_file hub native power_average "
-    "small_files __init__",
+    "config_fields config_values registry cache_folder code_digest cpu errors file_lock gguf_file hub native "
+    "power_average small_files __init__",
 )
 
 

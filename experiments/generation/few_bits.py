@@ -5,9 +5,8 @@
         [--batch 1] [--tokens 128] [--turns 3]
 
 MODEL is a model that `fmjax.load` reads, for `file` (its own types, kept) and `llama.cpp` a GGUF file. A way is a method
-of `fmjax.compress`, `,tables` with embedding and head too. The likeliest tokens after a prompt of 16; all on one process's
-threads, a process a way, in turns; the prompt's time is not taken off. Prints the best of the turns, and bytes that a
-token reads.
+of `fmjax.compress`, `,tables` with embedding and head too. The likeliest tokens after a prompt of 16, whose time is not
+taken off. A process a way, in turns. Prints the best of the turns, and bytes that a token reads.
 """
 
 import argparse

@@ -24,8 +24,10 @@ def installed():
     "quantization, rows, outputs, dtype",
     [
         (Quantization("int8", block=0), 1, 333, "float32"), (Quantization("int8", block=6), 8, 1100, "float32"),
-        (Quantization("int4", block=6), 3, 1100, "float32"), (Quantization("nf4", block=12, double=True), 1, 1100, "bfloat16"),
-        (Quantization("fp4", block=12, scales="power"), 7, 65, "float32"), (Quantization("uint4", block=12), 2, 16, "float32"),
+        (Quantization("int4", block=6), 3, 1100, "float32"),
+        (Quantization("nf4", block=12, double=True), 1, 1100, "bfloat16"),
+        (Quantization("fp4", block=12, scales="power"), 7, 65, "float32"),
+        (Quantization("uint4", block=12), 2, 16, "float32"),
     ],
     ids=lambda value: getattr(value, "format", None),
 )  # fmt: skip
