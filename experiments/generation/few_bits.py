@@ -4,7 +4,7 @@
     python experiments/generation/few_bits.py MODEL [--ways float32 int8 int4 int8,tables int4,tables file llama.cpp]
         [--batch 1] [--tokens 128] [--turns 3]
 
-MODEL is a model that `fmjax.load` reads, for `file` (its own types, kept) and `llama.cpp` a GGUF file. A way is a method
+MODEL is one that `fmjax.load` reads; for `file` (its own types, kept) and `llama.cpp` a GGUF file. A way is a method
 of `fmjax.compress`, `,tables` with embedding and head too. The likeliest tokens after a prompt of 16, whose time is not
 taken off. A process a way, in turns. Prints the best of the turns, and bytes that a token reads.
 """
