@@ -14,10 +14,13 @@ import pytest
 import fmjax
 from fmjax import config as configs
 from fmjax.assemble import build_module, init_params
+from fmjax.commands import cli
+from fmjax.compress import __main__ as compress
 from fmjax.config import build
 from fmjax.errors import ConfigError
 from fmjax.objectives import OBJECTIVES
 from fmjax.training.loop import train
+from tests.small_models import byte_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -58,6 +61,21 @@ def test_the_carry_codec_and_generator_of_the_page_make_heights(folder):
     assert model.generate([0.5, 1.0]) == pytest.approx(np.sin([1.0, 2.0]), abs=0.15)
     assert len(model.generate()) == 1 and model.generate([0.5], digits=0) == [1.0]
     assert set(model.abilities) == {"generate"}
+
+
+def test_the_method_of_compression_of_the_page_is_a_method(folder, capsys):
+    byte_model().save(folder / "model")
+    flags = [f"--model={folder / 'model'}", "--method=my_lab.compression:Signs", "--gain=0.5", "--keep=mlp"]
+    assert cli.run(compress.main, [*flags, f"--output={folder / 'signs'}"]) == 0
+    before, after = (fmjax.load(folder / name).params["stack"]["blocks"] for name in ("model", "signs"))
+    found, kernel = (blocks["attention"]["out"]["kernel"] for blocks in (after, before))
+    expected = 0.5 * np.sign(kernel) * np.abs(kernel).mean(1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_array_equal(after["mlp"]["up"]["kernel"], before["mlp"]["up"]["kernel"])
+    edited(folder, "compression.py", "def compress(", "def shrink(")
+    forget_my_lab()
+    assert cli.run(compress.main, [*flags, f"--output={folder / 'other'}"]) == 2
+    assert "Signs has no method compress(model" in capsys.readouterr().err
 
 
 def edited(folder, name, old, new):

@@ -11,6 +11,7 @@ import fmjax
 from fmjax.compress import METHODS
 from fmjax.compress import __main__ as command
 from fmjax.commands import cli
+from fmjax.inference.fingerprint import model_fingerprint
 from fmjax.layers.quantized import QTensor
 from fmjax.layers.weights import merged
 from tests.small_models import byte_model
@@ -62,6 +63,10 @@ def test_a_compressed_model_is_a_model(method, options, format, block, folder, t
     assert after.generate(["ab"], max_new_tokens=4, temperature=0) == after.generate(
         ["ab"], max_new_tokens=4, temperature=0
     )
+    is_packed = lambda x: isinstance(x, QTensor)
+    rounding = lambda x: x.replace(activations="int8") if is_packed(x) else x
+    other = dataclasses.replace(after, params=jax.tree.map(rounding, after.params, is_leaf=is_packed))
+    assert len({model_fingerprint(one) for one in (before, after, other)}) == 3
     half = fmjax.load(out, dtype="bfloat16")
     assert jax.tree.structure(half.params) == jax.tree.structure(after.params)
     jax.tree.map(np.testing.assert_array_equal, kernels(half), found)
