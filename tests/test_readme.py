@@ -9,7 +9,7 @@ import pytest
 
 from fmjax import config as configs
 from fmjax import agent, convert, evaluate, generate, plan, search, train
-from fmjax.commands import best_of, keep, lm_eval, merge, reference, values
+from fmjax.commands import best_of, keep, lm_eval, merge, reference, teach, values
 from fmjax.compress import __main__ as compress
 from fmjax.inference.denoising import Denoising
 from fmjax.inference.drawn_codes import DrawnCodes
@@ -52,7 +52,7 @@ def test_every_command_parses(page, module, arguments, monkeypatch, tmp_path):
         commands = {"convert": convert, "evaluate": evaluate, "generate": generate, "search": search}
         commands["agent"] = agent
         commands |= {"commands.lm_eval": lm_eval, "commands.keep": keep, "commands.reference": reference}
-        commands["commands.best_of"] = best_of
+        commands |= {"commands.best_of": best_of, "commands.teach": teach}
         commands |= {"commands.merge": merge, "compress": compress}
         assert commands[module].parse(argv) is not None
 

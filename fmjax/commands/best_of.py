@@ -4,7 +4,9 @@
         --num_samples=16 --rewards='{"taste": {"models": ["runs/reward_tiny"]}}'
 
 With --least=1 and --keep=4, say, it keeps up to four different replies that a verifier found right: rejection sampling,
-whose records are chats that `fmjax.train` learns from (`data.name = "chats"`, `data.source = BEST.jsonl`).
+whose records are chats that `fmjax.train` learns from (`data.name = "chats"`, `data.source = BEST.jsonl`). Without
+--rewards replies are kept in the order in which they were drawn: a teacher's own, for a student to learn from
+(sequence-level distillation, Kim & Rush 2016, https://arxiv.org/abs/1606.07947).
 """
 
 import argparse
@@ -35,7 +37,7 @@ def parse(argv: list[str]):
     add("--model", required=True, help="workdir of a run, a Hugging Face folder, or a hub id")
     add("--source", required=True, help="records with a prompt or messages, and perhaps an answer; or builtin")
     add("--output", required=True, help="JSONL file of chats with their rewards; it must not be there yet")
-    add("--rewards", required=True, type=_rewards, help="as objective.rewards of a config, in JSON")
+    add("--rewards", type=_rewards, help="as objective.rewards of a config, in JSON; without them replies are alike")
     add("--num_samples", type=number(int, low=1), default=16, help="replies to each prompt, n")
     add("--keep", type=number(int, low=1), default=1, help="how many different ones are kept, the best first")
     add("--least", type=number(float, low=-math.inf), default=-math.inf, help="reward of what is kept, at least")
@@ -46,7 +48,10 @@ def parse(argv: list[str]):
     add("--batch_size", type=number(int, low=1), default=64, help="replies drawn at once")
     add("--seed", type=number(int, low=0, high=2**31), default=0, help="of the draws")
     add("--dtype", default="float32", choices=COMPUTE_DTYPES, help="that is computed in")
-    return parser.parse_args(argv)
+    flags = parser.parse_args(argv)
+    if not flags.rewards and flags.least > -math.inf:
+        raise InputError(f"--least={flags.least:g} is of rewards; give --rewards, or leave it out")
+    return flags
 
 
 def _rewards(text: str) -> dict:
@@ -71,11 +76,11 @@ def main(argv: list[str]) -> None:
     from fmjax.load import load, trained_with
 
     use_compilation_cache()
-    rewards = Several("", flags.rewards)
+    rewards = Several("", flags.rewards) if flags.rewards else None
     asked = read_prompts(flags.source, cache_dir(), flags.limit)
     model = load(flags.model, dtype=flags.dtype)
     opened = {}
-    for name, path in rewards.models().items():
+    for name, path in (rewards.models() if rewards else {}).items():
         other = load(path)
         check_reward_model(f"--rewards: {name}", other.module, model.module)
         check_trained(f"--rewards: {name}", trained_with(path))
@@ -86,10 +91,15 @@ def main(argv: list[str]) -> None:
     replies, found = drawn(model, asked, rewards, opened, flags.num_samples, progress=progress, **options)
     ended = np.array([reply.finish == "stop" for reply in replies]) | flags.keep_cut_off
     records = kept(asked, replies, np.where(ended, found, -np.inf), flags.keep, flags.least)
+    if rewards is None:
+        records = [{name: value for name, value in record.items() if name != "reward"} for record in records]
     write_whole(output, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     as_asked = (len(asked), flags.num_samples)
     plain = flags.keep == 1 and flags.least == -math.inf
-    print(told(found.reshape(as_asked), ended.reshape(as_asked), plain))
+    if rewards is None:
+        print(f"{ended.mean():.1%} of the replies ended within --max_new_tokens or are kept all the same")
+    else:
+        print(told(found.reshape(as_asked), ended.reshape(as_asked), plain))
     print(f"wrote {output}: {len(records)} chats")
 
 
@@ -113,22 +123,27 @@ def read_prompts(source: str, cache_dir: pathlib.Path, limit: int = 0) -> list[A
 
 
 def drawn(
-    model, asked: Sequence[Asked], rewards: Several, opened: Mapping[str, OtherModel], num_samples: int, **options
-) -> tuple[list, np.ndarray]:
+    model, asked: Sequence[Asked], rewards: Several | None, opened: Mapping[str, OtherModel], num_samples: int,
+    **options,
+) -> tuple[list, np.ndarray]:  # fmt: skip
     """(replies, those to a prompt one after another; their rewards float32, -inf where one failed).
 
     Args:
+      rewards: None: each is 0.
       opened: reward models by the names that `rewards` gives them.
       options: of `Model.complete`.
 
     Raises RewardError where a reward gives no numbers, and where all replies are without; InputError where a verifier
     has nothing to go by, or a reward model reads too few tokens.
     """
-    if rewards.needs_answers and (missing := next((one for one in asked if not one.answer), None)):
+    if rewards and rewards.needs_answers and (missing := next((one for one in asked if not one.answer), None)):
         raise InputError(f"{missing.where}: no 'answer', which a verifier compares with")
     prompts = [model.encode_chat(one.messages, **({"tools": one.tools} if one.tools else {})) for one in asked]
-    rewards.check_context(_Opened(opened), max(map(len, prompts)) + options["max_new_tokens"])
+    if rewards:
+        rewards.check_context(_Opened(opened), max(map(len, prompts)) + options["max_new_tokens"])
     replies = model.complete(prompts, num_samples=num_samples, **options)
+    if rewards is None:
+        return replies, np.zeros(len(replies), np.float32)
     prompts = [tokens for tokens in prompts for _ in range(num_samples)]
     texts = [[*tokens, *reply.tokens] for tokens, reply in zip(prompts, replies)]
     answers = [one.answer for one in asked for _ in range(num_samples)]

@@ -73,8 +73,9 @@ def keep(
     """
     from fmjax.assemble import open_data
     from fmjax.cache_folder import cache_dir
-    from fmjax.data.codecs.base import save_codecs
+    from fmjax.commands.kept_folder import write_rows
     from fmjax.config_values import json_copy
+    from fmjax.data.codecs.base import save_codecs
     from fmjax.data.kept import MADE_BY, MADE_OF, made_of
     from fmjax.load import content_of
 
@@ -86,7 +87,7 @@ def keep(
             folder = partial / split
             folder.mkdir(parents=True)
             made = _encoded(models, source, count, batch_size, config["seed"], number)
-            _write(folder, _cast(made, dtype, split), count)
+            write_rows(folder, _cast(made, dtype, split), count)
         made_by = {name: data.identity[name] for name in READ if name in data.identity}
         made_by |= {name: content_of(model) for name, model in models.items()}
         section = json_copy(made_of(config["data"].to_dict()))
@@ -193,20 +194,6 @@ def _not_finite(where: str, row: np.ndarray, dtype: str) -> str:
         limit = np.finfo(dtype).max
         return f"{where}: {np.abs(row).max():g} is beyond what {dtype} holds, {limit:g}; give --dtype=float32"
     return f"{where}: the encoder says {row[~np.isfinite(row)][0]}, in float32; look at its weights and at this row"
-
-
-def _write(folder: pathlib.Path, batches: Iterator[dict[str, np.ndarray]], count: int) -> None:
-    """Writes a file an array, each as long as all batches together, one batch at a time in memory."""
-    files, first = {}, 0
-    for batch in batches:
-        for name, array in batch.items():
-            if name not in files:
-                shape = (count, *array.shape[1:])
-                files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", array.dtype, shape)
-            files[name][first : first + len(array)] = array
-        first += len(next(iter(batch.values())))
-    for file in files.values():
-        file.flush()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 A folder SPLIT for each of "train" and those that are evaluated holds a file NAME.npy an array, [rows, ...]; beside them
 may lie the `codecs.json` and the tokenizer of what they were made of, in `made_by.json` the content of the models that
 made them, by the name that an objective has for each, and in `made_of.json` the config's section of the data that they
-were made of. `python -m fmjax.commands.keep` writes such.
+were made of, and in `stop_ids.json` the tokens that end a reply in them. `python -m fmjax.commands.keep` and `teach`
+write such.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import numpy as np
 from fmjax.data.base import OpenData, Row
 from fmjax.data.codecs.base import load_codecs
 from fmjax.data.prepared import content_hash, fingerprint
+from fmjax.data.run_tokenizer import check_max_length, check_vocabulary
 from fmjax.data.shuffle import shuffled_indices
 from fmjax.data.tokenizers.loading import has_tokenizer, load_tokenizer
 from fmjax.errors import ConfigError, DataError
@@ -29,11 +31,12 @@ log = logging.getLogger("fmjax")
 TRAIN = "train"
 MADE_BY = "made_by.json"
 MADE_OF = "made_of.json"
+STOP_IDS = "stop_ids.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """Rows of arrays in files, and `loss_weights` float32 [], 1.
+    """Rows of arrays in files, and, where they have none, `loss_weights` float32 [], 1.
 
     Attributes:
       source: the folder.
@@ -68,7 +71,7 @@ class Kept:
     @property
     def example(self) -> dict[str, Any] | None:
         """The arrays of a row, known without reading any data; None where the config tells none."""
-        return self.declared | {"loss_weights": jax.ShapeDtypeStruct((), np.float32)} if self.arrays else None
+        return {"loss_weights": jax.ShapeDtypeStruct((), np.float32)} | self.declared if self.arrays else None
 
     def open(
         self, *, seed: int, cache_dir: pathlib.Path, workdir: pathlib.Path | None = None, progress: bool = False
@@ -88,8 +91,16 @@ class Kept:
         codecs = load_codecs(folder)
         tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
         fields = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size}
-        if "tokens" in train[0]:
-            fields["max_length"] = len(train[0]["tokens"])
+        row = train[0]
+        if "tokens" in row:
+            fields["max_length"] = row["tokens"].shape[-1]
+
+        def check(module) -> None:
+            if tokenizer is not None:
+                check_vocabulary(module, tokenizer, str(folder))
+            if "tokens" in row:
+                check_max_length(module, row["tokens"].shape[-1])
+
         classes = getattr(codecs.get("label"), "num_classes", None)
         return OpenData(
             train=shuffled_indices(len(train), [seed, "kept"]).map(train.__getitem__),
@@ -97,7 +108,9 @@ class Kept:
             tokenizer=tokenizer,
             codecs=codecs,
             model_fields=fields | ({} if classes is None else {"num_classes": classes}),
+            check=check,
             identity={**made_by, "dataset": f"kept:{fingerprint(hashes)}"},
+            stop_ids=read_json(stops, list, DataError) if (stops := folder / STOP_IDS).is_file() else (),
         )
 
     @staticmethod
@@ -152,4 +165,4 @@ class _Rows(Sequence):
     def __getitem__(self, index: int) -> Row:
         index = range(len(self))[int(index)]
         row = {name: np.array(file[index]) for name, file in self._files.items()}
-        return row | {"loss_weights": np.ones((), np.float32)}
+        return {"loss_weights": np.ones((), np.float32)} | row

@@ -17,6 +17,7 @@ from fmjax.errors import CheckpointError, ConfigError, InputError
 from fmjax.interop.carried import carried_params, completed_params, is_carried, place_of, source_of
 from fmjax.interop.family import different_fields
 from fmjax.interop.importer import Published
+from fmjax.interop.layered import as_deep, fewer_layers
 from fmjax.interop.loading import find_folder, find_tokenizer, is_published, kept, open_published, placed
 from fmjax.interop.published_objective import OBJECTIVE
 from fmjax.interop.weights import flatten
@@ -29,12 +30,16 @@ from fmjax.parallel.sharding import path_name
 log = logging.getLogger("fmjax")
 
 
-def initial_params(path: str, module, shapes, shardings, fresh=None, parts: Sequence[str] = ()):
+def initial_params(
+    path: str, module, shapes, shardings, fresh=None, parts: Sequence[str] = (), layers: Sequence[int] | str = ""
+):
     """Parameters of a saved or published model for a module that is to be trained further, as `shardings` says.
 
     fresh: `fmjax.interop.carried.carried_params`, which makes them of another model's where the module can; None: of no
       other model.
     parts: further models, for other parts of a module that is made of several.
+    layers: which of the model's layers a module of fewer begins with, as for `fmjax.layers.layer_map.layer_map`; "": it
+      has as many.
 
     Raises ConfigError, listing the fields, where the model is another function than `module`, or two are for one part;
     CheckpointError for damaged weights.
@@ -48,11 +53,15 @@ def initial_params(path: str, module, shapes, shardings, fresh=None, parts: Sequ
     if place is not None:
         taken = {}
         for one in (path, *parts):
-            name, params = _part(one, module)
+            name, params = _part(one, module, layers)
             if name in taken:
                 raise ConfigError(f"train.init_parts: {one!r} is for model.{name}, which begins with another model")
             taken[name] = params
         return completed_params(path, taken, shapes, shardings, fresh)
+    if layers:
+        params = _fewer(path, module, (folder, step, published, other), layers)
+        _check_shapes(params, shapes, path)
+        return jax.device_put(params, shardings)
     part, source = (None, other) if fresh is None else source_of(module, other)
     rows = _differing(module, source)
     if part is not None and part == getattr(other, "SERVES", None):
@@ -128,13 +137,22 @@ def _opened(path: str):
     return folder, step, published, build(section, MODELS)
 
 
-def _part(path: str, module) -> tuple[str, Any]:
-    """(field of `module` that begins with the model there, all parameters of that model)."""
+def _fewer(path: str, module, opened, layers, section: str = "model"):
+    """Parameters of the model at `path` with those of its layers that `module`, of fewer, begins with."""
+    *where, other = opened
+    _check_same(path, section, _differing(as_deep(module, other), other))
+    return fewer_layers(_whole(*where, other), module, other, layers)
+
+
+def _part(path: str, module, layers: Sequence[int] | str) -> tuple[str, Any]:
+    """(field of `module` that begins with the model there, all parameters of that model, or those of these layers)."""
     folder, step, published, other = _opened(path)
     served = getattr(other, "SERVES", None)
     source = other if served is None else getattr(other, served)
     place = place_of(module, source)
     inside = getattr(module, place)  # the same function, and it knows the size of the vocabulary
+    if layers and served is None:
+        return place, _fewer(path, inside, (folder, step, published, other), layers, f"model.{place}")
     _check_same(path, f"model.{place}", _differing(inside, source))
     if served is None:
         return place, _whole(folder, step, published, inside)

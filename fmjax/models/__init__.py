@@ -32,6 +32,7 @@ MODELS = Registry(
         "mmdit": "fmjax.models.mmdit:MMDiT",
         "naflex_vit": "fmjax.models.naflex:NaFlexViT",
         "prior_transformer": "fmjax.models.prior_transformer:PriorTransformer",
+        "projected": "fmjax.models.projected:Projected",
         "qwen3": "fmjax.models.qwen:Qwen3",
         "resnet": "fmjax.models.resnet:ResNet",
         "reward": "fmjax.models.reward:RewardModel",

@@ -212,6 +212,18 @@ def need_features(objective, module) -> None:
         )
 
 
+def check_reads_alike(objective, name: str, other, module) -> None:
+    """Raises ConfigError where another model, the objective's `name`, gives no logits for texts, or has another
+    vocabulary than the module that is trained."""
+    need_features(objective, other)
+    if other.vocab_size != module.vocab_size:
+        path = getattr(objective, name)
+        raise ConfigError(
+            f"objective.{name} = {path!r} has a vocabulary of {other.vocab_size} tokens, the model one of "
+            f"{module.vocab_size}; they have to be cut by the same tokenizer: set data.tokenizer = {path!r}"
+        )
+
+
 def check_labels(module, data, low: int = 0) -> None:
     """Raises ConfigError where `labels` of the data are no classes of the module: below `low`, or not below its
     `num_classes`. Of data without a codec for them the first rows are looked at."""

@@ -1,83 +1,72 @@
-"""Distillation: next tokens learnt from a teacher's distributions beside the data's (Hinton et al. 2015,
-https://arxiv.org/abs/1503.02531)."""
+"""Distillation: what a teacher says learnt beside what the data say, of next tokens, masked tokens, classes and pairs
+(Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
 
 import dataclasses
-from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
-from fmjax.layers.embed import output_logits
-from fmjax.objectives.base import need_features
 from fmjax.objectives.causal_lm import CausalLM
-from fmjax.objectives.text_samples import TextSamples
+from fmjax.objectives.classification import Classification
+from fmjax.objectives.contrastive import LEAST, Contrastive
+from fmjax.objectives.masked_lm import MaskedLM
+from fmjax.objectives.taught import Taught, TaughtClasses, TaughtTokens
 
 
 @dataclasses.dataclass(frozen=True)
-class Distillation(CausalLM):
-    """(1 - weight) CE(targets) + weight T^2 KL(teacher || student), over positions weighted by `loss_weights`.
+class Distillation(TaughtTokens, CausalLM):
+    """Next tokens; the divergence is over positions weighted by `loss_weights`."""
 
-    Both distributions of the KL are the softmax of logits divided by the temperature T; T^2 keeps its gradient's size
-    beside that of the cross-entropy, whatever T is (section 2.1 of the paper). Logits of all positions exist at once.
+    def can_sample(self, module, data) -> bool:
+        """See `TextSamples`."""
+        return super().can_sample(getattr(module, getattr(module, "SERVES", ""), module), data)
 
-    Attributes:
-      teacher: a run, a published folder or a hub id, with the student's vocabulary. It is not saved with the run.
-      weight: share of the teacher in the loss, from 0 to 1.
-      temperature: T.
-      z_loss, chunk_size: of `CausalLM`; neither is used here.
+    def sample(self, model, key) -> list[str]:
+        """See `TextSamples`."""
+        return super().sample(model.served, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLMDistillation(TaughtTokens, MaskedLM):
+    """Masked tokens; the divergence is at the masked positions alone. (DistilBERT's code has it at all of them unless
+    asked; its paper does not say.)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationDistillation(TaughtClasses, Classification):
+    """One label an example: the teacher's distribution over the classes beside it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveDistillation(Taught, Contrastive):
+    """Images and texts: of each image the teacher's distribution over the batch's texts, and of each text that over its
+    images, half of either (the affinities of TinyCLIP, Wu et al. 2023, https://arxiv.org/abs/2309.12314).
+
+    Both models' vectors may be of other lengths; each has its own scale.
     """
 
-    RESUME_FREE: ClassVar[tuple[str, ...]] = TextSamples.RESUME_FREE
+    def said(self, output, batch):
+        """(logits [B, B] of images and texts, with rows of no weight left out; weights of the rows)."""
+        logits = output["scale"] * output["image"] @ output["text"].T
+        there = batch["loss_weights"] > 0
+        return jnp.where(there[:, None] & there, logits, LEAST), batch["loss_weights"]
 
-    teacher: str = ""
-    weight: float = 0.5
-    temperature: float = 2.0
+    def between(self, teacher, student, weights):
+        """Of the rows."""
+        each = [self.divergence.of(*pair) for pair in ((teacher, student), (teacher.T, student.T))]
+        return jnp.sum(jnp.where(weights > 0, 0.5 * (each[0] + each[1]), 0.0) * weights)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.teacher:
-            raise ConfigError("objective.teacher is empty: give the path of a run, a published folder or a hub id")
-        if not 0.0 <= self.weight <= 1.0:
-            raise ConfigError(f"objective.weight = {self.weight} must lie between 0 and 1")
-        if not self.temperature > 0.0:
-            raise ConfigError(f"objective.temperature = {self.temperature} must be positive")
-        if self.z_loss or self.chunk_size is not None:
-            raise ConfigError("objective.z_loss and objective.chunk_size are not for distillation; leave them out")
+    def kept(self, said, count: int):
+        """Rows have no distributions of their own."""
+        raise ConfigError(
+            "objective.name = 'contrastive_distillation' compares the rows of a batch with one another, so that "
+            "nothing can be kept of a row: name objective.teacher"
+        )
 
-    def models(self) -> dict[str, str]:
-        """See `fmjax.objectives.base`."""
-        return {"teacher": self.teacher}
-
-    def check_models(self, module, models) -> None:
-        """Raises ConfigError where the teacher gives no logits for texts, or has another vocabulary."""
-        teacher = models["teacher"].module
-        need_features(self, teacher)
-        if teacher.vocab_size != module.vocab_size:
+    def check_teacher(self, module, teacher) -> None:
+        """Raises ConfigError for a teacher of something else than images and texts."""
+        if not (hasattr(teacher, "encode_images") and hasattr(teacher, "encode_texts")):
             raise ConfigError(
-                f"objective.teacher = {self.teacher!r} has a vocabulary of {teacher.vocab_size} tokens, the model one "
-                f"of {module.vocab_size}; give the data the teacher's tokenizer with data.tokenizer={self.teacher}"
+                f"objective.teacher = {self.teacher!r} is a {type(teacher).__name__}; a teacher of images and texts is "
+                "needed, such as a 'clip'"
             )
-
-    def __call__(self, apply_fn, params, batch: dict, key, train: bool, *, models) -> dict:
-        """Sums over the batch: when training "loss" and its parts "cross_entropy" and "kl"; else "loss", which is then
-        the cross-entropy alone, and "accuracy"."""
-        rngs = {"dropout": key} if train and key is not None else None
-        inputs, weights = self.inputs(batch), batch["loss_weights"]
-        hidden = apply_fn({"params": params}, **inputs, train=train, rngs=rngs, method="features")
-        logits = output_logits(*hidden)
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], axis=-1)[..., 0]
-        entropy, total = (losses * weights).sum(), weights.sum()
-        if not train:
-            correct = jnp.argmax(logits, axis=-1) == batch["targets"]
-            return {"loss": (entropy, total), "accuracy": ((correct * weights).sum(), total)}
-        taught = output_logits(*models["teacher"].apply(**inputs, method="features"))
-        kl = (divergence(taught, logits, self.temperature) * weights).sum()
-        loss = (1.0 - self.weight) * entropy + self.weight * self.temperature**2 * kl
-        return {"loss": (loss, total), "cross_entropy": (entropy, total), "kl": (kl, total)}
-
-
-def divergence(teacher, student, temperature: float) -> jax.Array:
-    """KL(teacher || student) [...] of the softmax of logits [..., V] divided by the temperature."""
-    log_p, log_q = (jax.nn.log_softmax(logits / temperature) for logits in (teacher, student))
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)

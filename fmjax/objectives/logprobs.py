@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.layers.embed import output_logits
-from fmjax.objectives.cross_entropy import default_chunk_size
+from fmjax.objectives.chunks import cut, joined, positions_at_once
 from fmjax.parallel.logical import constrain
 
 
@@ -19,9 +19,7 @@ def token_logprobs(hidden, head, targets, *, temperature: float = 1.0, chunk_siz
       targets: int32 [B, T].
       chunk_size: positions of each row in a chunk; None goes by the platform.
     """
-    rows, length = targets.shape
-    size = min(chunk_size or default_chunk_size(rows, length), length)
-    missing = -length % size
+    size = positions_at_once(*targets.shape, chunk_size)
 
     def chunk(part):
         states, wanted = part
@@ -34,9 +32,5 @@ def token_logprobs(hidden, head, targets, *, temperature: float = 1.0, chunk_siz
         chosen = jnp.sum(jnp.where(is_target, logits - top, 0.0), axis=-1)
         return chosen - log_z
 
-    def cut(x):
-        x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.swapaxes(x.reshape(rows, -1, size, *x.shape[2:]), 0, 1)
-
-    found = jax.lax.map(jax.checkpoint(chunk), (cut(hidden), cut(targets)))
-    return jnp.swapaxes(found, 0, 1).reshape(rows, -1)[:, :length]
+    found = jax.lax.map(jax.checkpoint(chunk), (cut(hidden, size), cut(targets, size)))
+    return joined(found, targets.shape[1])

@@ -59,11 +59,7 @@ class MaskedLM:
         has_labels = "next_sentence_labels" in batch
         method = "pretraining" if has_labels else "features"
         hidden, head, *rest = apply_fn({"params": params}, **self.inputs(batch), train=train, rngs=rngs, method=method)
-        targets, weights = batch["targets"], batch["loss_weights"]
-        if "masked_positions" in batch:
-            places = batch["masked_positions"]
-            hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
-            targets, weights = (jnp.take_along_axis(x, places, axis=1) for x in (targets, weights))
+        hidden, targets, weights = predicted(batch, hidden, batch["targets"], batch["loss_weights"])
         sums = cross_entropy(hidden, head, targets, weights, chunk_size=self.chunk_size, count_correct=not train)
         masked_lm = (sums["loss"], weights.sum())
         named = {"loss": masked_lm}
@@ -87,6 +83,16 @@ class MaskedLM:
             )
         if has_head and not has_labels:
             log.warning("The next-sentence head of the model stays as it is: data.next_sentence is not on.")
+
+
+def predicted(batch, *arrays) -> list[jax.Array]:
+    """Arrays [B, T, ...] at the places of a batch that are predicted: [B, P, ...] where it says which
+    (`masked_positions`), and else as they are."""
+    if "masked_positions" not in batch:
+        return list(arrays)
+    places = batch["masked_positions"]
+    at = lambda x: jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)
+    return [at(x) for x in arrays]
 
 
 def next_sentence_sums(logits, labels, weights, count_correct: bool) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
-from fmjax.objectives.base import need_features
+from fmjax.objectives.base import check_reads_alike, need_features
 from fmjax.objectives.cross_entropy import check_chunk_size
 from fmjax.objectives.logprobs import token_logprobs
 from fmjax.objectives.text_samples import TextSamples
@@ -192,13 +192,7 @@ class Referenced(Preference):
 
     def check_models(self, module, models) -> None:
         """Raises ConfigError where the reference gives no logits for texts, or has another vocabulary."""
-        reference = models["reference"].module
-        need_features(self, reference)
-        if reference.vocab_size != module.vocab_size:
-            raise ConfigError(
-                f"objective.reference = {self.reference!r} has a vocabulary of {reference.vocab_size} tokens, the "
-                f"model one of {module.vocab_size}; they have to be cut by the same tokenizer"
-            )
+        check_reads_alike(self, "reference", models["reference"].module, module)
 
     def check(self, module, data) -> None:
         """As of `Preference`; ConfigError also where there is neither a reference nor what it said."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.errors import ConfigError
-from fmjax.objectives.base import need_features
+from fmjax.objectives.base import check_reads_alike
 from fmjax.objectives.on_policy import OnPolicy
 
 
@@ -42,15 +42,8 @@ class ReferencePolicy(OnPolicy):
         """As of `OnPolicy`; ConfigError also where the reference gives no logits for texts, or has another
         vocabulary."""
         super().check_models(module, models)
-        if not self.reference:
-            return
-        reference = models["reference"].module
-        need_features(self, reference)
-        if reference.vocab_size != module.vocab_size:
-            raise ConfigError(
-                f"objective.reference = {self.reference!r} has a vocabulary of {reference.vocab_size} tokens, the "
-                f"model one of {module.vocab_size}; they have to be cut by the same tokenizer"
-            )
+        if self.reference:
+            check_reads_alike(self, "reference", models["reference"].module, module)
 
     def further(self, prompt, length: int) -> dict[str, tuple]:
         """`reference_logprobs` float32 [T], where there is a reference."""

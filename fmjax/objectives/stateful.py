@@ -75,9 +75,10 @@ class Stateful:
                     f"objective {type(self.inner).__name__} calls the module inside a jax.vmap, lax.scan or the like, "
                     f"out of which its new {', '.join(self.names)} do not get; call it with the whole batch"
                 )
-            out, new = apply_fn(variables, *args, mutable=self.names, **options)
+            asked = tuple(options.pop("mutable", ()))  # collections that the inner objective reads, such as `reads`
+            out, new = apply_fn(variables, *args, mutable=(*self.names, *asked), **options)
             made.append({name: new.get(name, state[name]) for name in self.names})
-            return out
+            return (out, {name: new[name] for name in asked if name in new}) if asked else out
 
         sums, proposal = call_objective(self.inner, apply, params, batch, key, train, self._own(carry), models)
         if train and not made:

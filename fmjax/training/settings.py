@@ -20,6 +20,9 @@ class TrainConfig:
     max_minutes: float = 0.0
     init_from: str | None = None  # a run, saved or published model, or hub id, whose parameters a new run begins with
     init_parts: tuple[str, ...] = ()  # with init_from: further ones, for other parts of a model that is made of several
+    # with init_from: which of its layers a model of fewer begins with, a number from 0 for each, or "every" or "spread"
+    # as in `fmjax.layers.layer_map`; "" = it has as many
+    init_layers: tuple[int, ...] | str = ""
     allow_other_tokenizer: bool = False  # with init_from: data.tokenizer may be another than the parameters' own
     trainable: tuple[str, ...] = ()  # regular expressions: parameters whose names have one train; empty: all do
     frozen_layers: int = 0  # of each stack, so many layers from the input's side stay as they are
@@ -79,6 +82,10 @@ class TrainConfig:
             raise ConfigError("train.allow_other_tokenizer = True is not read: train.init_from names no parameters")
         if self.init_parts and self.init_from is None:
             raise ConfigError(f"train.init_parts = {self.init_parts} is not read: train.init_from names no parameters")
+        if self.init_layers and self.init_from is None:
+            raise ConfigError(
+                f"train.init_layers = {self.init_layers!r} is not read: train.init_from names no parameters"
+            )
         for name in ("final_tasks_limit", "tasks_every"):
             if getattr(self, name) and not self.final_tasks:
                 raise ConfigError(

@@ -211,7 +211,7 @@ def beginning(setup: Setup):
     for path in (settings.init_from, *settings.init_parts):
         check_initial_tokenizer(path, setup.data.tokenizer, settings.allow_other_tokenizer)
     program, parts = setup.program, settings.init_parts
-    params = initial_params(settings.init_from, program.module, *program.plain(), parts)
+    params = initial_params(settings.init_from, program.module, *program.plain(), parts, settings.init_layers)
     log.info("beginning with the parameters of %s", " and ".join((settings.init_from, *parts)))
     places = kept_state(spec.shardings.carry)
     return params, initial_state(settings.init_from, places) if places else {}

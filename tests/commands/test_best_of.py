@@ -56,6 +56,14 @@ def test_the_best_replies_are_written_as_chats(tmp_path, capsys):
         best_of.main(flags)
     with pytest.raises(InputError, match="letters.wieght is no key of a reward"):
         best_of.parse([*flags[:3], '--rewards={"letters": {"wieght": 1}}'])
+    with pytest.raises(InputError, match="--least=1 is of rewards"):
+        best_of.parse([*flags[:3], "--least=1"])
+    # Without rewards, what a student is to learn from.
+    plain = [one for one in flags if "--rewards" not in one and "--output" not in one]
+    best_of.main([*plain, f"--output={tmp_path / 'c.jsonl'}", "--keep=1"])
+    found = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    assert [one["messages"][1]["content"] for one in found] == [replies[0], replies[6]]
+    assert not any("reward" in one for one in found)
 
 
 def test_what_is_kept_and_told_by_hand():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fmjax.errors import ConfigError
-from fmjax.objectives.gkd import GKD, divergences, jensen_shannon
+from fmjax.objectives.divergences import Divergence, jensen_shannon
+from fmjax.objectives.gkd import GKD
 
 RNG = np.random.default_rng(0)
 TEACHER, STUDENT = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in RNG.normal(size=(2, 3, 7)))
@@ -35,12 +36,20 @@ def test_chunks_change_nothing_and_a_student_like_its_teacher_has_no_gradient():
     hidden, table = (RNG.normal(size=shape).astype(np.float32) for shape in ((2, 5, 4), (7, 4)))
     head = {"embedding": jnp.asarray(table)}
     other = (jnp.asarray(hidden[::-1]), head)
-    whole = divergences((hidden, head), other, 0.3, "continuous", 0.7, None)
-    cut = divergences((hidden, head), other, 0.3, "continuous", 0.7, 2)
-    logs = [jax.nn.log_softmax(x @ table.T / 0.7) for x in (hidden, hidden[::-1])]
-    np.testing.assert_allclose(whole, jensen_shannon(*logs, 0.3), rtol=1e-4)
-    np.testing.assert_allclose(cut, whole, rtol=1e-5)
-    same = lambda x: divergences((jnp.asarray(hidden), head), (x, head), 0.3, "continuous", 1.0, 2).sum()
+    weights, apart = RNG.uniform(size=(2, 5)).astype(np.float32), Divergence(0.3, "continuous", 0.7)
+
+    def literal(x, table):
+        logs = [jax.nn.log_softmax(y @ table.T / 0.7) for y in (hidden, x)]
+        logs[0] = jax.lax.stop_gradient(logs[0])
+        return jnp.sum(jensen_shannon(*logs, 0.3) * weights)
+
+    expected = jax.value_and_grad(literal, (0, 1))(other[0], head["embedding"])
+    for size in (None, 2):
+        total = lambda x, table: apart.total((hidden, head), (x, {"embedding": table}), weights, size)
+        found = jax.value_and_grad(total, (0, 1))(other[0], head["embedding"])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+        np.testing.assert_allclose(total(other[0], head["embedding"]), expected[0], rtol=1e-5)
+    same = lambda x: Divergence(0.3).total((jnp.asarray(hidden), head), (x, head), weights, 2)
     value, gradient = jax.value_and_grad(same)(jnp.asarray(hidden))
     assert abs(float(value)) < 1e-5 and float(jnp.abs(gradient).max()) < 1e-5
 

@@ -1,0 +1,180 @@
+"""Teach: `python -m fmjax.commands.teach --config=configs/NAME.py --output=FOLDER --top_k=64 [--rows=N]
+[--dtype=float16] [--config.a.b=value ...]`.
+
+What the teacher of a config's objective says of the rows of its data, computed once: for a teacher that is larger than
+the device which its student is trained on, or for many students of one. Of each of its distributions the likeliest
+answers are kept, with the probability of all others together. Writes the rows with that to a folder that the data
+`kept` read; a run with data.name = "kept", data.source = FOLDER and objective.teacher = "" learns from them
+(configs/distill_smollm2.py). The split that is evaluated is kept as it is.
+
+Interrupted, the same command goes on where it was. The loss of a run is never more than with the teacher itself: what
+it leaves out is how teacher and student differ among the other answers, weighed by the teacher's probability of these,
+which the command tells. With a --top_k of all answers it is the same loss.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from fmjax.commands import cli
+from fmjax.errors import InputError
+from fmjax.layers.checks import COMPUTE_DTYPES
+
+DTYPES = ("float16", "float32")
+
+
+def parse(argv: list[str]):
+    """(flags, overrides of the config) of a command line. Raises InputError naming the flag that is wrong."""
+    overrides, rest = cli.split_overrides(argv)
+    parser = cli.ArgumentParser("python -m fmjax.commands.teach", __doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--config", required=True, help="a Python file with get_config(), as for fmjax.train")
+    add("--output", required=True, help="the folder to write, which is not there yet")
+    add("--top_k", type=cli.number(int, low=1), default=64, help="answers kept of each distribution (default: 64)")
+    add("--rows", type=cli.number(int, low=1), default=10_000, help="rows to train on (default: 10000)")
+    add("--dtype", choices=DTYPES, default=DTYPES[0], help="of log-probabilities in the files (default: float16)")
+    add("--batch_size", type=cli.number(int, low=1), default=16, help="rows that the teacher reads at once")
+    add("--compute_dtype", default="float32", choices=COMPUTE_DTYPES, help="that the teacher computes in")
+    add("--mesh", type=cli.mesh, help="split the teacher over all devices, such as fsdp:2,tensor:2")
+    return parser.parse_args(rest), overrides
+
+
+def main(argv: list[str]) -> None:
+    flags, overrides = parse(argv)
+    cli.log_to_stderr()
+    from fmjax import config as configs
+    from fmjax.cache_folder import use_compilation_cache
+
+    config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
+    output = cli.new_output(flags.output)
+    use_compilation_cache()
+    rest = teach(
+        config, output, flags.rows, flags.top_k, flags.batch_size, flags.dtype, flags.compute_dtype, flags.mesh,
+        progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    print(f"wrote {output}: {flags.rows} rows; the likeliest {flags.top_k} leave {rest:.2%} of the teacher's word out")
+
+
+def teach(
+    config, output: pathlib.Path, rows: int, top_k: int, batch_size: int = 16, dtype: str = "float16",
+    compute_dtype: str = "float32", mesh=None, progress: bool = False,
+) -> float:  # fmt: skip
+    """Writes the folder; see the module.
+
+    Args:
+      config: a resolved config, whose objective has a teacher.
+      rows: of the training data, the first ones.
+      top_k: answers kept of each distribution.
+      batch_size: rows that the teacher reads at once.
+      dtype: of log-probabilities in the files.
+      compute_dtype, mesh: as for `fmjax.load`.
+
+    Returns: the mean probability that the teacher has left for all other answers, of the places that are learnt.
+    Raises InputError where the objective has no teacher, or one of fewer answers than `top_k`, or what is begun in
+    `output` is something else.
+    """
+    from fmjax.assemble import open_data
+    from fmjax.cache_folder import cache_dir
+    from fmjax.commands.kept_folder import continued, note_done, write_rows
+    from fmjax.config import build
+    from fmjax.config_values import json_copy
+    from fmjax.data.codecs.base import save_codecs
+    from fmjax.data.kept import MADE_BY, MADE_OF, STOP_IDS, TRAIN, made_of
+    from fmjax.load import check_cut_alike, content_of, load
+    from fmjax.objectives import OBJECTIVES
+    from fmjax.objectives.taught import TEMPERATURE, Taught
+    from fmjax.training.other_models import check_normalised
+
+    objective = build(config["objective"], OBJECTIVES)
+    if not isinstance(objective, Taught) or not objective.teacher:
+        raise InputError(
+            f"objective.name = {config['objective']['name']!r} has no objective.teacher whose word could be kept; take "
+            "'distillation', and name one"
+        )
+    data = open_data(config, cache_dir(), progress=progress)
+    check_cut_alike("the objective's model 'teacher'", objective.teacher, data)
+    check_normalised("teacher", objective.teacher, data.codecs)
+    teacher = load(objective.teacher, dtype=compute_dtype, mesh=mesh)
+    made_by = {"teacher": content_of(teacher), TEMPERATURE: str(float(objective.temperature))}
+    section = json_copy(made_of(config["data"].to_dict()))
+    what = {
+        **made_by, "data": dict(data.identity), "made_of": section, "seed": config["seed"], "rows": rows,
+        "objective": config["objective"]["name"], "top_k": top_k, "dtype": dtype, "compute_dtype": compute_dtype,
+        "batch_size": batch_size,
+    }  # fmt: skip
+    splits = {TRAIN: (data.train, rows)} | {name: (one, len(one)) for name, one in data.evaluation.items()}
+    with continued(output, what) as (folder, done):
+        for split, (source, count) in splits.items():
+            first = done.get(split, 0)
+            (folder / split).mkdir(exist_ok=True)
+            places = _batches(count, batch_size, first, f"rows of {split}" if progress else None)
+            made = (_plain(source, place, count) for place in places)
+            if split == TRAIN:
+                made = _taught(objective, teacher, made, batch_size, top_k, dtype)
+            write_rows(folder / split, made, count, first, lambda rows, split=split: note_done(folder, split, rows))
+        for name, values in ((MADE_BY, made_by), (MADE_OF, section), (STOP_IDS, list(map(int, data.stop_ids)))):
+            (folder / name).write_text(json.dumps(values) + "\n", encoding="utf-8")
+        save_codecs(data.codecs, folder)
+        if data.tokenizer is not None:
+            data.tokenizer.save(folder)
+        rest = _left_out(folder / TRAIN)
+    return rest
+
+
+def _batches(count: int, size: int, first: int, told: str | None) -> Iterator[np.ndarray]:
+    """Numbers of rows from `first` on, `size` at a time, the last of them again where there are no more."""
+    from tqdm import tqdm
+
+    starts = range(first, count, size)
+    bar = tqdm(starts, desc=told, unit=" batches", disable=told is None, initial=first // size, total=-(-count // size))
+    for start in bar:
+        yield np.minimum(np.arange(start, start + size), count - 1)
+
+
+def _plain(source, places: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """The rows of these numbers, each once."""
+    from fmjax.data.base import stacked
+
+    return stacked([source[int(place)] for place in dict.fromkeys(places)])
+
+
+def _taught(objective, teacher, batches, size: int, top_k: int, dtype: str) -> Iterator[dict[str, np.ndarray]]:
+    """The batches with what the teacher says of each row. Raises as `teach` does."""
+    import jax
+
+    from fmjax.objectives.base import OtherModel
+    from fmjax.objectives.taught import KEPT
+
+    served = OtherModel(teacher.module, teacher.params, teacher.state)
+    answers = next(n for n in (getattr(teacher.module, name, None) for name in ("vocab_size", "num_classes")) if n)
+    if top_k > answers:
+        raise InputError(f"--top_k = {top_k} is more than the {answers} answers that the teacher has")
+    say = jax.jit(lambda served, batch: objective.likeliest(served, batch, top_k))
+    kinds = dict(zip(KEPT, ("uint16" if answers <= 2**16 else "int32", dtype, "float32")))
+    for batch in batches:
+        count = len(next(iter(batch.values())))
+        filled = {name: np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)]) for name, x in batch.items()}
+        with teacher.inference():
+            found = jax.device_get(say(served, filled))
+        yield batch | {name: np.asarray(x[:count]).astype(kinds[name]) for name, x in found.items()}
+
+
+def _left_out(folder: pathlib.Path) -> float:
+    """The mean probability of what was not kept, over the places that are learnt."""
+    opened = lambda name: np.load(folder / f"{name}.npy", mmap_mode="r")
+    rest, weights = opened("teacher_rest"), opened("loss_weights")
+    if (folder / "masked_positions.npy").is_file():
+        weights = np.take_along_axis(weights, opened("masked_positions"), axis=1)
+    total, count = 0.0, 0.0
+    for start in range(0, len(rest), 1024):
+        some = slice(start, start + 1024)
+        total += float((np.exp(rest[some], dtype=np.float64) * weights[some]).sum())
+        count += float(weights[some].sum(dtype=np.float64))
+    return total / max(count, 1.0)
+
+
+if __name__ == "__main__":
+    cli.leave(cli.run(main))
