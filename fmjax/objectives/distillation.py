@@ -15,7 +15,8 @@ from fmjax.objectives.taught import Taught, TaughtClasses, TaughtTokens
 
 @dataclasses.dataclass(frozen=True)
 class Distillation(TaughtTokens, CausalLM):
-    """Next tokens; the divergence is over positions weighted by `loss_weights`."""
+    """(1 - weight) CE(next tokens) + weight T^2 D(teacher, student), over positions weighted by `loss_weights`, and the
+    losses of `matches`; see `Taught`."""
 
     def can_sample(self, module, data) -> bool:
         """See `TextSamples`."""
@@ -28,19 +29,21 @@ class Distillation(TaughtTokens, CausalLM):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLMDistillation(TaughtTokens, MaskedLM):
-    """Masked tokens; the divergence is at the masked positions alone. (DistilBERT's code has it at all of them unless
-    asked; its paper does not say.)"""
+    """(1 - weight) CE(masked tokens) + weight T^2 D(teacher, student), both at the masked positions (DistilBERT's code
+    has D at all tokens unless asked), and the losses of `matches`; see `Taught`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationDistillation(TaughtClasses, Classification):
-    """One label an example: the teacher's distribution over the classes beside it."""
+    """(1 - weight) CE(labels) + weight T^2 D(teacher, student) over the classes, and the losses of `matches`; see
+    `Taught`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveDistillation(Taught, Contrastive):
-    """Images and texts: of each image the teacher's distribution over the batch's texts, and of each text that over its
-    images, half of either (the affinities of TinyCLIP, Wu et al. 2023, https://arxiv.org/abs/2309.12314).
+    """(1 - weight) contrast of images and texts + weight T^2 D(teacher, student), of each image's distribution over the
+    batch's texts and of each text's over its images, half of either (the affinities of TinyCLIP, Wu et al. 2023,
+    https://arxiv.org/abs/2309.12314).
 
     Both models' vectors may be of other lengths; each has its own scale.
     """

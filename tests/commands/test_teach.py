@@ -108,7 +108,7 @@ def test_the_loss_on_rows_with_all_answers_is_that_beside_the_teacher(folder, wh
 
 def test_a_run_learns_from_few_answers_and_refuses_what_they_are_not(folder):
     rest = command.teach(config_for(folder), folder / "few", 16, 4, batch_size=8)
-    assert 0.01 < rest < 0.9
+    assert 0.5 < rest < 0.99  # of a teacher that knows nothing
     rows = {"name": "kept", "source": str(folder / "few")}
     options = dict(cache_dir=folder / "cache", progress=False)
     metrics = train(config_for(folder, rows, teacher=""), folder / "run", **options)
