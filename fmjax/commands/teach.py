@@ -5,7 +5,7 @@ What the teacher of a config's objective says of the rows of its data, computed 
 the device which its student is trained on, or for many students of one. Of each of its distributions the likeliest
 answers are kept, with the probability of all others together. Writes the rows with that to a folder that the data
 `kept` read; a run with data.name = "kept", data.source = FOLDER and objective.teacher = "" learns from them
-(configs/distill_smollm2.py). The split that is evaluated is kept as it is.
+(configs/distill_smollm2.py). Of what is evaluated the first --eval_rows are kept alike.
 
 Interrupted, the same command goes on where it was. The loss of a run is never more than with the teacher itself: what
 it leaves out is how teacher and student differ among the other answers, weighed by the teacher's probability of these,
@@ -15,7 +15,7 @@ which the command tells. With a --top_k of all answers it is the same loss.
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -35,6 +35,7 @@ def parse(argv: list[str]):
     add("--output", required=True, help="the folder to write, which is not there yet")
     add("--top_k", type=cli.number(int, low=1), default=64, help="answers kept of each distribution (default: 64)")
     add("--rows", type=cli.number(int, low=1), default=10_000, help="rows to train on (default: 10000)")
+    add("--eval_rows", type=cli.number(int, low=1), default=512, help="of each evaluated set at most (default: 512)")
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of log-probabilities in the files (default: float16)")
     add("--batch_size", type=cli.number(int, low=1), default=16, help="rows that the teacher reads at once")
     add("--compute_dtype", default="float32", choices=COMPUTE_DTYPES, help="that the teacher computes in")
@@ -52,15 +53,15 @@ def main(argv: list[str]) -> None:
     output = cli.new_output(flags.output)
     use_compilation_cache()
     rest = teach(
-        config, output, flags.rows, flags.top_k, flags.batch_size, flags.dtype, flags.compute_dtype, flags.mesh,
-        progress=sys.stderr.isatty(),
+        config, output, flags.rows, flags.top_k, flags.eval_rows, flags.batch_size, flags.dtype, flags.compute_dtype,
+        flags.mesh, progress=sys.stderr.isatty(),
     )  # fmt: skip
     print(f"wrote {output}: {flags.rows} rows; the likeliest {flags.top_k} leave {rest:.2%} of the teacher's word out")
 
 
 def teach(
-    config, output: pathlib.Path, rows: int, top_k: int, batch_size: int = 16, dtype: str = "float16",
-    compute_dtype: str = "float32", mesh=None, progress: bool = False,
+    config, output: pathlib.Path, rows: int, top_k: int, eval_rows: int = 512, batch_size: int = 16,
+    dtype: str = "float16", compute_dtype: str = "float32", mesh=None, progress: bool = False,
 ) -> float:  # fmt: skip
     """Writes the folder; see the module.
 
@@ -68,6 +69,7 @@ def teach(
       config: a resolved config, whose objective has a teacher.
       rows: of the training data, the first ones.
       top_k: answers kept of each distribution.
+      eval_rows: of each set that is evaluated, the first ones, at most.
       batch_size: rows that the teacher reads at once.
       dtype: of log-probabilities in the files.
       compute_dtype, mesh: as for `fmjax.load`.
@@ -101,19 +103,19 @@ def teach(
     made_by = {"teacher": content_of(teacher), TEMPERATURE: str(float(objective.temperature))}
     section = json_copy(made_of(config["data"].to_dict()))
     what = {
-        **made_by, "data": dict(data.identity), "made_of": section, "seed": config["seed"], "rows": rows,
-        "objective": config["objective"]["name"], "top_k": top_k, "dtype": dtype, "compute_dtype": compute_dtype,
-        "batch_size": batch_size,
+        **made_by, "data": dict(data.identity), "made_of": section, "seed": config["seed"],
+        "objective": config["objective"]["name"], "rows": rows, "eval_rows": eval_rows, "top_k": top_k, "dtype": dtype,
+        "compute_dtype": compute_dtype, "batch_size": batch_size,
     }  # fmt: skip
-    splits = {TRAIN: (data.train, rows)} | {name: (one, len(one)) for name, one in data.evaluation.items()}
+    splits = {TRAIN: (data.train, rows)}
+    splits |= {name: (one, min(len(one), eval_rows)) for name, one in data.evaluation.items()}
+    speak = _speaker(objective, teacher, batch_size, top_k, dtype)
     with continued(output, what) as (folder, done):
         for split, (source, count) in splits.items():
             first = done.get(split, 0)
             (folder / split).mkdir(exist_ok=True)
             places = _batches(count, batch_size, first, f"rows of {split}" if progress else None)
-            made = (_plain(source, place, count) for place in places)
-            if split == TRAIN:
-                made = _taught(objective, teacher, made, batch_size, top_k, dtype)
+            made = (speak(_plain(source, some)) for some in places)
             write_rows(folder / split, made, count, first, lambda rows, split=split: note_done(folder, split, rows))
         for name, values in ((MADE_BY, made_by), (MADE_OF, section), (STOP_IDS, list(map(int, data.stop_ids)))):
             (folder / name).write_text(json.dumps(values) + "\n", encoding="utf-8")
@@ -124,42 +126,46 @@ def teach(
     return rest
 
 
-def _batches(count: int, size: int, first: int, told: str | None) -> Iterator[np.ndarray]:
-    """Numbers of rows from `first` on, `size` at a time, the last of them again where there are no more."""
+def _batches(count: int, size: int, first: int, told: str | None) -> Iterator[range]:
+    """Numbers of rows from `first` on, `size` at a time."""
     from tqdm import tqdm
 
-    starts = range(first, count, size)
-    bar = tqdm(starts, desc=told, unit=" batches", disable=told is None, initial=first // size, total=-(-count // size))
-    for start in bar:
-        yield np.minimum(np.arange(start, start + size), count - 1)
+    bar = tqdm(total=count, initial=first, desc=told, unit=" rows", disable=told is None, dynamic_ncols=True)
+    with bar:
+        for start in range(first, count, size):
+            yield range(start, min(start + size, count))
+            bar.update(min(size, count - start))
 
 
-def _plain(source, places: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """The rows of these numbers, each once."""
+def _plain(source, places: range) -> dict[str, np.ndarray]:
+    """The rows of these numbers."""
     from fmjax.data.base import stacked
 
-    return stacked([source[int(place)] for place in dict.fromkeys(places)])
+    return stacked([source[place] for place in places])
 
 
-def _taught(objective, teacher, batches, size: int, top_k: int, dtype: str) -> Iterator[dict[str, np.ndarray]]:
-    """The batches with what the teacher says of each row. Raises as `teach` does."""
+def _speaker(objective, teacher, size: int, top_k: int, dtype: str) -> Callable[[dict], dict[str, np.ndarray]]:
+    """Gives a batch of at most `size` rows with what the teacher says of each. Raises as `teach` does."""
     import jax
 
     from fmjax.objectives.base import OtherModel
     from fmjax.objectives.taught import KEPT
 
-    served = OtherModel(teacher.module, teacher.params, teacher.state)
     answers = next(n for n in (getattr(teacher.module, name, None) for name in ("vocab_size", "num_classes")) if n)
     if top_k > answers:
         raise InputError(f"--top_k = {top_k} is more than the {answers} answers that the teacher has")
+    served = OtherModel(teacher.module, teacher.params, teacher.state)
     say = jax.jit(lambda served, batch: objective.likeliest(served, batch, top_k))
     kinds = dict(zip(KEPT, ("uint16" if answers <= 2**16 else "int32", dtype, "float32")))
-    for batch in batches:
+
+    def speak(batch):
         count = len(next(iter(batch.values())))
         filled = {name: np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)]) for name, x in batch.items()}
         with teacher.inference():
             found = jax.device_get(say(served, filled))
-        yield batch | {name: np.asarray(x[:count]).astype(kinds[name]) for name, x in found.items()}
+        return batch | {name: np.asarray(x[:count]).astype(kinds[name]) for name, x in found.items()}
+
+    return speak
 
 
 def _left_out(folder: pathlib.Path) -> float:

@@ -36,11 +36,11 @@ def config_for(folder, data=None, **objective):
     size = {"num_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 4, "max_length": 32}
     own = {"name": "distillation", "teacher": str(folder / "teacher"), "sample_prompts": (), "temperature": 2.0}
     return configs.resolve({
-        "train": {"steps": 2, "batch_size": 8, "eval_every": -1, "sample_every": -1, "tensorboard": False},
+        "train": {"steps": 2, "batch_size": 8, "sample_every": -1, "tensorboard": False},
         "mesh": {"data": 1},
         "model": {"name": "llama", **size}, "objective": own | objective,
         "data": data or {"source": str(folder / "text.txt"), "sequence_length": 24, "tokenizer": "bytes",
-                         "heldout_fraction": 0.0},
+                         "eval_source": str(folder / "text.txt")},
         "optimizer": {"name": "adamw", "learning_rate": 1e-2},
     })  # fmt: skip
 
@@ -52,7 +52,7 @@ def kept(folder, name):
 @pytest.fixture(scope="module")
 def whole(folder):
     """All answers of the teacher to twenty rows, and how much is left out."""
-    rest = command.teach(config_for(folder), folder / "whole", 20, V, batch_size=8, dtype="float32")
+    rest = command.teach(config_for(folder), folder / "whole", 20, V, 8, batch_size=8, dtype="float32")
     return folder / "whole", rest
 
 
@@ -65,7 +65,7 @@ def test_an_interrupted_command_goes_on_and_ends_with_the_same_rows(folder, whol
             raise KeyboardInterrupt
         return plain(*arguments)
 
-    options = dict(batch_size=8, dtype="float32")
+    options = dict(eval_rows=8, batch_size=8, dtype="float32")
     monkeypatch.setattr(command, "_plain", interrupted)
     with pytest.raises(KeyboardInterrupt):
         command.teach(config_for(folder), folder / "again", 20, V, **options)
@@ -73,7 +73,7 @@ def test_an_interrupted_command_goes_on_and_ends_with_the_same_rows(folder, whol
     with pytest.raises(InputError, match="(?s)was begun with something else:.*top_k: 258 there, 4 in this call"):
         command.teach(config_for(folder), folder / "again", 20, 4, **options)
     command.teach(config_for(folder), folder / "again", 20, V, **options)
-    assert len(calls) == 4, "two batches were there already"
+    assert len(calls) == 5, "of four batches two were there already"
     first, second = kept(folder, "whole"), kept(folder, "again")
     assert {"train/tokens.npy", "train/teacher_ids.npy"} <= first.keys() and first.keys() == second.keys()
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -107,7 +107,8 @@ def test_the_loss_on_rows_with_all_answers_is_that_beside_the_teacher(folder, wh
 
 
 def test_a_run_learns_from_few_answers_and_refuses_what_they_are_not(folder):
-    rest = command.teach(config_for(folder), folder / "few", 16, 4, batch_size=8)
+    rest = command.teach(config_for(folder), folder / "few", 16, 4, eval_rows=9, batch_size=8)
+    assert {len(array) for name, array in kept(folder, "few").items() if "heldout" in name} == {9}
     assert 0.5 < rest < 0.99  # of a teacher that knows nothing
     rows = {"name": "kept", "source": str(folder / "few")}
     options = dict(cache_dir=folder / "cache", progress=False)
