@@ -6,8 +6,8 @@
     python -m fmjax.convert --input=runs/third --output=runs/third_hf --to=hf
 
 MODEL is a hub id, a Hugging Face folder, a GGUF file, or a run of one's own. The student begins with every third of its
-layers (train.init_layers) and all that is no layer. `--config.train.init_layers= --config.train.init_from=none` begins
-anew, with `--config.data.tokenizer=$MODEL`.
+layers, the first, the fourth and so on (train.init_layers), and all that is no layer. `--config.train.init_layers=
+--config.train.init_from=none` begins anew, with `--config.data.tokenizer=$MODEL`.
 
 A teacher that is larger than the device, or has many students, says once what it has to say. What it says is kept, of
 each token the likeliest, and read behind a `+`:
@@ -27,13 +27,13 @@ from fmjax.interop.loading import model_section
 def get_config(model="HuggingFaceTB/SmolLM2-135M-Instruct"):
     model, _, kept = model.partition("+")
     student = dict(model_section(model))
-    depth = student["num_layers"]
-    student["num_layers"] = max(1, depth // 3)
+    student["num_layers"] = max(1, student["num_layers"] // 3)
+    layers = tuple(range(0, 3 * student["num_layers"], 3))
     return ConfigDict({
         "seed": 0,
         "train": {
-            "steps": 200, "batch_size": 4, "init_from": model, "init_layers": "spread" if depth % 3 else "every",
-            "log_every": 5, "eval_batches": 4, "checkpoint_every": 100, "keep_last": 1,
+            "steps": 200, "batch_size": 4, "init_from": model, "init_layers": layers, "log_every": 5, "eval_batches": 4,
+            "checkpoint_every": 100, "keep_last": 1,
         },
         "mesh": {"data": 1, "fsdp": -1},
         "model": student,

@@ -79,6 +79,41 @@ def texts(model: pathlib.Path, text: pathlib.Path, folder: pathlib.Path, steps: 
             "seconds_per_step": statistics.median(seconds),
         }  # fmt: skip
     found["heldout"] = judged(model, folder, list(found["students"]), batches)
+    found["untrained"] = untrained(model, folder, 4)
+    return found
+
+
+MAPS = {
+    "first of three": tuple(range(0, 30, 3)), "second of three": tuple(range(1, 30, 3)), "last of three": "every",
+    "spread": "spread", "first ten": tuple(range(10)), "first five, last five": (*range(5), *range(25, 30)),
+}  # fmt: skip
+
+
+def untrained(model: pathlib.Path, folder: pathlib.Path, rows: int) -> dict[str, float]:
+    """Nats a token that ten layers of the teacher, put together, give some held-out rows before any training."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import fmjax
+    from fmjax.layers.layer_map import layer_map
+
+    teacher = fmjax.load(model)
+    depth, parts = teacher.module.num_layers, teacher.module.num_layers // 3
+    opened = lambda array: np.load(folder / "taught" / "heldout" / f"{array}.npy", mmap_mode="r")[:rows]
+    tokens, targets = (np.array(opened(array)) for array in ("tokens", "targets"))
+
+    @jax.jit
+    def loss(params):
+        logits = teacher.module.clone(num_layers=parts).apply({"params": params}, tokens)
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1))
+
+    found = {}
+    for name, layers in MAPS.items():
+        if depth == 30 or isinstance(layers, str):
+            kept = np.array(layer_map(layers, parts, depth, name))
+            blocks = jax.tree.map(lambda x: x[kept], teacher.params["stack"]["blocks"])
+            found[name] = float(loss({**teacher.params, "stack": {**teacher.params["stack"], "blocks": blocks}}))
     return found
 
 
