@@ -49,8 +49,8 @@ def kept(model: pathlib.Path, text: pathlib.Path, folder: pathlib.Path, rows: in
     train, heldout = split(text, folder)
     begin = time.time()
     command = [
-        "fmjax.commands.teach", f"--config={runs.ROOT}/configs/distill_smollm2.py:{model}", "--top_k=64",
-        f"--output={folder}/taught", f"--rows={rows}", "--batch_size=8", f"--config.data.source={train}",
+        "fmjax.commands.teach", f"--config={runs.ROOT}/configs/distill_smollm2.py:{model}", f"--output={folder}/taught",
+        "--top_k=256", f"--rows={rows}", "--eval_rows=32", "--batch_size=8", f"--config.data.source={train}",
         f"--config.data.eval_source={heldout}",
     ]  # fmt: skip
     told = None
