@@ -4,11 +4,12 @@ import contextlib
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 
 from fmjax.errors import CheckpointError, InputError, first_line
@@ -95,7 +96,7 @@ def complete_steps(folder: pathlib.Path) -> list[int]:
 
 
 def load_params(
-    workdir: str | pathlib.Path, step: int | None = None, which: str = "auto", shardings=None
+    workdir: str | pathlib.Path, step: int | None = None, which: str = "auto", shardings=None, stored=None
 ) -> tuple[Any, int]:
     """Parameters of a saved run and their step.
 
@@ -104,6 +105,7 @@ def load_params(
       step: which checkpoint; None = the newest complete one.
       which: "params", "ema" (the moving average), or "auto": the average where the run kept one.
       shardings: of the parameters; None is whole on the first device.
+      stored: see `read_item`; of a run that kept no average of some parameters alone.
 
     Raises CheckpointError when there is no such checkpoint or it is damaged.
     """
@@ -118,7 +120,7 @@ def load_params(
     if which == "ema" and not has_ema:
         raise CheckpointError(f"the run in {str(workdir)!r} kept no moving average (train.ema_decay was 0)")
     average = which == "ema" or (which == "auto" and has_ema)
-    found = read_item(folder / str(step) / ("ema" if average else "params"), shardings)
+    found = read_item(folder / str(step) / ("ema" if average else "params"), shardings, stored)
     return (_filled(found, folder / str(step), shardings) if average else found), step
 
 
@@ -180,11 +182,15 @@ def load_carry(workdir: str | pathlib.Path, step: int, shardings: Callable[[], A
     return read_item(path, None if shardings is None else shardings())
 
 
-def read_item(path: pathlib.Path, shardings=None) -> Any:
+def read_item(
+    path: pathlib.Path, shardings=None, stored: Mapping[str, Callable[[jax.Array], Any]] | None = None
+) -> Any:
     """The arrays of one item of a checkpoint (`checkpoints/STEP/params`, say).
 
     Args:
       shardings: a tree like the one that was saved, which is returned; None is nested dicts, whole on the first device.
+      stored: by path, what makes of an array what is kept of it, before the next of these is read
+        (`fmjax.adapt.base.Weights`); with `shardings`.
 
     Raises CheckpointError when it cannot be read, or is not like `shardings`.
     """
@@ -199,13 +205,31 @@ def read_item(path: pathlib.Path, shardings=None) -> Any:
             places = {path_name(name): place for name, place in places}
             _check_names(path, saved, places)
             shapes = jax.tree_util.tree_map_with_path(lambda name, m: _shape(m, places[path_name(name)]), saved)
-            found = jax.tree_util.tree_flatten_with_path(reader.restore(path, shapes))[0]
-            found = {path_name(name): array for name, array in found}
+            if stored:
+                found = _read_one_by_one(path, shapes, stored)
+            else:
+                found = jax.tree_util.tree_flatten_with_path(reader.restore(path, shapes))[0]
+                found = {path_name(name): array for name, array in found}
             return structure.unflatten([found.get(name) for name in places])
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+
+
+def _read_one_by_one(path: pathlib.Path, shapes, stored) -> dict[str, Any]:
+    """The arrays of an item by path, those of `stored` as these functions make them, one after another."""
+    flat = [(path_name(name), shape) for name, shape in jax.tree_util.tree_flatten_with_path(shapes)[0]]
+    parts = [dict(one for one in flat if one[0] not in stored), *({one[0]: one[1]} for one in flat if one[0] in stored)]
+    found = {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        for part in parts:
+            wanted = unflatten_dict(part, sep="/")
+            kinds = ocp.checkpoint_utils.construct_restore_args(wanted)
+            read = reader.restore(path, ocp.args.PyTreeRestore(wanted, restore_args=kinds, partial_restore=True))
+            for name, array in flatten_dict(read, sep="/").items():
+                found[name] = jax.block_until_ready(stored[name](array)) if name in stored else array
+    return found
 
 
 def _shape(metadata, sharding) -> jax.ShapeDtypeStruct:

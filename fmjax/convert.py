@@ -43,9 +43,11 @@ def main(argv: list[str]) -> None:
     if flags.to == "peft":
         from fmjax.interop import peft
         from fmjax.interop.adapters import read_adapter
+        from fmjax.layers.weights import has_adapters
 
         adapter = read_adapter(folder, model) if model.adapter is None else model.adapters[model.adapter]
-        peft.save(adapter, model, flags.output)
+        is_own = model.adapter is None and has_adapters(model.params)
+        peft.save(adapter, model.merged() if is_own else model, flags.output)
         print(f"{adapter.source} is now in {flags.output}")
         return
     model.save(flags.output, format=flags.to, **({"progress": True} if flags.to == "hf" else {}))

@@ -26,6 +26,7 @@ from fmjax.inference.model import Model
 from fmjax.interop import loading, peft
 from fmjax.interop.adapters import with_adapters
 from fmjax.layers.checks import COMPUTE_DTYPES, check_choice
+from fmjax.layers.quantized import QTensor
 from fmjax.models.prompted import prompt_as_prefix
 from fmjax.models.state import own_carry
 from fmjax.objectives import OBJECTIVES
@@ -135,10 +136,9 @@ def load_shapes(path: str | pathlib.Path, placement: Placement) -> tuple[Any, An
         module = loading.published_module(folder)
     else:
         raise InputError(f"{str(path)!r} is not a model; {loading.EXPECTED}")
-    if hasattr(weights, "served"):
-        params = jax.tree.map(lie, *loading.placed(module, placement, weights))
-    else:
-        params = jax.tree.map(lie, *loading.placed(module, placement))
+    params = jax.tree.map(lie, *loading.placed(module, placement, weights))
+    if not any(isinstance(x, QTensor) for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, QTensor))):
+        params = jax.tree.map(lie, *loading.placed(module, placement))  # its weights are computed once
     state = jax.tree.map(lie, *loading.placed_state(module, placement))
     return _served(module, params, state, carry)
 

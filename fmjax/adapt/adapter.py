@@ -10,16 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax.errors import InputError
 from fmjax.layers.quantized import QTensor, Quantization
-from fmjax.layers.weights import (
-    ADAPTED,
-    DoRAWeight,
-    LoRAWeight,
-    ScaledWeight,
-    Turned,
-    column_lengths,
-    is_weight,
-    value_of,
-)
+from fmjax.layers.weights import ADAPTED, DoRAWeight, LoRAWeight, Turned, is_weight, scaled
 from fmjax.parallel.sharding import path_name
 
 
@@ -105,13 +96,6 @@ def _beside(name: str, kernel, part: LoRAWeight | DoRAWeight, adapter: Adapter):
         rows = columns = None
         lie = lambda *names: place
     a, b = jax.device_put(part.a, lie(rows, None)), jax.device_put(part.b, lie(None, columns))
-    weight = LoRAWeight(kernel, a, b, part.scale)
     if not isinstance(part, DoRAWeight):
-        return weight
-    magnitude = jax.device_put(part.magnitude, lie(columns))
-    return ScaledWeight(weight, magnitude / _lengths(weight))
-
-
-@jax.jit
-def _lengths(weight: LoRAWeight) -> jax.Array:
-    return column_lengths(value_of(weight))
+        return LoRAWeight(kernel, a, b, part.scale)
+    return scaled(DoRAWeight(kernel, a, b, jax.device_put(part.magnitude, lie(columns)), part.scale))

@@ -12,7 +12,9 @@ class Weights(Protocol):
       trainable: regular expressions of the parameters that train where `train.trainable` names none; empty: all.
 
     A loaded model computes with whole kernels made of these weights; of a class with a method `served(params)` with
-    what that gives.
+    what that gives. One with a method `stored(shapes)`, from shapes of a module's parameters, says by name what becomes
+    of those that are not kept in floats: of what a run begins with each is given to it as soon as it is read, so that
+    not all are floats at a time, and `attach` takes what was made as it is.
     """
 
     trainable: tuple[str, ...]

@@ -2,7 +2,9 @@
 kept in few bits (QLoRA: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
 
 import dataclasses
+import functools
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
@@ -16,7 +18,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.checks import check_choice, check_positive
 from fmjax.layers.codes import BITS
 from fmjax.layers.quantized import QTensor, Quantization
-from fmjax.layers.weights import DoRAWeight, LoRAWeight, column_lengths, value_of
+from fmjax.layers.weights import DoRAWeight, LoRAWeight, column_lengths, settled, value_of
 from fmjax.parallel.sharding import path_name
 
 
@@ -86,6 +88,15 @@ class LoRA:
         """How kernels that do not train are kept; None as they are."""
         return None if self.base == "float" else Quantization(self.base, self.base_block, self.base_double)
 
+    def stored(self, shapes: Any) -> dict[str, Callable[[jax.Array], QTensor]]:
+        """See `fmjax.adapt.base.Weights`: the kernels of `base`. Raises ConfigError as `attach`."""
+        return {name: functools.partial(self._kept, name) for name in self._chosen(shapes)[1]}
+
+    @staticmethod
+    def served(params: Any) -> Any:
+        """What a model that is loaded computes with: kernels of few bits stay so, their adapters beside them."""
+        return settled(params)
+
     def attach(self, params: Any, key: jax.Array) -> Any:
         """See `fmjax.adapt.base.Weights`.
 
@@ -94,19 +105,23 @@ class LoRA:
         kernel that does not divide into blocks.
         """
         params = params if self.beneath is None else self.beneath.attach(params, key)
-        is_leaf = lambda x: is_box(x) or isinstance(x, QTensor)
-        leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
-        names = [path_name(path) for path, _ in leaves]
-        kernels = {name for name, (_, leaf) in zip(names, leaves) if is_kernel(name, leaf)}
-        adapted = matching("weights.patterns", self.patterns, names, kernels, "adapted")
-        kept = set()
-        if self.base != "float":
-            kept = matching("weights.base_patterns", self.base_patterns, names, kernels, "quantized")
+        leaves, structure = _flat(params)
+        adapted, kept = self._chosen(params)
         found = []
-        for index, (name, (_, leaf)) in enumerate(zip(names, leaves)):
-            leaf = self._kept(name, leaf) if name in kept else leaf
+        for index, (path, leaf) in enumerate(leaves):
+            name = path_name(path)
+            leaf = self._kept(name, leaf) if name in kept and not isinstance(leaf, QTensor) else leaf
             found.append(self._beside(name, leaf, jax.random.fold_in(key, index)) if name in adapted else leaf)
         return structure.unflatten(found)
+
+    def _chosen(self, params) -> tuple[set[str], set[str]]:
+        """(names of the kernels that are adapted, of those that `base` is of)."""
+        leaves = {path_name(path): leaf for path, leaf in _flat(params)[0]}
+        kernels = {name for name, leaf in leaves.items() if is_kernel(name, leaf)}
+        adapted = matching("weights.patterns", self.patterns, list(leaves), kernels, "adapted")
+        if self.base == "float":
+            return adapted, set()
+        return adapted, matching("weights.base_patterns", self.base_patterns, list(leaves), kernels, "quantized")
 
     def _kept(self, name: str, leaf):
         """A kernel in few bits, its parts boxed with axis names where it is."""
@@ -134,3 +149,8 @@ class LoRA:
             return LoRAWeight(*parts, self.scale)
         magnitude = column_lengths(value_of(base))
         return DoRAWeight(*parts, box(magnitude, (*stacked, axis_out)), self.scale)
+
+
+def _flat(params):
+    """(leaves with their paths, structure), boxes and kernels that are of few bits already being leaves."""
+    return jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: is_box(x) or isinstance(x, QTensor))

@@ -59,9 +59,15 @@ def packed_section(params: Any) -> dict[str, Any] | None:
     return {"name": "packed", "kernels": kernels} if kernels else None
 
 
+def by_layer(kernel: jax.Array, quantization: Quantization) -> QTensor:
+    """A kernel [..., in, out] in few bits, made a layer at a time, as no more of them are at work at once."""
+    quantize = quantization.quantize
+    return quantize(kernel) if kernel.ndim == 2 else jax.lax.map(quantize, kernel)
+
+
 def boxed(leaf: Any, quantization: Quantization) -> QTensor:
     """A kernel [..., in, out] in few bits, its parts boxed with logical axis names where it is."""
-    weight = quantization.quantize(nn.unbox(leaf))
+    weight = by_layer(nn.unbox(leaf), quantization)
     if not isinstance(leaf, nn.Partitioned):
         return weight
     *stack, axis_in, axis_out = leaf.names

@@ -27,6 +27,7 @@ from fmjax.inference.rows import bucket, lay
 from fmjax.layers.embed import output_logits
 from fmjax.layers.kv_cache import CacheStep, in_few_bits
 from fmjax.layers.weights import Turned, as_computed
+from fmjax.parallel.sharding import path_name
 
 
 class Packed(NamedTuple):
@@ -77,8 +78,7 @@ def prepare(module: nn.Module, params) -> tuple[nn.Module, Weights]:
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     del params
     for index, (path, leaf) in enumerate(leaves):
-        name = "/".join(str(getattr(key, "key", key)) for key in path)
-        turns = _is_whole(leaf) and is_turned(name, leaf.shape, leaf.dtype)
+        turns = _is_whole(leaf) and is_turned(path_name(path), leaf.shape, leaf.dtype)
         leaves[index] = Turned(_transposed(leaf)) if turns else leaf
     params = structure.unflatten(leaves)
     if reads_source(module) or not (hasattr(module, "features") and hasattr(module, "head")):

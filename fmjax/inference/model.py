@@ -21,7 +21,7 @@ from fmjax.inference import abilities, kinds, pairs, scored_text, scoring, value
 from fmjax.inference.checks import as_tokens, check_inputs, check_no_text, check_options, named_options
 from fmjax.inference.continues_texts import ContinuesTexts
 from fmjax.layers.checks import check_choice
-from fmjax.layers.weights import bare, count, without_adapters
+from fmjax.layers.weights import bare, count, has_adapters, merged, without_adapters
 from fmjax.models.state import kept_state, state_collections
 from fmjax.parallel.placement import Placement
 from fmjax.registry import nearest
@@ -104,6 +104,11 @@ class Model(ContinuesTexts):
         if name is not None:
             params, source = attached(params, self.adapters[name]), f"{source} with {self.adapters[name].source}"
         return dataclasses.replace(self, params=params, source=source, adapter=name, kept={})
+
+    def merged(self):
+        """The same model with every weight computed, adapters and kernels of few bits too: arrays alone, as large as
+        those of a model that was never cut down, and faster to compute a token at a time with."""
+        return dataclasses.replace(self, params=merged(self.params), adapters={}, adapter=None, kept={})
 
     @property
     def state(self) -> dict[str, Any]:
@@ -289,6 +294,8 @@ class Model(ContinuesTexts):
             `peft` puts on its base.
           options: of `fmjax.interop.exporter.save_published`, for "hf".
 
+        Adapters that its own run trained beside kernels of few bits are merged with all of these into floats.
+
         Raises InputError for a format that does not exist, a directory that already holds a model, for "hf", a model
         that no published class computes exactly, for "peft", one without an adapter, and for an adapter beside kernels
         of few bits, which it cannot be merged into.
@@ -301,6 +308,8 @@ class Model(ContinuesTexts):
                 raise InputError(f"{self} goes by no adapter to save; choose one: with_adapter(NAME)")
             save_peft(self.adapters[self.adapter], self, directory)
             return
+        if self.adapter is None and has_adapters(self.params):
+            return self.merged().save(directory, format, **options)
         if format == "hf":
             from fmjax.interop.exporter import save_published
 

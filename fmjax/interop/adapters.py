@@ -24,13 +24,15 @@ from fmjax.interop import peft
 from fmjax.interop.loading import find_folder, placed
 from fmjax.interop.weights import flatten
 from fmjax.layers.quantized import QTensor
+from fmjax.layers.weights import has_adapters
 from fmjax.parallel.sharding import path_name
 
 log = logging.getLogger("fmjax")
 
 
 def with_adapters(model: Model, adapters: Mapping[str, Any] | str | pathlib.Path) -> Model:
-    """A loaded model, its parameters stacked, that knows adapters by name (`Model.with_adapter`).
+    """A loaded model, its parameters stacked, that knows adapters by name (`Model.with_adapter`). One that trained
+    adapters of its own beside kernels of few bits is merged into floats.
 
     Args:
       adapters: name to path, of a run that trained adapters or of a PEFT folder, or a hub id; or one path, which the
@@ -41,6 +43,8 @@ def with_adapters(model: Model, adapters: Mapping[str, Any] | str | pathlib.Path
     if isinstance(adapters, str | pathlib.Path):
         name = pathlib.Path(adapters).name
         return with_adapters(model, {name: adapters}).with_adapter(name)
+    if has_adapters(model.params):  # those that its run trained beside kernels of few bits
+        model = model.merged()
     found = {name: read_adapter(path, model) for name, path in adapters.items()}
     for adapter in found.values():
         _check_base(adapter, model)

@@ -5,7 +5,7 @@ import functools
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Protocol
 
 import jax
@@ -93,7 +93,10 @@ class Published:
                 sizes[names[tensor.dtype]] += math.prod(tensor.shape)
         return max(sizes, key=sizes.__getitem__)
 
-    def params(self, shapes, shardings, dtype: str = "float32", progress: bool = False, turned: Set[str] = frozenset()):
+    def params(
+        self, shapes, shardings, dtype: str = "float32", progress: bool = False, turned: Set[str] = frozenset(),
+        stored: Mapping[str, Callable[[jax.Array], Any]] | None = None,
+    ):  # fmt: skip
         """The parameters of a module.
 
         Args:
@@ -102,6 +105,8 @@ class Published:
           dtype: of the result.
           progress: show a progress bar.
           turned: paths of kernels that come as `Turned`; each lies whole on one device.
+          stored: by path, what makes of a parameter what is kept, before the next is read
+            (`fmjax.adapt.base.Weights`).
 
         Raises CheckpointError naming a tensor that is missing, unexpected, of another shape, or that should equal
         another and does not.
@@ -112,7 +117,7 @@ class Published:
         state = {path: tuple(leaf.shape) for path, leaf in flatten(state_shapes(self.module)).items()}
         table = table_of(self.family, self.module)
         self._check(slots(table, flat | state))
-        return self._read(slots(table, flat), flat, shardings, dtype, progress, turned, packed)
+        return self._read(slots(table, flat), flat, shardings, dtype, progress, turned, packed, stored)
 
     def quantizations(self, shapes) -> dict[str, Quantization] | None:
         """How the parameters of a module that lie in the files in few bits do so, by path; None where the layers of one
@@ -137,7 +142,7 @@ class Published:
 
     def _read(
         self, found: list[Slot], flat, shardings, dtype="float32", progress=False, turned=frozenset(),
-        packed=frozenset(),
+        packed=frozenset(), stored=None,
     ):  # fmt: skip
         """The arrays of shapes by path, each from its slots; arguments as in `params`."""
         by_path: dict[str, list[Slot]] = {}
@@ -154,6 +159,8 @@ class Published:
                     leaves[path] = self._turned(by_path[path], shape, places[path], jnp.dtype(dtype))
                 else:
                     leaves[path] = self._leaf(by_path[path], shape, places[path], jnp.dtype(dtype))
+                if stored and path in stored:
+                    leaves[path] = jax.block_until_ready(stored[path](leaves[path]))
                 bar.update(math.prod(shape))
         return unflatten(leaves)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from fmjax.interop.importer import Published
 from fmjax.interop.layered import as_deep, fewer_layers
 from fmjax.interop.loading import find_folder, find_tokenizer, is_published, kept, open_published, placed
 from fmjax.interop.published_objective import OBJECTIVE
-from fmjax.interop.weights import flatten
+from fmjax.interop.weights import flatten, unflatten
 from fmjax.layers.quantized import QTensor, quantization_of
 from fmjax.layers.weights import is_weight, merged, value_of
 from fmjax.models import MODELS
@@ -31,8 +31,9 @@ log = logging.getLogger("fmjax")
 
 
 def initial_params(
-    path: str, module, shapes, shardings, fresh=None, parts: Sequence[str] = (), layers: Sequence[int] | str = ""
-):
+    path: str, module, shapes, shardings, fresh=None, parts: Sequence[str] = (), layers: Sequence[int] | str = "",
+    stored: Mapping[str, Callable[[jax.Array], Any]] | None = None,
+):  # fmt: skip
     """Parameters of a saved or published model for a module that is to be trained further, as `shardings` says.
 
     fresh: `fmjax.interop.carried.carried_params`, which makes them of another model's where the module can; None: of no
@@ -40,6 +41,8 @@ def initial_params(
     parts: further models, for other parts of a module that is made of several.
     layers: which of the model's layers a module of fewer begins with, as for `fmjax.layers.layer_map.layer_map`; "": it
       has as many.
+    stored: by path, what makes of a parameter what is kept (`fmjax.adapt.base.Weights`): where the model is all of
+      `module`, before the next of these is read.
 
     Raises ConfigError, listing the fields, where the model is another function than `module`, or two are for one part;
     CheckpointError for damaged weights.
@@ -57,31 +60,44 @@ def initial_params(
             if name in taken:
                 raise ConfigError(f"train.init_parts: {one!r} is for model.{name}, which begins with another model")
             taken[name] = params
-        return completed_params(path, taken, shapes, shardings, fresh)
+        return _stored(completed_params(path, taken, shapes, shardings, fresh), stored)
     if layers:
         params = _fewer(path, module, (folder, step, published, other), layers)
         _check_shapes(params, shapes, path)
-        return jax.device_put(params, shardings)
+        return _stored(jax.device_put(params, shardings), stored)
     part, source = (None, other) if fresh is None else source_of(module, other)
     rows = _differing(module, source)
     if part is not None and part == getattr(other, "SERVES", None):
         _check_same(path, "model", rows)
-        return completed_params(path, _whole(folder, step, published, other)[part], shapes, shardings, fresh)
+        found = completed_params(path, _whole(folder, step, published, other)[part], shapes, shardings, fresh)
+        return _stored(found, stored)
     if fresh is not None and (rows or part is not None) and all(is_carried(module, key) for key, *_ in rows):
         params = _whole(folder, step, published, other)
         params = params if part is None else params[part]
-        return carried_params(path, module, source, params, shapes, shardings, fresh)
+        return _stored(carried_params(path, module, source, params, shapes, shardings, fresh), stored)
     _check_same(path, "model", rows)
     if published is not None:
-        return published.params(shapes, shardings)
+        return published.params(shapes, shardings, stored=stored)
     weights = build_weights(load_workdir_config(folder))
     if weights is None and not any(isinstance(x, QTensor) for x in flatten(shapes).values()):
-        found, _ = load_params(folder, step, shardings=shardings)
-    else:
-        found, _ = load_params(folder, step, shardings=placed(module, None, weights)[1])
-        found = jax.device_put(_as_wanted(path, found, shapes), shardings)
+        found, _ = load_params(folder, step, shardings=shardings, stored=stored)
+        _check_shapes(found, shapes, path)
+        return found
+    found, _ = load_params(folder, step, shardings=placed(module, None, weights)[1])
+    found = jax.device_put(_as_wanted(path, found, shapes), shardings)
     _check_shapes(found, shapes, path)
-    return found
+    return _stored(found, stored)
+
+
+def _stored(params, stored: Mapping[str, Callable[[jax.Array], Any]] | None):
+    """Parameters with what `stored` makes of them, one after another."""
+    if not stored:
+        return params
+    leaves = flatten(params)
+    del params
+    for path, make in stored.items():
+        leaves[path] = jax.block_until_ready(make(leaves[path]))
+    return unflatten(leaves)
 
 
 def _as_wanted(path: str, found, shapes):

@@ -10,7 +10,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from fmjax import hub
@@ -31,7 +30,7 @@ from fmjax.interop.opening import PARTS, open_folder
 from fmjax.interop.preprocessor import read_codecs
 from fmjax.interop.published_objective import OBJECTIVE, read_objective
 from fmjax.interop.weights import flatten
-from fmjax.layers.quantized import QTensor
+from fmjax.layers.weights import in_dtype
 from fmjax.models.state import STATE_KEY, state_shapes
 from fmjax.objectives.base import OtherModel
 from fmjax.parallel.placement import Placement
@@ -175,15 +174,9 @@ def described(published: Published) -> tuple[dict[str, Any] | None, dict[str, An
 
 
 def cast(module: nn.Module, params, dtype: str) -> tuple[nn.Module, Any]:
-    """Module, with those that it has as fields, and parameters that compute in `dtype`; integers, and what is of few
-    bits, stay as they are."""
-
-    def one(x):
-        is_float = not isinstance(x, QTensor) and jnp.issubdtype(x.dtype, jnp.floating)
-        return x.astype(dtype) if is_float else x
-
-    params = jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, QTensor))
-    return _in_dtype(module, dtype), params
+    """Module, with those that it has as fields, and parameters that compute in `dtype`
+    (`fmjax.layers.weights.in_dtype`)."""
+    return _in_dtype(module, dtype), in_dtype(params, dtype)
 
 
 def _in_dtype(module: nn.Module, dtype: str) -> nn.Module:

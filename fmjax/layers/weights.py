@@ -105,6 +105,11 @@ def is_weight(x) -> bool:
     return isinstance(x, (*ADAPTED, QTensor, FakeQuantized))
 
 
+def has_adapters(tree) -> bool:
+    """Whether a tree of parameters has weights that are made around a base."""
+    return any(isinstance(x, ADAPTED) for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, ADAPTED)))
+
+
 def bare(tree):
     """A tree of parameters, or of anything told a parameter, with what each weight is made around in its place."""
     is_adapted = lambda x: isinstance(x, ADAPTED)
@@ -120,7 +125,50 @@ def as_computed(tree):
 
 def merged(tree):
     """A tree of parameters with every weight computed, every kernel as [in, out]: arrays alone."""
-    return jax.tree.map(value_of, tree, is_leaf=lambda x: is_weight(x) or isinstance(x, Turned))
+    return jax.tree.map(value_of, tree, is_leaf=_is_leaf)
+
+
+def settled(tree):
+    """A tree of parameters to compute with: weights around arrays are computed (`merged`); kernels of few bits stay so,
+    adapters beside them, and the columns' factors of `DoRAWeight`s, which cost as much as a product, are computed once.
+    """
+    return jax.tree.map(_settled, tree, is_leaf=_is_leaf)
+
+
+def _settled(x):
+    if not isinstance(bare(x), QTensor):
+        return value_of(x)
+    return scaled(x) if isinstance(x, DoRAWeight) else x
+
+
+def scaled(x: DoRAWeight) -> ScaledWeight:
+    """The same weight with its columns' factors computed."""
+    weight = LoRAWeight(x.base, x.a, x.b, x.scale)
+    return ScaledWeight(weight, _factors(x.magnitude, weight))
+
+
+@jax.jit
+def _factors(magnitude: jax.Array, weight: LoRAWeight) -> jax.Array:
+    return column_factors(magnitude, value_of(weight))
+
+
+def in_dtype(tree, dtype: str):
+    """A tree of parameters in `dtype`. Integers stay as they are, and so do scales of few bits, lengths and factors of
+    columns: what is computed from them is rounded last."""
+    return jax.tree.map(lambda x: _in_dtype(x, dtype), tree, is_leaf=is_weight)
+
+
+def _in_dtype(x, dtype: str):
+    if isinstance(x, QTensor):
+        return x
+    if isinstance(x, (*ADAPTED, FakeQuantized)):
+        parts = {name: _in_dtype(getattr(x, name), dtype) for name in ("base", "a", "b") if hasattr(x, name)}
+        return x.replace(**parts)
+    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _is_leaf(x) -> bool:
+    return is_weight(x) or isinstance(x, Turned)
 
 
 def without_adapters(tree):
@@ -141,7 +189,7 @@ def without_adapters(tree):
             )
         return value_of(x)
 
-    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=lambda x: is_weight(x) or isinstance(x, Turned))
+    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=_is_leaf)
 
 
 def count(tree) -> int:

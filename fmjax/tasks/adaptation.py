@@ -184,7 +184,9 @@ def _reading(model, array: str) -> tuple[str, str]:
 
 
 def _fine_tune(model, arrays, num_classes: int, reading: tuple[str, str], seed: int, recipe: Recipe):
-    """(the model, (kernel, bias)) after training; `reading` is pooling and method of a `Classifier`."""
+    """(the model, (kernel, bias)) after training; `reading` is pooling and method of a `Classifier`. All of it trains,
+    so that adapters and kernels of few bits are merged first."""
+    model = model.merged()
     names = [name for name in arrays if name not in ("labels", "loss_weights")]
     classifier = Classifier(model.module.clone(parent=None), num_classes, *reading)
     if recipe.learning_rate is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from fmjax.layers.weights import count
 from fmjax.small_files import write_whole
 
 
@@ -128,7 +129,7 @@ def _describe(model) -> dict[str, Any]:
         "source": model.source,
         "step": model.step,
         "module": type(model.module).__name__,
-        "parameters": sum(leaf.size for leaf in leaves),
+        "parameters": count(model.params),
         "dtype": str(leaves[0].dtype) if leaves else None,
         "context_length": model.context_length,
         "tokenizer": getattr(model.tokenizer, "fingerprint", None),

@@ -6,6 +6,7 @@ import functools
 import logging
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from fmjax.config import build, load_workdir_config, save_config
 from fmjax.data.codecs.base import fingerprint, save_codecs
 from fmjax.data.loader import Loader
 from fmjax.inference.model import Model
+from fmjax.interop.weights import flatten
+from fmjax.layers.weights import bare
 from fmjax.load import load, open_other
 from fmjax.models.state import STATE_KEY, kept_state
 from fmjax.objectives import OBJECTIVES
@@ -211,10 +214,20 @@ def beginning(setup: Setup):
     for path in (settings.init_from, *settings.init_parts):
         check_initial_tokenizer(path, setup.data.tokenizer, settings.allow_other_tokenizer)
     program, parts = setup.program, settings.init_parts
-    params = initial_params(settings.init_from, program.module, *program.plain(), parts, settings.init_layers)
+    options = dict(parts=parts, layers=settings.init_layers, stored=_stored(program))
+    params = initial_params(settings.init_from, program.module, *program.plain(), **options)
     log.info("beginning with the parameters of %s", " and ".join((settings.init_from, *parts)))
     places = kept_state(spec.shardings.carry)
     return params, initial_state(settings.init_from, places) if places else {}
+
+
+def _stored(program: Program) -> dict[str, Callable[[jax.Array], Any]]:
+    """By path, what makes of a parameter that is read from a file what the run keeps of it, in its shards
+    (`fmjax.adapt.base.Weights`)."""
+    if not hasattr(program.weights, "stored"):
+        return {}
+    places, made = flatten(bare(program.spec.shardings.params)), program.weights.stored(program.plain()[0])
+    return {path: jax.jit(make, out_shardings=places[path]) for path, make in made.items()}
 
 
 def _published(workdir: pathlib.Path, settings: TrainConfig, data) -> dict:

@@ -100,7 +100,8 @@ def init_state(
     """A fresh state, each shard computed on the device that keeps it: no device ever holds a whole parameter.
 
     Args:
-      params: the module's, to begin with, in their shards, which the state takes over; None draws them with `key`.
+      params: the module's, to begin with, in their shards, which the state takes over; None draws them with `key`. Of
+        those that `weights` keeps in few bits they may be that already.
       initial_carry, weights: as for `make_spec`.
     """
 
@@ -118,7 +119,8 @@ def init_state(
     if params is None:
         return jax.jit(draw, out_shardings=spec.shardings)(key)
     if weights is not None:
-        params = jax.jit(weights.attach, out_shardings=spec.shardings.params)(params, jax.random.fold_in(key, 1))
+        attach = jax.jit(weights.attach, out_shardings=spec.shardings.params, donate_argnums=0)
+        params = attach(params, jax.random.fold_in(key, 1))
     return jax.jit(begin, out_shardings=spec.shardings, donate_argnums=0)(params)
 
 

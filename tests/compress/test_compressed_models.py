@@ -137,8 +137,10 @@ def test_adapters_train_beside_a_model_of_few_bits(few, beneath, tmp_path):
     run = fmjax.load(tmp_path / "run")
     up = lambda model: model.params["stack"]["blocks"]["mlp"]["up"]["kernel"]
     out = lambda model: model.params["stack"]["blocks"]["attention"]["out"]["kernel"]
-    np.testing.assert_array_equal(out(run), out(base).value())
-    assert np.max(np.abs(up(run) - up(base).value())) > 1e-3
+    assert isinstance(out(run), QTensor) == isinstance(up(run), LoRAWeight) == beneath  # it is as it was trained
+    whole = run.merged()
+    np.testing.assert_array_equal(out(whole), out(base).value())
+    assert np.max(np.abs(up(whole) - up(base).value())) > 1e-3
     if beneath:  # the very codes
         weights = build_weights(resolved)
         saved, _ = load_params(tmp_path / "run", shardings=placed(run.module, None, weights)[1])
