@@ -8,5 +8,6 @@ TABLE = {
     "packed": "fmjax.adapt.packed:Packed",
     "prefix": "fmjax.adapt.prefix:PrefixTuning",
     "prompt": "fmjax.adapt.prefix:PromptTuning",
+    "sparse": "fmjax.adapt.sparse:Sparse",
 }
 WEIGHTS = Registry("weights", TABLE, contract="fmjax.adapt.base:Weights")

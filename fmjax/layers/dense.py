@@ -15,12 +15,14 @@ from jax.interpreters import ad, batching, mlir
 
 from fmjax.layers.checks import check_choice
 from fmjax.layers.few_rows import few_rows_product, reads_codes
+from fmjax.layers.observe import observe
 from fmjax.layers.quantized import QTensor
 from fmjax.layers.weights import (
     ADAPTED,
     DoRAWeight,
     FakeQuantized,
     LoRAWeight,
+    MaskedWeight,
     ScaledWeight,
     Turned,
     column_factors,
@@ -93,6 +95,8 @@ def dense(x: jax.Array, weight, bias=None, *, dtype=None, transpose: bool = Fals
         y = _fake_product(x.astype(dtype), weight, transpose, out_dtype)
     elif isinstance(weight, ADAPTED):
         y = _adapted_product(x, weight, transpose, dtype, out_dtype)
+    elif isinstance(weight, MaskedWeight):
+        y = _product(x.astype(dtype), value_of(weight), transpose, out_dtype)
     elif isinstance(weight, QTensor) and weight.activations == "int8":
         y = _rounded_product(x.astype(dtype), weight, transpose, out_dtype)
     elif isinstance(weight, QTensor):
@@ -249,4 +253,5 @@ class Linear(nn.Module):
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:])
             bias = self.param("bias", init, (self.features,), jnp.float32)
+        observe(self, x)
         return dense(x, kernel, bias, dtype=self.dtype)

@@ -10,7 +10,7 @@ from fmjax.layers.block import mlp_of, project
 from fmjax.layers.dense import Linear
 from fmjax.layers.flops import transformer_flops
 from fmjax.layers.modulation import Modulation, modulated_norm
-from fmjax.layers.tap import tap
+from fmjax.layers.tap import LAYERED, tap
 from fmjax.layers.transformer_config import TransformerConfig, remat_policy
 from fmjax.parallel.logical import constrain
 
@@ -123,7 +123,7 @@ class JointTransformer(nn.Module):
         pair = (x, text)
         if c.num_layers > 1:
             blocks = nn.scan(
-                block, variable_axes={"params": 0, "reads": 0, "edits": 0},
+                block, variable_axes=LAYERED,
                 split_rngs={"params": True, "dropout": True}, in_axes=nn.broadcast, length=c.num_layers - 1,
                 unroll=max(1, min(c.unroll, c.num_layers - 1)), metadata_params={nn.PARTITION_NAME: "layers"},
             )(c, name="blocks")  # fmt: skip

@@ -21,9 +21,16 @@ from flax import traverse_util
 from jax.ad_checkpoint import checkpoint_name
 
 from fmjax.errors import ConfigError
+from fmjax.layers.observe import COLLECTIONS
 from fmjax.registry import nearest
 
 EDIT_KEYS = ("value", "mask", "add")
+MADE = ("reads", *COLLECTIONS)
+"""Collections that a pass of a module makes where they are asked for."""
+GIVEN = ("params", "edits", "counted")
+"""Collections that a pass is given."""
+LAYERED = dict.fromkeys((*GIVEN, *MADE), 0)
+"""Along which axis the leaves of each collection are stacked under a scan over layers."""
 
 
 def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fmjax.errors import ConfigError
 from fmjax.layers.block import Block
 from fmjax.layers.norm import Norm
-from fmjax.layers.tap import tap
+from fmjax.layers.tap import GIVEN, LAYERED, MADE, tap
 from fmjax.layers.transformer_config import TransformerConfig, remat_policy
 from fmjax.parallel.platform import target_platform
 
@@ -82,7 +82,7 @@ class Transformer(nn.Module):
             return self._by_period(x, memory, segment_ids, ropes, train, condition)
         blocks = nn.scan(
             self._block(barriers=False),
-            variable_axes={"params": 0, "reads": 0, "edits": 0},
+            variable_axes=LAYERED,
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=c.num_layers,
@@ -94,8 +94,8 @@ class Transformer(nn.Module):
     def _by_period(self, x, memory, segment_ids, ropes, train, condition):
         """A scan over periods, in which the kind of each layer is static, and after it the layers left over."""
         c = self.config
-        mutable = ["reads"] if self.is_mutable_collection("reads") else []
-        names = [name for name in ("params", "edits") if self.has_variable(name, "blocks")]
+        mutable = [name for name in MADE if self.is_mutable_collection(name)]
+        names = [name for name in GIVEN if self.has_variable(name, "blocks")]
         layers = {"variables": nn.unbox({name: self.get_variable(name, "blocks") for name in names})}
         if train and self.has_rng("dropout"):
             layers["rngs"] = {"dropout": jax.random.split(self.make_rng("dropout"), c.num_layers)}
@@ -105,17 +105,18 @@ class Transformer(nn.Module):
         def one(kind, x, layer):
             inputs = (x, kind, memory, segment_ids, ropes, train, None, condition)
             (x, _), state = block.apply(layer["variables"], *inputs, rngs=layer.get("rngs"), mutable=mutable)
-            return x, state.get("reads", {})
+            return x, state
 
         def run(x, layers):
-            """(x, reads [n, ...]) after n layers, the first of which begins a period: a scan for those of one kind."""
+            """(x, what they make [n, ...]) after n layers, the first of which begins a period: a scan for those of one
+            kind."""
             kinds = [c.kind(layer) for layer in range(len(jax.tree.leaves(layers)[0]))]
             sizes = [len(list(alike)) for _, alike in itertools.groupby(kinds)]
-            reads = []
+            made = []
             for i, alike in enumerate(_cut(layers, sizes)):
                 x, found = jax.lax.scan(functools.partial(one, sum(sizes[:i]) % c.period), x, alike)
-                reads.append(found)
-            return x, joined(reads)
+                made.append(found)
+            return x, joined(made)
 
         def joined(parts):
             return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
@@ -127,18 +128,19 @@ class Transformer(nn.Module):
         with jax.named_scope("blocks"):
             if whole:
                 scanned = jax.tree.map(lambda leaf: leaf.reshape(periods, c.period, *leaf.shape[1:]), scanned)
-                x, reads = jax.lax.scan(run, x, scanned, unroll=self._unroll(periods))
-                parts.append(jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), reads))
+                x, made = jax.lax.scan(run, x, scanned, unroll=self._unroll(periods))
+                parts.append(jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), made))
             if whole < c.num_layers:
-                x, reads = run(x, rest)
-                parts.append(reads)
-        if mutable:
-            self.put_variable("reads", "blocks", joined(parts))
+                x, made = run(x, rest)
+                parts.append(made)
+        for name, made in joined(parts).items():
+            self.put_variable(name, "blocks", made)
         return x
 
     def _unrolled(self, x, memory, segment_ids, ropes, train, cache, condition):
         c = self.config
-        plain = not self.is_mutable_collection("reads") and not self.has_variable("edits", "blocks_0")
+        asked = any(self.is_mutable_collection(name) for name in MADE)
+        plain = not asked and not self.has_variable("edits", "blocks_0")
         if cache is not None and plain:
             blocks = [self.variables["params"][f"blocks_{layer}"] for layer in range(c.num_layers)]
             return _decoding_blocks(c, blocks, x, memory, segment_ids, ropes, cache)
@@ -162,6 +164,23 @@ def decode_part(config: TransformerConfig, blocks, x, segment_ids, positions, ca
     Returns: (x, the updated entries). After the last part comes `final_norm`.
     """
     return _decoding_blocks(config, blocks, x.astype(config.dtype), None, segment_ids, _ropes(config, positions), cache)
+
+
+def one_block(
+    config: TransformerConfig, kind: int, variables, x, *, segment_ids=None, positions=None, memory=None,
+    condition=None, mutable=(),
+):  # fmt: skip
+    """One block of a stack by itself, without dropout: ([B, T, D], the collections in `mutable` that it makes).
+
+    Args:
+      kind: of the layer: its number modulo the length of the pattern.
+      variables: the block's own.
+      x, segment_ids, positions, memory, condition: as for `Transformer`.
+    """
+    ropes = _ropes(config, jnp.arange(x.shape[1])[None] if positions is None else positions)
+    inputs = (x, kind, memory, segment_ids, ropes, False, None, condition)
+    (x, _), state = Block(config).apply(variables, *inputs, mutable=list(mutable))
+    return x, state
 
 
 def final_norm(config: TransformerConfig, params, x):

@@ -87,6 +87,19 @@ def _past_rounding(quantization, primals, tangents):
 
 
 @struct.dataclass
+class MaskedWeight:
+    """base where `kept` is true, and 0 elsewhere, whatever base becomes.
+
+    Attributes:
+      base: [..., in, out].
+      kept: bool [..., in, out].
+    """
+
+    base: jax.Array
+    kept: jax.Array
+
+
+@struct.dataclass
 class Turned:
     """A kernel that lies in memory as [out, in], for products of few rows on CPUs.
 
@@ -102,7 +115,7 @@ ADAPTED = (LoRAWeight, DoRAWeight, ScaledWeight)
 
 def is_weight(x) -> bool:
     """Whether x is a weight that is more than an array."""
-    return isinstance(x, (*ADAPTED, QTensor, FakeQuantized))
+    return isinstance(x, (*ADAPTED, MaskedWeight, QTensor, FakeQuantized))
 
 
 def has_adapters(tree) -> bool:
@@ -117,10 +130,10 @@ def bare(tree):
 
 
 def as_computed(tree):
-    """A tree of parameters with kernels as their products take them, once rounded, in place of those that are rounded
-    in every product."""
-    is_fake = lambda x: isinstance(x, FakeQuantized)
-    return jax.tree.map(lambda x: value_of(x) if is_fake(x) else x, tree, is_leaf=is_fake)
+    """A tree of parameters with kernels as their products take them, once rounded or masked, in place of those that
+    are in every product."""
+    in_products = lambda x: isinstance(x, FakeQuantized | MaskedWeight)
+    return jax.tree.map(lambda x: value_of(x) if in_products(x) else x, tree, is_leaf=in_products)
 
 
 def merged(tree):
@@ -206,6 +219,8 @@ def value_of(x) -> jax.Array:
         return x.value()
     if isinstance(x, FakeQuantized):
         return rounded(x.base, x.quantization)
+    if isinstance(x, MaskedWeight):
+        return jnp.where(x.kept, x.base, 0)
     if not isinstance(x, ADAPTED):
         return x
     base = value_of(x.base)

@@ -13,7 +13,7 @@ from fmjax.layers.checks import COMPUTE_DTYPES, check_choice, check_positive, ch
 from fmjax.layers.dense import Init, Linear
 from fmjax.layers.mlp import ACTIVATIONS, GATED, MLP
 from fmjax.layers.norm import Norm
-from fmjax.layers.tap import tap
+from fmjax.layers.tap import LAYERED, tap
 from fmjax.layers.transformer_config import remat_policy
 from fmjax.parallel.logical import constrain
 
@@ -152,7 +152,7 @@ class WindowStage(nn.Module):
             block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(4,))
         blocks = nn.scan(
             block,
-            variable_axes={"params": 0, "reads": 0, "edits": 0},
+            variable_axes=LAYERED,
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, nn.broadcast),
             length=c.depth,

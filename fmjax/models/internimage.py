@@ -17,7 +17,7 @@ from fmjax.layers.dense import Init, Linear
 from fmjax.layers.mlp import MLP, gelu
 from fmjax.layers.norm import Norm
 from fmjax.layers.pooling import global_pool
-from fmjax.layers.tap import tap
+from fmjax.layers.tap import LAYERED, tap
 from fmjax.models.images import ImageModule
 
 
@@ -185,7 +185,7 @@ class Stage(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         blocks = nn.scan(
             Block,
-            variable_axes={"params": 0, "reads": 0},
+            variable_axes=LAYERED,
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=len(self.rates),

@@ -1,0 +1,52 @@
+"""Fine-tuning that keeps zeros: what recovers a pruned model (`fmjax.compress.pruning`)."""
+
+import dataclasses
+import re
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+
+from fmjax.adapt.kernels import is_box, is_kernel, matching
+from fmjax.errors import ConfigError
+from fmjax.layers.weights import MaskedWeight
+from fmjax.parallel.sharding import path_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse:
+    """Kernels become `MaskedWeight`s: where a kernel that training begins with is zero (`train.init_from`, a pruned
+    model), it is zero after any step of any optimizer, and everything trains but that.
+
+    Attributes:
+      patterns: a kernel's zeros stay if one of these regular expressions is found in its name, such as
+        "stack/blocks/mlp/up/kernel".
+    """
+
+    trainable: ClassVar[tuple[str, ...]] = ()
+
+    patterns: tuple[str, ...] = ("blocks.*kernel$",)
+
+    def __post_init__(self):
+        if not self.patterns:
+            raise ConfigError("weights.patterns is empty: no zeros would stay; ('kernel$',) keeps those of all kernels")
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"weights.patterns: {pattern!r} is not a regular expression ({error})") from None
+
+    def attach(self, params: Any, key: jax.Array) -> Any:
+        """See `fmjax.adapt.base.Weights`. Raises ConfigError for a pattern that matches nothing, or something that is
+        no kernel of a dense layer."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_box)
+        names = [path_name(path) for path, _ in leaves]
+        kernels = {name for name, (_, leaf) in zip(names, leaves) if is_kernel(name, leaf)}
+        chosen = matching("weights.patterns", self.patterns, names, kernels, "kept sparse")
+        return structure.unflatten([_masked(x) if name in chosen else x for name, (_, x) in zip(names, leaves)])
+
+
+def _masked(leaf) -> MaskedWeight:
+    """A kernel and where it is not zero, boxed with axis names where it is."""
+    kept = nn.unbox(leaf) != 0
+    return MaskedWeight(leaf, leaf.replace(value=kept) if is_box(leaf) else kept)
