@@ -27,6 +27,7 @@ class TextTower(TextStack):
 
     Attributes:
       num_layers, hidden_size, intermediate_size, num_heads, causal: as in TransformerConfig.
+      head_dim: width of a head; None is hidden_size / num_heads.
       vocab_size: None until the data's tokenizer is known.
       max_length: number of learned positions.
       activation: "gelu", or another of `fmjax.layers.mlp.ACTIVATIONS` (OpenAI's CLIP: "quick_gelu").
@@ -49,6 +50,7 @@ class TextTower(TextStack):
     hidden_size: int = 512
     intermediate_size: int | None = None
     num_heads: int = 8
+    head_dim: int | None = None
     vocab_size: int | None = None
     max_length: int = 77
     causal: bool = True

@@ -32,6 +32,7 @@ class ViT(Stacked, ImageModule):
 
     Attributes:
       num_layers, hidden_size, intermediate_size, num_heads: as in TransformerConfig.
+      head_dim: width of a head; None is hidden_size / num_heads.
       num_classes: logits of an image; None until the data are known, 0 for a model without a head, which gives vectors.
       patch_size: side of a patch in pixels; must divide image_size.
       activation: "gelu", or another of `fmjax.layers.mlp.ACTIVATIONS` with one input.
@@ -57,6 +58,7 @@ class ViT(Stacked, ImageModule):
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_heads: int = 12
+    head_dim: int | None = None
     num_classes: int | None = None
     patch_size: int = 16
     activation: str = "gelu"
