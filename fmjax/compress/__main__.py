@@ -1,12 +1,16 @@
 """Compress: `python -m fmjax.compress --model=MODEL --method=int8|int4|nf4|fp8|mxfp4|... --output=DIR [--OPTION=...]`.
 
 A model in fewer bits, or with fewer numbers, which is a `--model` of every command. The options are those of the method
-(`--method=NAME --help`); a method by its import path, `package.module:Class`, is one too. Methods that go by what the
-model is given take `--calibration=FILE --calibration_rows=N --calibration_length=T`. Nothing is at `--output` unless
-all of it is.
+(`--method=NAME --help`); a method by its import path, `package.module:Class`, is one too. `--method=rotate+gptq` is one
+after the other; an option goes to each of them that has it. Methods that go by what the model is given take
+`--calibration=FILE --calibration_rows=N --calibration_length=T`. Nothing is at `--output` unless all of it is; a method
+that goes block by block keeps those that are done beside it, in `OUTPUT.blocks`, and goes on from there when it is
+started again after it was stopped.
 """
 
 import argparse
+import pathlib
+import shutil
 import sys
 import time
 import typing
@@ -22,11 +26,11 @@ ROWS, LENGTH = 128, 512
 
 
 def parse(argv: list[str]):
-    """(flags, the method with its options). Raises InputError for what is wrong with them."""
+    """(flags, the methods, in turn, with their options). Raises InputError for what is wrong with them."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--method")
     name = first.parse_known_args(argv)[0].method
-    plugin = None if name is None else METHODS.get(name)
+    plugins = [] if name is None else [METHODS.get(one) for one in name.split("+")]
     parser = cli.ArgumentParser(
         "python -m fmjax.compress", "A model in fewer bits, or with fewer numbers.",
         argument_default=argparse.SUPPRESS, formatter_class=argparse.HelpFormatter,
@@ -34,29 +38,41 @@ def parse(argv: list[str]):
     add = parser.add_argument
     add("--model", required=True, help="workdir of a run, one of its checkpoints, a Hugging Face folder, or a hub id")
     methods = ", ".join(METHODS.table)
-    add("--method", required=True, help=f"{methods}, or an import path; with it --help lists its flags")
+    add("--method", required=True, help=f"{methods}, or an import path; A+B: A, then B; with it --help lists its flags")
     add("--output", required=True, help="folder to be made")
     add("--mesh", type=cli.mesh, default=None, help="split the model over devices, such as fsdp:2,tensor:2")
-    if plugin is not None:
+    for plugin in plugins:
         METHODS.check(plugin)
-        _add_options(parser, plugin)
+    _add_options(parser, plugins)
     flags = parser.parse_args(argv)
-    needs = plugin.needs_calibration
-    if needs and "calibration" not in flags:
+    if needs_calibration(plugins) and "calibration" not in flags:
         raise InputError(f"--method={name} goes by what the model is given: give --calibration=FILE")
-    fields = field_types(plugin)
-    given = {key: coerce(getattr(flags, key), fields[key][0], f"--{key}") for key in fields if key in flags}
-    return flags, plugin(**given)
+    methods = []
+    for plugin in plugins:
+        fields = field_types(plugin)
+        given = {key: coerce(getattr(flags, key), fields[key][0], f"--{key}") for key in fields if key in flags}
+        methods.append(plugin(**given))
+    return flags, methods
 
 
-def _add_options(parser: argparse.ArgumentParser, plugin: type) -> None:
-    told = meanings(plugin)
-    for name, (annotation, default) in field_types(plugin).items():
-        several = typing.get_origin(annotation) is tuple
-        options = {"action": "append"} if several else {}
-        about = told.get(name, "").replace("%", "%%") + ("; repeatable" if several else "")
-        parser.add_argument(f"--{name}", type=FlagText, help=f"{about} (default: {default!r})", **options)
-    if plugin.needs_calibration:
+def needs_calibration(plugins) -> bool:
+    """Whether some of the methods go by what the model is given."""
+    return any(plugin.needs_calibration for plugin in plugins)
+
+
+def _add_options(parser: argparse.ArgumentParser, plugins: list[type]) -> None:
+    seen = set()
+    for plugin in plugins:
+        told = meanings(plugin)
+        for name, (annotation, default) in field_types(plugin).items():
+            if name in seen:
+                continue
+            seen.add(name)
+            several = typing.get_origin(annotation) is tuple
+            options = {"action": "append"} if several else {}
+            about = told.get(name, "").replace("%", "%%") + ("; repeatable" if several else "")
+            parser.add_argument(f"--{name}", type=FlagText, help=f"{about} (default: {default!r})", **options)
+    if needs_calibration(plugins):
         add, whole = parser.add_argument, cli.number(int, low=1)
         add("--calibration", help="a file of texts, a folder of what else the model reads, or FILE.npz with its inputs")
         add("--calibration_rows", type=whole, default=ROWS, help=f"how many (default: {ROWS})")
@@ -64,7 +80,7 @@ def _add_options(parser: argparse.ArgumentParser, plugin: type) -> None:
 
 
 def main(argv: list[str]) -> None:
-    flags, method = parse(argv)
+    flags, methods = parse(argv)
     cli.log_to_stderr()
 
     import jax
@@ -80,13 +96,18 @@ def main(argv: list[str]) -> None:
     progress = sys.stderr.isatty()
     model = load(flags.model, mesh=flags.mesh, progress=progress)
     calibration = None
-    if method.needs_calibration:
+    if needs_calibration(methods):
         calibration = read_calibration(flags.calibration, model, flags.calibration_rows, flags.calibration_length)
     began = time.perf_counter()
-    made = method.compress(model, calibration, progress)
+    blocks = pathlib.Path(flags.output).with_name(f"{pathlib.Path(flags.output).name}.blocks")
+    made = model
+    for number, method in enumerate(methods):
+        kept = {"folder": blocks / str(number)} if getattr(method, "resumes", False) else {}
+        made = method.compress(made, calibration, progress, **kept)
     jax.block_until_ready(made.params)
     seconds = time.perf_counter() - began
     made.save(flags.output)
+    shutil.rmtree(blocks, ignore_errors=True)
     print(told(model, made))
     print(f"{seconds:.1f} s; now in {flags.output}")
 

@@ -25,6 +25,8 @@ class Method(Protocol):
 
     Attributes:
       needs_calibration: whether `compress` reads what the model is given (`fmjax.compress.calibration`).
+      resumes: where True, `compress` takes `folder=` too, where it keeps what is done until the model is saved and from
+        where it goes on; it may be left out.
     """
 
     needs_calibration: bool
@@ -129,8 +131,16 @@ def replaced(model: Model, weights: Mapping[str, Any], told: Mapping[str, Any]) 
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(model.params, is_leaf=is_weight)
     params = structure.unflatten([weights.get(path_name(path), leaf) for path, leaf in leaves])
-    config = {**model.config, "compression": {"of": model.source, **told}}
-    return dataclasses.replace(model, params=params, config=config, kept={})
+    return dataclasses.replace(model, params=params, config=noted(model, told), kept={})
+
+
+def noted(model: Model, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what a model has become; what was done to it before is kept beside that.
+
+    told: what was done, for section "compression".
+    """
+    before = model.config.get("compression")
+    return {**model.config, "compression": {"of": model.source, **told, **({"after": before} if before else {})}}
 
 
 def each(weights: Mapping[str, Any], one: Callable[[str, Any], Any], progress: bool) -> dict[str, Any]:

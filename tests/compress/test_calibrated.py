@@ -1,0 +1,165 @@
+"""Methods that go by calibration, on whole models: what they promise, interrupted and gone on with, and refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fmjax
+from fmjax.commands import cli
+from fmjax.compress import METHODS
+from fmjax.compress import __main__ as command
+from fmjax.compress.calibrated import AWQ, GPTQ, SmoothQuant
+from fmjax.compress.pruning import SparseGPT, TwoOfFour, Wanda
+from fmjax.errors import ConfigError, InputError, RunError
+from fmjax.layers.quantized import QTensor
+from tests.small_models import byte_model, random_model, stirred
+from tests.two_towers import MODEL as TOWERS
+
+TEXT = "".join(f"Rose number {i} is a rose is a rose, says {i * i % 97}.\n" for i in range(60))
+LLAMA = {
+    "name": "llama", "num_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "num_kv_heads": 2,
+    "vocab_size": 64, "max_length": 32,
+}  # fmt: skip
+
+SWIN = {
+    "name": "swin", "num_classes": 3, "embed_size": 8, "depths": (2,), "num_heads": (2,), "window": 2, "patch_size": 2,
+    "image_size": 8, "num_channels": 1, "init_std": 0.3,
+}  # fmt: skip
+
+
+def run(*argv) -> int:
+    return cli.run(command.main, list(map(str, argv)))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    model = random_model(LLAMA)
+    params = stirred(model.params)
+    # As in trained models channels have much in common, and some are larger than others.
+    drawn = np.random.default_rng(1)
+    table = drawn.normal(size=(64, 4)) @ drawn.normal(size=(4, 32)) + 0.3 * drawn.normal(size=(64, 32))
+    params["token_embedding"] = {"embedding": jnp.asarray(table, jnp.float32)}
+    scale = np.exp(drawn.normal(size=32)).astype(np.float32)
+    blocks = params["stack"]["blocks"]
+    for norm in ("attention_norm", "mlp_norm"):
+        blocks[norm] = {"scale": blocks[norm]["scale"] * scale}
+    return dataclasses.replace(model, params=params)
+
+
+CALIBRATION = {"tokens": np.random.default_rng(2).integers(0, 64, (24, 24), np.int32)}
+OTHERS = np.random.default_rng(3).integers(0, 64, (8, 24), np.int32)
+
+
+def apart(model, other) -> float:
+    """The mean square between logits, over that of the model's."""
+    a, b = (np.asarray(m.apply(OTHERS), np.float64) for m in (model, other))
+    return np.square(a - b).mean() / np.square(a).mean()
+
+
+def test_gptq_and_awq_lose_less_of_a_model_than_rounding(llama):
+    options = dict(block=16)
+    rounded = METHODS.get("int4")(**options).compress(llama)
+    swept = GPTQ(**options, rows_at_once=9).compress(llama, CALIBRATION)
+    scaled = AWQ(**options).compress(llama, CALIBRATION)
+    assert apart(llama, swept) < 0.7 * apart(llama, rounded) and apart(llama, scaled) < 0.9 * apart(llama, rounded)
+    leaves = jax.tree.leaves(swept.params, is_leaf=lambda x: isinstance(x, QTensor))
+    assert sum(isinstance(x, QTensor) and x.block == 16 and x.format == "int4" for x in leaves) == 7
+    assert swept.config["compression"]["method"] == "gptq" and scaled.config["compression"]["block"] == 16
+
+
+def test_smoothquant_multiplies_whole_numbers_and_loses_less_than_without(llama):
+    plain = METHODS.get("int8")(activations="int8").compress(llama)
+    smooth = SmoothQuant().compress(llama, CALIBRATION)
+    assert apart(llama, smooth) < apart(llama, plain) < 0.05
+    static = SmoothQuant(static=True).compress(llama, CALIBRATION)
+    kernel = static.params["stack"]["blocks"]["mlp"]["down"]["kernel"]
+    assert kernel.activations == "int8" and kernel.input_scale.shape == (2,) and float(kernel.input_scale[0]) != 1
+    assert apart(llama, static) < 0.05
+
+
+def test_pruned_models_have_the_zeros_they_promise(llama):
+    losses = {}
+    for method in (Wanda(), SparseGPT(block=16), TwoOfFour(), Wanda(pattern="2:4")):
+        pruned = method.compress(llama, CALIBRATION)
+        losses[type(method).__name__, method.pattern] = apart(llama, pruned)
+        for name in ("up", "down"):
+            kernel = np.asarray(pruned.params["stack"]["blocks"]["mlp"][name]["kernel"])
+            if method.pattern == "2:4":
+                assert ((kernel.reshape(2, -1, 4, kernel.shape[-1]) != 0).sum(2) == 2).all()
+            assert (kernel == 0).sum() == kernel.size // 2
+    assert losses["SparseGPT", "0.5"] < losses["Wanda", "0.5"] < losses["Wanda", "2:4"]
+    assert losses["TwoOfFour", "2:4"] < losses["Wanda", "2:4"]
+
+
+def test_towers_and_what_lies_outside_of_stacks_are_compressed_too():
+    drawn = np.random.default_rng(4)
+    batch = {
+        "images": drawn.normal(size=(16, 8, 8, 1)).astype(np.float32),
+        "tokens": drawn.integers(0, 250, (16, 7), np.int32),
+    }
+    made = GPTQ(format="int8", block=0, patterns=("kernel$",)).compress(TOWERS, batch)
+    leaves = jax.tree.leaves(made.params, is_leaf=lambda x: isinstance(x, QTensor))
+    assert sum(isinstance(x, QTensor) for x in leaves) == 2 * 6 + 3
+    for name, array in TOWERS.apply(**batch).items():
+        np.testing.assert_allclose(made.apply(**batch)[name], array, atol=0.05)
+    # Stacked kernels that are in no Transformer stack.
+    swin = random_model(SWIN)
+    images = {"images": drawn.normal(size=(16, 8, 8, 1)).astype(np.float32)}
+    made = GPTQ(format="int8", block=0).compress(swin, images)
+    assert made.params["stage_0"]["blocks"]["mlp"]["up"]["kernel"].shape == (2, 8, 32)
+    np.testing.assert_allclose(made.apply(**images), swin.apply(**images), atol=0.05)
+
+
+def test_what_was_killed_goes_on_to_the_same_result(tmp_path, monkeypatch, capsys):
+    byte_model().save(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(TEXT)
+    argv = [
+        f"--model={tmp_path / 'model'}", "--method=gptq", "--block=8", f"--calibration={tmp_path / 'text.txt'}",
+        "--calibration_rows=8", "--calibration_length=32",
+    ]  # fmt: skip
+    assert run(*argv, f"--output={tmp_path / 'whole'}") == 0
+    from fmjax.compress import calibrated
+
+    whole, calls = calibrated.gptq, []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 8:  # in the second of two blocks
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(calibrated, "gptq", killed)
+    out = tmp_path / "cut"
+    assert run(*argv, f"--output={out}") == 130 and not out.exists()
+    capsys.readouterr()
+    other = [*argv[:2], "--block=16", *argv[3:]]
+    assert run(*other, f"--output={out}") == 2
+    assert "holds blocks that were computed with another method; remove it" in capsys.readouterr().err
+    assert run(*argv, f"--output={out}") == 0
+    assert len(calls) == 8 + 6  # the first block was not computed again
+    a, b = (fmjax.load(tmp_path / name).params for name in ("whole", "cut"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "model", "text.txt", "whole"]
+
+
+def test_what_does_not_fit_is_refused_by_name(llama, tmp_path, capsys):
+    for method, message in (
+        (GPTQ(block=20), "'stack/blocks/.*cannot be cut into blocks of 20.*leave it out with keep"),
+        (GPTQ(block=16, act_order=True), "'stack/blocks/.*act_order = True rounds inputs in another order"),
+        (AWQ(block=20), "'stack/blocks/.*cannot be cut into blocks of 20"),
+        (SparseGPT(pattern="2:5"), "'stack/blocks/.*has 32 inputs, which do not divide into groups of 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            method.compress(llama, CALIBRATION)
+    with pytest.raises(RunError, match="damping = 0.0 does not make up for that; set it larger"):
+        GPTQ(block=16, damping=0.0).compress(llama, {"tokens": CALIBRATION["tokens"][:1, :3]})
+    for options, message in (
+        (dict(pattern="0"), "between 0 and 1"), (dict(tables=True), "is not pruned"), (dict(damping=-1.0), "negative"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            SparseGPT(**options)
+    with pytest.raises(ConfigError, match="alpha = 2"):
+        SmoothQuant(alpha=2.0)
