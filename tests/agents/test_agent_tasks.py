@@ -9,6 +9,7 @@ import pytest
 from scripted import PLAIN, Scripted
 
 from fmjax.agents import evaluation, problems
+from fmjax.agents.loop import run
 from fmjax.agents.tools import Call, by_name, carried_out
 from fmjax.errors import InputError
 from fmjax.tasks import environments
@@ -58,6 +59,15 @@ def test_what_the_files_task_asks_and_where_it_cannot():
             model.context_length = len(whole.start)
             with pytest.raises(InputError, match="SmallFiles: .* more than the model's context of"):
                 evaluation.SmallFiles()._episode(model, "", problem)
+
+
+def test_replies_that_mean_nothing_are_counted():
+    model = Scripted(["oops", {"thought": "", "answer": "7"}], PLAIN)
+    with problems.arithmetic(0, letters) as problem:
+        one = evaluation.Arithmetic()._episode(model, "", problem)
+        run(model, [one])
+    found = evaluation.summary(one, False)
+    assert (found["steps"], found["malformed"], found["calls"], found["answered"]) == (2, 1, 0, 1)
 
 
 class Solver(Scripted):
