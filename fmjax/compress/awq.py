@@ -32,7 +32,7 @@ def activation_scales(absolute: jax.Array, exponent: jax.Array) -> jax.Array:
 def product_loss(kernel: jax.Array, changed: jax.Array, gram: jax.Array) -> jax.Array:
     """|X kernel - X changed|^2 over calibration inputs X, from their sum of x x^T (equation 4)."""
     change = kernel - changed
-    return jnp.sum(change * (gram @ change))
+    return jnp.sum(change * jnp.matmul(gram, change, precision="highest"))
 
 
 @functools.partial(jax.jit, static_argnames=("channels", "quantization"))

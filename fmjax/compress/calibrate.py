@@ -68,6 +68,11 @@ def _pass(module, rules, variables, batch, wanted, only):
         watched(module, note, variables, batch)
         _, made = module.apply({**variables, "counted": counted}, **batch, mutable=list(wanted))
         found = by_kernel(made)
+        if unused := sorted({*(only or ())} - {*found}):
+            raise InputError(
+                f"{unused[0]}/kernel takes part in nothing that the module computes from {', '.join(sorted(batch))}: "
+                "calibrate with its other inputs too, or leave it out with keep"
+            )
         return found if only is None else {path: found[path] for path in sorted(only)}
 
 
@@ -97,7 +102,7 @@ def by_block(
     if not stacks:
         raise InputError(
             f"{type(module).__name__} has no Transformer stack to go through block by block; take a method that "
-            "calibrates all at once (awq, smoothquant, wanda) or none (int8, magnitude)"
+            "goes kernel by kernel (gptq, wanda, sparsegpt), or without calibration (int8, magnitude)"
         )
     for path in only or ():
         if path not in stacks:

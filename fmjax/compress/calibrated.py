@@ -94,6 +94,8 @@ class GPTQ(FewBits):
             block, _ = _checked(name, self.quantization.cut, kernels[name].shape)
             options = block, kernels[name].shape[-2], self.act_order, self.static
             _checked(name, check_options, self.quantization, *options)
+        for name, table in tables.items():
+            _checked(name, self._of_table(name).cut, table.shape)
         become = lambda name: self.quantization.quantize if name in kernels else None
         options = dataclasses.asdict(self)
         batches = batches_of(calibration, self.rows_at_once)
@@ -101,9 +103,12 @@ class GPTQ(FewBits):
             kept = kept_blocks(model, folder, self.name, options, calibration, become)
             made = changed_kernels(model, names, batches, self._one, ("gram",), kept)
             for name, table in tables.items():
-                quantization = self.of_table if is_table(name) else self.quantization
-                made[name] = quantization.quantize(table)
+                made[name] = self._of_table(name).quantize(table)
         return replaced(model, made, {"method": self.name, **options})
+
+    def _of_table(self, name):
+        """How a table, or a head, is quantized."""
+        return dataclasses.replace(self.quantization, is_table=is_table(name))
 
     def _one(self, name, kernel, sums):
         weight, lost = gptq(kernel, sums["gram"], self.quantization, self.damping, self.act_order, self.static)
@@ -126,8 +131,8 @@ class AWQ(FewBits):
         """See `fmjax.compress.base.Method`. Raises ConfigError, naming the kernel, where one does not divide."""
         kernels = self.kernels(model)
         for name, kernel in kernels.items():
-            if not is_table(name):
-                _checked(name, self.quantization.cut, kernel.shape)
+            quantization = dataclasses.replace(self.quantization, is_table=is_table(name))
+            _checked(name, quantization.cut, kernel.shape)
 
         def change(config, block, sums, chosen):
             return awq_scaled(block, config, sums, self.quantization, chosen)
@@ -160,6 +165,10 @@ class SmoothQuant(Int8):
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"alpha = {self.alpha} must lie between 0, nothing is moved into kernels, and 1")
         check_positive(rows_at_once=self.rows_at_once)
+        if self.static and self.tables:
+            raise ConfigError(
+                "static = True with tables = True: what an output head is given is not observed; leave one of them out"
+            )
         super().__post_init__()
 
     @property
@@ -188,9 +197,12 @@ class SmoothQuant(Int8):
             sums = gather(smooth.module, smooth.variables, batches, ("channels",), layers)
 
         def one(path, x):
-            told = sums.get(path_name(path).removesuffix("/kernel"))
-            if told is None or not isinstance(x, QTensor):
+            name = path_name(path)
+            told = sums.get(name.removesuffix("/kernel"))
+            if not isinstance(x, QTensor):
                 return x
+            if told is None:
+                raise ConfigError(f"static = True: what {name!r} is given was not observed; leave it out with keep")
             return x.replace(input_scale=told["channels"]["largest"].max(-1) / TOP)
 
         params = jax.tree_util.tree_map_with_path(one, made.params, is_leaf=is_weight)

@@ -74,6 +74,8 @@ def _arrays(path: pathlib.Path, model: Model, rows: int) -> dict[str, np.ndarray
     if sizes != {rows}:
         raise InputError(f"calibration = {str(path)!r} has {sorted(sizes)} rows, and {rows} are asked for")
     vocabulary = getattr(model.module, "vocab_size", None)
+    if "tokens" in found and (below := found["tokens"].min()) < 0:
+        raise InputError(f"calibration = {str(path)!r} has the token {below}; tokens are whole numbers from 0")
     if "tokens" in found and vocabulary is not None and found["tokens"].max() >= vocabulary:
         raise InputError(
             f"calibration = {str(path)!r} has the token {found['tokens'].max()}, and {model} knows {vocabulary}: it is "

@@ -15,6 +15,8 @@ from fmjax.compress.kept import KeptBlocks, identity
 from fmjax.compress.stacks import find_stacks
 from fmjax.errors import RunError
 from fmjax.inference.model import Model
+from fmjax.layers.weights import is_weight
+from fmjax.parallel.sharding import path_name
 
 log = logging.getLogger("fmjax")
 
@@ -134,10 +136,9 @@ def kept_blocks(
 
     def shapes(stack, block):
         def one(path, leaf):
-            name = "/".join(str(key.key) for key in path)
-            made = become(f"{stack}/blocks/{name}")
+            made = become(f"{stack}/blocks/{path_name(path)}")
             return jax.eval_shape(lambda x: x if made is None else made(x), leaf)
 
-        return jax.tree_util.tree_map_with_path(one, block)
+        return jax.tree_util.tree_map_with_path(one, block, is_leaf=is_weight)
 
     return KeptBlocks(folder, identity(model, method, options, calibration), shapes, model.placement)

@@ -176,3 +176,8 @@ class TwoOfFour(SparseGPT):
     name: ClassVar[str] = "2:4"
 
     pattern: str = "2:4"
+
+    def __post_init__(self):
+        if self.pattern != "2:4":
+            raise ConfigError(f"pattern = {self.pattern!r} of the method 2:4 can only be '2:4'; others: sparsegpt")
+        super().__post_init__()

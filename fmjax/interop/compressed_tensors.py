@@ -121,8 +121,10 @@ def joined(values: Mapping[str, Any], found: Mapping[str, Any], source: str) -> 
             f"{source}: {KEY}.quant_method = {config.get('quant_method')!r} is not supported; supported: {METHOD!r}. "
             "Load the model as it was before, and compress that with python -m fmjax.compress"
         )
-    if config.get("kv_cache_scheme") or config.get("sparsity_config"):
-        raise ConfigError(f"{source}: {KEY} has a kv_cache_scheme or a sparsity_config, which are not supported")
+    sparsity = config.get("sparsity_config") or {}
+    wrong = [key for key in ("kv_cache_scheme", "transform_config") if config.get(key)]
+    if sparsity.get("format", "dense") != "dense" or wrong:
+        raise ConfigError(f"{source}: {KEY}.{[*wrong, 'sparsity_config'][0]} is not supported")
     modules: dict[str, dict] = {}
     for name, tensor in found.items():
         module, _, end = name.rpartition(".")
@@ -163,6 +165,14 @@ def _weight(module: str, parts: Mapping[str, Any], group: Mapping[str, Any], sou
         raise ConfigError(f"{where}: {bits} bits of type {kind!r}; supported: int of 4 and 8, float of 8")
     if strategy not in ("group", "channel", "tensor"):
         raise ConfigError(f"{where}: strategy = {strategy!r}; supported: group, channel, tensor")
+    if group.get("output_activations"):
+        raise ConfigError(f"{where}: output_activations are not supported")
+    if not symmetric and "weight_zero_point" not in parts:
+        raise CheckpointError(f"{where}: symmetric = False, and there is no weight_zero_point")
+    if symmetric and "weight_zero_point" in parts:
+        if np.any(parts["weight_zero_point"].map()):
+            raise CheckpointError(f"{where}: symmetric = True, and its weight_zero_point is not 0")
+        parts = {end: tensor for end, tensor in parts.items() if end != "weight_zero_point"}
     if "weight_g_idx" in parts:
         raise ConfigError(f"{where}: actorder, whose groups are no blocks beside each other, is not supported")
     numbers = parts.get("weight_packed", parts.get("weight"))

@@ -161,5 +161,18 @@ def test_what_does_not_fit_is_refused_by_name(llama, tmp_path, capsys):
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             SparseGPT(**options)
-    with pytest.raises(ConfigError, match="alpha = 2"):
-        SmoothQuant(alpha=2.0)
+    for make, message in (
+        (lambda: SmoothQuant(alpha=2.0), "alpha = 2"),
+        (lambda: SmoothQuant(static=True, tables=True), "what an output head is given is not observed"),
+        (lambda: TwoOfFour(pattern="0.5"), "of the method 2:4 can only be '2:4'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make()
+    with pytest.raises(InputError, match="cannot be cut into blocks of 48"):  # the table, before anything is computed
+        GPTQ(block=48, tables=True, patterns=("mlp/down",)).compress(llama, CALIBRATION)
+
+
+def test_tables_are_rounded_too_when_asked(llama):
+    made = GPTQ(format="int8", block=16, tables=True).compress(llama, CALIBRATION)
+    assert isinstance(made.params["token_embedding"]["embedding"], QTensor)
+    assert apart(llama, made) < 1e-3

@@ -129,6 +129,10 @@ def test_what_is_not_supported_is_named(oracle, tmp_path):
         (dict(config_groups=changed(num_bits=3)), "3 bits of type 'int'; supported: int of 4 and 8"),
         (dict(config_groups=changed(strategy="block")), "strategy = 'block'; supported: group, channel, tensor"),
         (dict(config_groups=changed(group_size=4)), r"weight_scale of shape \(16, 3\)|expected .* numbers \(group\)"),
+        (dict(transform_config={"a": 1}), "transform_config is not supported"),
+        (dict(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config is not supported"),
+        (dict(config_groups=changed(symmetric=False)), "symmetric = False, and there is no weight_zero_point"),
+        (dict(config_groups={"a": {**group, "output_activations": {"num_bits": 8}}}), "output_activations are not"),
         (dict(config_groups={}), "config_groups has none for 'model.layers.0"),
         (dict(config_groups={"a": {**group, "input_activations": {"num_bits": 8}}}), "input_activations"),
     ):
