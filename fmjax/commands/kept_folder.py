@@ -78,11 +78,12 @@ def continued(output: pathlib.Path, what: Mapping[str, Any]) -> Iterator[tuple[p
         else:
             write_whole(progress, json.dumps({"what": what, "done": {}}))
         yield folder, dict(read_json(progress, error=InputError)["done"])
-        progress.unlink()
-        os.remove(lock.name)
         if output.exists():
             raise InputError(f"{output} has come to be there meanwhile; what was made lies in {folder}")
+        os.remove(lock.name)
         shutil.move(folder, output)
+    # Last: without it the rows would be taken for none, and made again.
+    (output / PROGRESS).unlink()
 
 
 def note_done(folder: pathlib.Path, split: str, rows: int) -> None:

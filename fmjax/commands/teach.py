@@ -87,11 +87,11 @@ def teach(
     from fmjax.data.kept import MADE_BY, MADE_OF, STOP_IDS, TRAIN, made_of
     from fmjax.load import check_cut_alike, content_of, load
     from fmjax.objectives import OBJECTIVES
-    from fmjax.objectives.taught import TEMPERATURE, Taught
+    from fmjax.objectives.taught import NUM_ANSWERS, TEMPERATURE, Taught
     from fmjax.training.other_models import check_normalised
 
     objective = build(config["objective"], OBJECTIVES)
-    if not isinstance(objective, Taught) or not objective.teacher:
+    if not isinstance(objective, Taught) or not objective.teacher or not objective.ANSWERS:
         raise InputError(
             f"objective.name = {config['objective']['name']!r} has no objective.teacher whose word could be kept; take "
             "'distillation', and name one"
@@ -100,7 +100,12 @@ def teach(
     check_cut_alike("the objective's model 'teacher'", objective.teacher, data)
     check_normalised("teacher", objective.teacher, data.codecs)
     teacher = load(objective.teacher, dtype=compute_dtype, mesh=mesh)
-    made_by = {"teacher": content_of(teacher), TEMPERATURE: str(float(objective.temperature))}
+    answers = getattr(teacher.module, objective.ANSWERS)
+    if top_k > answers:
+        raise InputError(f"--top_k = {top_k} is more than the {answers} answers that the teacher has")
+    made_by = {
+        "teacher": content_of(teacher), TEMPERATURE: str(float(objective.temperature)), NUM_ANSWERS: str(answers),
+    }  # fmt: skip
     section = json_copy(made_of(config["data"].to_dict()))
     what = {
         **made_by, "data": dict(data.identity), "made_of": section, "seed": config["seed"],
@@ -109,7 +114,7 @@ def teach(
     }  # fmt: skip
     splits = {TRAIN: (data.train, rows)}
     splits |= {name: (one, min(len(one), eval_rows)) for name, one in data.evaluation.items()}
-    speak = _speaker(objective, teacher, batch_size, top_k, dtype)
+    speak = _speaker(objective, teacher, answers, batch_size, top_k, dtype)
     with continued(output, what) as (folder, done):
         for split, (source, count) in splits.items():
             first = done.get(split, 0)
@@ -144,16 +149,15 @@ def _plain(source, places: range) -> dict[str, np.ndarray]:
     return stacked([source[place] for place in places])
 
 
-def _speaker(objective, teacher, size: int, top_k: int, dtype: str) -> Callable[[dict], dict[str, np.ndarray]]:
-    """Gives a batch of at most `size` rows with what the teacher says of each. Raises as `teach` does."""
+def _speaker(
+    objective, teacher, answers: int, size: int, top_k: int, dtype: str
+) -> Callable[[dict], dict[str, np.ndarray]]:
+    """Gives a batch of at most `size` rows with what the teacher, of so many answers, says of each."""
     import jax
 
     from fmjax.objectives.base import OtherModel
     from fmjax.objectives.taught import KEPT
 
-    answers = next(n for n in (getattr(teacher.module, name, None) for name in ("vocab_size", "num_classes")) if n)
-    if top_k > answers:
-        raise InputError(f"--top_k = {top_k} is more than the {answers} answers that the teacher has")
     served = OtherModel(teacher.module, teacher.params, teacher.state)
     say = jax.jit(lambda served, batch: objective.likeliest(served, batch, top_k))
     kinds = dict(zip(KEPT, ("uint16" if answers <= 2**16 else "int32", dtype, "float32")))

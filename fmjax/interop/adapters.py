@@ -43,7 +43,7 @@ def with_adapters(model: Model, adapters: Mapping[str, Any] | str | pathlib.Path
     if isinstance(adapters, str | pathlib.Path):
         name = pathlib.Path(adapters).name
         return with_adapters(model, {name: adapters}).with_adapter(name)
-    if has_adapters(model.params):  # those that its run trained beside kernels of few bits
+    if model.adapter is None and has_adapters(model.params):  # those that its run trained beside kernels of few bits
         model = model.merged()
     found = {name: read_adapter(path, model) for name, path in adapters.items()}
     for adapter in found.values():

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from fmjax.objectives.teacher import WithTeacher
 
 KEPT = ("teacher_ids", "teacher_logprobs", "teacher_rest")
 """Arrays of rows that a teacher has seen before (`fmjax.commands.teach`): the fields of `Likeliest`."""
-TEMPERATURE = "teacher_temperature"
+TEMPERATURE, NUM_ANSWERS = "teacher_temperature", "teacher_answers"
 """Of such rows' identity: what the teacher's logits were divided by."""
 
 
@@ -61,6 +61,9 @@ class Taught(WithTeacher):
       matches: hidden states and maps of attention that are to be the teacher's, by names of your choice, each a section
         (`fmjax.objectives.matching.Match`): {"hidden": {"of": "residual", "layers": "every", "loss": "cosine"}}.
     """
+
+    ANSWERS: ClassVar[str] = ""
+    """The module's field that tells how many answers a distribution has; "": rows have none of their own."""
 
     weight: float = 0.5
     temperature: float = 2.0
@@ -196,6 +199,12 @@ class Taught(WithTeacher):
                 f"objective.teacher is empty, and these data have no {missing[0]}: give the path of a run, a published "
                 "folder or a hub id, or compute once what it says (python -m fmjax.commands.teach)"
             )
+        answers, ours = data.identity.get(NUM_ANSWERS), getattr(student_of(module), self.ANSWERS, None)
+        if answers is not None and int(answers) != ours:
+            raise ConfigError(
+                f"these rows have what a teacher of {answers} answers said, and model.{self.ANSWERS} = {ours}; take a "
+                "model of as many, or compute them again with its teacher (python -m fmjax.commands.teach)"
+            )
         there = data.identity.get(TEMPERATURE)
         if there is not None and float(there) != self.temperature:
             raise ConfigError(
@@ -207,6 +216,8 @@ class Taught(WithTeacher):
 @dataclasses.dataclass(frozen=True)
 class TaughtTokens(Taught):
     """Of tasks whose module gives (hidden [B, T, D], head), at the positions that the task predicts."""
+
+    ANSWERS: ClassVar[str] = "vocab_size"
 
     def said(self, output, batch):
         """((hidden, head), weights) of the places that are predicted."""
@@ -225,6 +236,8 @@ class TaughtTokens(Taught):
 @dataclasses.dataclass(frozen=True)
 class TaughtClasses(Taught):
     """Of tasks whose module gives logits [B, classes]."""
+
+    ANSWERS: ClassVar[str] = "num_classes"
 
     def said(self, output, batch):
         """(logits, weights of the rows)."""

@@ -78,7 +78,7 @@ def test_an_interrupted_command_goes_on_and_ends_with_the_same_rows(folder, whol
     assert {"train/tokens.npy", "train/teacher_ids.npy"} <= first.keys() and first.keys() == second.keys()
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert first["train/teacher_ids.npy"].shape == (20, 24, V) and first["train/teacher_ids.npy"].dtype == np.uint16
-    assert not list(folder.glob("*.unfinished"))
+    assert not list(folder.rglob("*.unfinished")) and not list(folder.rglob("progress.json"))
 
 
 def test_the_loss_on_rows_with_all_answers_is_that_beside_the_teacher(folder, whole):
@@ -89,6 +89,8 @@ def test_the_loss_on_rows_with_all_answers_is_that_beside_the_teacher(folder, wh
     module = build_module(source, data.model_fields)
     objective, live = (build(one["objective"], OBJECTIVES) for one in (source, config_for(folder)))
     check_fit(data, module, objective)
+    with pytest.raises(ConfigError, match=f"what a teacher of {V} answers said, and model.vocab_size = {V + 1}"):
+        objective.check(module.clone(vocab_size=V + 1), data)
     batch = {name: x for name, x in stacked([data.train[i] for i in range(8)]).items()}
     inputs = live.inputs(batch)
     params = nn.unbox(jax.jit(lambda key: module.init(key, **inputs)["params"])(jax.random.key(0)))
