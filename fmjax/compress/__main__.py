@@ -9,6 +9,7 @@ started again after it was stopped.
 """
 
 import argparse
+import logging
 import pathlib
 import shutil
 import sys
@@ -82,6 +83,7 @@ def _add_options(parser: argparse.ArgumentParser, plugins: list[type]) -> None:
 def main(argv: list[str]) -> None:
     flags, methods = parse(argv)
     cli.log_to_stderr()
+    logging.getLogger("fmjax.compress").setLevel(logging.INFO)  # how far it is
 
     import jax
 

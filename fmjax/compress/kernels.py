@@ -18,7 +18,7 @@ from fmjax.inference.model import Model
 from fmjax.layers.weights import is_weight
 from fmjax.parallel.sharding import path_name
 
-log = logging.getLogger("fmjax")
+log = logging.getLogger("fmjax.compress")
 
 Change = Callable[[str, jax.Array, Mapping[str, Any]], tuple[Any, Any]]
 """(a kernel's name, the kernel [in, out], the sums of what its product is given) -> (what it becomes, the share of the

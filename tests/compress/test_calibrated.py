@@ -145,6 +145,24 @@ def test_what_was_killed_goes_on_to_the_same_result(tmp_path, monkeypatch, capsy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "model", "text.txt", "whole"]
 
 
+def test_one_method_comes_after_another(tmp_path, capsys):
+    byte_model().save(tmp_path / "model")
+    where = f"--model={tmp_path / 'model'}", f"--output={tmp_path / 'both'}"
+    assert run(*where, "--method=magnitude+int4", "--pattern=2:4", "--block=8", "--keep=mlp/up") == 0
+    made = fmjax.load(tmp_path / "both")
+    blocks = made.params["stack"]["blocks"]
+    assert blocks["mlp"]["down"]["kernel"].block == 8 and blocks["mlp"]["up"]["kernel"].dtype == np.float32
+    kernel = np.asarray(blocks["mlp"]["down"]["kernel"].value()).reshape(2, -1, 4, 16)
+    assert ((kernel == 0).sum(2) >= 2).all()
+    told = made.config["compression"]
+    assert told["method"] == "int4" and told["after"]["method"] == "magnitude" and told["after"]["pattern"] == "2:4"
+    capsys.readouterr()
+    for name in METHODS.table:
+        with pytest.raises(SystemExit):
+            command.parse([f"--method={name}", "--help"])
+        assert ("--calibration_rows" in capsys.readouterr().out) == METHODS.get(name).needs_calibration
+
+
 def test_what_does_not_fit_is_refused_by_name(llama, tmp_path, capsys):
     for method, message in (
         (GPTQ(block=20), "'stack/blocks/.*cannot be cut into blocks of 20.*leave it out with keep"),
