@@ -56,6 +56,6 @@ setup(
             "torch>=2.6", "transformers>=5", "diffusers>=0.42", "peft>=0.21", "trl>=1.16", "rlax>=0.1.8",
             "bitsandbytes>=0.50", "sentencepiece", "protobuf",
         ],  # fmt: skip
-        "experiments": ["sacrebleu>=2.4"],
+        "experiments": ["sacrebleu>=2.4", "vaderSentiment>=3.3"],
     },
 )
