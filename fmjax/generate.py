@@ -15,11 +15,11 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 
-from fmjax.commands import cli, constraint_flags, launch, media
+from fmjax.commands import cli, constraint_flags, draft_flags, launch, media
 from fmjax.errors import DataError, InputError
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "cache")
-HELD = constraint_flags.NAMES
+HELD = (*constraint_flags.NAMES, *draft_flags.NAMES)
 BEAMS = ("num_beams", "length_penalty")
 READS = {
     "prompt": ("max_new_tokens", "num_samples", "special", "vote", *media.MODALITIES, *DRAWING, *HELD, *BEAMS),
@@ -60,6 +60,7 @@ def parse(argv: list[str]):
     if "num_beams" in flags and random:
         raise InputError(f"--{random[0]} has no meaning with --num_beams: beam search draws nothing; leave it out")
     constraint_flags.check(flags)
+    draft_flags.check(flags)
     return flags
 
 
@@ -91,6 +92,7 @@ def _parser() -> cli.ArgumentParser:
 
     _add_drawing(parser)
     constraint_flags.add_flags(parser)
+    draft_flags.add_flags(parser)
     add(
         "--special",
         action="store_true",
@@ -171,7 +173,7 @@ def main(argv: list[str]) -> None:
 
     use_compilation_cache()
     modes = {"prompt": continue_prompt, "prompt_file": continue_prompt, "chat": chat, "prompts": complete_prompts}
-    with launch.together(flags), _first_process_prints(flags.mode):
+    with launch.together(flags), _first_process_prints(flags.mode), draft_flags.told(flags):
         modes[flags.mode](flags)
 
 
@@ -197,7 +199,7 @@ def continue_prompt(flags) -> None:
 
     answer = last_match(flags.vote) if "vote" in flags else None  # what is wrong with it is said before anything slow
     prompt = flags.prompt if flags.mode == "prompt" else _read_prompt(flags.prompt_file)
-    held = constraint_flags.given(flags)
+    held = constraint_flags.given(flags) | draft_flags.given(flags)
     model = _load(flags)
     is_translation = model.engine.start_id is not None
     tokens = model.encode_prompts([prompt], special="special" in flags)
@@ -266,7 +268,7 @@ def chat(flags) -> None:
         messages = [{"role": "system", "content": flags.system}]
     template = dict(flags.template) if "template" in flags else {}
     _check_template(flags.model, messages, template)
-    held = constraint_flags.given(flags)
+    held = constraint_flags.given(flags) | draft_flags.given(flags)
     model = _load(flags)
     session = ChatSession(model, messages, template=template, **_given(flags, "max_new_tokens", *DRAWING), **held)
     print(f"{told(session.settings)}; flags that you give count before the model's own", file=sys.stderr)
@@ -300,7 +302,7 @@ def complete_prompts(flags) -> None:
         _check_template(flags.model, chats[0], template)
     elif template:
         raise InputError(f"--template has no meaning with {prompts.path}, which has no 'messages'; leave it out")
-    held = constraint_flags.given(flags)
+    held = constraint_flags.given(flags) | draft_flags.given(flags)
     model = _load(flags)
     names = ("max_new_tokens", "num_samples", "special", "batch_size", "with_tokens", "with_logprobs", *DRAWING, *BEAMS)
     options = _given(flags, *names) | held

@@ -181,8 +181,11 @@ def _complete_options(
     check_whole(1, num_samples=num_samples, batch_size=batch_size)
     if not use_beams:
         _check_names(options, [field.name for field in dataclasses.fields(Options) if field.name not in OWN], "drawing")
-        values = dataclasses.asdict(Options(**options))
-        return {name: value for name, value in values.items() if name not in (*OWN, "steps")}
+        given = Options(**options)
+        draft = {} if given.draft is None else {"draft": str(given.draft), "draft_tokens": given.draft_tokens}
+        values = dataclasses.asdict(dataclasses.replace(given, draft=None, draft_tokens=None))
+        left_out = (*OWN, "steps", "draft", "draft_tokens")
+        return {name: value for name, value in values.items() if name not in left_out} | draft
     if num_samples != 1:
         raise InputError(
             f"num_samples={num_samples} has no meaning with beam search, which draws nothing; leave it out"

@@ -18,6 +18,7 @@ class AllowedTokens:
 
     Attributes:
       everything: uint32 [W], every bit set.
+      stop_ids: those of the tokens that may be drawn.
 
     Raises InputError for a module that does not tell its vocabulary, and where nothing can end a continuation.
     """
@@ -28,7 +29,7 @@ class AllowedTokens:
             name = type(module).__name__
             raise InputError(f"a constraint needs to know the vocabulary, and {name} has no vocab_size")
         drawn = set(range(vocab_size if num_tokens is None else num_tokens)) - set(banned_ids)
-        stops = drawn & set(stop_ids)
+        self.stop_ids = stops = drawn & set(stop_ids)
         if not stops:
             raise InputError(
                 "a constraint needs a token that ends the text, which the tokenizer does not have: give one as stop_ids"

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from fmjax.errors import InputError
-from fmjax.inference import continuations, kinds
+from fmjax.inference import continuations, draft_options, kinds
 from fmjax.inference.engine import Engine
 from fmjax.parallel.placement import each_inside
 
@@ -53,7 +53,8 @@ def pieces(model, prompts: Sequence, options: continuations.Options) -> Iterator
     options = dataclasses.replace(options, stop_ids=(*options.stop_ids, *model.eos_ids))
     engine, ids = model.engine, model.encode_prompts(prompts)
     with model.inference():
-        found = continuations.Continuations(engine, model.tokenizer, ids, options)
+        draft = draft_options.drafted(model, options.draft, options.draft_tokens)
+        found = continuations.Continuations(engine, model.tokenizer, ids, options, draft)
     return each_inside(model.inference, found)
 
 

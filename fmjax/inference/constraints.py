@@ -212,6 +212,10 @@ class TextWalk:
         self._not_first = None
         self._check()
 
+    def copy(self) -> "TextWalk":
+        """Another one at the same place."""
+        return TextWalk(self._matcher.deep_copy(), self._constraint, self._not_first)
+
     def _check(self) -> None:
         if self._matcher.is_error():
             raise RunError(

@@ -1,20 +1,27 @@
 """Texts in, their continuations out: the engine's tokens as text, up to a stop token or a stop string."""
 
 import dataclasses
+import logging
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from fmjax.errors import InputError
-from fmjax.inference import constraints
+from fmjax.inference import constraints, draft_options
 from fmjax.inference.beam import beam_search, check_width
 from fmjax.inference.checks import check_whole
 from fmjax.inference.constraints import Constraint
+from fmjax.inference.drafts import Drafted
 from fmjax.inference.engine import Engine
 from fmjax.inference.engine_programs import CHUNK
-from fmjax.inference.engine_requests import HIGHEST_SEED, PromptRequest, number_copies
+from fmjax.inference.engine_requests import (
+    HIGHEST_SEED, Acceptance, PromptRequest, add_acceptance, number_copies,
+)  # fmt: skip
 from fmjax.inference.sampler import Sampling
 from fmjax.inference.text_stream import StoppedText, TextStream, check_stops
 from fmjax.layers.checks import check_choice
 from fmjax.layers.held import KINDS
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +47,14 @@ class Options:
         call need. Calls with the same one share their compiled program of decoding.
       cache: what keys and values of the texts so far are held in: "float", or "int8" or "int4", which take less memory
         and change what is drawn a little.
-      steps: the host reads after so many tokens a row: fewer come sooner, and cost more dispatches.
+      steps: the host reads after so many tokens a row, or passes of the model with a draft: fewer come sooner, and cost
+        more dispatches.
       progress: label of a progress bar; None shows none.
+      draft: what proposes tokens, of which each pass of the model reads several and takes some (speculative decoding):
+        "lookup" (what followed in the text before), "layers:K" (the model's first K layers), or a model: a smaller one
+        with the same tokenizer, or draft heads that were trained on this one. What is drawn has the same law as
+        without; of "lookup" and of heads it is the same text.
+      draft_tokens: how many are proposed a pass; None is the draft's own number.
 
     Raises InputError for a bad value.
     """
@@ -63,8 +76,11 @@ class Options:
     cache: str = "float"
     steps: int = CHUNK
     progress: str | None = None
+    draft: Any = None
+    draft_tokens: int | None = None
 
     def __post_init__(self):
+        draft_options.check(self.draft, self.draft_tokens)
         check_stops(self.stop)
         check_whole(
             1, **{name: getattr(self, name) for name in ("max_new_tokens", "num_samples", "batch_size", "steps")}
@@ -101,6 +117,7 @@ class Continuation:
       finish: "stop", "length" (`max_new_tokens` drawn), "context" (the model's context is full) or "dead_end" (no token
         of the vocabulary goes on with what the constraint asks for).
       score: of beam search (`fmjax.inference.beam.Beam`); None for what was drawn.
+      acceptance: what the draft was worth; None without one.
     """
 
     text: str
@@ -108,6 +125,7 @@ class Continuation:
     logprobs: list[float]
     finish: str
     score: float | None = None
+    acceptance: Acceptance | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +145,15 @@ class Continuations:
       tokenizer: see `fmjax.data.tokenizers.loading.Tokenizer`; None gives no texts.
       prompts: tokens of each prompt.
       options: what is wanted.
+      draft: that of the options, made ready (`fmjax.inference.draft_options.drafted`).
 
     Raises: InputError for a prompt that cannot be continued, before anything is computed.
     """
 
-    def __init__(self, engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], options: Options):
+    def __init__(
+        self, engine: Engine, tokenizer, prompts: Sequence[Sequence[int]], options: Options,
+        draft: Drafted | None = None,
+    ):  # fmt: skip
         held = constraints.each(options.constraint, len(prompts))
         # A source is no beginning of its target's text.
         before = [[]] * len(prompts) if engine.start_id is not None else prompts
@@ -150,7 +172,7 @@ class Continuations:
         ]
         self._stop_ids = {*options.stop_ids, getattr(tokenizer, "eos_id", None)} - {None}
         run = {name: getattr(options, name) for name in ("steps", "batch_size", "cache_length", "cache", "progress")}
-        self._run = engine.run(requests, stop_ids=sorted(self._stop_ids), **run)
+        self._run = engine.run(requests, stop_ids=sorted(self._stop_ids), draft=draft, **run)
         before = [tokens for tokens in before for _ in range(options.num_samples)]
         self._texts = [StoppedText(tokenizer, tokens, options.stop) for tokens in before]
         self._parts = [Continuation("", [], [], "") for _ in prompts]
@@ -173,8 +195,11 @@ class Continuations:
                 self._run.stop(index)
                 tokens, logprobs = tokens[: text.num_tokens], logprobs[: text.num_tokens]
                 finish = "stop"
-            part = Continuation(part.text + new, tokens, logprobs, finish or "")
+            own = add_acceptance(part.acceptance, chunk.acceptance)
+            part = Continuation(part.text + new, tokens, logprobs, finish or "", acceptance=own)
             self._parts[index] = part
+            if finish and own is not None:
+                log.info("draft of continuation %d: %s", index, own)
             if new or finish:
                 yield Piece(index, new, part if finish else None)
 

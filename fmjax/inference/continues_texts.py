@@ -115,7 +115,7 @@ class ContinuesTexts:
         Args:
           prompts: a list of texts, or of token ids that are taken as they are.
           options: of `fmjax.inference.continuations.Options`: max_new_tokens=64, temperature=1.0 (0 is greedy), top_k,
-            top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, copies, batch_size, progress.
+            top_p, min_p, repetition_penalty, seed, stop, stop_ids, num_samples, copies, batch_size, progress, draft.
 
         Of another generator: prompts are what it takes, none where it needs none, options are of its `Options`.
 

@@ -11,6 +11,13 @@ A module takes part by having
 and, if it has them, `features` (`fmjax.models.decoder.Decoder`), so that logits are computed only where they are
 wanted, and `unrolled(params) -> (module, params)`, the form to decode with. An encoder-decoder has `prefill` and
 `decode` instead of that `apply` (`fmjax.models.transformer.EncoderDecoder`), and its prompts are sources.
+
+What a draft proposes (`fmjax.inference.drafts`) can be read by one that also has
+
+    init_cache(batch_size, max_length, spare) -> cache
+        with "lengths" int32 [B]: `features` of tokens [B, T], T at most spare + 1, appends those whose segment id is 1
+    rewound(cache, lengths) -> cache
+        takes back all but the first of the tokens that the last pass appended to a row
 """
 
 from collections.abc import Sequence
@@ -129,17 +136,19 @@ def pack(prompts: Sequence[Sequence[int]], rows: Sequence[int], capacity: int, b
 
 
 def init_cache(
-    module: nn.Module, batch_size: int, max_length: int, source_length: int | None = None, kept: str = "float"
-):
+    module: nn.Module, batch_size: int, max_length: int, source_length: int | None = None, kept: str = "float",
+    spare: int = 0,
+):  # fmt: skip
     """The module's empty cache.
 
     Args:
       source_length: for encoder-decoders.
       kept: "float", or "int8" or "int4", in which keys and values are then held (`fmjax.layers.kv_cache.in_few_bits`).
+      spare: for those that can be rewound.
 
     Raises InputError for a module whose cache is none of `fmjax.layers.kv_cache`.
     """
-    options = (source_length,) if reads_source(module) else ()
+    options = (source_length,) if reads_source(module) else (spare,) if spare else ()
     cache = module.init_cache(batch_size, max_length, *options)
     if kept == "float":
         return cache
@@ -172,6 +181,19 @@ def step(module: nn.Module, weights: Weights, cache, tokens, active):
     method = "decode" if reads_source(module) else None
     logits, cache = module.apply(variables, tokens[:, None], **arrays, method=method)
     return logits[:, 0], cache
+
+
+def extend(module: nn.Module, weights: Weights, cache, tokens, real):
+    """(hidden [B, T, D], cache) after appending those of the tokens [B, T] that are `real` (bool [B, T], padding at a
+    row's end alone), of a module with `features`."""
+    arrays = dict(segment_ids=real.astype(jnp.int32), cache=cache)
+    hidden, _, cache = module.apply({"params": weights.params}, tokens, **arrays, method="features")
+    return hidden, cache
+
+
+def logits_of(module: nn.Module, weights: Weights, hidden):
+    """Logits float32 [..., V] of what `extend` gives."""
+    return output_logits(hidden, weights.head or module.apply({"params": weights.params}, method="head"))
 
 
 class Entered(NamedTuple):

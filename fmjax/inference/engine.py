@@ -15,9 +15,10 @@ from fmjax.cache_folder import cache_dir
 from fmjax.errors import InputError
 from fmjax.inference import decoding, kinds
 from fmjax.inference.checks import check_whole
+from fmjax.inference.drafts import Drafted
 from fmjax.inference.engine_parts import part_size
 from fmjax.inference.engine_programs import CHUNK, Form
-from fmjax.inference.engine_requests import HIGHEST_SEED, Completion, PromptRequest, number_copies
+from fmjax.inference.engine_requests import HIGHEST_SEED, Completion, PromptRequest, add_acceptance, number_copies
 from fmjax.inference.engine_run import Run
 from fmjax.inference.sampler import Sampling, Uses
 from fmjax.layers.checks import check_choice
@@ -87,7 +88,7 @@ class Engine:
     def run(
         self, requests: Iterable[PromptRequest], *, stop_ids: Sequence[int] = (), steps: int = CHUNK,
         batch_size: int | None = None, cache_length: int | None = None, progress: str | None = None,
-        cache: str = "float",
+        cache: str = "float", draft: Drafted | None = None,
     ) -> Run:  # fmt: skip
         """Generates; the result is an iterator over chunks of tokens as they come.
 
@@ -95,21 +96,31 @@ class Engine:
           requests: a list, which is checked before anything is computed, or an iterator, which is read as rows become
             free and needs a `max_length`.
           stop_ids: tokens that end a continuation, usually the end of text.
-          steps: the host reads after so many tokens a row, at most CHUNK: fewer come sooner, and cost more dispatches.
+          steps: the host reads after so many tokens a row, or passes where there is a draft, at most CHUNK: fewer come
+            sooner, and cost more dispatches.
           batch_size: fewer rows than the engine's (never more than there are requests).
           cache_length: places of the cache in this run; None is `max_length`, or what the requests need.
           progress: label of a progress bar over the requests; None shows none.
           cache: what keys and values are held in: "float", the dtype of the computation; "int8" or "int4", whole
             numbers with a scale for each position and head (`fmjax.layers.held`).
+          draft: what proposes tokens (`fmjax.inference.drafts`), of which each pass of the model takes some: the law of
+            what is drawn stays the model's. Of a draft that proposes for certain the text is the same as without.
 
-        Raises: InputError for an empty or too long prompt, a token outside the vocabulary, or a bad value.
+        Raises: InputError for an empty or too long prompt, a token outside the vocabulary, or a bad value, and for a
+          draft that the model cannot read or that reads less than a request takes.
         """
+        if draft is not None and not kinds.can_rewind(self.module):
+            raise InputError(
+                f"{type(self.module).__name__} cannot take a draft: its cache gives nothing back; decoder language "
+                "models such as 'gpt' and 'llama' can"
+            )
         batch_size = self.batch_size if batch_size is None else batch_size
         check_whole(1, batch_size=batch_size, steps=steps)
         if cache_length is not None:
             check_whole(1, self.context, cache_length=cache_length)
         check_choice("cache", cache, KINDS)
-        return Run(self, requests, stop_ids, steps, batch_size, cache_length or self.max_length, progress, cache)
+        length = cache_length or self.max_length
+        return Run(self, requests, stop_ids, steps, batch_size, length, progress, cache, draft)
 
     def generate(self, requests: Iterable[PromptRequest], **options) -> list[Completion]:
         """A Completion for each request, in order. Options as in `run`."""
@@ -118,7 +129,8 @@ class Engine:
             one = found.setdefault(chunk.index, Completion([], [], ""))
             one.tokens.extend(chunk.tokens)
             one.logprobs.extend(chunk.logprobs)
-            found[chunk.index] = dataclasses.replace(one, finish=chunk.finish or "")
+            worth = add_acceptance(one.acceptance, chunk.acceptance)
+            found[chunk.index] = dataclasses.replace(one, finish=chunk.finish or "", acceptance=worth)
         return [found[index] for index in range(len(found))]
 
     def check(self, index: int, request: PromptRequest) -> None:

@@ -74,6 +74,7 @@ class Form(NamedTuple):
       packed_rules: the same for packed prompts, whose single row is not split.
       part: layers of a program, where the host calls several for the stack (`engine_parts`); None for one of all.
       cache: what keys and values are held in, one of `fmjax.layers.held.KINDS`.
+      spare: tokens of a pass that may be taken back, where a draft proposes some.
     """
 
     module: nn.Module
@@ -85,12 +86,14 @@ class Form(NamedTuple):
     banned_ids: tuple[int, ...] = ()
     part: int | None = None
     cache: str = "float"
+    spare: int = 0
 
 
 def _start(form: Form, batch_size: int, max_length: int, source_length: int | None, vocab_size: int | None) -> State:
     TRACES["start"] += 1
     with nn.logical_axis_rules(form.rules):
-        cache = decoding.init_cache(form.module, batch_size, max_length, source_length, form.cache)
+        options = source_length, form.cache, form.spare
+        cache = decoding.init_cache(form.module, batch_size, max_length, *options)
     zeros = jnp.zeros(batch_size, jnp.int32)
     keys = jnp.broadcast_to(jax.random.key(0), (batch_size,))
     settings = Settings(*(jnp.full(batch_size, value) for value in Sampling(0.0).values))

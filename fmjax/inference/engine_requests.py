@@ -29,6 +29,9 @@ class Walk(Protocol):
     def take(self, token: int) -> None:
         """Goes on by a token that was drawn."""
 
+    def copy(self) -> "Walk":
+        """Another one at the same place, which goes on by itself."""
+
 
 class Language(Protocol):
     """The texts that a continuation may be."""
@@ -64,13 +67,55 @@ class PromptRequest:
 
 
 @dataclasses.dataclass(frozen=True)
+class Acceptance:
+    """What a draft was worth.
+
+    Attributes:
+      passes: of the model over a row, after its prompt.
+      drawn: tokens that came of them.
+      proposed, accepted: tokens of the draft that they read, and that were taken.
+    """
+
+    passes: int = 0
+    drawn: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+    def __add__(self, other: "Acceptance") -> "Acceptance":
+        return Acceptance(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens_a_pass:.2f} tokens a pass of the model, {self.accepted_share:.0%} of {self.proposed} "
+            "proposed tokens accepted"
+        )
+
+    @property
+    def tokens_a_pass(self) -> float:
+        """1 without a draft."""
+        return self.drawn / max(self.passes, 1)
+
+    @property
+    def accepted_share(self) -> float:
+        """Of proposed tokens; 0 where there were none."""
+        return self.accepted / max(self.proposed, 1)
+
+
+def add_acceptance(one: Acceptance | None, other: Acceptance | None) -> Acceptance | None:
+    """Of two parts; None is a part without a draft."""
+    return one if other is None else other if one is None else one + other
+
+
+@dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Some newly drawn tokens of one request; `finish` is None while the request goes on."""
+    """Some newly drawn tokens of one request; `finish` is None while the request goes on, `acceptance` without a
+    draft."""
 
     index: int
     tokens: list[int]
     logprobs: list[float]
     finish: str | None
+    acceptance: Acceptance | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +127,13 @@ class Completion:
       logprobs: log-probability of each at the temperature that drew it (`sampler.sample`).
       finish: "stop" (a stop token), "length" (`max_new_tokens` drawn), "context" (the context or the cache is full) or
         DEAD_END.
+      acceptance: what the draft was worth; None without one.
     """
 
     tokens: list[int]
     logprobs: list[float]
     finish: str
+    acceptance: Acceptance | None = None
 
 
 def digest(tokens: Sequence[int]) -> int:

@@ -5,7 +5,6 @@ computes the next one.
 """
 
 import collections
-import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -17,29 +16,18 @@ from fmjax.errors import InputError
 from fmjax.inference import decoding
 from fmjax.inference.allowed_tokens import AllowedTokens
 from fmjax.inference.checks import not_finite
+from fmjax.inference.drafts import Drafted
+from fmjax.inference.engine_drafting import Drafting, acceptance
 from fmjax.inference.engine_parts import BRIEF, programs_of
-from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form, Starting
-from fmjax.inference.engine_requests import DEAD_END, Chunk, PromptRequest, Walk, digest
+from fmjax.inference.engine_programs import CHUNK, PACKED_PROMPTS, PACKED_TOKENS, Form
+from fmjax.inference.engine_requests import DEAD_END, Chunk, PromptRequest
+from fmjax.inference.engine_rows import Row, followed, starting
 from fmjax.inference.rows import bucket
-from fmjax.inference.sampler import Settings, Uses
+from fmjax.inference.sampler import Uses
 from fmjax.parallel import watch
 
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(eq=False)
-class _Row:
-    """A request on its way."""
-
-    index: int
-    request: PromptRequest
-    allowed: int
-    sent: int = 0  # tokens that dispatched programs draw at most
-    drawn: int = 0
-    done: bool = False
-    walk: Walk | None = None  # through the request's language
-    words: np.ndarray | None = None  # that it allows next (`AllowedTokens.of`)
 
 
 class Run:
@@ -50,9 +38,10 @@ class Run:
 
     def __init__(
         self, engine, requests: Iterable[PromptRequest], stop_ids, steps: int, batch_size: int,
-        cache_length: int | None, progress, cache: str = "float",
+        cache_length: int | None, progress, cache: str = "float", draft: Drafted | None = None,
     ):  # fmt: skip
-        self._engine, self._cache = engine, cache
+        self._engine, self._cache, self._drafting = engine, cache, None if draft is None else Drafting(draft)
+        more = 0 if draft is None else self._drafting.places
         self._stop_ids = frozenset(stop_ids)
         stops = sorted(self._stop_ids)
         self._stops = np.asarray(stops + [-1] * (bucket(len(stops), low=1) - len(stops)), np.int32)
@@ -60,10 +49,12 @@ class Run:
         self._allowed = None
         self._total = None
         self._in_parts = False
+        # A dispatch a pass of the model where that takes far longer than a dispatch (`engine_drafting`).
+        self._in_turns = draft is not None and engine.part is not None
         self._uses, source = Uses(), 1
         if isinstance(requests, Sequence):
             for index, request in enumerate(requests):
-                engine.check(index, request)
+                self._check(index, request)
                 self._uses |= request.uses
             self._total = len(requests)
             self._know_allowed()
@@ -74,9 +65,11 @@ class Run:
             lengths = [len(request.tokens) for request in requests]
             need = max(map(engine.places, requests), default=1)
             if cache_length is None:
-                cache_length = decoding.places(need, high=engine.context)
+                cache_length = decoding.places(self._most(need + more), high=engine.context)
             elif need > cache_length:
                 raise InputError(f"cache_length={cache_length} is less than the {need} places that a request needs")
+            else:
+                cache_length = self._most(cache_length + more)
             source = bucket(max(lengths, default=1), low=32, high=getattr(engine.module, "max_length", None))
         elif cache_length is None:
             raise InputError("requests that come from an iterator need an Engine with a max_length")
@@ -87,12 +80,23 @@ class Run:
         self._bar = tqdm(total=self._total, desc=progress, disable=progress is None, unit=" texts", dynamic_ncols=True)
         self._queue = collections.deque()
         self._requests = enumerate(requests)
-        self._rows: list[_Row | None] = [None] * batch_size
+        self._rows: list[Row | None] = [None] * batch_size
         self._pending = collections.deque()
         self._dead = collections.deque()  # last chunks of requests that no token goes on with
         self._reads = 0
         self._state = None
         self._chunks = self._run()
+
+    def _check(self, index: int, request: PromptRequest) -> None:
+        """Raises InputError for what cannot be generated from, or not with the draft."""
+        self._engine.check(index, request)
+        if self._drafting is not None:
+            self._drafting.check(index, self._engine.places(request))
+
+    def _most(self, places: int) -> int:
+        """So many places of the cache, or all that the model has."""
+        context = self._engine.context
+        return places if context is None else min(places, context)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -106,7 +110,7 @@ class Run:
             if row is not None and row.index == index:
                 self._end(number, row)
 
-    def _end(self, number: int | None, row: _Row) -> None:
+    def _end(self, number: int | None, row: Row) -> None:
         row.done = True
         if number is not None and self._rows[number] is row:
             self._rows[number] = None
@@ -118,7 +122,7 @@ class Run:
                 while self._prefill():
                     pass
                 yield from self._dead_ends()
-                if (self._in_parts or self._uses.allowed) and self._pending:
+                if (self._in_parts or self._in_turns or self._uses.allowed) and self._pending:
                     # The host makes the calls of a chunk while it is computed, and reads nothing meanwhile. What may be
                     # drawn next depends on what was.
                     yield from self._read()
@@ -143,7 +147,7 @@ class Run:
             except StopIteration:
                 break
             if self._total is None:
-                self._engine.check(index, request)
+                self._check(index, request)
             self._queue.append((index, request))
         return bool(self._queue)
 
@@ -161,38 +165,29 @@ class Run:
         if not taken:
             return False
         engine = self._engine
-        rows = [_Row(index, request, engine.allowed(request)) for index, request in taken]
+        rows = [Row(index, request, engine.allowed(request)) for index, request in taken]
         form = self._form([row.request for row in rows])
         for row in rows:
             row.walk = None if row.request.language is None else row.request.language.begin()
         rows = [row for row in rows if row.walk is None or not self._is_dead(None, row)]
         if not rows:
             return True
-        requests = [row.request for row in rows]
         high = getattr(engine.module, "max_length", None)
         high = None if high is None else max(high, PACKED_TOKENS)
-        packed = decoding.pack([r.tokens for r in requests], free, capacity, self._batch_size, high)
+        packed = decoding.pack([row.request.tokens for row in rows], free, capacity, self._batch_size, high)
 
-        def column(values, dtype):
-            values = list(values)
-            return np.asarray(values + [values[0]] * (capacity - len(values)), dtype)
-
-        columns = [column(values, None) for values in zip(*(r.sampling.values for r in requests))]
-        starting = Starting(
-            column((row.allowed for row in rows), np.int32),
-            column((r.seed for r in requests), np.uint32),
-            column((digest(r.tokens) for r in requests), np.uint32),
-            column((r.copy for r in requests), np.uint32),
-            Settings(*(c.astype(np.int32 if i == 1 else np.float32) for i, c in enumerate(columns))),
-            column((self._words(row) for row in rows), np.uint32) if form.uses.allowed else None,
-        )
+        words = [self._words(row) for row in rows] if form.uses.allowed else None
+        begun = starting(rows, capacity, words)
         _, prefill, _ = programs_of(form)
-        self._state, tokens, logprobs = prefill(form, engine.weights, self._state, packed, starting, self._stops)
+        self._state, tokens, logprobs = prefill(form, engine.weights, self._state, packed, begun, self._stops)
+        if self._drafting is not None:
+            self._drafting.read(form, packed)
         for number, row in zip(free, rows):
             row.sent = 0 if engine.start_id is not None else 1
             self._rows[number] = row
         if engine.start_id is None:
-            self._pending.append((list(zip(range(len(rows)), free, rows)), tokens[:, None], logprobs[:, None]))
+            owners = list(zip(range(len(rows)), free, rows))
+            self._pending.append((owners, tokens[:, None], logprobs[:, None], None))
         return True
 
     def _form(self, requests: Sequence[PromptRequest]) -> Form:
@@ -201,6 +196,8 @@ class Run:
             self._uses |= request.uses
         self._know_allowed()
         form = self._engine.form(self._uses, self._batch_size, self._cache)
+        if self._drafting is not None:
+            form = form._replace(spare=self._drafting.spare)
         vocab_size = getattr(self._engine.module, "vocab_size", None)
         if self._uses.penalty and vocab_size is None:
             name = type(self._engine.module).__name__
@@ -208,6 +205,8 @@ class Run:
         if self._state is None:
             start, _, _ = programs_of(form)
             self._state = start(form, self._batch_size, self._max_length, self._source_length, vocab_size)
+            if self._drafting is not None:
+                self._drafting.begin(form, self._batch_size, self._max_length)
         elif self._uses.penalty and self._state.seen is None:
             self._state = self._state._replace(seen=jnp.zeros((self._batch_size, vocab_size), bool))
         if self._uses.allowed and self._state.allowed is None:
@@ -220,11 +219,11 @@ class Run:
             engine = self._engine
             self._allowed = AllowedTokens(engine.module, engine.num_tokens, engine.banned_ids, self._stop_ids)
 
-    def _words(self, row: _Row | None) -> np.ndarray:
+    def _words(self, row: Row | None) -> np.ndarray:
         """The tokens that a row may draw next, which are some."""
         return self._allowed.everything if row is None or row.words is None else row.words
 
-    def _is_dead(self, number: int | None, row: _Row) -> bool:
+    def _is_dead(self, number: int | None, row: Row) -> bool:
         """Whether no token goes on with a row's language; then it ends, and others go on."""
         row.words = self._allowed.of(row.walk)
         if row.words is not None:
@@ -255,44 +254,58 @@ class Run:
         steps = 1 if any(row is not None and row.walk is not None for row in self._rows) else self._steps
         numbers = np.int32(min(steps, max(1, wanted))), np.int32(free_rows)
         form, weights = self._form(()), self._engine.weights
-        form = form if self._in_parts else form._replace(part=None)
-        _, _, decode = programs_of(form)
-        if form.uses.allowed:
-            words = jnp.asarray(np.stack([self._words(row) for row in self._rows]))
-            self._state = self._state._replace(allowed=words)
-        self._state, tokens, logprobs = decode(form, weights, self._state, alive, self._stops, *numbers)
+        if self._drafting is not None:
+            tokens, logprobs, told = self._pass(form._replace(part=None), weights, alive, numbers)
+        else:
+            form = form if self._in_parts else form._replace(part=None)
+            _, _, decode = programs_of(form)
+            if form.uses.allowed:
+                words = jnp.asarray(np.stack([self._words(row) for row in self._rows]))
+                self._state = self._state._replace(allowed=words)
+            self._state, tokens, logprobs = decode(form, weights, self._state, alive, self._stops, *numbers)
+            told = None
         owners = [(number, number, row) for number, row in enumerate(self._rows) if row is not None]
         for _, _, row in owners:
             row.sent += steps
-        self._pending.append((owners, tokens, logprobs))
+        self._pending.append((owners, tokens, logprobs, told))
+
+    def _pass(self, form: Form, weights, alive, numbers):
+        """(tokens, their log-probabilities, what `acceptance` reads) of passes over what the draft proposes."""
+        arguments = form, weights, self._state, alive, self._stops
+        if self._in_turns or form.uses.allowed:
+            rows = self._rows if form.uses.allowed else ()
+            walks = [(None if row is None else row.walk, self._words(row)) for row in rows]
+            self._state, found = self._drafting.one_pass(*arguments, self._allowed, walks)
+        else:
+            self._state, found = self._drafting.passes(*arguments, *numbers)
+        return found.tokens, found.logprobs, (found.tokens, found.proposed, found.accepted, found.passed)
 
     def _read(self) -> Iterator[Chunk]:
         """Waits for the oldest results and yields them. Raises RunError for logits that were not finite."""
         if not self._pending:
             return
-        owners, tokens, logprobs = self._pending.popleft()
+        owners, tokens, logprobs, told = self._pending.popleft()
         self._reads += 1
         watch.at(f"part {self._reads} of the generation")
         tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
+        told = None if told is None else [np.asarray(x) for x in told]
         for place, number, row in owners:
             if row.done:
                 continue
-            count = int((tokens[place] >= 0).sum())
-            finite = np.isfinite(logprobs[place, :count])
-            if not finite.all():
-                raise not_finite(row.index, row.drawn + int(finite.argmin()))
-            new = tokens[place, :count].tolist()
-            row.drawn += count
-            row.sent = row.drawn + sum(row in [r for _, _, r in other] for other, _, _ in self._pending) * self._steps
+            drawn = tokens[place] >= 0
+            new, chances = tokens[place][drawn].tolist(), logprobs[place][drawn]
+            worth = None if self._drafting is None else acceptance(row.index, place, told)
+            if not np.isfinite(chances).all():
+                raise not_finite(row.index, row.drawn + int(np.isfinite(chances).argmin()))
+            new = new[: followed(row, new, self._allowed, self._stop_ids)]
+            row.drawn += len(new)
+            row.sent = row.drawn + sum(row in [r for *_, r in other] for other, *_ in self._pending) * self._steps
             finish = None
             if new and new[-1] in self._stop_ids:
                 finish = "stop"
             elif row.drawn >= row.allowed:
                 finish = "length" if row.drawn >= row.request.max_new_tokens else "context"
-            if row.walk is not None:
-                for token in new[: -1 if finish == "stop" else None]:
-                    row.walk.take(token)
             if finish:
                 self._end(number, row)
             if new:
-                yield Chunk(row.index, new, logprobs[place, :count].tolist(), finish)
+                yield Chunk(row.index, new, chances[: len(new)].tolist(), finish, worth)

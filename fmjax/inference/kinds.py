@@ -32,6 +32,16 @@ def has_cache(module: nn.Module) -> bool:
     return hasattr(module, "init_cache")
 
 
+def can_rewind(module: nn.Module) -> bool:
+    """Whether its cache takes several tokens a row, and gives back what is not wanted (`fmjax.inference.decoding`)."""
+    return hasattr(module, "rewound") and hasattr(module, "features")
+
+
+def drafts(module: nn.Module) -> bool:
+    """Whether it drafts tokens from what another model's last layer gives, `drafted` [B, H, D]."""
+    return hasattr(module, "drafted")
+
+
 def has_hidden(module: nn.Module) -> bool:
     """Whether it gives its last layer's output, `hidden` [B, T, D]."""
     return hasattr(module, "hidden")

@@ -212,6 +212,72 @@ def only_these(scores: jax.Array, allowed: jax.Array) -> jax.Array:
     return jnp.where(bits.reshape(len(allowed), -1)[:, : scores.shape[-1]] > 0, scores, -jnp.inf)
 
 
+class Law(NamedTuple):
+    """What tokens are drawn by after logits [B, V].
+
+    Attributes:
+      scaled: float32 [B, V], logits divided by the temperature.
+      top, total: float32 [B, 1], the largest of them, and the sum of exp(scaled - top).
+      likeliest: int32 [B], the first of the largest that may be drawn: what a greedy row takes.
+      weights: float32 [B, V], in proportion to the probabilities that a row with a temperature draws by; None where no
+        row has one.
+    """
+
+    scaled: jax.Array
+    top: jax.Array
+    total: jax.Array
+    likeliest: jax.Array
+    weights: jax.Array | None
+
+    def logprobs(self, tokens: jax.Array) -> jax.Array:
+        """Log-probabilities float32 [B] of tokens int32 [B] as `sample` tells them."""
+        chosen = jnp.take_along_axis(self.scaled, tokens[:, None], axis=-1)
+        return (chosen - self.top - jnp.log(self.total))[:, 0]
+
+    def probabilities(self, temperature: jax.Array) -> jax.Array:
+        """float32 [B, V] that rows of a temperature [B] draw by; of a greedy row 1 at what it takes."""
+        greedy = jax.nn.one_hot(self.likeliest, self.scaled.shape[-1])
+        if self.weights is None:
+            return greedy
+        drawn = self.weights / jnp.sum(self.weights, axis=-1, keepdims=True)
+        return jnp.where(temperature[:, None] > 0, drawn, greedy)
+
+
+def law(
+    logits: jax.Array, settings: Settings, uses: Uses, num_tokens: int | None = None, seen=None,
+    banned_ids: tuple[int, ...] = (), allowed=None,
+) -> Law:  # fmt: skip
+    """What `sample` draws by; arguments as there."""
+    columns = Settings(*(jnp.asarray(x)[..., None] for x in settings))
+    logits = logits.astype(jnp.float32)
+    vocab = logits.shape[-1]
+    index = jnp.arange(vocab)
+    scaled = logits
+    if uses.draw:
+        scaled = logits / jnp.where(columns.temperature > 0, columns.temperature, 1.0)
+    top = jnp.max(scaled, axis=-1, keepdims=True)
+    exponentials = jnp.exp(scaled - top)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+
+    scores = scaled
+    if uses.penalty:
+        scores = penalise(logits, seen, columns.repetition_penalty)
+        scores = scores / jnp.where(columns.temperature > 0, columns.temperature, 1.0)
+    scores = only_allowed(scores, num_tokens, banned_ids)
+    if uses.allowed:
+        scores = only_these(scores, allowed)
+    plain = scores is scaled
+    best = top if plain else jnp.max(scores, axis=-1, keepdims=True)
+    # The first of the largest: two vectorised passes, where argmax compares one by one on a CPU.
+    likeliest = jnp.min(jnp.where(scores == best, index, vocab - 1), axis=-1).astype(jnp.int32)
+    weights = None
+    if uses.draw:
+        if uses.truncate:
+            scores = truncate(scores, *(columns[i].reshape(-1, 1) for i in (1, 2, 3)))
+        weights = exponentials if plain and not uses.truncate else jnp.exp(scores - best)
+    return Law(scaled, top, total, likeliest, weights)
+
+
 def sample(
     logits: jax.Array, keys: jax.Array, settings: Settings, uses: Uses, num_tokens: int | None = None, seen=None,
     banned_ids: tuple[int, ...] = (), allowed=None,
@@ -235,33 +301,9 @@ def sample(
       that a later forward pass over the same tokens can recompute. It is not finite where the logits have NaN or +inf,
       or -inf at every token that may be drawn; the token then means nothing.
     """
-    columns = Settings(*(jnp.asarray(x)[..., None] for x in settings))
-    logits = logits.astype(jnp.float32)
-    vocab = logits.shape[-1]
-    index = jnp.arange(vocab)
-    scaled = logits
+    found = law(logits, settings, uses, num_tokens, seen, banned_ids, allowed)
+    tokens = found.likeliest
     if uses.draw:
-        scaled = logits / jnp.where(columns.temperature > 0, columns.temperature, 1.0)
-    top = jnp.max(scaled, axis=-1, keepdims=True)
-    exponentials = jnp.exp(scaled - top)
-    total = jnp.sum(exponentials, axis=-1, keepdims=True)
-
-    scores = scaled
-    if uses.penalty:
-        scores = penalise(logits, seen, columns.repetition_penalty)
-        scores = scores / jnp.where(columns.temperature > 0, columns.temperature, 1.0)
-    scores = only_allowed(scores, num_tokens, banned_ids)
-    if uses.allowed:
-        scores = only_these(scores, allowed)
-    plain = scores is scaled
-    best = top if plain else jnp.max(scores, axis=-1, keepdims=True)
-    # The first of the largest: two vectorised passes, where argmax compares one by one on a CPU.
-    tokens = jnp.min(jnp.where(scores == best, index, vocab - 1), axis=-1).astype(jnp.int32)
-    if uses.draw:
-        if uses.truncate:
-            scores = truncate(scores, *(columns[i].reshape(-1, 1) for i in (1, 2, 3)))
-        weights = exponentials if plain and not uses.truncate else jnp.exp(scores - best)
-        drawn = pick(weights, jax.vmap(jax.random.uniform)(keys))
-        tokens = jnp.where(columns.temperature[..., 0] > 0, drawn, tokens)
-    chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)
-    return tokens, (chosen - top - jnp.log(total))[:, 0]
+        drawn = pick(found.weights, jax.vmap(jax.random.uniform)(keys))
+        tokens = jnp.where(jnp.asarray(Settings(*settings).temperature) > 0, drawn, tokens)
+    return tokens, found.logprobs(tokens)

@@ -8,7 +8,8 @@ A query's product with keys, and its weights' with values, then read rows of S a
 
 Each row advances by itself: `lengths` says how many positions it holds. The entry of position p lies in slot p mod S. A
 layer with an attention window keeps S = window slots, and its older entries are overwritten; so what a slot holds
-follows from the row's length alone. A row is given to a new sequence by writing that sequence's prompt into it.
+follows from the row's length alone. A row is given to a new sequence by writing that sequence's prompt into it, and
+shortened (`rewound`) by its length alone, as far as entries that it then attends were not overwritten: `spare` slots.
 """
 
 import dataclasses
@@ -30,16 +31,22 @@ AXES = ("batch", "act_heads", None, None)
 SLOTS = {"key": 3, "value": 2}
 """Axis of the slots."""
 
+FEW = 64
+"""New tokens of a row up to which a pass attends the cache as it lies, new entries among the old."""
 
-def init_cache(batch_size: int, max_length: int, num_kv_heads: int, head_dim: int, windows, dtype) -> dict:
+
+def init_cache(
+    batch_size: int, max_length: int, num_kv_heads: int, head_dim: int, windows, dtype, spare: int = 0
+) -> dict:
     """An empty cache for positions below max_length.
 
     Args:
       windows: the attention window of each layer, None for none.
+      spare: positions that a row may be shortened by after a pass over that many tokens and one.
     """
 
     def layer(window):
-        slots = max_length if window is None else min(window, max_length)
+        slots = max_length if window is None else min(window + spare, max_length)
         shapes = {"key": (head_dim, slots), "value": (slots, head_dim)}
         rows = batch_size, num_kv_heads
         return {name: constrain(jnp.zeros((*rows, *shape), dtype), AXES) for name, shape in shapes.items()}
@@ -94,7 +101,8 @@ class CacheStep:
         Returns: ([N, T, H, D], the updated entry). Raises ConfigError for packed prompts with a mask, which goes by the
         index in the row.
         """
-        write = self.write_next if self.segment_ids is None and q.shape[1] == 1 else self.write
+        length, slots = q.shape[1], entry["value"].shape[SLOTS["value"]]
+        write = self.write_next if self.segment_ids is None and length == 1 else self.write
         updated = {name: write(name, entry[name], new) for name, new in (("key", k), ("value", v))}
         if self.segment_ids is not None:
             if mask is not None:
@@ -104,11 +112,13 @@ class CacheStep:
                 out = attention(q, k, v, backend=backend, **options)
             else:
                 out = prefixed_attention(q, k, v, prefix, mask=None, **options)
-        elif q.shape[1] == 1:
-            held = held_positions(self.after, entry["value"].shape[2])
-            allowed = (held >= 0) & (self.positions >= 0)
+        elif length == 1 or (length <= FEW and _overwrites_nothing(length, slots, window)):
+            held, positions = held_positions(self.after, slots)[:, None], self.positions[:, :, None]
+            allowed = (held >= 0) & (held <= positions)
+            if window is not None and slots > window:
+                allowed &= positions - held < window
             if mask is not None:
-                allowed &= mask.allowed(self.positions, held)
+                allowed &= mask.allowed(positions, held)
             seen = updated
             if prefix is not None:
                 seen = {name: value_of(held) for name, held in updated.items()}
@@ -119,13 +129,12 @@ class CacheStep:
             # what was there before beside what is new.
             old = (value_of(entry["key"]).transpose(0, 3, 1, 2), value_of(entry["value"]).swapaxes(1, 2))
             keys, values = (jnp.concatenate([x.astype(k.dtype), new], axis=1) for x, new in zip(old, (k, v)))
-            held = jnp.concatenate([held_positions(self.before, entry["value"].shape[2]), self.positions], axis=1)
+            held = jnp.concatenate([held_positions(self.before, slots), self.positions], axis=1)
             ids = (jnp.ones_like(self.positions), (held >= 0).astype(jnp.int32))
             positions = (self.positions, held)
             if prefix is not None:
-                length = q.shape[1], keys.shape[1]
                 allowed = attention_mask(
-                    *length, segment_ids=ids, positions=positions, causal=True, window=window, mask=mask
+                    length, keys.shape[1], segment_ids=ids, positions=positions, causal=True, window=window, mask=mask
                 )
                 return attend_beside(q, keys, values, prefix, allowed, scale), updated
             # Positions rule out every backend but the reference.
@@ -172,6 +181,23 @@ def held_positions(lengths: jax.Array, slots: int) -> jax.Array:
     """Which position each slot of rows of `lengths` [B] holds: int32 [B, slots], negative for none."""
     last = lengths[:, None] - 1
     return last - (last - jnp.arange(slots)[None]) % slots
+
+
+def _overwrites_nothing(length: int, slots: int, window: int | None) -> bool:
+    """Whether `length` new tokens of a row take no slot whose entry one of them attends.
+
+    A layer has less slots than its window where the cache ends before it does.
+    """
+    return window is None or slots < window or slots >= window + length - 1
+
+
+def rewound(cache: dict, lengths: jax.Array) -> dict:
+    """The cache with rows of `lengths` int32 [B], at most those it has: entries beyond them are as if never written.
+
+    The entries of a layer with a window are right where the cache has `spare` slots (`init_cache`) for what is taken
+    back.
+    """
+    return {**cache, "lengths": lengths}
 
 
 def begin(cache: dict, tokens: jax.Array, segment_ids, positions, slots) -> CacheStep:

@@ -18,6 +18,7 @@ MODELS = Registry(
         "dalle": "fmjax.models.dalle:Dalle",
         "discrete_vae": "fmjax.models.discrete_vae:DiscreteVAE",
         "dit": "fmjax.models.dit:DiT",
+        "draft_heads": "fmjax.models.draft_heads:DraftHeads",
         "embedding_to_image": "fmjax.models.unclip:EmbeddingToImage",
         "florence": "fmjax.models.florence:Florence",
         "gemma3": "fmjax.models.gemma:Gemma3",

@@ -9,7 +9,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.attention.dispatch import FORKING
 from fmjax.layers.embed import output_logits
 from fmjax.layers.flops import transformer_flops
-from fmjax.layers.kv_cache import begin, init_cache
+from fmjax.layers.kv_cache import begin, init_cache, rewound
 from fmjax.layers.position import default_positions
 from fmjax.layers.tap import check_edits
 from fmjax.layers.transformer import final_norm, unstack_layers
@@ -101,10 +101,16 @@ class Decoder(TextStack):
         return self.transformer.causal and self.transformer.attention in FORKING
 
     @nn.nowrap
-    def init_cache(self, batch_size: int, max_length: int) -> dict:
-        """An empty cache for sequences of up to max_length positions (`fmjax.layers.kv_cache`)."""
+    def init_cache(self, batch_size: int, max_length: int, spare: int = 0) -> dict:
+        """An empty cache for sequences of up to max_length positions (`fmjax.layers.kv_cache`), of which a pass over
+        spare + 1 tokens a row may be taken back but for the first."""
         c = self.transformer
-        return init_cache(batch_size, max_length, c.num_kv_heads, c.head_dim, c.windows, jnp.dtype(c.dtype))
+        return init_cache(batch_size, max_length, c.num_kv_heads, c.head_dim, c.windows, jnp.dtype(c.dtype), spare)
+
+    @nn.nowrap
+    def rewound(self, cache: dict, lengths) -> dict:
+        """The cache with its rows shortened to `lengths` int32 [B]."""
+        return rewound(cache, lengths)
 
     @nn.nowrap
     def unrolled(self, params):

@@ -36,6 +36,7 @@ OBJECTIVES = Registry(
         "masked_diffusion": "fmjax.objectives.masked_diffusion:MaskedDiffusion",
         "masked_lm": "fmjax.objectives.masked_lm:MaskedLM",
         "masked_lm_distillation": "fmjax.objectives.distillation:MaskedLMDistillation",
+        "medusa": "fmjax.objectives.medusa:Medusa",
         "moco": "fmjax.objectives.moco:MoCo",
         "orpo": "fmjax.objectives.orpo:ORPO",
         "ppo": "fmjax.objectives.ppo:PPO",

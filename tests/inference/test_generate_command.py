@@ -94,6 +94,25 @@ def test_what_is_asked_for_comes_out(saved, capsys, tmp_path):
         assert message in run(capsys, *argv, *flags, code=2).err
 
 
+def test_a_draft_changes_nothing_but_what_is_told(saved, capsys, tmp_path):
+    argv = [f"--model={saved}", "--max_new_tokens=16", "--temperature=0"]
+    plain = run(capsys, *argv, "--prompt=abab").out
+    found = run(capsys, *argv, "--prompt=abab", "--draft=lookup", "--draft_tokens=3")
+    assert found.out == plain and "tokens a pass of the model" in found.err
+    (tmp_path / "p.jsonl").write_text('"abab"\n')
+    files = [f"--prompts={tmp_path / 'p.jsonl'}", f"--output={tmp_path / 'o.jsonl'}", f"--draft={saved}"]
+    assert "draft: 3.75 tokens a pass of the model, 100% of" in run(capsys, *argv, *files).err
+    assert f"abab{json.loads((tmp_path / 'o.jsonl').read_text())['text']}\n" == plain
+    assert f"from {saved}" in json.loads((tmp_path / "o.jsonl.settings.json").read_text())["draft"]
+    for flags, message in [
+        (["--draft=lookup", "--num_beams=2"], "--draft has no meaning with --num_beams"),
+        (["--draft_tokens=2"], "give a --draft"),
+        (["--draft=layers:2"], "the model has 2 layers"),
+        (["--draft=/nowhere"], "does not exist"),
+    ]:
+        assert message in run(capsys, *argv, "--prompt=a", *flags, code=2).err
+
+
 def test_every_flag_of_the_sampler_reaches_it(saved, capsys):
     options = dict(
         max_new_tokens=12, temperature=0.7, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=4,

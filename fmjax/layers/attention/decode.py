@@ -1,4 +1,4 @@
-"""Attention of one new token a row over what a cache holds: the memory's bandwidth is what it costs."""
+"""Attention of one or a few new tokens a row over what a cache holds: the memory's bandwidth is what it costs."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
       q: [B, T, H, D].
       key, value: [B, K, D, S] and [B, K, S, D], where K divides H: query head h reads key-value head h // (H // K);
         arrays, or in few bits (`fmjax.layers.held.Held`).
-      allowed: bool [B, S], for all of a row's queries. A row without any gets a finite value without meaning.
+      allowed: bool [B, S], for all of a row's queries, or [B, T, S]. A query without any gets a finite value without
+        meaning.
       scale: None is 1 / sqrt(D).
 
     Returns: [B, T, H, D] in q's dtype. Logits and softmax are float32.
@@ -35,6 +36,7 @@ def decode_attention(q: jax.Array, key: jax.Array, value: jax.Array, allowed: ja
     kv_heads, slots = value.shape[1:3]
     rows = q.reshape(b, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, -1, d)
     rows = rows * jnp.asarray(d**-0.5 if scale is None else scale, q.dtype)
+    allowed = allowed[:, None] if allowed.ndim == 2 else allowed
     block = max(1, BLOCK_SIZE.get(target_platform(), DEFAULT_BLOCK_SIZE) // d)
     if slots <= WHOLE_BLOCKS * block:
         total, out = _attend(rows, key, value, allowed)[1:]
@@ -56,7 +58,9 @@ def _attend(rows, key, value, allowed):
     logits = jnp.einsum("bkrd,bkds->bkrs", rows, _numbers(key, rows.dtype), preferred_element_type=jnp.float32)
     if isinstance(key, Held):  # a scale for each slot, which is that of the logit
         logits *= key.scales
-    logits = jnp.where(allowed[:, None, None], logits, MASKED)
+    # The queries of a token, one a head of the group, are as many rows apart as there are tokens.
+    by_token = logits.reshape(*logits.shape[:2], -1, *allowed.shape[1:])
+    logits = jnp.where(allowed[:, None, None], by_token, MASKED).reshape(logits.shape)
     top = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
     scaled = weights * value.scales.swapaxes(2, 3) if isinstance(value, Held) else weights
@@ -71,14 +75,14 @@ def _numbers(held, dtype) -> jax.Array:
 
 
 def _attend_blocks(rows, key, value, allowed, end, size):
-    slots = allowed.shape[1]
+    slots = allowed.shape[2]
 
     def add(i, carry):
         top, total, out = carry
         start = jnp.minimum(i * size, slots - size)  # the last block may overlap the one before it
         take = lambda x, axis: jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, start, size, axis), x)
         block_key, block_value = take(key, 3), take(value, 2)
-        fresh = lax.dynamic_slice_in_dim(allowed, start, size, axis=1) & (start + jnp.arange(size) >= i * size)
+        fresh = lax.dynamic_slice_in_dim(allowed, start, size, axis=2) & (start + jnp.arange(size) >= i * size)
         block_top, block_total, block_out = _attend(rows, block_key, block_value, fresh)
         new_top = jnp.maximum(top, block_top)
         old, new = jnp.exp(top - new_top), jnp.exp(block_top - new_top)

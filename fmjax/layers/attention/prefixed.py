@@ -45,11 +45,12 @@ def attend_beside(q, k, v, prefix, allowed, scale) -> jax.Array:
 
 
 def in_front(entry: dict, allowed: jax.Array, prefix) -> tuple[dict, jax.Array]:
-    """What a cache holds of a layer, and which of its slots each row may attend [B, S], with a prefix in front."""
+    """What a cache holds of a layer, and which of its slots a row's tokens may attend [B, T, S], with a prefix in
+    front."""
     rows = entry["key"].shape[0]
     key, value = (jnp.broadcast_to(x[None], (rows, *x.shape)) for x in prefix)
     found = {
         "key": jnp.concatenate([key.transpose(0, 2, 3, 1).astype(entry["key"].dtype), entry["key"]], axis=3),
         "value": jnp.concatenate([value.swapaxes(1, 2).astype(entry["value"].dtype), entry["value"]], axis=2),
     }
-    return found, jnp.concatenate([jnp.ones((rows, len(prefix[0])), bool), allowed], axis=1)
+    return found, jnp.concatenate([jnp.ones((*allowed.shape[:2], len(prefix[0])), bool), allowed], axis=2)
