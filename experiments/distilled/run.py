@@ -45,7 +45,10 @@ def split(text: pathlib.Path, folder: pathlib.Path) -> tuple[pathlib.Path, pathl
 
 
 def kept(model: pathlib.Path, text: pathlib.Path, folder: pathlib.Path, rows: int) -> dict:
-    """What the teacher says of so many rows, and the seconds that took."""
+    """Has the teacher say what it says of so many rows, unless it has; what the command told, and the seconds."""
+    record = folder / "taught.json"
+    if record.exists():
+        return json.loads(record.read_text())
     train, heldout = split(text, folder)
     begin = time.time()
     command = [
@@ -53,12 +56,11 @@ def kept(model: pathlib.Path, text: pathlib.Path, folder: pathlib.Path, rows: in
         "--top_k=256", f"--rows={rows}", "--eval_rows=32", "--batch_size=8", f"--config.data.source={train}",
         f"--config.data.eval_source={heldout}",
     ]  # fmt: skip
-    told = None
-    if not (folder / "taught").exists():
-        told = subprocess.run(
-            [sys.executable, "-m", *command], cwd=runs.ROOT, check=True, stdout=subprocess.PIPE, text=True
-        ).stdout.strip()
-    return {"rows": rows, "seconds": time.time() - begin, "told": told}
+    options = dict(cwd=runs.ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    told = subprocess.run([sys.executable, "-m", *command], **options).stdout
+    found = {"rows": rows, "seconds": time.time() - begin, "told": told.strip().partition(": ")[2]}
+    record.write_text(json.dumps(found))
+    return found
 
 
 def texts(model: pathlib.Path, text: pathlib.Path, folder: pathlib.Path, steps: int, batches: int) -> dict:
