@@ -105,10 +105,11 @@ def teach(
         raise InputError(f"--top_k = {top_k} is more than the {answers} answers that the teacher has")
     made_by = {
         "teacher": content_of(teacher), TEMPERATURE: str(float(objective.temperature)), NUM_ANSWERS: str(answers),
+        **{f"rows/{name}": value for name, value in data.identity.items()},
     }  # fmt: skip
     section = json_copy(made_of(config["data"].to_dict()))
     what = {
-        **made_by, "data": dict(data.identity), "made_of": section, "seed": config["seed"],
+        **made_by, "made_of": section, "seed": config["seed"],
         "objective": config["objective"]["name"], "rows": rows, "eval_rows": eval_rows, "top_k": top_k, "dtype": dtype,
         "compute_dtype": compute_dtype, "batch_size": batch_size,
     }  # fmt: skip

@@ -86,6 +86,9 @@ def test_the_loss_on_rows_with_all_answers_is_that_beside_the_teacher(folder, wh
     assert rest == 0
     source = config_for(folder, {"name": "kept", "source": str(path)}, teacher="")
     data = open_data(source, folder / "cache")
+    made_of = open_data(config_for(folder), folder / "cache").identity
+    assert {f"rows/{name}": value for name, value in made_of.items()}.items() <= data.identity.items()
+    assert data.identity["teacher"] and data.identity["teacher_temperature"] == "2.0"
     module = build_module(source, data.model_fields)
     objective, live = (build(one["objective"], OBJECTIVES) for one in (source, config_for(folder)))
     check_fit(data, module, objective)
