@@ -31,7 +31,7 @@ XL = {"num_layers": 24, "hidden_size": 2048, "num_heads": 16, "head_dim": 128}
 LARGE = {"num_layers": 32, "hidden_size": 4096, "num_heads": 32, "head_dim": 128}
 GPT = {
     "name": "gpt", "max_length": 2048, "window": 256, "layer_pattern": ("global", "local"), "vocab_size": 50_304,
-    "dtype": "bfloat16", "remat": "full",
+    "dtype": "bfloat16", "remat": "save_named:q,k,v,attention_residuals,attention_heads,attention_out,mlp_up",
 }  # fmt: skip
 HERE = "configs/instructgpt_1_3b.py"
 
@@ -61,6 +61,7 @@ def _chats(name, tokenizer, **more):
 def sft(size, base=None):
     """16 epochs of 13,000 demonstrations in batches of 32, residual dropout 0.2, cosine to a tenth."""
     return {
+        "mesh": {"data": 1, "fsdp": -1, "sequence": 2},
         "train": _train(6_500, 32, init_from=base),
         "model": GPT | size | {"dropout": 0.2}, "objective": {"name": "causal_lm"},
         "data": _chats("chats", base, sequence_length=2048),

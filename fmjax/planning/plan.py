@@ -28,6 +28,7 @@ class Plan:
       topology, num_devices, device_kind, mesh: the devices.
       hbm_bytes_per_device: main memory of a device; None where it is not known.
       parameter_bytes, optimizer_bytes, carry_bytes, batch_bytes: of the step's arguments.
+      models_bytes: of the other models that the objective names, an argument too, whether the step reads them or not.
       argument_bytes: all arguments.
       temp_bytes: activations, gradients and whatever else the step keeps for a while; on TPUs what it returns beside
         its arguments too.
@@ -57,6 +58,7 @@ class Plan:
     optimizer_bytes: int
     carry_bytes: int
     batch_bytes: int
+    models_bytes: int
     argument_bytes: int
     temp_bytes: int
     peak_bytes_per_device: int
@@ -143,6 +145,7 @@ def plan_program(program: Program, example: Mapping[str, Any], name: str) -> Pla
         optimizer_bytes=_shard_bytes(state.opt_state),
         carry_bytes=_shard_bytes(state.carry),
         batch_bytes=_shard_bytes(program.batch_spec),
+        models_bytes=_shard_bytes(program.others),
         argument_bytes=compiled.argument_bytes,
         temp_bytes=compiled.temp_bytes,
         peak_bytes_per_device=peak,
@@ -187,7 +190,7 @@ def _compile(program: Program) -> _Compiled:
             if not _says_hbm_is_too_small(str(error)):
                 raise
             text = _dumped(folder, ".after_optimizations.txt", error)
-            arguments = _shard_bytes(program.spec.shapes) + _shard_bytes(program.batch_spec)
+            arguments = _shard_bytes((program.spec.shapes, program.batch_spec, program.others))
             return _Compiled(text, arguments, max(0, _reported_bytes(folder, error) - arguments), 0, accepted=False)
         # Its statistics count values in the place of results or in faster memory as temporaries of main memory too.
         m = compiled.memory_analysis()

@@ -18,6 +18,7 @@ def describe(plan: Plan) -> str:
         f"  optimizer state      {size(plan.optimizer_bytes):>12}",
         *([f"  carry                {size(plan.carry_bytes):>12}"] if plan.carry_bytes else []),
         f"  batch                {size(plan.batch_bytes):>12}",
+        *([f"  other models         {size(plan.models_bytes):>12}"] if plan.models_bytes else []),
         f"  temporaries          {size(plan.temp_bytes):>12}   (activations, gradients, workspace)",
         f"  peak                 {size(plan.peak_bytes_per_device):>12}{_of(plan.peak_bytes_per_device, memory)}",
         "",

@@ -239,7 +239,9 @@ def _update(config, apply_fn, objective, spec: StateSpec, rules):
         ema_exponents=train.ema_exponents,
         nonfinite=train.nonfinite,
     )
-    return transformation, jax.jit(train_step, donate_argnums=0, out_shardings=(spec.shardings, None))
+    # Models that this step does not read, but a rollout's scores do, lie in memory all the same: plans count them.
+    options = dict(donate_argnums=0, out_shardings=(spec.shardings, None), keep_unused=True)
+    return transformation, jax.jit(train_step, **options)
 
 
 def _check_call(module: nn.Module, inputs: dict[str, Any], objective, row: Mapping[str, Any]) -> None:

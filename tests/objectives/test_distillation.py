@@ -144,7 +144,7 @@ def test_a_plan_counts_the_teacher(teacher):
     plan = plan_program(program, {k: v[0] for k, v in batch(0).items()}, "cpu")
     size = sum(x.size * 4 for x in jax.tree.leaves(byte_model(ByteTokenizer()).params))
     own = plan.parameter_bytes + plan.optimizer_bytes + plan.batch_bytes
-    assert 0.9 * size < plan.argument_bytes - own < size + 256
+    assert 0.9 * size < plan.argument_bytes - own < size + 256 and plan.models_bytes == size
 
 
 def test_the_teacher_is_not_saved_and_a_changed_one_is_refused(teacher, tmp_path):
