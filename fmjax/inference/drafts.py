@@ -56,9 +56,12 @@ class Passed(NamedTuple):
     hidden: jax.Array
 
 
-TRUST = {2: 3, 4: 4, 8: 8}
-"""For a match of so many tokens at least, so many more are proposed: a pass over 4 tokens costs hardly more than over
-one, and one over 16 is worth it where a text is copied."""
+TRUST = {2: 3, 4: 7}
+"""Of a match of so many tokens at least, so many are proposed at most: a pass over 4 tokens costs hardly more than one
+over one."""
+
+COPIED = 8
+"""Of a match of so many tokens all are proposed that a pass may read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Lookup:
     tokens where the row's text, prompt and drawn, had them before.
 
     Of all places the one where most of the last tokens are the same, and of equal ones the last; a text that ends in a
-    loop is continued around it. How many tokens are proposed goes by how many were the same (TRUST).
+    loop is continued around it. How many tokens are proposed goes by how many were the same (TRUST, COPIED).
     """
 
     tokens: int = 15
@@ -84,8 +87,10 @@ class Lookup:
         rows, last = jnp.arange(len(own)), state.cache["lengths"]
         own = own.at[rows, last].set(state.token, mode="drop")
         tokens, same = look_up(own, last, self.tokens)
-        trusted = sum(jnp.where(same >= least, more, 0) for least, more in TRUST.items())
-        return state, own, Proposals(tokens, jnp.minimum(trusted, limit), None, jnp.ones(len(own), bool))
+        most = jnp.where(same >= COPIED, self.tokens, 0)
+        for least, number in TRUST.items():
+            most = jnp.where(same >= least, jnp.maximum(most, number), most)
+        return state, own, Proposals(tokens, jnp.minimum(most, limit), None, jnp.ones(len(own), bool))
 
     def settle(self, own, passed: Passed):
         place = passed.before[:, None] + 1 + jnp.arange(passed.tokens.shape[1])[None]
@@ -95,8 +100,7 @@ class Lookup:
 
 
 def look_up(text, last, number: int) -> tuple[jax.Array, jax.Array]:
-    """(tokens int32 [B, number], how many of the last tokens were the same, int32 [B], at most those of TRUST) for
-    `Lookup`.
+    """(tokens int32 [B, number], how many of the last tokens were the same, int32 [B], at most COPIED) for `Lookup`.
 
     Args:
       text: int32 [B, N].
@@ -104,7 +108,7 @@ def look_up(text, last, number: int) -> tuple[jax.Array, jax.Array]:
     """
     rows, index = jnp.arange(len(text))[:, None], jnp.arange(text.shape[1])[None]
     same, length = index < last[:, None], jnp.zeros_like(text)
-    for back in range(max(TRUST)):
+    for back in range(COPIED):
         place = last[:, None] - back
         own = text[rows, jnp.maximum(place, 0)]
         same &= (jnp.roll(text, back, axis=1) == own) & (index >= back)

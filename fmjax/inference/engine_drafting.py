@@ -23,53 +23,66 @@ class Drafting:
     """The draft of one run.
 
     Args:
-      drafted: the draft and its weights; None for a run without.
+      drafted: the draft and its weights.
+      in_turns: whether a pass of the model takes far longer than a dispatch, as on a CPU that of a deep stack.
 
     Attributes:
+      in_turns: so every pass is dispatched alone.
       spare: tokens of a pass that may be taken back.
       places: of the cache, beyond those that a request takes, for what is proposed behind its end and for padding.
     """
 
-    def __init__(self, drafted: Drafted):
+    def __init__(self, drafted: Drafted, in_turns: bool):
+        self.in_turns = in_turns
         self._draft, self._weights = drafted
         self._own, self._places = None, None
         self.spare = self._draft.tokens
         self.places = self.spare + 1
 
+    @property
+    def _context(self) -> int | None:
+        """Places that a draft model has."""
+        return getattr(getattr(self._draft, "module", None), "max_length", None)
+
     def check(self, index: int, places: int) -> None:
         """Raises InputError for a request that takes more places than a draft model has."""
-        context = getattr(getattr(self._draft, "module", None), "max_length", None)
-        if context is not None and places > context:
+        if self._context is not None and places > self._context:
             raise InputError(
-                f"prompt {index} and its new tokens take {places} places, and the draft has a context of {context}: "
-                "ask for fewer max_new_tokens, or take another draft"
+                f"prompt {index} and its new tokens take {places} places, and the draft has a context of "
+                f"{self._context}: ask for fewer max_new_tokens, or take another draft"
             )
 
     def begin(self, form: Form, batch_size: int, places: int) -> None:
         """Makes the draft's own arrays, empty, for a cache of so many places."""
-        self._places = np.int32(places)
+        # Of a draft's own context the last place may be proposed for: its padding goes to the cache, which is longer.
+        self._places = np.int32(places if self._context is None else min(places, self._context + 1))
         self._own = speculation().start(form, self._draft, batch_size, places)
 
     def read(self, form: Form, packed) -> None:
         """Packed prompts have become rows."""
         self._own = speculation().read(form, self._draft, self._weights, self._own, packed)
 
-    def passes(self, form: Form, weights, state: State, alive, stop_ids, steps, free_rows) -> tuple[State, Passes]:
-        """Up to `steps` passes in one dispatch."""
-        state, self._own, passes = speculation().together(
-            form, self._draft, weights, self._weights, state, self._own, alive, stop_ids, self._places, steps, free_rows
-        )
-        return state, passes
-
-    def one_pass(
-        self, form: Form, weights, state: State, alive, stop_ids, allowed: AllowedTokens | None = None,
-        walks: Sequence[tuple[Walk | None, np.ndarray]] = (),
-    ) -> tuple[State, Passes]:  # fmt: skip
-        """A pass, over so many tokens as the most that were proposed to a row ask for.
+    def decode(
+        self, form: Form, weights, state: State, alive, stop_ids, steps, free_rows,
+        allowed: AllowedTokens | None = None, walks: Sequence[tuple[Walk | None, np.ndarray]] | None = None,
+    ):  # fmt: skip
+        """(state, tokens, their log-probabilities, what `acceptance` reads) of passes of the model.
 
         Args:
+          steps, free_rows: as for `engine_programs.programs()[2]`, of passes.
           allowed, walks: where some row is held to a language; of each row its walk, and words of what it may draw.
         """
+        if self.in_turns or walks is not None:
+            state, found = self._one_pass(form, weights, state, alive, stop_ids, allowed, walks)
+        else:
+            state, self._own, found = speculation().together(
+                form, self._draft, weights, self._weights, state, self._own, alive, stop_ids, self._places, steps,
+                free_rows,
+            )  # fmt: skip
+        return state, found.tokens, found.logprobs, (found.proposed, found.accepted, found.passed)
+
+    def _one_pass(self, form: Form, weights, state: State, alive, stop_ids, allowed, walks) -> tuple[State, Passes]:
+        """A pass, over so many tokens as the most that were proposed to a row ask for."""
         state, self._own, proposals, told = speculation().propose(
             form, self._draft, weights, self._weights, state, self._own, alive, self._places
         )
@@ -78,7 +91,7 @@ class Drafting:
         laws = None if proposals.laws is None or not width else proposals.laws[:, :width]
         proposals, tokens = proposals._replace(tokens=proposals.tokens[:, :width], laws=laws), tokens[:, :width]
         words = None
-        if form.uses.allowed:
+        if walks is not None:
             rows = [words_along(allowed, *walk, row[:n]) for walk, row, n in zip(walks, tokens, count)]
             fill = lambda row: row + [allowed.everything] * (tokens.shape[1] + 1 - len(row))
             words = jnp.asarray(np.stack([np.stack(fill(row)) for row in rows]))
@@ -105,20 +118,21 @@ def words_along(allowed: AllowedTokens, walk: Walk | None, words: np.ndarray, pr
     return found
 
 
-def acceptance(index: int, place: int, passes: Sequence[np.ndarray] | None) -> Acceptance:
+def acceptance(index: int, place: int, passes: Sequence[np.ndarray] | None, kept: int) -> Acceptance:
     """What the passes of a chunk were worth to the row at `place`.
 
     Args:
-      passes: tokens, proposed, accepted and passed of `Passes`; None for none.
+      passes: proposed, accepted and passed of `Passes`; None for none.
+      kept: tokens of the chunk that the row goes on by.
 
     Raises RunError, naming the prompt `index`, where the draft's logits were not finite.
     """
     if passes is None:
         return Acceptance()
-    tokens, proposed, accepted, passed = (x[place] for x in passes)
+    proposed, accepted, passed = (x[place] for x in passes)
     if (proposed < 0).any():
         raise RunError(
             f"prompt {index}: the draft's logits are not finite. Damaged or diverged weights do that, or numbers too "
             "large for float16"
         )
-    return Acceptance(int(passed.sum()), int((tokens >= 0).sum()), int(proposed.sum()), int(accepted.sum()))
+    return Acceptance(int(passed.sum()), kept, int(proposed.sum()), min(int(accepted.sum()), kept))

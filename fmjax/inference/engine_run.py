@@ -26,7 +26,6 @@ from fmjax.inference.rows import bucket
 from fmjax.inference.sampler import Uses
 from fmjax.parallel import watch
 
-
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +39,8 @@ class Run:
         self, engine, requests: Iterable[PromptRequest], stop_ids, steps: int, batch_size: int,
         cache_length: int | None, progress, cache: str = "float", draft: Drafted | None = None,
     ):  # fmt: skip
-        self._engine, self._cache, self._drafting = engine, cache, None if draft is None else Drafting(draft)
+        self._engine, self._cache = engine, cache
+        self._drafting = None if draft is None else Drafting(draft, engine.part is not None)
         more = 0 if draft is None else self._drafting.places
         self._stop_ids = frozenset(stop_ids)
         stops = sorted(self._stop_ids)
@@ -49,8 +49,6 @@ class Run:
         self._allowed = None
         self._total = None
         self._in_parts = False
-        # A dispatch a pass of the model where that takes far longer than a dispatch (`engine_drafting`).
-        self._in_turns = draft is not None and engine.part is not None
         self._uses, source = Uses(), 1
         if isinstance(requests, Sequence):
             for index, request in enumerate(requests):
@@ -122,7 +120,8 @@ class Run:
                 while self._prefill():
                     pass
                 yield from self._dead_ends()
-                if (self._in_parts or self._in_turns or self._uses.allowed) and self._pending:
+                in_turns = self._in_parts or self._uses.allowed or (self._drafting and self._drafting.in_turns)
+                if in_turns and self._pending:
                     # The host makes the calls of a chunk while it is computed, and reads nothing meanwhile. What may be
                     # drawn next depends on what was.
                     yield from self._read()
@@ -254,31 +253,22 @@ class Run:
         steps = 1 if any(row is not None and row.walk is not None for row in self._rows) else self._steps
         numbers = np.int32(min(steps, max(1, wanted))), np.int32(free_rows)
         form, weights = self._form(()), self._engine.weights
+        arguments, told = [weights, self._state, alive, self._stops], None
+        words = [self._words(row) for row in self._rows] if form.uses.allowed else None
         if self._drafting is not None:
-            tokens, logprobs, told = self._pass(form._replace(part=None), weights, alive, numbers)
+            walks = None if words is None else [(row and row.walk, own) for row, own in zip(self._rows, words)]
+            found = self._drafting.decode(form._replace(part=None), *arguments, *numbers, self._allowed, walks)
+            self._state, tokens, logprobs, told = found
         else:
             form = form if self._in_parts else form._replace(part=None)
             _, _, decode = programs_of(form)
-            if form.uses.allowed:
-                words = jnp.asarray(np.stack([self._words(row) for row in self._rows]))
-                self._state = self._state._replace(allowed=words)
-            self._state, tokens, logprobs = decode(form, weights, self._state, alive, self._stops, *numbers)
-            told = None
+            if words is not None:
+                arguments[1] = self._state._replace(allowed=jnp.asarray(np.stack(words)))
+            self._state, tokens, logprobs = decode(form, *arguments, *numbers)
         owners = [(number, number, row) for number, row in enumerate(self._rows) if row is not None]
         for _, _, row in owners:
             row.sent += steps
         self._pending.append((owners, tokens, logprobs, told))
-
-    def _pass(self, form: Form, weights, alive, numbers):
-        """(tokens, their log-probabilities, what `acceptance` reads) of passes over what the draft proposes."""
-        arguments = form, weights, self._state, alive, self._stops
-        if self._in_turns or form.uses.allowed:
-            rows = self._rows if form.uses.allowed else ()
-            walks = [(None if row is None else row.walk, self._words(row)) for row in rows]
-            self._state, found = self._drafting.one_pass(*arguments, self._allowed, walks)
-        else:
-            self._state, found = self._drafting.passes(*arguments, *numbers)
-        return found.tokens, found.logprobs, (found.tokens, found.proposed, found.accepted, found.passed)
 
     def _read(self) -> Iterator[Chunk]:
         """Waits for the oldest results and yields them. Raises RunError for logits that were not finite."""
@@ -294,10 +284,10 @@ class Run:
                 continue
             drawn = tokens[place] >= 0
             new, chances = tokens[place][drawn].tolist(), logprobs[place][drawn]
-            worth = None if self._drafting is None else acceptance(row.index, place, told)
             if not np.isfinite(chances).all():
                 raise not_finite(row.index, row.drawn + int(np.isfinite(chances).argmin()))
             new = new[: followed(row, new, self._allowed, self._stop_ids)]
+            worth = None if self._drafting is None else acceptance(row.index, place, told, len(new))
             row.drawn += len(new)
             row.sent = row.drawn + sum(row in [r for *_, r in other] for other, *_ in self._pending) * self._steps
             finish = None

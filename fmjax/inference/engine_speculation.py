@@ -26,7 +26,8 @@ class Passes(NamedTuple):
     Attributes:
       number: int32, of passes.
       tokens, logprobs: [B, N, k + 1], -1 for no token.
-      proposed, accepted: int32 [B, N]; proposed is -1 where the draft's logits were not finite.
+      proposed, accepted: int32 [B, N], proposals that were decided upon, and those taken; proposed is -1 where the
+        draft's logits were not finite.
       passed: bool [B, N], whether the pass was one of the row.
     """
 
@@ -103,13 +104,14 @@ def settle(
         remaining=jnp.where(jnp.any(stops & inside, axis=1), 0, state.remaining - count),
         seen=seen,
     )
-    finite = jnp.where(proposals.finite, proposals.count, -1)
+    # Nothing was decided behind the last token that was asked for.
+    decided = jnp.where(count > accepted, proposals.count, count)
     put = lambda old, new: old.at[:, passes.number].set(new)
     return state, own, Passes(
         passes.number + 1,
         put(passes.tokens, jnp.where(inside, tokens, -1)),
         put(passes.logprobs, jnp.where(inside, logprobs, 0.0)),
-        put(passes.proposed, jnp.where(active, finite, 0)),
+        put(passes.proposed, jnp.where(active, jnp.where(proposals.finite, decided, -1), 0)),
         put(passes.accepted, jnp.where(active, jnp.minimum(accepted, count), 0)),
         put(passes.passed, active),
     )  # fmt: skip

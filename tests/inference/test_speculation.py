@@ -73,13 +73,14 @@ def texts(completions):
     return [(one.tokens, one.finish) for one in completions]
 
 
-@pytest.mark.parametrize("certain", [False, True], ids=["drawn", "one-hot"])
+@pytest.mark.parametrize("certain", [(), ("draft",), ("target",)], ids=["drawn", "one-hot draft", "one-hot target"])
 def test_rejection_leaves_the_targets_law(certain):
-    """Two proposals; the law of the second depends on the first. Among the rows are some of one-hot targets."""
+    """Two proposals; the law of the second depends on the first."""
     rows, rng = 60_000, np.random.default_rng(0)
     first, second = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(5), 6)
+    first = np.eye(5)[first.argmax()] if "target" in certain else first
     draft = rng.dirichlet(np.ones(5), 2)
-    draft = np.eye(5)[draft.argmax(-1)] if certain else draft
+    draft = np.eye(5)[draft.argmax(-1)] if "draft" in certain else draft
     proposed = np.stack([rng.choice(5, rows, p=p) for p in draft], axis=1)
     target = np.stack([np.broadcast_to(first, (rows, 5)), second[proposed[:, 0]], second[proposed[:, 1]]], axis=1)
     keys = jax.random.split(jax.random.key(3), (rows, 3))
@@ -87,7 +88,9 @@ def test_rejection_leaves_the_targets_law(certain):
     laws = np.broadcast_to(draft, (rows, 2, 5))
     arrays = (jnp.asarray(x, jnp.float32) for x in (target, laws))
     tokens, taken = map(np.asarray, jax.jit(rejection)(*arrays, proposed, count, keys))
-    assert chisquare(np.bincount(tokens[:, 0], minlength=5), first * rows).pvalue > 1e-3
+    likely = first > 0
+    counts = np.bincount(tokens[:, 0], minlength=5)
+    assert not counts[~likely].any() and chisquare(counts[likely], first[likely] * rows).pvalue > 1e-3
     assert taken.max() == 2 and (taken <= count).all()
     for token in range(5):
         found = tokens[(taken >= 1) & (tokens[:, 0] == token), 1]
@@ -97,23 +100,44 @@ def test_rejection_leaves_the_targets_law(certain):
     assert (taken >= 1).mean() == pytest.approx(expected, abs=0.01)
 
 
-@pytest.mark.parametrize("name, by", [("llama", "layers"), ("windows", "lookup"), ("windows", "other")])
-def test_a_greedy_text_is_the_same_with_a_draft(name, by):
+@pytest.mark.parametrize(
+    "name, by, cache", [("llama", "layers", "float"), ("windows", "lookup", "int8"), ("windows", "other", "float")]
+)
+def test_a_greedy_text_is_the_same_with_a_draft(name, by, cache):
     """Nine prompts of mixed lengths through four rows, which take different numbers of proposals and end at different
     times; up to the end of the context."""
     engine, module, params = made(name)
     prompts = [*PROMPTS, *([n, 2 * n, n] for n in range(2, 6))]
     wanted = [dataclasses.replace(r, max_new_tokens=5 + 11 * (i % 4)) for i, r in enumerate(requests(prompts))]
-    plain = engine.generate(wanted)
-    found = engine.generate(wanted, draft=draft(by))
+    plain = engine.generate(wanted, cache=cache)
+    found = engine.generate(wanted, cache=cache, draft=draft(by))
     assert texts(found) == texts(plain)
     for one, other in zip(found, plain):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
         assert one.acceptance.drawn == len(one.tokens) - 1 and one.acceptance.passes <= one.acceptance.drawn
-    stop = plain[0].tokens[4]
-    assert texts(engine.generate(wanted, stop_ids=[stop], draft=draft(by))) == texts(
-        engine.generate(wanted, stop_ids=[stop])
-    )
+
+
+def test_a_stop_among_what_was_taken_ends_a_text():
+    """The model is its own draft, so that all it proposes is taken."""
+    engine, _, _ = made("llama")
+    itself = Drafted(DraftModel(engine.module, 3), engine.weights)
+    plain = engine.generate(requests(PROMPTS))
+    for place in (2, 3, 4):
+        stop = plain[0].tokens[place]
+        found = engine.generate(requests(PROMPTS), stop_ids=[stop], draft=itself)
+        assert texts(found) == texts(engine.generate(requests(PROMPTS), stop_ids=[stop]))
+        assert all(one.acceptance.accepted == one.acceptance.proposed for one in found)
+
+
+def test_a_draft_reads_to_the_end_of_its_context():
+    """Learned positions: those behind the last have no embedding."""
+    module = GPT(**SIZES | dict(num_layers=1, hidden_size=16, max_length=24))
+    params = nn.unbox(jax.jit(module.init)(quick_key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    short = Engine(module, params)
+    engine, wanted = made("llama")[0], requests(PROMPTS[:1], 18)
+    assert engine.places(wanted[0]) == 24
+    found = engine.generate(wanted, draft=Drafted(DraftModel(short.module, 3), short.weights))
+    assert texts(found) == texts(engine.generate(wanted))
 
 
 def test_what_is_proposed_for_certain_does_not_change_a_drawn_text():
@@ -125,7 +149,7 @@ def test_what_is_proposed_for_certain_does_not_change_a_drawn_text():
 
 
 def processed(logits, sampling, seen):
-    """The law that a token is drawn by, in float64: penalty, temperature, top-k, top-p."""
+    """The law that a token is drawn by, in float64: penalty, temperature, top-k, top-p, min-p."""
     penalised = np.where(logits < 0, logits * sampling.repetition_penalty, logits / sampling.repetition_penalty)
     scores = np.where(np.isin(np.arange(len(logits)), list(seen)), penalised, logits)
     p = np.exp((scores - scores.max()) / sampling.temperature)
@@ -134,18 +158,20 @@ def processed(logits, sampling, seen):
     p /= p.sum()
     before = np.cumsum(p[order]) - p[order]
     p[order[before >= sampling.top_p]] = 0
+    p[p < sampling.min_p * p.max()] = 0
     return p / p.sum()
 
 
-def test_drawn_texts_have_the_models_law_and_log_probabilities():
+@pytest.mark.parametrize("by", ["layers", "tiny other"])
+def test_drawn_texts_have_the_models_law_and_log_probabilities(by):
     """All texts of four tokens of a vocabulary of four, by their frequencies in 2,000; a greedy one in a hundred among
     them, which its neighbours do not see."""
     engine, module, params = made("tiny")
-    sampling = Sampling(1.4, top_k=3, top_p=0.9, repetition_penalty=1.2)
+    sampling = Sampling(1.4, top_k=3, top_p=0.9, min_p=0.1, repetition_penalty=1.2)
     copies = 2000
     wanted = [PromptRequest([1, 2], 4, sampling, 7, copy) for copy in range(copies)]
     wanted[::100] = [PromptRequest([1, 2], 4)] * len(wanted[::100])
-    found = engine.generate(wanted, batch_size=64, draft=draft("tiny other"))
+    found = engine.generate(wanted, batch_size=64, draft=draft(by))
     (greedy,) = {tuple(one.tokens) for one in found[::100]}
     assert list(greedy) == engine.generate([PromptRequest([1, 2], 4)])[0].tokens
     drawn = [one for number, one in enumerate(found) if number % 100]
