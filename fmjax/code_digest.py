@@ -16,7 +16,7 @@ import numpy as np
 PACKAGE = pathlib.Path(__file__).parent
 COMPUTING = (
     "agents/[!o]*.py",  # all but their objective, which answers nothing
-    "diffusion", "layers", "models", "inference", "parallel/logical.py", "parallel/placement.py",
+    "diffusion", "layers", "models", "inference", "native/*.*", "parallel/logical.py", "parallel/placement.py",
     "parallel/platform.py", "data/tokenizers", "data/captions.py", "tasks/answers.py", "tasks/functions.py",
     "tasks/environments.py", "tasks/adaptation.py", "tasks/heads.py", "tasks/neighbours.py", "tasks/image_changes.py",
     "tasks/made/making.py", "tasks/named_classes.py", "tasks/retrieval.py", "tasks/sandbox.py",

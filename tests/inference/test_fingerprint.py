@@ -23,6 +23,7 @@ NOT_COMPUTING = {
     "errors.py gguf_file.py hub.py small_files.py code_digest.py": "messages, files and names of code",
     "config_fields.py config_values.py": "options of generators out of texts, which answers are kept under",
     "parallel/mesh.py parallel/sharding.py": "where arrays lie, not what they are",
+    "cache_folder.py": "where what is compiled is kept",
     "parallel/__init__.py parallel/hosts.py parallel/watch.py": "who else computes, and how far they are",
     "interop/exporter.py interop/peft.py checkpoint_files.py adapt/packed.py": "a model written to a folder",
     "data/codecs/base.py data/codecs/media.py": "values to arrays, which are what answers are computed from",
