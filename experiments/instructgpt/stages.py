@@ -6,8 +6,8 @@
     --config=experiments/instructgpt/stages.py:ppo,SFT,REWARD
     --config=experiments/instructgpt/stages.py:dpo,SFT
 
-Behind a stage's name are the runs that it begins with. `data.source`, and of rankings `data.eval_source`, are files that
-`run.py` writes.
+Behind a stage's name are the runs that it begins with. `data.source`, and of rankings `data.eval_source`, are files
+that `run.py` writes.
 """
 
 import pathlib

@@ -1,15 +1,17 @@
 """Speculative decoding by kind of text: what drafts are worth, and how much faster they are. See README.md.
 
-    python experiments/speculation/run.py --model=SMOLLM2 [--draft=PATH ...] [--new_tokens=104]
+    python experiments/speculation/run.py --model=SMOLLM2 [--draft=PATH ...] [--new_tokens=104] [--repeats=1]
 
 Each prompt is continued in all ways, one after the other, by one engine. Speeds are of what follows the first token.
 """
 
 import argparse
+import dataclasses
 import itertools
 import pathlib
 import sys
 import time
+from typing import Any
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -19,6 +21,16 @@ import runs  # noqa: E402
 
 PLACES = 512
 """Of the cache in all runs, so that they share their programs."""
+
+@dataclasses.dataclass
+class Case:
+    """What is measured at once: texts of some kinds in several ways, None being without a draft."""
+
+    ways: dict[str, Any]
+    kinds: dict[str, list[list[int]]]
+    temperature: float = 0.0
+    rows: int = 1
+    repeats: int = 1
 
 
 def encoded(model) -> dict[str, list[list[int]]]:
@@ -30,16 +42,21 @@ def encoded(model) -> dict[str, list[list[int]]]:
     }
 
 
-def drafts(model, layers: list[int], paths: list[str]) -> dict:
-    """What drafts, by name; without a draft first."""
+def cases(model, flags) -> list[Case]:
     import fmjax
     from fmjax.inference.draft_options import drafted
 
-    found = {"none": None, "look-up": drafted(model, "lookup", None)}
-    found |= {f"first {count} layers": drafted(model, f"layers:{count}", None) for count in layers}
-    for path in paths:
-        found[pathlib.Path(path).name] = drafted(model, fmjax.load(path), None)
-    return found
+    kinds = encoded(model)
+    look_up = {"none": None, "look-up": drafted(model, "lookup", None)}
+    computed = {f"first {count} layers": drafted(model, f"layers:{count}", None) for count in flags.layers}
+    computed |= {pathlib.Path(path).name: drafted(model, fmjax.load(path), None) for path in flags.draft}
+    copied = {"repeated text": kinds["repeated text"]}
+    return [
+        Case(look_up, kinds, repeats=flags.repeats),
+        Case(look_up, kinds, temperature=0.8, repeats=flags.repeats),
+        Case(look_up, copied, rows=4, repeats=flags.repeats),
+        Case({"none": None} | computed, {kind: texts[:1] for kind, texts in kinds.items()}),
+    ]
 
 
 def continued(engine, tokens: list[list[int]], new: int, temperature: float, draft, chunks: int = 10**6) -> dict:
@@ -58,28 +75,33 @@ def continued(engine, tokens: list[list[int]], new: int, temperature: float, dra
     return {"seconds": seconds, "texts": found, "worth": worth}
 
 
-def measured(engine, tokens: dict, ways: dict, new: int, temperature: float, batch: int = 1) -> list[dict]:
-    """A row a kind and way; of early exit, which is slow here, of the first third of the tokens."""
-    from fmjax.inference.drafts import EarlyExit
+def compile_all(engine, case: Case) -> None:
+    """Runs what a case is made of, so that nothing is compiled while it is timed: a text of one token, in which look-up
+    finds nothing, and one that is copied."""
+    for draft in case.ways.values():
+        for text in ([1], case.kinds["repeated text"][0]):
+            chunks = 2 if draft is None else 8
+            continued(engine, [text] * case.rows, 120, case.temperature, draft, chunks=chunks * case.rows)
 
-    length = lambda draft: new // 3 if draft is not None and isinstance(draft.draft, EarlyExit) else new
+
+def measured(engine, case: Case, new: int) -> list[dict]:
+    """A row a kind and way."""
     rows = []
-    for kind, texts in tokens.items():
+    for kind, texts in case.kinds.items():
         taken = []
-        for text in texts:
-            own = lambda draft: continued(engine, [text] * batch, length(draft), temperature, draft)
-            taken.append({name: own(draft) for name, draft in ways.items()})
-        for name in ways:
-            each = [one[name] for one in taken]
-            plain = [one["none"] for one in taken]
+        for text in texts * case.repeats:
+            own = lambda draft: continued(engine, [text] * case.rows, new, case.temperature, draft)
+            taken.append({name: own(draft) for name, draft in case.ways.items()})
+        for name in case.ways:
+            each, plain = ([one[way] for one in taken] for way in (name, "none"))
             worth = sum((one["worth"] for one in each[1:]), each[0]["worth"])
             rate, before = (speed(part) for part in (each, plain))
-            begins = lambda text, whole: all(a == b[: len(a)] for a, b in zip(text, whole))
             rows.append({
-                "kind": kind, "draft": name, "temperature": temperature, "batch": batch, "tokens_per_second": rate,
-                "times_faster": rate / before, "tokens_a_pass": worth.tokens_a_pass if worth.passes else 1.0,
-                "accepted_share": worth.accepted_share, "proposed": worth.proposed,
-                "same_text": all(begins(a["texts"], b["texts"]) for a, b in zip(each, plain)),
+                "kind": kind, "draft": name, "temperature": case.temperature, "rows": case.rows, "texts": len(texts),
+                "tokens_per_second": rate, "times_faster": rate / before,
+                "tokens_a_pass": worth.tokens_a_pass if worth.passes else 1.0,
+                "accepted_share": worth.accepted_share, "proposed": worth.proposed // case.repeats,
+                "same_text": all(a["texts"] == b["texts"] for a, b in zip(each, plain)),
             })  # fmt: skip
             print(line(rows[-1]), flush=True)
     return rows
@@ -90,11 +112,9 @@ def speed(parts: list[dict]) -> float:
     return sum(len(text) - 1 for one in parts for text in one["texts"]) / sum(one["seconds"] for one in parts)
 
 
-COLUMNS = "| text | temperature | rows | draft | accepted | tokens a pass | tokens/s | times as fast | same text |"
-
-
+COLUMNS = "| text | texts | temperature | rows | draft | accepted | tokens a pass | tokens/s | faster | same text |"
 RULE = f"|{'---|' * (COLUMNS.count('|') - 1)}"
-NAMES = ("kind", "temperature", "batch", "draft")
+NAMES = ("kind", "texts", "temperature", "rows", "draft")
 NUMBERS = {"tokens_a_pass": 2, "tokens_per_second": 1, "times_faster": 2}
 
 
@@ -120,7 +140,7 @@ def plot(rows: list[dict], file: pathlib.Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for row in rows if row["temperature"] == 0 and row["batch"] == 1 and row["draft"] != "none"]
+    rows = [row for row in rows if row["temperature"] == 0 and row["rows"] == 1 and row["draft"] != "none"]
     kinds, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("kind", "draft"))
     figure, axes = pyplot.subplots(figsize=(7, 3.5))
     width = 0.8 / len(names)
@@ -141,6 +161,7 @@ def main() -> None:
     parser.add_argument("--draft", action="append", default=[], help="a model with the same tokenizer, or draft heads")
     parser.add_argument("--layers", type=int, nargs="*", default=[20], help="for early exit")
     parser.add_argument("--new_tokens", type=int, default=104)
+    parser.add_argument("--repeats", type=int, default=1, help="of all but drafts that compute")
     parser.add_argument("--output", type=pathlib.Path, default=HERE)
     flags = parser.parse_args()
 
@@ -149,21 +170,12 @@ def main() -> None:
 
     use_compilation_cache()
     model = fmjax.load(flags.model, unrolled=True).unrolled(donate=True)
-    tokens, ways = encoded(model), drafts(model, flags.layers, flags.draft)
-    few = {name: ways[name] for name in ("none", "look-up")}
-    copied = {"repeated text": tokens["repeated text"]}
-    cases = [(ways, tokens, 0.0, 1), (few, tokens, 0.8, 1), (few, copied, 0.0, 4)]
-    for drafted, texts, temperature, batch in cases:  # compiled before anything is timed
-        for draft in drafted.values():
-            for kind in texts:
-                told = texts[kind][:1] * batch, flags.new_tokens, temperature, draft
-                continued(model.engine, *told, chunks=2 if draft is None else 8)
+    asked = cases(model, flags)
+    for case in asked:
+        compile_all(model.engine, case)
     print(f"{COLUMNS}\n{RULE}")
-    rows = []
-    for drafted, texts, temperature, batch in cases:
-        rows += measured(model.engine, texts, drafted, flags.new_tokens, temperature, batch)
-    results = {"model": pathlib.Path(flags.model).name, "new_tokens": flags.new_tokens, "rows": rows}
-    runs.save(flags.output, results)
+    rows = [row for case in asked for row in measured(model.engine, case, flags.new_tokens)]
+    runs.save(flags.output, {"model": pathlib.Path(flags.model).name, "new_tokens": flags.new_tokens, "rows": rows})
     plot(rows, flags.output / "speculation.png")
     if (page := flags.output / "README.md").exists():
         write_table(rows, page)

@@ -52,8 +52,9 @@ class Options:
       progress: label of a progress bar; None shows none.
       draft: what proposes tokens, of which each pass of the model reads several and takes some (speculative decoding):
         "lookup" (what followed in the text before), "layers:K" (the model's first K layers), or a model: a smaller one
-        with the same tokenizer, or draft heads that were trained on this one. What is drawn has the same law as
-        without; of "lookup" and of heads it is the same text.
+        with the same tokenizer, or draft heads that were trained on this one; or one's own
+        (`fmjax.inference.drafts.Drafted`). What is drawn has the same law as without; of "lookup" and of heads it is
+        the same text.
       draft_tokens: how many are proposed a pass; None is the draft's own number.
 
     Raises InputError for a bad value.

@@ -23,14 +23,14 @@ def check(draft: Any, tokens: int | None) -> None:
     """Raises InputError for what is neither a name nor a model, and for a number of tokens that is not possible."""
     if tokens is not None:
         check_whole(1, draft_tokens=tokens)
-        if draft is None:
-            raise InputError(f"draft_tokens = {tokens} are a draft's; give a draft, or leave it out")
+        if draft is None or isinstance(draft, Drafted):
+            raise InputError(f"draft_tokens = {tokens} are of a draft by name or a model; leave it out, or give one")
     if isinstance(draft, str) and not is_name(draft):
         hint = nearest(draft, [LOOKUP]) if "/" not in draft else "; load a path: fmjax.load(PATH)."
         raise InputError(f"draft = {draft!r}: {EXPECTED}{hint}")
     if isinstance(draft, str) and draft != LOOKUP and not re.fullmatch(r"[1-9][0-9]*", draft.removeprefix(LAYERS)):
         raise InputError(f"draft = {draft!r}: {EXPECTED}; K is a whole number of at least 1")
-    if draft is not None and not isinstance(draft, str) and not hasattr(draft, "module"):
+    if draft is not None and not isinstance(draft, str | Drafted) and not hasattr(draft, "module"):
         raise InputError(f"draft = {draft!r}: {EXPECTED}")
 
 
@@ -38,15 +38,16 @@ def drafted(model, draft: Any, tokens: int | None) -> Drafted | None:
     """The draft of a model (`fmjax.inference.model.Model`); None for none.
 
     Args:
-      draft: None, a name, or a model: one that continues texts, or heads that were trained on this one.
+      draft: None, a name, a model (one that continues texts, or heads that were trained on this one), or a `Drafted` of
+        one's own, which has its number of tokens.
       tokens: proposed a pass; None is the draft's own number.
 
     Raises InputError for a draft that does not fit: another vocabulary, another placement, more layers than there are.
     """
     check(draft, tokens)
     own = {} if tokens is None else {"tokens": tokens}
-    if draft is None:
-        return None
+    if draft is None or isinstance(draft, Drafted):
+        return draft
     if draft == LOOKUP:
         return Drafted(Lookup(**own))
     if isinstance(draft, str):

@@ -51,6 +51,8 @@ def files_of(part):
 def taken_from(file):
     """The files of fmjax that a file imports, anywhere in it, or names as an import path `fmjax.module:Object`."""
     names = []
+    if not file.endswith(".py"):
+        return set()
     for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} imports relatively, which is not followed here"
