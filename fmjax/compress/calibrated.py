@@ -98,7 +98,7 @@ class GPTQ(FewBits):
             _checked(name, self._of_table(name).cut, table.shape)
         become = lambda name: self.quantization.quantize if name in kernels else None
         options = dataclasses.asdict(self)
-        batches = batches_of(calibration, self.rows_at_once)
+        batches = batches_of(model, calibration, self.rows_at_once)
         with model.inference():
             kept = kept_blocks(model, folder, self.name, options, calibration, become)
             made = changed_kernels(model, names, batches, self._one, ("gram",), kept)
@@ -193,7 +193,7 @@ class SmoothQuant(Int8):
         """The quantized model with what its products are given in calibration at most."""
         layers = [name.removesuffix("/kernel") for name in kernels if name.endswith("/kernel")]
         with smooth.inference():
-            batches = batches_of(calibration, self.rows_at_once)
+            batches = batches_of(smooth, calibration, self.rows_at_once)
             sums = gather(smooth.module, smooth.variables, batches, ("channels",), layers)
 
         def one(path, x):
@@ -212,7 +212,7 @@ class SmoothQuant(Int8):
 def _folded(method, model, calibration, kernels, change, wanted, folder=None) -> Model:
     """The model of the same function whose blocks are what `change(config, block, sums, chosen)` makes of them; chosen:
     paths of the layers inside the block whose kernels are compressed."""
-    batches = batches_of(calibration, method.rows_at_once)
+    batches = batches_of(model, calibration, method.rows_at_once)
     with model.inference():
         stacks = find_stacks(model.module, model.variables, batches[0])
 

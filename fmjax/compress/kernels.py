@@ -13,7 +13,8 @@ import numpy as np
 from fmjax.compress.calibrate import by_block, gather, part_at, with_part
 from fmjax.compress.kept import KeptBlocks, identity
 from fmjax.compress.stacks import find_stacks
-from fmjax.errors import RunError
+from fmjax.errors import InputError, RunError
+from fmjax.inference.checks import check_inputs
 from fmjax.inference.model import Model
 from fmjax.layers.weights import is_weight
 from fmjax.parallel.sharding import path_name
@@ -25,9 +26,23 @@ Change = Callable[[str, jax.Array, Mapping[str, Any]], tuple[Any, Any]]
 product that is lost, [], or None)."""
 
 
-def batches_of(calibration: Mapping[str, np.ndarray], rows: int) -> list[dict[str, np.ndarray]]:
-    """Calibration data in parts of `rows` rows."""
-    number = len(next(iter(calibration.values())))
+def batches_of(model: Model, calibration: Mapping[str, np.ndarray] | None, rows: int) -> list[dict[str, np.ndarray]]:
+    """Calibration data, inputs [N, ...] of a model's module by name, in parts of `rows` rows.
+
+    Raises InputError where there are none, of unlike numbers of rows, and for tokens that the model does not know.
+    """
+    if not calibration:
+        raise InputError(
+            "this method goes by what the model is given; read it with fmjax.compress.calibration.read_calibration "
+            "(--calibration=FILE)"
+        )
+    sizes = {name: len(array) for name, array in calibration.items()}
+    number = max(sizes.values())
+    if len(set(sizes.values())) > 1 or number == 0:
+        raise InputError(f"calibration has rows of unlike numbers, or none: {sizes}; give as many of each")
+    if "tokens" in calibration:
+        others = {name: array for name, array in calibration.items() if name != "tokens"}
+        check_inputs(model.module, model.params, calibration["tokens"], others)
     return [{name: x[i : i + rows] for name, x in calibration.items()} for i in range(0, number, rows)]
 
 

@@ -112,7 +112,7 @@ class Calibrated(Pruned):
         names = list(self.chosen(model))
         with model.inference():
             kept = kept_blocks(model, folder, self.name, dataclasses.asdict(self), calibration, lambda name: None)
-            batches = batches_of(calibration, self.rows_at_once)
+            batches = batches_of(model, calibration, self.rows_at_once)
             made = changed_kernels(model, names, batches, self.one, self.wanted, kept)
         return replaced(model, made, self.told())
 

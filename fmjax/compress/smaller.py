@@ -61,7 +61,7 @@ class Heads:
         have fewer.
         """
         check_whole(model)
-        batches, gone, fields = batches_of(calibration, self.rows_at_once), {}, {}
+        batches, gone, fields = batches_of(model, calibration, self.rows_at_once), {}, {}
         with model.inference():
             stacks = find_stacks(model.module, model.variables, batches[0])
             for path, config in stacks.items():
@@ -140,7 +140,7 @@ class Layers:
         are left would be of another kind (a window, a rotary embedding) at their new places.
         """
         check_whole(model)
-        batches = batches_of(calibration, self.rows_at_once)
+        batches = batches_of(model, calibration, self.rows_at_once)
         with model.inference():
             stacks = find_stacks(model.module, model.variables, batches[0])
             path = self._stack(stacks, model)

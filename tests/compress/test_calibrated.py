@@ -14,7 +14,9 @@ from fmjax.compress import __main__ as command
 from fmjax.compress.calibrated import AWQ, GPTQ, SmoothQuant
 from fmjax.compress.pruning import SparseGPT, TwoOfFour, Wanda
 from fmjax.errors import ConfigError, InputError, RunError
+from fmjax.interop.loading import placed
 from fmjax.layers.quantized import QTensor
+from fmjax.parallel.placement import Placement
 from tests.small_models import byte_model, random_model, stirred
 from tests.two_towers import MODEL as TOWERS
 
@@ -100,9 +102,10 @@ def test_towers_and_what_lies_outside_of_stacks_are_compressed_too():
         "images": drawn.normal(size=(16, 8, 8, 1)).astype(np.float32),
         "tokens": drawn.integers(0, 250, (16, 7), np.int32),
     }
-    made = GPTQ(format="int8", block=0, patterns=("kernel$",)).compress(TOWERS, batch)
+    made = GPTQ(format="int8", block=0, patterns=("vision.*kernel$", "text.*(up|projection)/kernel$"))
+    made = made.compress(TOWERS, batch)
     leaves = jax.tree.leaves(made.params, is_leaf=lambda x: isinstance(x, QTensor))
-    assert sum(isinstance(x, QTensor) for x in leaves) == 2 * 6 + 3
+    assert sum(isinstance(x, QTensor) for x in leaves) == 6 + 1 + 1 + 1
     for name, array in TOWERS.apply(**batch).items():
         np.testing.assert_allclose(made.apply(**batch)[name], array, atol=0.05)
     # Stacked kernels that are in no Transformer stack.
@@ -111,6 +114,18 @@ def test_towers_and_what_lies_outside_of_stacks_are_compressed_too():
     made = GPTQ(format="int8", block=0).compress(swin, images)
     assert made.params["stage_0"]["blocks"]["mlp"]["up"]["kernel"].shape == (2, 8, 32)
     np.testing.assert_allclose(made.apply(**images), swin.apply(**images), atol=0.05)
+
+
+def test_a_split_model_is_compressed_as_on_one_device(llama):
+    placement = Placement.make({"fsdp": 2, "tensor": 2, "data": 2})
+    params = jax.device_put(llama.params, placed(llama.module, placement)[1])
+    split = dataclasses.replace(llama, params=params, placement=placement)
+    method = GPTQ(format="int8", block=0, patterns=("mlp/(up|down)/kernel$",))
+    mlps = [method.compress(model, CALIBRATION).params["stack"]["blocks"]["mlp"] for model in (llama, split)]
+    for name in ("up", "down"):
+        alone, made = (mlp[name]["kernel"] for mlp in mlps)
+        # A number that lies between two levels may go to either.
+        np.testing.assert_allclose(made.value(), alone.value(), atol=2.1 * float(np.max(alone.scales)))
 
 
 def test_what_was_killed_goes_on_to_the_same_result(tmp_path, monkeypatch, capsys):
@@ -174,6 +189,13 @@ def test_what_does_not_fit_is_refused_by_name(llama, tmp_path, capsys):
             method.compress(llama, CALIBRATION)
     with pytest.raises(RunError, match="damping = 0.0 does not make up for that; set it larger"):
         GPTQ(block=16, damping=0.0).compress(llama, {"tokens": CALIBRATION["tokens"][:1, :3]})
+    for calibration, message in (
+        (None, "goes by what the model is given"),
+        ({"tokens": CALIBRATION["tokens"] + 60}, "tokens contain [0-9]+; the model has 0..63"),
+        (CALIBRATION | {"segment_ids": np.ones((3, 24))}, "rows of unlike numbers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Wanda().compress(llama, calibration)
     for options, message in (
         (dict(pattern="0"), "between 0 and 1"), (dict(tables=True), "is not pruned"), (dict(damping=-1.0), "negative"),
     ):  # fmt: skip
