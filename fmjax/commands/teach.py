@@ -8,8 +8,9 @@ answers are kept, with the probability of all others together. Writes the rows w
 (configs/distill_smollm2.py). Of what is evaluated the first --eval_rows are kept alike.
 
 Interrupted, the same command goes on where it was. The loss of a run is never more than with the teacher itself: what
-it leaves out is how teacher and student differ among the other answers, weighed by the teacher's probability of these,
-which the command tells. With a --top_k of all answers it is the same loss.
+it leaves out is how teacher and student differ among the other answers. In KL(teacher || student) that is weighed by
+the teacher's probability of these, which the command tells; in KL(student || teacher) by the student's, which nothing
+tells. With a --top_k of all answers it is the same loss.
 """
 
 import json

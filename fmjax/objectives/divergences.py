@@ -47,8 +47,9 @@ class Divergence(NamedTuple):
         """float32 [...] of a student's logits [..., V] and a teacher's, or what is kept of them.
 
         Of a `Likeliest` it is the divergence of both distributions once all other classes are one: never more than the
-        whole divergence, by what the rest's share of the teacher weighs of how they differ there (an f-divergence
-        falls where classes are joined), and the whole one where K is V.
+        whole divergence (an f-divergence falls where classes are joined), and the whole one where K is V. What is left
+        out is how they differ in the rest, weighed by the teacher's share of it in KL(teacher || student), by the
+        student's in KL(student || teacher), and by both between.
         """
         student = student / self.temperature
         if isinstance(teacher, Likeliest):
