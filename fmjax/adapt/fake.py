@@ -20,7 +20,7 @@ class FakeQuantization:
     """Kernels [..., in, out] are floats that train, and products take what they would be in few bits.
 
     What is loaded of such a run has the rounded kernels; `fmjax.compress` of the same format and the same options keeps
-    their values.
+    their values; with `half` it finds other scales in them.
 
     Attributes:
       format, block, tile, half, scales, rounding, activations: as in `Quantization`.
