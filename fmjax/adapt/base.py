@@ -14,7 +14,8 @@ class Weights(Protocol):
     A loaded model computes with whole kernels made of these weights; of a class with a method `served(params)` with
     what that gives. One with a method `stored(shapes)`, from shapes of a module's parameters, says by name what becomes
     of those that are not kept in floats: of what a run begins with each is given to it as soon as it is read, so that
-    not all are floats at a time, and `attach` takes what was made as it is.
+    not all are floats at a time, and `attach` takes what was made as it is. One with a method `check_begun(params)` is
+    told what a run begins with, as the module has it (None: drawn), and raises ConfigError where it is of no use there.
     """
 
     trainable: tuple[str, ...]

@@ -207,7 +207,11 @@ def beginning(setup: Setup):
     """(parameters, module's state) that a new run begins with: those of `train.init_from`; (None, {}) without it and
     for a run that has begun."""
     settings, spec = setup.settings, setup.program.spec
-    if settings.init_from is None or has_checkpoint(setup.workdir):
+    if has_checkpoint(setup.workdir):
+        return None, {}
+    check_begun = getattr(setup.program.weights, "check_begun", lambda params: None)
+    if settings.init_from is None:
+        check_begun(None)
         return None, {}
     from fmjax.interop.initial import check_initial_tokenizer, initial_params, initial_state
 
@@ -216,6 +220,7 @@ def beginning(setup: Setup):
     program, parts = setup.program, settings.init_parts
     options = dict(parts=parts, layers=settings.init_layers, stored=_stored(program))
     params = initial_params(settings.init_from, program.module, *program.plain(), **options)
+    check_begun(params)
     log.info("beginning with the parameters of %s", " and ".join((settings.init_from, *parts)))
     places = kept_state(spec.shardings.carry)
     return params, initial_state(settings.init_from, places) if places else {}

@@ -37,9 +37,24 @@ def test_patterns_that_match_no_kernel_are_refused():
         Sparse(patterns=())
 
 
+def test_models_without_zeros_are_refused_by_the_pattern_that_finds_none(caplog):
+    full, half = jnp.ones((2, 4, 4)), jnp.ones((2, 4, 4)).at[:, :2].set(0)
+    params = {"blocks": {"up": {"kernel": half}, "down": {"kernel": full}}}
+    Sparse(patterns=("kernel",)).check_begun(params)
+    with caplog.at_level("INFO", "fmjax"):
+        Sparse(patterns=("up",)).check_begun(params)
+    assert "'up' matches 50.0% are zeros" in caplog.text
+    with pytest.raises(ConfigError, match="'down' matches 1 kernels .* none .* has a zero .*fmjax.compress --model"):
+        Sparse(patterns=("up", "down")).check_begun(params)
+    with pytest.raises(ConfigError, match="without train.init_from there are none; prune a model first"):
+        Sparse().check_begun(None)
+
+
 def test_a_run_that_begins_with_a_pruned_model_keeps_its_zeros(tmp_path):
     """Under an optimizer whose updates have no zeros where gradients have."""
-    pruned = Magnitude(pattern="2:4").compress(byte_model())
+    unpruned = byte_model()
+    unpruned.save(tmp_path / "dense")
+    pruned = Magnitude(pattern="2:4").compress(unpruned)
     pruned.save(tmp_path / "pruned")
     (tmp_path / "text.txt").write_text("A rose is a rose is a rose.\n" * 200)
     config = configs.resolve({
@@ -54,7 +69,13 @@ def test_a_run_that_begins_with_a_pruned_model_keeps_its_zeros(tmp_path):
         "data": {"source": str(tmp_path / "text.txt"), "sequence_length": 16},
         "optimizer": {"name": "muon", "learning_rate": 1e-2, "weight_decay": 0.1},
     })  # fmt: skip
-    train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
+    options = dict(cache_dir=tmp_path / "cache", progress=False)
+    plain = config.to_dict()
+    whole = configs.resolve(plain | {"train": plain["train"] | {"init_from": str(tmp_path / "dense")}})
+    with pytest.raises(ConfigError, match="none of which has a zero to keep"):
+        train(whole, tmp_path / "nothing", **options)
+    assert not (tmp_path / "nothing" / "config.json").exists()
+    train(config, tmp_path / "run", **options)
     kernel = lambda tree: np.asarray(tree["stack"]["blocks"]["mlp"]["up"]["kernel"])  # noqa: E731
     before, after = kernel(pruned.params), kernel(fmjax.load(tmp_path / "run").params)
     np.testing.assert_array_equal(after == 0, before == 0)
