@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -121,6 +121,29 @@ def memory(field: str) -> int:
 
 def reset_peak() -> None:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+class Kept:
+    """What a study has measured, in a file, by what it was measured with: a command that was cut goes on, and what was
+    measured with other settings, code, processor or versions is measured anew."""
+
+    def __init__(self, file: pathlib.Path):
+        from fmjax.code_digest import own_digest
+
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file, self._parts = file, json.loads(file.read_text()) if file.exists() else {}
+        around = {name: value for name, value in setting().items() if name != "date"}
+        self._around = around | {"code": own_digest()}
+
+    def once(self, settings: Mapping, measure: Callable):
+        """What `measure()` gives, which JSON can hold."""
+        key = json.dumps({**settings, **self._around}, sort_keys=True)
+        if key not in self._parts:
+            from fmjax.small_files import write_whole
+
+            self._parts[key] = measure()
+            write_whole(self._file, json.dumps(self._parts, indent=1))
+        return self._parts[key]
 
 
 def save(folder: pathlib.Path, results: Mapping) -> None:

@@ -1,13 +1,14 @@
 """Speculative decoding by kind of text: what drafts are worth, and how much faster they are. See README.md.
 
-    python experiments/speculation/run.py --model=SMOLLM2 [--draft=PATH ...] [--new_tokens=104] [--repeats=1]
+    python experiments/speculation/run.py --model=SMOLLM2 [--draft=PATH ...] [--new_tokens=104] [--repeats=2]
 
-Each prompt is continued in all ways, one after the other, by one engine. Speeds are of what follows the first token.
+Each prompt is continued in all ways, one after the other, by one engine. Speeds are of what follows the first tokens,
+and of runs in which nothing was compiled. What was measured is kept in --workdir: a command that was cut goes on.
 """
 
 import argparse
 import dataclasses
-import itertools
+import hashlib
 import pathlib
 import sys
 import time
@@ -22,15 +23,20 @@ import runs  # noqa: E402
 PLACES = 512
 """Of the cache in all runs, so that they share their programs."""
 
+
 @dataclasses.dataclass
 class Case:
-    """What is measured at once: texts of some kinds in several ways, None being without a draft."""
+    """What is measured at once: texts of some kinds in several ways, None being without a draft.
+
+    Attributes:
+      ways: a draft by name.
+      kinds: batches of prompts, each of `rows`, by kind.
+    """
 
     ways: dict[str, Any]
-    kinds: dict[str, list[list[int]]]
+    kinds: dict[str, list[list[list[int]]]]
     temperature: float = 0.0
     rows: int = 1
-    repeats: int = 1
 
 
 def encoded(model) -> dict[str, list[list[int]]]:
@@ -46,73 +52,113 @@ def cases(model, flags) -> list[Case]:
     import fmjax
     from fmjax.inference.draft_options import drafted
 
-    kinds = encoded(model)
+    texts = encoded(model)
     look_up = {"none": None, "look-up": drafted(model, "lookup", None)}
     computed = {f"first {count} layers": drafted(model, f"layers:{count}", None) for count in flags.layers}
     computed |= {pathlib.Path(path).name: drafted(model, fmjax.load(path), None) for path in flags.draft}
-    copied = {"repeated text": kinds["repeated text"]}
+    alone = {kind: [[text] for text in some] for kind, some in texts.items()}
+    four = {
+        "repeated text, copies": [[text] * 4 for text in texts["repeated text"]],
+        "one of each kind": [list(some) for some in zip(*texts.values())],
+    }
     return [
-        Case(look_up, kinds, repeats=flags.repeats),
-        Case(look_up, kinds, temperature=0.8, repeats=flags.repeats),
-        Case(look_up, copied, rows=4, repeats=flags.repeats),
-        Case({"none": None} | computed, {kind: texts[:1] for kind, texts in kinds.items()}),
-    ]
+        Case(look_up, alone), Case(look_up, alone, temperature=0.8), Case(look_up, four, rows=4),
+        Case({"none": None} | computed, {kind: some[:1] for kind, some in alone.items()}),
+    ]  # fmt: skip
 
 
-def continued(engine, tokens: list[list[int]], new: int, temperature: float, draft, chunks: int = 10**6) -> dict:
-    """Continuations of prompts at once, without an end, or the first chunks: seconds, and what the draft was worth."""
+class Compiled:
+    """Counts what is traced and compiled from when it is made."""
+
+    def __init__(self):
+        from jax import monitoring
+
+        self.number = 0
+        monitoring.register_event_duration_secs_listener(self._told)
+
+    def _told(self, event: str, seconds: float, **_) -> None:
+        self.number += event.startswith("/jax/core/compile/")
+
+
+def continued(engine, tokens: list[list[int]], new: int, temperature: float, draft, compiled: Compiled) -> dict:
+    """Continuations of prompts at once, without an end: their texts, seconds and tokens after the first of each, and
+    what the draft was worth. Runs again until nothing is compiled meanwhile."""
     from fmjax.inference.engine_requests import Acceptance, PromptRequest
     from fmjax.inference.sampler import Sampling
 
     requests = [PromptRequest(one, new, Sampling(temperature), seed=1) for one in tokens]
-    found, worth, first = [[] for _ in tokens], Acceptance(), None
-    run = engine.run(requests, batch_size=len(tokens), cache_length=PLACES, draft=draft)
-    for chunk in itertools.islice(run, chunks):
-        first = time.perf_counter() if first is None else first
-        found[chunk.index] += chunk.tokens
-        worth += chunk.acceptance or Acceptance()
-    seconds = time.perf_counter() - first
-    return {"seconds": seconds, "texts": found, "worth": worth}
+    before = None
+    while compiled.number != before:
+        found, worth = [[] for _ in tokens], Acceptance()
+        for chunk in engine.run(requests, batch_size=len(tokens), cache_length=PLACES, draft=draft):
+            if not found[chunk.index]:
+                begin, before = time.perf_counter(), compiled.number
+            found[chunk.index] += chunk.tokens
+            worth += chunk.acceptance or Acceptance()
+        seconds = time.perf_counter() - begin
+    return {
+        "texts": found, "seconds": seconds, "tokens": sum(len(text) - 1 for text in found),
+        "worth": dataclasses.asdict(worth),
+    }  # fmt: skip
 
 
-def compile_all(engine, case: Case) -> None:
-    """Runs what a case is made of, so that nothing is compiled while it is timed: a text of one token, in which look-up
-    finds nothing, and one that is copied."""
-    for draft in case.ways.values():
-        for text in ([1], case.kinds["repeated text"][0]):
-            chunks = 2 if draft is None else 8
-            continued(engine, [text] * case.rows, 120, case.temperature, draft, chunks=chunks * case.rows)
+def side_by_side(engine, tokens, new: int, case: Case, compiled: Compiled, turned: bool) -> dict[str, dict]:
+    """A batch continued in all ways of a case, in their order or, turned, the other way round."""
+    ways = list(case.ways.items())[:: -1 if turned else 1]
+    found = {name: continued(engine, tokens, new, case.temperature, draft, compiled) for name, draft in ways}
+    plain = found["none"]["texts"]
+    return {name: {**one, "texts": None, "same_text": one["texts"] == plain} for name, one in found.items()}
 
 
-def measured(engine, case: Case, new: int) -> list[dict]:
+def content(weights) -> str:
+    """A digest of all arrays."""
+    from fmjax.inference.fingerprint import array_fingerprints
+
+    return hashlib.sha256("\n".join(array_fingerprints(weights)).encode()).hexdigest()[:32]
+
+
+def measured(engine, case: Case, flags, kept: runs.Kept, model: str, compiled: Compiled) -> list[dict]:
     """A row a kind and way."""
     rows = []
-    for kind, texts in case.kinds.items():
+    ways = {name: draft and (str(draft.draft), content(draft.weights)) for name, draft in case.ways.items()}
+    for kind, batches in case.kinds.items():
         taken = []
-        for text in texts * case.repeats:
-            own = lambda draft: continued(engine, [text] * case.rows, new, case.temperature, draft)
-            taken.append({name: own(draft) for name, draft in case.ways.items()})
+        for repeat in range(flags.repeats):
+            for tokens in batches:
+                settings = {
+                    "model": model, "ways": ways, "tokens": tokens, "new_tokens": flags.new_tokens,
+                    "temperature": case.temperature, "repeat": repeat, "places": PLACES,
+                }  # fmt: skip
+                measure = lambda: side_by_side(engine, tokens, flags.new_tokens, case, compiled, repeat % 2 == 1)
+                taken.append(kept.once(settings, measure))
         for name in case.ways:
-            each, plain = ([one[way] for one in taken] for way in (name, "none"))
-            worth = sum((one["worth"] for one in each[1:]), each[0]["worth"])
-            rate, before = (speed(part) for part in (each, plain))
             rows.append({
-                "kind": kind, "draft": name, "temperature": case.temperature, "rows": case.rows, "texts": len(texts),
-                "tokens_per_second": rate, "times_faster": rate / before,
-                "tokens_a_pass": worth.tokens_a_pass if worth.passes else 1.0,
-                "accepted_share": worth.accepted_share, "proposed": worth.proposed // case.repeats,
-                "same_text": all(a["texts"] == b["texts"] for a, b in zip(each, plain)),
+                "kind": kind, "texts": len(batches), "temperature": case.temperature, "rows": case.rows, "draft": name,
+                **summary([one[name] for one in taken], [one["none"] for one in taken]),
             })  # fmt: skip
             print(line(rows[-1]), flush=True)
     return rows
 
 
-def speed(parts: list[dict]) -> float:
-    """Tokens a second after the first ones."""
-    return sum(len(text) - 1 for one in parts for text in one["texts"]) / sum(one["seconds"] for one in parts)
+def summary(each: list[dict], plain: list[dict]) -> dict:
+    """Of runs with a draft and the same ones without: over all of them, and how much faster the least and most were."""
+    from fmjax.inference.engine_requests import Acceptance
+
+    speed = lambda parts: sum(one["tokens"] for one in parts) / sum(one["seconds"] for one in parts)
+    ratios = [speed([a]) / speed([b]) for a, b in zip(each, plain)]
+    worth = sum((Acceptance(**one["worth"]) for one in each), Acceptance())
+    return {
+        "tokens_per_second": speed(each), "times_faster": speed(each) / speed(plain),
+        "least_faster": min(ratios), "most_faster": max(ratios),
+        "tokens_a_pass": worth.tokens_a_pass if worth.passes else 1.0, "accepted_share": worth.accepted_share,
+        "proposed": worth.proposed, "same_text": all(one["same_text"] for one in each),
+    }  # fmt: skip
 
 
-COLUMNS = "| text | texts | temperature | rows | draft | accepted | tokens a pass | tokens/s | faster | same text |"
+COLUMNS = (
+    "| text | batches | temperature | rows | draft | accepted | tokens a pass | tokens/s | faster | least, most | "
+    "same text |"
+)
 RULE = f"|{'---|' * (COLUMNS.count('|') - 1)}"
 NAMES = ("kind", "texts", "temperature", "rows", "draft")
 NUMBERS = {"tokens_a_pass": 2, "tokens_per_second": 1, "times_faster": 2}
@@ -122,15 +168,18 @@ def line(row: dict) -> str:
     """A line of the README's table."""
     share = f"{row['accepted_share']:.0%} of {row['proposed']}" if row["proposed"] else ""
     numbers = [f"{row[name]:.{places}f}" for name, places in NUMBERS.items()]
+    numbers.append("" if row["draft"] == "none" else f"{row['least_faster']:.2f}, {row['most_faster']:.2f}")
     same = "yes" if row["same_text"] else "no"
     return f"| {' | '.join([*(str(row[name]) for name in NAMES), share, *numbers, same])} |"
 
 
-def write_table(rows: list[dict], page: pathlib.Path) -> None:
-    """Puts the table in place of the one on the page."""
+def write_table(rows: list[dict], flags, page: pathlib.Path) -> None:
+    """Puts the table, and below it what it was measured with, in place of those on the page."""
     before, _, rest = page.read_text().partition(COLUMNS)
-    after = rest.partition("\n\n")[2]
-    page.write_text(before + "\n".join([COLUMNS, RULE, *map(line, rows)]) + "\n\n" + after)
+    after = rest.partition("\n\n")[2].partition("\n\n")[2]
+    setting = ", ".join(f"{name} {value}" for name, value in runs.setting().items())
+    told = f"{flags.new_tokens} new tokens, {flags.repeats} runs of each batch and way; {setting}."
+    page.write_text(before + "\n".join([COLUMNS, RULE, *map(line, rows)]) + f"\n\n{told}\n\n" + after)
 
 
 def plot(rows: list[dict], file: pathlib.Path) -> None:
@@ -161,7 +210,8 @@ def main() -> None:
     parser.add_argument("--draft", action="append", default=[], help="a model with the same tokenizer, or draft heads")
     parser.add_argument("--layers", type=int, nargs="*", default=[20], help="for early exit")
     parser.add_argument("--new_tokens", type=int, default=104)
-    parser.add_argument("--repeats", type=int, default=1, help="of all but drafts that compute")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each batch and way, every other one turned")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/speculation"))
     parser.add_argument("--output", type=pathlib.Path, default=HERE)
     flags = parser.parse_args()
 
@@ -169,16 +219,19 @@ def main() -> None:
     from fmjax.cache_folder import use_compilation_cache
 
     use_compilation_cache()
+    kept, compiled = runs.Kept(flags.workdir / "measured.json"), Compiled()
     model = fmjax.load(flags.model, unrolled=True).unrolled(donate=True)
-    asked = cases(model, flags)
-    for case in asked:
-        compile_all(model.engine, case)
+    whose = content(model.engine.weights)
     print(f"{COLUMNS}\n{RULE}")
-    rows = [row for case in asked for row in measured(model.engine, case, flags.new_tokens)]
-    runs.save(flags.output, {"model": pathlib.Path(flags.model).name, "new_tokens": flags.new_tokens, "rows": rows})
+    rows = []
+    for case in cases(model, flags):
+        rows += measured(model.engine, case, flags, kept, whose, compiled)
+    flags.output.mkdir(parents=True, exist_ok=True)
+    told = {name: getattr(flags, name) for name in ("new_tokens", "repeats")}
+    runs.save(flags.output, {"model": pathlib.Path(flags.model).name, **told, "rows": rows})
     plot(rows, flags.output / "speculation.png")
     if (page := flags.output / "README.md").exists():
-        write_table(rows, page)
+        write_table(rows, flags, page)
 
 
 if __name__ == "__main__":
