@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -13,6 +14,7 @@ from fmjax.compress.base import is_table, replaced
 from fmjax.compress.calibrate import by_block, gather
 from fmjax.compress.gptq import check_options, gptq
 from fmjax.compress.kernels import batches_of, changed_kernels, check_sound, kept_blocks, progress_log
+from fmjax.compress.pruning import was_pruned
 from fmjax.compress.rounding import Int8, Rounding
 from fmjax.compress.smoothquant import smoothed
 from fmjax.compress.stacks import find_stacks
@@ -66,6 +68,8 @@ class GPTQ(FewBits):
       damping: of the mean of the squares of inputs, what is added to each.
       act_order: inputs are rounded in the order of their squares, the largest first; with `static` or `block` = 0.
       static: scales are those of the kernel as it is, rather than as it is when their block begins.
+      keep_zeros: which models keep weights that are exactly 0: "pruned", those of which their config says that they
+        were (by a method before, or in training that keeps zeros); "all"; or "none".
     """
 
     name: ClassVar[str] = "gptq"
@@ -73,8 +77,10 @@ class GPTQ(FewBits):
     damping: float = 0.01
     act_order: bool = False
     static: bool = False
+    keep_zeros: str = "pruned"
 
     def __post_init__(self):
+        check_choice("keep_zeros", self.keep_zeros, ("pruned", "all", "none"))
         if not self.damping >= 0:
             raise ConfigError(f"damping = {self.damping} must not be negative")
         super().__post_init__()
@@ -97,11 +103,12 @@ class GPTQ(FewBits):
         for name, table in tables.items():
             _checked(name, self._of_table(name).cut, table.shape)
         become = lambda name: self.quantization.quantize if name in kernels else None
+        keeps = self.keep_zeros == "all" or self.keep_zeros == "pruned" and was_pruned(model.config)
         options = dataclasses.asdict(self)
         batches = batches_of(model, calibration, self.rows_at_once)
         with model.inference():
             kept = kept_blocks(model, folder, self.name, options, calibration, become)
-            made = changed_kernels(model, names, batches, self._one, ("gram",), kept)
+            made = changed_kernels(model, names, batches, partial(self._one, keeps), ("gram",), kept)
             for name, table in tables.items():
                 made[name] = self._of_table(name).quantize(table)
         return replaced(model, made, {"method": self.name, **options})
@@ -110,8 +117,9 @@ class GPTQ(FewBits):
         """How a table, or a head, is quantized."""
         return dataclasses.replace(self.quantization, is_table=is_table(name))
 
-    def _one(self, name, kernel, sums):
-        weight, lost = gptq(kernel, sums["gram"], self.quantization, self.damping, self.act_order, self.static)
+    def _one(self, keeps, name, kernel, sums):
+        options = self.damping, self.act_order, self.static, keeps
+        weight, lost = gptq(kernel, sums["gram"], self.quantization, *options)
         check_sound(name, lost, self.damping)
         return weight, lost
 

@@ -26,22 +26,22 @@ def check_options(quantization: Quantization, block: int, rows: int, act_order: 
         )
 
 
-@functools.partial(jax.jit, static_argnames=("quantization", "damping", "act_order", "static"))
+@functools.partial(jax.jit, static_argnames=("quantization", "damping", "act_order", "static", "keep_zeros"))
 def gptq(
     kernel: jax.Array, gram: jax.Array, quantization: Quantization, damping: float = 0.01, act_order: bool = False,
-    static: bool = False,
+    static: bool = False, keep_zeros: bool = False,
 ) -> tuple[QTensor, jax.Array]:  # fmt: skip
     """A kernel [in, out] in few bits, for inputs whose sum of x x^T is `gram` [in, in] (algorithm 1).
 
     The rows of a block of the quantization (the paper's group) share scales, which are those of the rows as they are
-    when the first of them is rounded. An input that was never other than 0 gets a row of zeros, and weights that are 0,
-    those of a pruned kernel, stay so.
+    when the first of them is rounded. An input that was never other than 0 gets a row of zeros.
 
     Args:
       damping: of the mean of the diagonal, what is added to it.
       act_order: inputs are rounded in the order of their squares, the largest first, while later ones are left to make
         up for it.
       static: scales are those of the kernel as it is.
+      keep_zeros: weights that are 0 stay so, whatever they could make up for: of a pruned kernel.
 
     Returns: (the quantized kernel, the share of its product that is lost: `product_error`; NaN where the damped gram
       has no Cholesky factor, and the kernel is of no use).
@@ -50,12 +50,14 @@ def gptq(
     block, tile = quantization.cut(kernel.shape)
     rows, out = kernel.shape
     check_options(quantization, block, rows, act_order, static)
-    kernel = jnp.where((jnp.diagonal(gram) == 0)[:, None], 0.0, kernel.astype(jnp.float32))
+    dead = (jnp.diagonal(gram) == 0)[:, None]
+    kernel = jnp.where(dead, 0.0, kernel.astype(jnp.float32))
+    zeros = kernel == 0 if keep_zeros else jnp.broadcast_to(dead, kernel.shape)
     whole = quantization.quantize(kernel)
     if act_order:
         order = jnp.argsort(-jnp.diagonal(gram), stable=True)
-        kernel, gram = kernel[order], gram[order][:, order]
-    upper, zeros = factor(gram, damping), kernel == 0
+        kernel, gram, zeros = kernel[order], gram[order][:, order], zeros[order]
+    upper = factor(gram, damping)
 
     def rounded(row, told, decided):
         is_zero, scales = told

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,18 @@ from fmjax.compress.sparsegpt import sparsegpt
 from fmjax.errors import ConfigError
 from fmjax.inference.model import Model
 from fmjax.layers.checks import check_positive
+
+
+def was_pruned(config: Mapping[str, Any]) -> bool:
+    """Whether a model has zeros on purpose, by its config: a method of pruning made them, or a run kept them."""
+    if (config.get("weights") or {}).get("name") == "sparse":
+        return True
+    told = config.get("compression")
+    while told:
+        if "pattern" in told or told.get("remove") is False:  # fields of `Pruned` and of `fmjax.compress.smaller.Heads`
+            return True
+        told = told.get("after")
+    return False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fmjax.commands import cli
 from fmjax.compress import METHODS
 from fmjax.compress import __main__ as command
 from fmjax.compress.calibrated import AWQ, GPTQ, SmoothQuant
-from fmjax.compress.pruning import SparseGPT, TwoOfFour, Wanda
+from fmjax.compress.pruning import Magnitude, SparseGPT, TwoOfFour, Wanda, was_pruned
 from fmjax.errors import ConfigError, InputError, RunError
 from fmjax.interop.loading import placed
 from fmjax.layers.quantized import QTensor
@@ -70,6 +70,23 @@ def test_gptq_and_awq_lose_less_of_a_model_than_rounding(llama):
     leaves = jax.tree.leaves(swept.params, is_leaf=lambda x: isinstance(x, QTensor))
     assert sum(isinstance(x, QTensor) and x.block == 16 and x.format == "int4" for x in leaves) == 7
     assert swept.config["compression"]["method"] == "gptq" and scaled.config["compression"]["block"] == 16
+
+
+def test_gptq_keeps_the_zeros_of_what_was_pruned_on_purpose_alone(llama):
+    options = dict(patterns=("mlp/down/kernel$",))
+    down = lambda model: model.params["stack"]["blocks"]["mlp"]["down"]["kernel"]  # noqa: E731
+    pruned = Magnitude(pattern="2:4", **options).compress(llama)
+    zeros = np.asarray(down(pruned)) == 0
+    unnamed = dataclasses.replace(pruned, config=llama.config)  # a model that happens to have zeros
+    recovered = dataclasses.replace(unnamed, config={**llama.config, "weights": {"name": "sparse"}})
+    for model, keep, stay in (
+        (pruned, "pruned", True), (recovered, "pruned", True), (unnamed, "all", True),
+        (unnamed, "pruned", False), (pruned, "none", False),
+    ):  # fmt: skip
+        made = GPTQ(block=16, keep_zeros=keep, **options).compress(model, CALIBRATION)
+        assert np.all(np.asarray(down(made).value())[zeros] == 0) == stay, keep
+    assert not was_pruned({"compression": {"method": "heads", "remove": True}})
+    assert was_pruned({"compression": {"method": "rotate", "after": {"method": "heads", "remove": False}}})
 
 
 def test_smoothquant_multiplies_whole_numbers_and_loses_less_than_without(llama):

@@ -75,11 +75,20 @@ def test_gptq_is_the_papers_algorithm(group, act_order, static):
     expected = one_by_one(kernel, gram, quantize, order=order)
     made, lost = gptq(
         jnp.asarray(kernel, jnp.float32), jnp.asarray(gram, jnp.float32), Quantization("int4", group),
-        act_order=act_order, static=static,
+        act_order=act_order, static=static, keep_zeros=True,
     )  # fmt: skip
     np.testing.assert_allclose(made.value(), expected, atol=2e-4)
     assert not np.any(np.asarray(made.value())[5]) and np.all(np.asarray(made.value())[kernel == 0] == 0)
     np.testing.assert_allclose(lost, lost_share(fixed, expected, x), rtol=1e-2)
+
+
+def test_zeros_of_a_dense_kernel_make_up_for_what_is_lost_unless_they_are_to_stay():
+    kernel, x = data(6)
+    kernel[1::3] = 0
+    arguments = jnp.asarray(kernel, jnp.float32), jnp.asarray(x.T @ x, jnp.float32), Quantization("int4", 16)
+    (free, lost), (kept, lost_more) = (gptq(*arguments, keep_zeros=keep) for keep in (False, True))
+    assert not np.any(np.asarray(kept.value())[1::3]) and np.mean(np.asarray(free.value())[1::3] != 0) > 0.05
+    assert lost < 0.8 * lost_more
 
 
 def lost_share(kernel, changed, x):
