@@ -69,7 +69,7 @@ def rotated(
 
     The scales of norms go into the kernels that read them. The rotation R of the residual stream goes into the
     embedding (E R), the kernels that read the stream (R^T W) and those that write to it (W R); with `heads` another
-    turns each head's values and is undone in what reads them.
+    turns each head's values and is undone in what reads them. Computed in float32; each array keeps its dtype.
 
     Args:
       params: of a decoder `problem_of` tells nothing about, with stacked blocks.
@@ -78,26 +78,27 @@ def rotated(
     """
     turn = jnp.asarray(rotation(config.hidden_size, kind, seed), jnp.float32)
     embedding = params["token_embedding"]["embedding"]
-    head = embedding.T if tied else params["head"]
+    head = (embedding.T if tied else params["head"]).astype(jnp.float32)
     offset = 1.0 if config.norm == "rmsnorm_offset" else 0.0
     stack = dict(params["stack"])
     last = jnp.ones(config.hidden_size)
     if "final_norm" in stack:
-        last = stack["final_norm"]["scale"] + offset
-        stack["final_norm"] = {"scale": jnp.full_like(last, 1.0 - offset)}
+        scale = stack["final_norm"]["scale"]
+        last = scale.astype(jnp.float32) + offset
+        stack["final_norm"] = {"scale": jnp.full_like(scale, 1.0 - offset)}
     of_heads = jnp.asarray(rotation(config.head_dim, kind, seed + 1), jnp.float32) if heads else None
     stack["blocks"] = _rotated_blocks(stack["blocks"], turn, of_heads, offset)
     return {
-        "token_embedding": {"embedding": _product(embedding, turn)},
+        "token_embedding": {"embedding": _product(embedding, turn).astype(embedding.dtype)},
         "stack": stack,
-        "head": _product(turn.T, head * last[:, None]),
+        "head": _product(turn.T, head * last[:, None]).astype(embedding.dtype if tied else params["head"].dtype),
     }
 
 
 @jax.jit
 def _rotated_blocks(blocks, turn, of_heads, offset):
     """Of stacked blocks, each leaf [layers, ...]."""
-    found = {name: dict(part) for name, part in blocks.items()}
+    found = {name: dict(part) for name, part in jax.tree.map(lambda x: x.astype(jnp.float32), blocks).items()}
 
     def layer(path):
         part, name = path.split("/")
@@ -122,7 +123,7 @@ def _rotated_blocks(blocks, turn, of_heads, offset):
         kernel = layer("attention/out")["kernel"]
         by_head = kernel.reshape(len(kernel), -1, size, kernel.shape[-1])
         change("attention/out", kernel=_product(of_heads.T, by_head).reshape(kernel.shape))
-    return found
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), found, dict(blocks))
 
 
 def _product(a, b):

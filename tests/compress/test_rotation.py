@@ -2,11 +2,16 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fmjax
 from fmjax.compress.rotation import Rotate, rotation
+from fmjax.compress.rounding import Int4
 from fmjax.errors import InputError
+from fmjax.layers.weights import in_dtype
 from tests.small_models import random_model, stirred
 
 SIZES = {"num_layers": 2, "hidden_size": 24, "num_heads": 4, "vocab_size": 32, "max_length": 16}
@@ -41,6 +46,35 @@ def test_logits_stay_and_large_channels_do_not(section):
     # Values turned, and what reads them turned back: heads of another model.
     values = lambda m: np.asarray(m.params["stack"]["blocks"]["attention"]["value"]["kernel"])  # noqa: E731
     assert np.abs(values(turned) - values(Rotate(heads=False).compress(model))).max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def tied():
+    model = random_model({**LLAMA, "tie_embeddings": True})
+    return dataclasses.replace(model, params=stirred(model.params))
+
+
+def test_a_rotated_model_is_saved_loaded_and_quantized(tied, tmp_path):
+    turned = Rotate().compress(tied)
+    turned.save(tmp_path / "turned")
+    loaded = fmjax.load(tmp_path / "turned")
+    np.testing.assert_array_equal(loaded.apply(TOKENS), turned.apply(TOKENS))
+    few, again = (Int4(block=8).compress(model) for model in (turned, loaded))
+    again.save(tmp_path / "few")
+    kept = fmjax.load(tmp_path / "few")
+    assert kept.config["compression"]["after"]["method"] == "rotate"
+    jax.tree.map(np.testing.assert_array_equal, kept.params, few.params)
+    np.testing.assert_array_equal(kept.apply(TOKENS), few.apply(TOKENS))
+    assert 0 < np.abs(few.apply(TOKENS) - turned.apply(TOKENS)).max()
+
+
+def test_arrays_keep_their_dtype_and_are_rounded_once(tied):
+    half = dataclasses.replace(tied, params=in_dtype(tied.params, "bfloat16"), kept={})
+    whole = dataclasses.replace(half, params=in_dtype(half.params, "float32"), kept={})
+    found, expected = (Rotate().compress(model).params for model in (half, whole))
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
+    for a, b in zip(*map(jax.tree.leaves, (found, expected))):
+        np.testing.assert_allclose(np.float32(a), b, rtol=2**-8, atol=1e-6)
 
 
 def test_what_does_not_commute_with_a_rotation_is_refused():
