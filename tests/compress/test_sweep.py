@@ -163,6 +163,43 @@ def test_sparsegpt_is_the_papers_algorithm():
     assert decibel(kernel, made, x) > decibel(kernel, plain, x) + 2
 
 
+def pruned_n_of_m(kernel, gram, zeros, group, block, damping=0.01):
+    """SparseGPT's algorithm 1 with a mask of n:m (section 3.4), W [out, in] as there: the mask of `group` columns is
+    chosen when the first of them is reached, in each row those of least w^2 over the squared diagonal of the factor.
+
+    Returns (W [in, out], mask [in, out], True where a weight stays).
+    """
+    w = kernel.T.copy()
+    upper = np.linalg.cholesky(inverse(gram, damping)[0]).T
+    rows, columns = w.shape
+    mask = np.ones((rows, columns), bool)
+    for i in range(0, columns, block):
+        errors = np.zeros((rows, block))
+        for j in range(i, i + block):
+            if j % group == 0:
+                cost = w[:, j : j + group] ** 2 / np.diag(upper)[j : j + group] ** 2
+                least = np.argsort(cost, axis=1)[:, :zeros]
+                np.put_along_axis(mask[:, j : j + group], least, False, axis=1)
+            errors[:, j - i] = np.where(mask[:, j], 0, w[:, j]) / upper[j, j]
+            w[:, j : i + block] -= np.outer(errors[:, j - i], upper[j, j : i + block])
+        w[:, i + block :] -= errors @ upper[i : i + block, i + block :]
+    return np.where(mask, w, 0).T, mask.T
+
+
+@pytest.mark.parametrize("zeros, group", [(2, 4), (5, 8)])
+def test_sparsegpt_of_n_in_m_is_the_papers_algorithm(zeros, group):
+    kernel, x = data(5)
+    gram = x.T @ x
+    expected, mask = pruned_n_of_m(kernel, gram, zeros, group, 16)
+    pattern = Pattern.parse(f"{group - zeros}:{group}")
+    made, lost = sparsegpt(jnp.asarray(kernel, jnp.float32), jnp.asarray(gram, jnp.float32), pattern)
+    np.testing.assert_array_equal(np.asarray(made) != 0, mask)
+    np.testing.assert_allclose(made, expected, atol=2e-3)
+    np.testing.assert_allclose(lost, lost_share(kernel, expected, x), rtol=1e-2)
+    at_once = pattern.kept(jnp.asarray((kernel / np.diag(np.linalg.cholesky(inverse(gram)[0]).T)[:, None]) ** 2))
+    assert np.any(np.asarray(at_once) != mask)  # the weights as they are by then decide
+
+
 def test_one_column_removed_is_least_squares():
     """All else that is left is what a regression onto the product finds."""
     kernel, x = data(4, 8, 1)
