@@ -10,7 +10,9 @@ import jax
 
 from fmjax.adapt.kernels import is_box, is_kernel, matching
 from fmjax.errors import ConfigError
+from fmjax.layers.checks import check_choice
 from fmjax.layers.quantized import Quantization
+from fmjax.layers.scales import FLOATS
 from fmjax.layers.weights import FakeQuantized
 from fmjax.parallel.sharding import path_name
 
@@ -19,11 +21,13 @@ from fmjax.parallel.sharding import path_name
 class FakeQuantization:
     """Kernels [..., in, out] are floats that train, and products take what they would be in few bits.
 
-    What is loaded of such a run has the rounded kernels; `fmjax.compress` of the same format and the same options keeps
-    their values; with `half` it finds other scales in them.
+    What is loaded of such a run has the rounded kernels. `fmjax.compress` of the same format and the same options keeps
+    their values, so options under which rounding what is rounded changes it are not there: scales of a largest level +
+    0.5 (`half`), and scales that are themselves of few bits.
 
     Attributes:
-      format, block, tile, half, scales, rounding, activations: as in `Quantization`.
+      format, block, tile, rounding, activations: as in `Quantization`.
+      scales: "float32", "float16", "bfloat16"; or "power", of two.
       patterns: regular expressions of the kernels that are rounded, such as "stack/blocks/mlp/up/kernel".
       keep: those in whose names one of these is found stay as they are.
     """
@@ -33,7 +37,6 @@ class FakeQuantization:
     format: str = "int4"
     block: int = 32
     tile: int = 1
-    half: bool = False
     scales: str = "float32"
     rounding: str = "floor"
     activations: str = "float"
@@ -41,12 +44,13 @@ class FakeQuantization:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self):
+        check_choice("scales", self.scales, (*FLOATS, "power"))
         self.quantization  # checks the options
 
     @property
     def quantization(self) -> Quantization:
         """How kernels are rounded."""
-        names = ("format", "block", "tile", "half", "scales", "rounding", "activations")
+        names = ("format", "block", "tile", "scales", "rounding", "activations")
         return Quantization(**{name: getattr(self, name) for name in names})
 
     def attach(self, params: Any, key: jax.Array) -> Any:

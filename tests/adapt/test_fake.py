@@ -17,6 +17,7 @@ from fmjax.errors import ConfigError
 from fmjax.layers.dense import dense
 from fmjax.layers.quantized import QTensor, Quantization
 from fmjax.interop.loading import placed
+from fmjax.layers.scales import ROUNDINGS
 from fmjax.layers.weights import FakeQuantized, as_computed, is_weight, value_of
 from fmjax.training.loop import train
 
@@ -66,7 +67,26 @@ def test_a_run_and_the_same_model_in_few_bits(tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "int8", "block": 0}, {"format": "int4", "tile": 0}, {"format": "int4", "scales": "bfloat16"},
+        {"format": "int3", "scales": "float16"}, {"format": "uint4"}, {"format": "nf4"}, {"format": "fp8", "block": 0},
+        *({"format": "fp4", "scales": "power", "rounding": one} for one in ROUNDINGS),
+    ],
+)  # fmt: skip
+def test_what_is_rounded_stays_as_it_is_when_it_is_rounded_again(options):
+    quantization = FakeQuantization(**options).quantization
+    kernel = jnp.asarray(np.random.default_rng(1).normal(size=(128, 48)) * np.exp(np.arange(48) / 8), jnp.float32)
+    once = quantization.quantize(kernel).value()
+    twice = quantization.quantize(once).value()
+    np.testing.assert_allclose(twice, once, rtol=1e-5)
+
+
 def test_what_cannot_be_rounded_is_refused():
+    for scales in ("super", "float8"):
+        with pytest.raises(ConfigError, match=f"scales='{scales}'|scales = '{scales}'"):
+            FakeQuantization(scales=scales)
     params = {"blocks": {"up": {"kernel": jnp.ones((2, 12, 8))}}, "norm": jnp.ones(3)}
     with pytest.raises(ConfigError, match="weights.block = 8: 'blocks/up/kernel': .* such as 6 or 12"):
         FakeQuantization(block=8).attach(params, None)
