@@ -25,6 +25,7 @@ from fmjax.errors import InputError
 from fmjax.layers.checks import COMPUTE_DTYPES
 
 DTYPES = ("float16", "float32")
+ROWS = 10_000
 
 
 def parse(argv: list[str]):
@@ -35,7 +36,7 @@ def parse(argv: list[str]):
     add("--config", required=True, help="a Python file with get_config(), as for fmjax.train")
     add("--output", required=True, help="the folder to write, which is not there yet")
     add("--top_k", type=cli.number(int, low=1), default=64, help="answers kept of each distribution (default: 64)")
-    add("--rows", type=cli.number(int, low=1), default=10_000, help="rows to train on (default: 10000)")
+    add("--rows", type=cli.number(int, low=1), help=f"rows to train on (default: {ROWS}, or all where there are fewer)")
     add("--eval_rows", type=cli.number(int, low=1), default=512, help="of each evaluated set at most (default: 512)")
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of log-probabilities in the files (default: float16)")
     add("--batch_size", type=cli.number(int, low=1), default=16, help="rows that the teacher reads at once")
@@ -53,31 +54,32 @@ def main(argv: list[str]) -> None:
     config = configs.resolve(configs.apply_overrides(configs.load_config_file(flags.config), overrides))
     output = cli.new_output(flags.output)
     use_compilation_cache()
-    rest = teach(
+    rows, rest = teach(
         config, output, flags.rows, flags.top_k, flags.eval_rows, flags.batch_size, flags.dtype, flags.compute_dtype,
         flags.mesh, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    print(f"wrote {output}: {flags.rows} rows; the likeliest {flags.top_k} leave {rest:.2%} of the teacher's word out")
+    print(f"wrote {output}: {rows} rows; the likeliest {flags.top_k} leave {rest:.2%} of the teacher's word out")
 
 
 def teach(
-    config, output: pathlib.Path, rows: int, top_k: int, eval_rows: int = 512, batch_size: int = 16,
+    config, output: pathlib.Path, rows: int | None, top_k: int, eval_rows: int = 512, batch_size: int = 16,
     dtype: str = "float16", compute_dtype: str = "float32", mesh=None, progress: bool = False,
-) -> float:  # fmt: skip
+) -> tuple[int, float]:  # fmt: skip
     """Writes the folder; see the module.
 
     Args:
       config: a resolved config, whose objective has a teacher.
-      rows: of the training data, the first ones.
+      rows: of the training data, the first ones; None is ROWS, or all where there are fewer.
       top_k: answers kept of each distribution.
       eval_rows: of each set that is evaluated, the first ones, at most.
       batch_size: rows that the teacher reads at once.
       dtype: of log-probabilities in the files.
       compute_dtype, mesh: as for `fmjax.load`.
 
-    Returns: the mean probability that the teacher has left for all other answers, of the places that are learnt.
-    Raises InputError where the objective has no teacher, or one of fewer answers than `top_k`, or what is begun in
-    `output` is something else.
+    Returns: (rows, the mean probability that the teacher has left for all other answers, of the places that are
+      learnt).
+    Raises InputError where the objective has no teacher, or one of fewer answers than `top_k`, or there are fewer rows
+    than are asked for, or what is begun in `output` is something else.
     """
     from fmjax.assemble import open_data
     from fmjax.cache_folder import cache_dir
@@ -100,6 +102,7 @@ def teach(
     data = open_data(config, cache_dir(), progress=progress)
     check_cut_alike("the objective's model 'teacher'", objective.teacher, data)
     check_normalised("teacher", objective.teacher, data.codecs)
+    rows = _number_of(rows, data.num_train)
     teacher = load(objective.teacher, dtype=compute_dtype, mesh=mesh)
     answers = getattr(teacher.module, objective.ANSWERS)
     if top_k > answers:
@@ -130,7 +133,20 @@ def teach(
         if data.tokenizer is not None:
             data.tokenizer.save(folder)
         rest = _left_out(folder / TRAIN)
-    return rest
+    return rows, rest
+
+
+def _number_of(rows: int | None, there: int | None) -> int:
+    """How many rows are kept of those that come before any comes again, if the data tell it. Raises InputError for more
+    of them than there are."""
+    if rows is None:
+        return ROWS if there is None else min(ROWS, there)
+    if there is not None and rows > there:
+        raise InputError(
+            f"--rows = {rows} is more than the {there} rows that these data have before any comes again: give at most "
+            f"{there}, or leave it out"
+        )
+    return rows
 
 
 def _batches(count: int, size: int, first: int, told: str | None) -> Iterator[range]:

@@ -105,6 +105,7 @@ class Kept:
         return OpenData(
             train=shuffled_indices(len(train), [seed, "kept"]).map(train.__getitem__),
             evaluation=rows,
+            num_train=len(train),
             tokenizer=tokenizer,
             codecs=codecs,
             model_fields=fields | ({} if classes is None else {"num_classes": classes}),

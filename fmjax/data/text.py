@@ -149,6 +149,7 @@ class TextData:
             identity=identity | {"tokenizer": tokenizer.fingerprint},
             documents=lambda split="heldout": chosen_documents(documents, split),
             stop_ids=self._stop_ids(corpora),
+            num_train=self._num_train(corpora),
         )
 
     def _refuse_unread(self, specs, opened, evaluated) -> None:
@@ -191,6 +192,12 @@ class TextData:
     def _train_rows(self, corpus: Corpus, tokenizer: Tokenizer, seed: list):
         """An endless `grain.MapDataset` of one source's rows."""
         return shuffled(self._rows(corpus, "train"), seed)
+
+    def _num_train(self, corpora: Mapping[str, Corpus]) -> int | None:
+        """`OpenData.num_train`; None of a mixture, and where rows are made anew each time."""
+        if len(corpora) > 1 or type(self)._train_rows is not TextData._train_rows:
+            return None
+        return len(self._rows(*corpora.values(), "train"))
 
     def _heldout_rows(self, corpus: Corpus, tokenizer: Tokenizer) -> Sequence:
         """The held-out rows of one source; none where nothing is held out."""

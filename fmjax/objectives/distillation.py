@@ -30,7 +30,12 @@ class Distillation(TaughtTokens, CausalLM):
 @dataclasses.dataclass(frozen=True)
 class MaskedLMDistillation(TaughtTokens, MaskedLM):
     """(1 - weight) CE(masked tokens) + weight T^2 D(teacher, student), both at the masked positions (DistilBERT's code
-    has D at all tokens unless asked), and the losses of `matches`; see `Taught`."""
+    has D at all tokens unless asked), and the losses of `matches`, at all tokens of rows with some masked; see
+    `Taught`."""
+
+    def place_weights(self, batch):
+        """[B], 1 for a row of which something is predicted."""
+        return (batch["loss_weights"].max(axis=1) > 0).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,11 @@ LOSSES = ("mse", "cosine")
 class Match:
     """What of a student is to be as its teacher's, and how far from it that is.
 
-    The loss is the mean over places, padding left out, of the sum over pairs of layers of the distance there: "mse",
-    the mean over an activation's numbers, or over the heads and keys that a place attends, of squared differences
-    (TinyBERT, Jiao et al. 2020, equations 7 and 8); "cosine", 1 minus the cosine of both vectors (DistilBERT, Sanh et
-    al. 2019). A student of another width learns a matrix for it (`model.name = "projected"`).
+    The loss is the mean over places, weighed as the task weighs them (`Taught.place_weights`), padding left out, of the
+    sum over pairs of layers of the distance there: "mse", the mean over an activation's numbers, or over the heads and
+    the keys that a place attends in both models, of squared differences (TinyBERT, Jiao et al. 2020, equations 7 and
+    8); "cosine", 1 minus the cosine of both vectors (DistilBERT, Sanh et al. 2019). A student of another width learns a
+    matrix for it (`model.name = "projected"`).
 
     Attributes:
       of: the name of an activation, such as "residual" (what a layer gives), "attention_out", "mlp_out", "final" (what
@@ -90,7 +91,9 @@ def check_matches(matches: Mapping[str, Match], module, teacher) -> None:
         if match.is_map:
             _check_heads(where, *(stack_of(*one).num_heads for one in ((student, a), (teacher, b))))
             continue
-        shapes = [one.at(layer).shape[2:] for one, layer in ((a, s), (b, t))]
+        whole = [one.at(layer).shape for one, layer in ((a, s), (b, t))]
+        check_places(where, a.name, *whole)
+        shapes = [shape[2:] for shape in whole]
         if name in projected:
             if shapes[0] != (module.student_width,) or shapes[1] != (module.width,):
                 raise ConfigError(
@@ -110,6 +113,21 @@ def check_matches(matches: Mapping[str, Match], module, teacher) -> None:
         )
 
 
+def check_places(where: str, name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> None:
+    """Raises ConfigError for activations that are not [B, T, ...] of as many places in both models."""
+    for side, shape in (("student", ours), ("teacher", theirs)):
+        if len(shape) < 3:
+            raise ConfigError(
+                f"{where}: {name} of the {side} has the shape {tuple(shape)}, no places between rows and numbers; "
+                "match an activation that has some, such as 'residual'"
+            )
+    if ours[1] != theirs[1]:
+        raise ConfigError(
+            f"{where}: {name} has {ours[1]} places in the student, {theirs[1]} in the teacher; match models that read "
+            "as many, such as images by patches of one size"
+        )
+
+
 def _check_heads(where: str, ours: int, theirs: int) -> None:
     if ours != theirs:
         raise ConfigError(
@@ -125,18 +143,29 @@ class Seen:
     Attributes:
       module: what was applied, without what is around a student.
       reads: its collection of that name.
-      segment_ids: int32 [B, T] that it was given, or None.
+      ids: int32 [B, T] that it was given and are 0 at padding: "segment_ids" of texts, "image_ids" of patches.
       project: from the name of a match and an array to the array as the teacher's width has it.
     """
 
     module: Any
     reads: Mapping[str, Any]
-    segment_ids: Any = None
+    ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     project: Any = None
 
 
-def match_sums(matches: Mapping[str, Match], student: Seen, teacher: Seen) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """{name: (sum over places, their number)} of what is matched; the gradient is the student's alone."""
+def match_sums(
+    matches: Mapping[str, Match], student: Seen, teacher: Seen, weights=None
+) -> dict[str, tuple[jax.Array, jax.Array]]:  # fmt: skip
+    """{name: (weighted sum over places, sum of their weights)} of what is matched; the gradient is the student's alone.
+
+    A place counts that is no padding in either model.
+
+    Args:
+      weights: float [B] of rows, or [B, T] of tokens, of which a row of something else than these tokens weighs 1 where
+        some do; None is 1.
+
+    Raises ConfigError for activations of other places in both models.
+    """
     ours, theirs = activations(student.reads), activations(jax.lax.stop_gradient(teacher.reads))
     sums = {}
     for name, match in matches.items():
@@ -144,12 +173,16 @@ def match_sums(matches: Mapping[str, Match], student: Seen, teacher: Seen) -> di
         a, b = named(ours, match.of, f"{where}.of"), named(theirs, match.of, f"{where}.of")
         total = 0.0
         for s, t in match.pairs(a, b, where):
+            check_places(where, a.name, a.at(s).shape, b.at(t).shape)
             if match.is_map:
                 total += _between_maps(match, (student, ours, a, s), (teacher, theirs, b, t))
                 continue
             x = a.at(s) if student.project is None else student.project(name, a.at(s))
             total += _between_vectors(match.loss, x, b.at(t))
-        there = _places(student, a, total.shape)
+        there = _weights(weights, student, a, total.shape)
+        for seen, activation in ((student, a), (teacher, b)):
+            ids = _ids(seen, activation, total.shape[1])
+            there = there if ids is None else there * (ids > 0)
         sums[name] = (jnp.sum(total * there), there.sum())
     return sums
 
@@ -164,22 +197,38 @@ def _between_vectors(loss: str, student, teacher) -> jax.Array:
 
 
 def _between_maps(match: Match, student, teacher) -> jax.Array:
-    """float32 [B, T]: the mean of squared differences over heads and the keys that a place may attend."""
+    """float32 [B, T]: the mean of squared differences over heads and the keys that a place may attend in both."""
     maps = []
     for seen, found, queries, layer in (student, teacher):
-        ids = _segment_ids(seen, queries)
+        ids = _ids(seen, queries, queries.at(layer).shape[1])
         maps.append(attention_map(seen.module, found, queries, layer, ids, match.of.endswith("probabilities")))
-    (x, allowed), (y, _) = maps
-    squares = jnp.mean((x - y) ** 2, axis=1)
-    return jnp.sum(squares * allowed, axis=-1) / jnp.maximum(jnp.sum(allowed, axis=-1), 1)
+    (x, mine), (y, others) = maps
+    allowed = mine & others
+    squares = jnp.mean(jnp.where(allowed[:, None], x - y, 0.0) ** 2, axis=1)
+    return jnp.sum(squares, axis=-1) / jnp.maximum(jnp.sum(allowed, axis=-1), 1)
 
 
-def _segment_ids(seen: Seen, activation):
-    """Those that the stack of an activation was given: it reads tokens."""
-    return seen.segment_ids if hasattr(owner_of(seen.module, activation), "vocab_size") else None
+def _ids(seen: Seen, activation, length: int):
+    """Those that the stack of an activation [B, length, ...] was given, or None. Raises ConfigError for others."""
+    name = "segment_ids" if _reads_tokens(seen, activation) else "image_ids"
+    ids = seen.ids.get(name)
+    if ids is not None and ids.shape[1] != length:
+        raise ConfigError(
+            f"objective.matches compares {activation.name}, which has {length} places of the {ids.shape[1]} that "
+            f"{name} tell the padding of; match an activation of another stack"
+        )
+    return ids
 
 
-def _places(seen: Seen, activation, shape) -> jax.Array:
-    """float32 [B, T]: 1 where an activation is of no padding."""
-    ids = _segment_ids(seen, activation)
-    return jnp.ones(shape, jnp.float32) if ids is None else (ids > 0).astype(jnp.float32)
+def _reads_tokens(seen: Seen, activation) -> bool:
+    return hasattr(owner_of(seen.module, activation), "vocab_size")
+
+
+def _weights(weights, seen: Seen, activation, shape: tuple[int, int]) -> jax.Array:
+    """float32 [B, T], what each place of an activation weighs."""
+    if weights is None:
+        return jnp.ones(shape, jnp.float32)
+    if weights.ndim == 2 and (weights.shape != shape or not _reads_tokens(seen, activation)):
+        weights = jnp.max(weights, axis=1) > 0
+    weights = weights if weights.ndim == 2 else weights[:, None]
+    return jnp.broadcast_to(weights, shape).astype(jnp.float32)

@@ -29,6 +29,9 @@ KEPT = ("teacher_ids", "teacher_logprobs", "teacher_rest")
 TEMPERATURE, NUM_ANSWERS = "teacher_temperature", "teacher_answers"
 """Of such rows' identity: what the teacher's logits were divided by."""
 
+PADDED = ("segment_ids", "image_ids")
+"""Inputs [B, T] that are 0 at padding."""
+
 
 class Call(NamedTuple):
     """A call of a module by the task's objective.
@@ -36,13 +39,13 @@ class Call(NamedTuple):
     Attributes:
       output: what it gave.
       module, reads: where activations are matched, what was applied, and its collection of that name.
-      segment_ids: that it was given, where activations are matched.
+      ids: that it was given of `PADDED`, where activations are matched.
     """
 
     output: Any
     module: Any
     reads: Mapping[str, Any]
-    segment_ids: Any
+    ids: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,10 @@ class Taught(WithTeacher):
         their own."""
         raise NotImplementedError
 
+    def place_weights(self, batch) -> jax.Array:
+        """What rows [B] or their tokens [B, T] weigh in the losses of `matches`: as in the task."""
+        return batch["loss_weights"]
+
     def likeliest(self, teacher, batch, count: int) -> dict[str, jax.Array]:
         """What is kept of what a teacher says of a batch: `KEPT`, [B, ...] each.
 
@@ -118,7 +125,7 @@ class Taught(WithTeacher):
         told = kept() if taught is None else self.said(taught.output, batch)[0]
         said, weights = self.said(student.output, batch)
         divergence = self.between(told, said, weights), weights.sum()
-        found = self._matched(apply_fn, params, student, taught) if self._matches else {}
+        found = self._matched(apply_fn, params, student, taught, self.place_weights(batch)) if self._matches else {}
         task = sums.pop("loss")
         named = {"task_loss": task, "divergence": divergence}
         named |= {f"match_{name}": pair for name, pair in found.items()}
@@ -144,7 +151,7 @@ class Taught(WithTeacher):
 
         def observed(variables, *args, **options):
             if not self._matches:
-                calls.append(Call(apply_fn(variables, *args, **options), None, {}, None))
+                calls.append(Call(apply_fn(variables, *args, **options), None, {}, {}))
                 return calls[-1].output
             applied, method = [], options.pop("method", "__call__")
 
@@ -153,7 +160,8 @@ class Taught(WithTeacher):
                 return getattr(module, method)(*args, **options)
 
             output, state = apply_fn(variables, *args, method=reading, mutable=["reads"], **options)
-            calls.append(Call(output, applied[-1], state.get("reads", {}), options.get("segment_ids")))
+            ids = {name: options[name] for name in PADDED if name in options}
+            calls.append(Call(output, applied[-1], state.get("reads", {}), ids))
             return output
 
         sums = super().__call__(observed, params, batch, key, train)
@@ -169,17 +177,17 @@ class Taught(WithTeacher):
         apply_fn = lambda variables, *args, **options: teacher.apply(*args, **options)
         return self._observed(apply_fn, None, batch, key, False)[1]
 
-    def _matched(self, apply_fn, params, student: Call, teacher: Call) -> dict:
+    def _matched(self, apply_fn, params, student: Call, teacher: Call, weights) -> dict:
         """Sums by name of match."""
         project, names = None, getattr(student.module, "names", ())
         if isinstance(student.module, Projected):
             project = lambda name, x: apply_fn({"params": params}, name, x, method="project") if name in names else x
         seen = [
-            Seen(student_of(call.module), call.reads.get("student", call.reads), call.segment_ids)
+            Seen(student_of(call.module), call.reads.get("student", call.reads), call.ids)
             for call in (student, teacher)
         ]
         seen[0].project = project
-        return match_sums(self._matches, *seen)
+        return match_sums(self._matches, *seen, weights)
 
     def check_models(self, module, models) -> None:
         """Raises ConfigError where the teacher does not answer as the module does, and where what is to be matched is

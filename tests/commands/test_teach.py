@@ -52,7 +52,7 @@ def kept(folder, name):
 @pytest.fixture(scope="module")
 def whole(folder):
     """All answers of the teacher to twenty rows, and how much is left out."""
-    rest = command.teach(config_for(folder), folder / "whole", 20, V, 8, batch_size=8, dtype="float32")
+    _, rest = command.teach(config_for(folder), folder / "whole", 20, V, 8, batch_size=8, dtype="float32")
     return folder / "whole", rest
 
 
@@ -112,7 +112,8 @@ def test_the_loss_on_rows_with_all_answers_is_that_beside_the_teacher(folder, wh
 
 
 def test_a_run_learns_from_few_answers_and_refuses_what_they_are_not(folder):
-    rest = command.teach(config_for(folder), folder / "few", 16, 4, eval_rows=9, batch_size=8)
+    rows, rest = command.teach(config_for(folder), folder / "few", 16, 4, eval_rows=9, batch_size=8)
+    assert rows == 16
     assert {len(array) for name, array in kept(folder, "few").items() if "heldout" in name} == {9}
     assert 0.5 < rest < 0.99  # of a teacher that knows nothing
     rows = {"name": "kept", "source": str(folder / "few")}
@@ -128,3 +129,15 @@ def test_a_run_learns_from_few_answers_and_refuses_what_they_are_not(folder):
         command.teach(configs.resolve(causal), folder / "other", 8, 4)
     with pytest.raises(InputError, match=f"--top_k = 300 is more than the {V} answers"):
         command.teach(config_for(folder), folder / "many", 8, 300)
+
+
+def test_no_row_is_kept_twice(folder):
+    """All rows of an epoch where no number is given."""
+    there = len(open_data(config_for(folder), folder / "cache").evaluation["heldout"])  # of the same text
+    assert 20 < there < 200
+    with pytest.raises(InputError, match=f"--rows = {there + 1} is more than the {there} rows that these data have"):
+        command.teach(config_for(folder), folder / "twice", there + 1, 2)
+    rows, _ = command.teach(config_for(folder), folder / "all", None, 2, eval_rows=1)
+    train = {path: x for path, x in kept(folder, "all").items() if path.startswith("train/")}
+    assert rows == len(train["train/tokens.npy"]) == there
+    assert open_data(config_for(folder, {"name": "kept", "source": str(folder / "all")}), folder).num_train == there

@@ -1,4 +1,4 @@
-"""What a teacher adds to a task: divergences, of what is kept too, and activations, for texts, images and pairs."""
+"""What a teacher adds to a task: divergences and activations, for texts, images and pairs."""
 
 import pathlib
 import types
@@ -18,7 +18,6 @@ from fmjax.layers.transformer_config import TransformerConfig
 from fmjax.models import MODELS
 from fmjax.objectives import OBJECTIVES
 from fmjax.objectives.base import OtherModel
-from fmjax.objectives.divergences import Divergence, Likeliest, jensen_shannon, likeliest, likeliest_of
 from fmjax.objectives.matching import Match, Seen, match_sums
 from fmjax.training.loop import train
 from tests.quick_keys import quick_key
@@ -26,16 +25,6 @@ from tests.small_models import random_model, stirred
 
 STORED = np.load(pathlib.Path(__file__).parents[1] / "oracles" / "distillation.npz")
 RNG = np.random.default_rng(1)
-
-
-def test_divergences_are_those_of_trl_and_of_distilberts_code():
-    student, teacher = STORED["logits"]
-    logs = [jax.nn.log_softmax(x / 0.7) for x in (teacher, student)]
-    for beta in (0.0, 0.1, 0.5, 0.9, 1.0):
-        form = "continuous" if beta in (0, 1) else "paper"  # which is a KL there, as TRL has it
-        np.testing.assert_allclose(jensen_shannon(*logs, beta, form), STORED[f"jsd/{beta}"], rtol=2e-5)
-    found = 2.0**2 * Divergence(temperature=2.0).of(teacher, student).mean()
-    np.testing.assert_allclose(found, STORED["distilbert/ce"], rtol=1e-5)
 
 
 def test_matched_activations_are_distilberts_and_tinyberts():
@@ -55,31 +44,57 @@ def test_matched_activations_are_distilberts_and_tinyberts():
         np.testing.assert_allclose(total / places, STORED[name], rtol=1e-5)
 
 
-def test_what_is_kept_of_all_answers_is_exact_and_of_some_never_more():
-    student, teacher = RNG.normal(size=(2, 5, 9)) * 2
-    hidden, head = jnp.asarray(teacher[None]), {"kernel": jnp.eye(9)}
-    for beta in (0.0, 0.4):
-        apart, found = Divergence(beta, temperature=1.5), []
-        whole = jax.value_and_grad(lambda x: apart.of(teacher, x).sum())(jnp.asarray(student))
-        for count in (1, 4, 9):
-            kept = jax.tree.map(lambda x: x[0], likeliest(hidden, head, count, 1.5, chunk_size=2))
-            found.append(jax.value_and_grad(lambda x: apart.of(kept, x).sum())(jnp.asarray(student)))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found[-1], whole)
-        assert 0 < found[0][0] < found[1][0] < whole[0]
-    # By hand: all other answers are one.
-    kept = likeliest_of(jnp.asarray(teacher), 4)
-    soft = lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)
-    ids = np.argsort(-teacher)[:, :4]
+@pytest.mark.parametrize("ids", ["segment_ids", "image_ids"])
+@pytest.mark.parametrize("of", ["residual", "attention_scores", "attention_probabilities"])
+def test_padding_of_either_model_never_counts_and_the_tasks_weights_do(of, ids):
+    """Beside sums of the squares that numpy makes; what a stack of texts and one of patches call their padding."""
+    config = TransformerConfig(1, 8, 8, 2, 2, 4, query_scale=1.0, causal=True)
+    module = types.SimpleNamespace(transformer=config, **({"vocab_size": 5} if ids == "segment_ids" else {}))
+    rng = np.random.default_rng(3)
+    sizes = {"residual": (2, 5, 8), "q": (2, 5, 2, 4), "k": (2, 5, 2, 4)}
+    ours, theirs = ({name: rng.normal(size=size) for name, size in sizes.items()} for _ in range(2))
+    padding = [np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]), np.array([[1, 1, 1, 0, 0], [2, 2, 2, 2, 0]])]
+    both = (padding[0] > 0) & (padding[1] > 0)
+    weights = np.array([[0.5, 1, 0, 3, 1], [2, 1, 1, 0.25, 1]], np.float32)
 
-    def joined(p):
-        chosen = np.take_along_axis(p, ids, 1)
-        return np.concatenate([chosen, 1 - chosen.sum(1, keepdims=True)], 1)
+    def sums(*models):
+        seen = []
+        for x, own in zip(models, padding):
+            x = {name: jnp.asarray(one)[None] for name, one in x.items()}
+            reads = {"residual": x["residual"], "attention": {"q": x["q"], "k": x["k"]}}
+            seen.append(Seen(module, {"stack": {"blocks": reads}}, {ids: jnp.asarray(own)}))
+        return match_sums({"one": Match(of=of)}, *seen, jnp.asarray(weights))["one"]
 
-    p, q = joined(soft(teacher)), joined(soft(student))
-    np.testing.assert_allclose(Divergence().of(kept, student), (p * np.log(p / q)).sum(-1), rtol=1e-4)
-    # Rounded as files are.
-    rounded = Likeliest(kept.ids.astype("uint16"), kept.logprobs.astype("float16"), kept.rest)
-    np.testing.assert_allclose(Divergence().of(rounded, student), Divergence().of(kept, student), rtol=1e-2)
+    def apart():
+        if of == "residual":
+            return ((ours["residual"] - theirs["residual"]) ** 2).mean(-1)
+        maps, mine = [], []
+        for x, own in zip((ours, theirs), padding):
+            scores = np.einsum("bthd,bshd->bhts", x["q"], x["k"])
+            mine.append(np.tril(own[:, :, None] == own[:, None]) & (own > 0)[:, :, None])
+            shares = np.exp(scores) * mine[-1][:, None]
+            maps.append(shares / np.maximum(shares.sum(-1, keepdims=True), 1e-9) if "prob" in of else scores)
+        squares = ((maps[0] - maps[1]) ** 2).mean(1)
+        keys = mine[0] & mine[1]
+        return (squares * keys).sum(-1) / np.maximum(keys.sum(-1), 1)
+
+    # Of patches the weights of tokens say whether a row counts.
+    each = both * (weights if ids == "segment_ids" else 1.0)
+    np.testing.assert_allclose(sums(ours, theirs), [(apart() * each).sum(), each.sum()], rtol=1e-5)
+    before = sums(ours, theirs)
+    for x, own in zip((ours, theirs), padding):
+        for one in x.values():
+            one[own == 0] += 7.0
+    np.testing.assert_array_equal(sums(ours, theirs), before)
+
+
+def test_activations_without_places_or_of_others_are_refused():
+    seen = lambda *shape: Seen(None, {"pooled": jnp.ones(shape)})
+    match = {"one": Match(of="pooled")}
+    with pytest.raises(ConfigError, match=r"matches.one: pooled of the student has the shape \(2, 8\), no places"):
+        match_sums(match, seen(2, 8), seen(2, 8))
+    with pytest.raises(ConfigError, match="matches.one: pooled has 1 places in the student, 4 in the teacher"):
+        match_sums(match, seen(2, 1, 8), seen(2, 4, 8))
 
 
 def made(section, seed=0):
@@ -111,17 +126,18 @@ BERT = {"name": "bert", "hidden_size": 8, "num_heads": 2, "vocab_size": 13, "max
 
 
 def test_masked_tokens_are_compared_where_they_are_masked():
-    """Beside next sentences, whose loss has a weight of its own; hidden states and maps without padding."""
+    """Beside next sentences, whose loss has a weight of its own; hidden states and maps without padding, of all tokens
+    of rows that count."""
     objective = build({
         "name": "masked_lm_distillation", "teacher": "x", "weight": 0.75, "temperature": 2.0,
         "matches": {"hidden": {"loss": "mse", "weight": 0.5}, "scores": {"of": "attention_scores", "layers": (1, 2)}},
     }, OBJECTIVES)  # fmt: skip
     (module, params), (other, theirs) = made(BERT | {"num_layers": 2}), made(BERT | {"num_layers": 4}, 3)
-    ids = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], np.int32)
+    ids = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], np.int32)
     batch = {
-        "tokens": RNG.integers(1, 13, (2, 6)), "targets": RNG.integers(1, 13, (2, 6)), "segment_ids": ids,
-        "masked_positions": np.array([[1, 4], [2, 0]]), "next_sentence_labels": np.array([1, 0]),
-        "loss_weights": np.array([[0, 1, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0]], np.float32),
+        "tokens": RNG.integers(1, 13, (3, 6)), "targets": RNG.integers(1, 13, (3, 6)), "segment_ids": ids,
+        "masked_positions": np.array([[1, 4], [2, 0], [0, 0]]), "next_sentence_labels": np.array([1, 0, 0]),
+        "loss_weights": np.array([[0, 1, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0], [0] * 6], np.float32),
     }  # fmt: skip
     sums, _ = loss_of(objective, module, params, OtherModel(other, theirs), batch)
 
@@ -134,7 +150,7 @@ def test_masked_tokens_are_compared_where_they_are_masked():
     apart = kl(logits, ours, 2.0)
     np.testing.assert_allclose(sums["divergence"], [apart[0, 1] + apart[0, 4] + apart[1, 2], 3], rtol=1e-4)
     squares = np.mean((mine["residual"] - reads["residual"][np.array([1, 3])]) ** 2, -1).sum(0)
-    np.testing.assert_allclose(sums["match_hidden"], [(squares * ids).sum(), 10], rtol=1e-4)
+    np.testing.assert_allclose(sums["match_hidden"], [(squares * ids)[:2].sum(), 10], rtol=1e-4)
     scores = lambda found, layer: 0.5 * np.einsum("bthd,bshd->bhts", *(found["attention"][n][layer] for n in "qk"))
     total = 0.0
     for s, t in ((0, 1), (1, 2)):
@@ -161,7 +177,8 @@ def test_classes_and_hidden_states_of_another_width_scanned_as_unrolled():
         "matches": {"hidden": {"loss": "cosine"}, "maps": {"of": "attention_probabilities", "layers": "last"}},
     }, OBJECTIVES)  # fmt: skip
     other = OtherModel(*made(wide, 3))
-    batch = {"images": RNG.normal(size=(5, 4, 4, 1)), "labels": RNG.integers(0, 3, 5), "loss_weights": np.ones(5)}
+    batch = {"images": RNG.normal(size=(5, 4, 4, 1)), "labels": RNG.integers(0, 3, 5)}
+    batch["loss_weights"] = weights = np.array([1, 0, 0.5, 2, 1])
     batch = {name: jnp.asarray(x, jnp.int32 if name == "labels" else jnp.float32) for name, x in batch.items()}
     section = {"name": "projected", "student": VIT | {"num_layers": 2}, "width": 12}
     module, params = made(section)
@@ -169,13 +186,13 @@ def test_classes_and_hidden_states_of_another_width_scanned_as_unrolled():
     sums, gradient = loss_of(objective, module, params, other, batch, jax.random.key(0))
     told = [m.apply({"params": p}, batch["images"], mutable=["reads"]) for m, p in
             ((module.student, params["student"]), (other.module, other.params))]  # fmt: skip
-    np.testing.assert_allclose(sums["divergence"], [kl(told[1][0], told[0][0], 3.0).sum(), 5], rtol=1e-4)
+    np.testing.assert_allclose(sums["divergence"], [(kl(told[1][0], told[0][0], 3.0) * weights).sum(), 4.5], rtol=1e-4)
     ours, theirs = (state["reads"]["stack"]["blocks"]["residual"] for _, state in told)
     a, b = ours @ params["projections_hidden"]["kernel"], theirs[np.array([1, 3])]
     cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-    np.testing.assert_allclose(sums["match_hidden"], [(1 - cosines).sum(), 25], rtol=1e-4)
+    np.testing.assert_allclose(sums["match_hidden"], [((1 - cosines).sum(0).T * weights).sum(), 5 * 4.5], rtol=1e-4)
     (divergence, rows), *rest = sums["loss"]
-    np.testing.assert_allclose([divergence, rows], [9 * sums["divergence"][0], 5], rtol=1e-5)
+    np.testing.assert_allclose([divergence, rows], [9 * sums["divergence"][0], 4.5], rtol=1e-5)
     assert len(rest) == 2 and np.abs(gradient["projections_hidden"]["kernel"]).max() > 1e-4
     unrolled = build(section | {"student": section["student"] | {"scan_layers": False}}, MODELS)
     params = unstack_layers(params)
@@ -203,6 +220,7 @@ def test_pairs_keep_the_teachers_affinities():
     [
         ({"a": {"of": "residul"}}, {}, r"matches.a.of, of the student, = 'residul'.*did you mean 'residual'"),
         ({"a": {}}, {"hidden_size": 4}, "a: stack/residual has .4,. numbers a place in the student, .8,. in the teach"),
+        ({"a": {}}, {"patch_size": 1}, "a: stack/residual has 17 places in the student, 5 in the teacher"),
         ({"a": {"of": "attention_scores"}}, {"num_heads": 4}, "the student has 4 heads, the teacher 2"),
         ({"a": {}}, {"num_layers": 3}, "a.layers = 'every' cuts the teacher's 4 layers into 3 equal parts"),
         ({"a": {"layers": (-1, -1)}}, {}, "compares no layer"),
