@@ -28,7 +28,10 @@ def fmjax_way(path: str, way: str, batch: int, count: int):
     import jax
 
     import fmjax
+    from fmjax.cache_folder import use_compilation_cache
     from fmjax.compress import METHODS
+
+    use_compilation_cache()
 
     model = fmjax.load(path, **({"quantized": True} if way == "file" else {}))
     method, _, tables = way.partition(",")
@@ -68,6 +71,32 @@ def serve(path: str, way: str, batch: str, count: str) -> None:
         print(json.dumps([tokens / (time.perf_counter() - start), size]), file=out, flush=True)
 
 
+def measured(cases: dict[str, tuple[str, str]], batch: int, count: int, turns: int) -> dict[str, list]:
+    """[tokens a second at best, bytes of parameters] of cases, (model, way), by name; a process a case, in turns."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parents[2]), *sys.path[1:]])}
+    workers = {
+        name: subprocess.Popen(
+            [sys.executable, __file__, "--worker", *case, str(batch), str(count)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        )
+        for name, case in cases.items()
+    }  # fmt: skip
+    best: dict[str, list] = {}
+    for _ in range(turns):
+        for name, worker in workers.items():
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+            answer = worker.stdout.readline()
+            if not answer:
+                path, way = cases[name]
+                sys.exit(f"{name} stopped; run {__file__} --worker {path} {way} {batch} {count}")
+            best[name] = max(best.get(name, [0]), json.loads(answer))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return best
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         return serve(*sys.argv[2:])
@@ -79,23 +108,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--turns", type=int, default=3)
     flags = parser.parse_args()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parents[2]), *sys.path[1:]])}
-    workers = {
-        way: subprocess.Popen(
-            [sys.executable, __file__, "--worker", flags.model, way, str(flags.batch), str(flags.tokens)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
-        )
-        for way in flags.ways
-    }  # fmt: skip
-    best: dict[str, list] = {}
-    for _ in range(flags.turns):
-        for way, worker in workers.items():
-            worker.stdin.write("\n")
-            worker.stdin.flush()
-            answer = worker.stdout.readline()
-            if not answer:
-                sys.exit(f"{way} stopped; run {sys.argv[0]} --worker {flags.model} {way} {flags.batch} {flags.tokens}")
-            best[way] = max(best.get(way, [0]), json.loads(answer))
+    best = measured({way: (flags.model, way) for way in flags.ways}, flags.batch, flags.tokens, flags.turns)
     for way, (rate, size) in best.items():
         ratio = f", {rate / best['float32'][0]:.2f} times float32" if "float32" in best else ""
         print(f"{way}: {rate:.1f} tokens/s{ratio}, {size / 1e6:.0f} MB")
