@@ -8,7 +8,8 @@ A program takes its temporaries when it is called. Called while the one before i
 takes them beside that one's, and the heap ends with two or three times what a step needs.
 
 Simulated devices of one process share its threads. XLA 0.10 may let them come to collectives that do not depend on each
-other in unlike orders; then all threads wait for one another until XLA aborts the process.
+other in unlike orders; then all threads wait for one another until XLA aborts the process. It also shares each product
+of each device out among all threads, which costs more than it brings where every core has a device of its own.
 """
 
 import ctypes
@@ -16,6 +17,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+import re
 import sys
 from importlib.metadata import version
 
@@ -57,26 +59,54 @@ def keep_freed_memory() -> bool:
     return all([libc.mallopt(name, value) for name, value in settings])
 
 
+def set_up_devices() -> None:
+    """What is below, for every process; to be called before JAX starts its devices."""
+    order_collectives()
+    keep_products_whole()
+
+
 def order_collectives() -> bool:
-    """Makes simulated devices come to collectives in one order; to be called before JAX starts its devices.
+    """Makes simulated devices come to collectives in one order.
 
     Does nothing, and returns False, without several simulated devices, where XLA_FLAGS say something of it, and for
     versions of XLA of which it is not known that they have the flag: XLA ends the process at one that it does not know.
     """
-    flag, flags = "--xla_cpu_enable_concurrency_optimized_scheduler", os.environ.get("XLA_FLAGS", "")
-    if not only_cpu() or not _simulated() or flag in flags or not version("jaxlib").startswith("0.10."):
+    return _devices() > 1 and _turn_off("--xla_cpu_enable_concurrency_optimized_scheduler")
+
+
+def keep_products_whole() -> bool:
+    """Lets a simulated device compute each of its products on one thread, where there is a device for every core.
+
+    A step of ViT-S/16 on two cores then takes 13% less time than on one device of two threads, and 7% less than on two
+    devices that share out each product (experiments/throughput). Does nothing, and returns False, with fewer devices
+    than cores, and where `order_collectives` does nothing.
+    """
+    return _devices() > 1 and _devices() >= cores() and _turn_off("--xla_cpu_multi_thread_eigen")
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _turn_off(flag: str) -> bool:
+    """Whether XLA_FLAGS now say no to a flag of XLA 0.10 for CPUs, of which they said nothing."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not only_cpu() or flag in flags or not version("jaxlib").startswith("0.10."):
         return False
     os.environ["XLA_FLAGS"] = f"{flags} {flag}=false".strip()
     return True
 
 
-def _simulated() -> bool:
-    """Whether this process has several simulated devices."""
-    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return True
+def _devices() -> int:
+    """How many devices the CPUs of this process are, as JAX will read it: 1 where nothing was said."""
+    told = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if told:
+        return int(told[1])
     if "jax" in sys.modules:
-        return sys.modules["jax"].config.jax_num_cpu_devices > 1
-    return os.environ.get("JAX_NUM_CPU_DEVICES", "") not in ("", "-1", "0", "1")  # as JAX will read it
+        return max(1, sys.modules["jax"].config.jax_num_cpu_devices)
+    given = os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    return max(1, int(given)) if re.fullmatch(r"-?\d+", given) else 1
 
 
 def run_in_turn() -> bool:
@@ -87,7 +117,7 @@ def run_in_turn() -> bool:
     """
     import jax
 
-    if not only_cpu() or _simulated():
+    if not only_cpu() or _devices() > 1:
         return False
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     return True

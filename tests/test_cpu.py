@@ -77,22 +77,26 @@ from fmjax import cpu
 for devices, variables in json.loads(sys.argv[1]):
     os.environ |= variables
     jax.config.update("jax_num_cpu_devices", devices)
-    print(cpu.run_in_turn(), cpu.order_collectives(), os.environ["XLA_FLAGS"])
+    cpu.cores = lambda: 4
+    print(cpu.run_in_turn(), cpu.order_collectives(), cpu.keep_products_whole(), os.environ["XLA_FLAGS"])
 assert jax.jit(lambda x: x + 1)(1) == 2  # XLA knows what it was told last
 """
 
 
-def test_simulated_devices_are_called_side_by_side_and_come_to_collectives_in_one_order():
-    """But not one device, nor accelerators, which are left as JAX has them; as is what the user says."""
-    two, order = "--xla_force_host_platform_device_count=2", "--xla_cpu_enable_concurrency_optimized_scheduler"
-    ordered = version("jaxlib").startswith("0.10.")  # other versions are left alone
+def test_simulated_devices_run_side_by_side_in_one_order_and_keep_products_whole():
+    """But not one device, nor accelerators, which are left as JAX has them; as is what the user says. 4 cores."""
+    count = lambda number: f"--xla_force_host_platform_device_count={number}"
+    order, share = "--xla_cpu_enable_concurrency_optimized_scheduler", "--xla_cpu_multi_thread_eigen"
+    known = version("jaxlib").startswith("0.10.")  # other versions are left alone
     flags = lambda flags, platforms="cpu": {"XLA_FLAGS": flags, "JAX_PLATFORMS": platforms}
+    told_both = f"{order}=true {share}=true" if known else ""
     cases = [
-        (1, flags(""), "True False "),
-        (2, flags("", "tpu,cpu"), "False False "),
-        (2, flags(f"{order}=true" if ordered else ""), f"False False {order}=true" if ordered else "False False "),
-        (1, flags(two), f"False True {two} {order}=false" if ordered else f"False False {two}"),
-        (2, flags(""), f"False True {order}=false" if ordered else "False False "),
+        (1, flags(""), "True False False "),
+        (4, flags("", "tpu,cpu"), "False False False "),
+        (4, flags(told_both), f"False False False {told_both}"),
+        (2, flags(""), f"False True False {order}=false" if known else "False False False "),
+        (1, flags(count(4)), f"False {known} {known} {count(4)}" + f" {order}=false {share}=false" * known),
+        (4, flags(""), f"False True True {order}=false {share}=false" if known else "False False False "),
     ]
     told = json.dumps([case[:2] for case in cases])
     found = subprocess.run(

@@ -25,7 +25,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from sides import ADAMW  # noqa: E402
-from turns import SIDES, measure, serve  # noqa: E402
+from turns import SIDES, a_device_a_core, measure, serve  # noqa: E402
 
 KINDS = ("dit", "unet", "ddim", "dit_pipeline")
 DIT = dict(
@@ -75,9 +75,7 @@ def make_weights(folder: str, kind: str) -> None:
 
 
 def fmjax_train(folder: str, kind: str):
-    from fmjax import cpu
-
-    cpu.set_up_training()  # as `fmjax.train` does
+    a_device_a_core()
     import jax
 
     import fmjax
@@ -92,18 +90,18 @@ def fmjax_train(folder: str, kind: str):
     if kind == "dit":
         model["unroll"] = model["num_layers"]
     config = resolve({
-        "train": {"steps": 1000, "batch_size": BATCH}, "mesh": {"data": 1}, "model": model,
+        "train": {"steps": 1000, "batch_size": BATCH}, "mesh": {"data": -1}, "model": model,
         "objective": {"name": "diffusion", "label_dropout": 0.0}, "data": {"name": "shapes"},
         "optimizer": {"name": "adamw", "clip_norm": 1.0, **ADAMW},
     })  # fmt: skip
     rows = batch_of(0, kind) | {"loss_weights": np.ones(BATCH, np.float32)}
     example = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in rows.items()}
-    program = make_program(config, build_module(config, {}), example, jax.devices()[:1])
+    program = make_program(config, build_module(config, {}), example, jax.devices())
     keys = with_keys(rows, jax.random.fold_in(program.key, 0))["keys"]
     u, noise, _ = per_row(program.objective._draw, keys, rows["images"])
     times = program.objective.times.quantile(program.objective.process, u)
     np.savez(f"{folder}/drawn.npz", noise=noise, steps=np.rint(1000 * np.asarray(times)).astype(np.int64))
-    state, run_step = [program.init(fmjax.load(folder).params)], program.compile_train_step()
+    state, run_step = [program.init(jax.tree.map(np.asarray, fmjax.load(folder).params))], program.compile_train_step()
 
     def step(number: int) -> float:
         batch = jax.device_put(rows | batch_of(number, kind), program.batch_sharding)

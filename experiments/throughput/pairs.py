@@ -23,7 +23,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from sides import ADAMW  # noqa: E402
-from turns import measure, serve  # noqa: E402
+from turns import a_device_a_core, measure, serve  # noqa: E402
 
 KINDS = ("train", "embed", "vit")
 BATCH, LENGTH, SIZE, PATCH, VOCAB, IMAGES = 32, 32, 112, 16, 8192, 1000
@@ -65,9 +65,7 @@ def make_weights(folder: str, kind: str) -> None:
 
 def fmjax_train(folder: str, kind: str):
     """A function that makes step number N and returns its loss, and the compiled program."""
-    from fmjax import cpu
-
-    cpu.set_up_training()  # as `fmjax.train` does
+    a_device_a_core()
     import jax
 
     import fmjax
@@ -80,7 +78,7 @@ def fmjax_train(folder: str, kind: str):
     for part in [model] if kind == "vit" else [model["vision"], model["text"]]:
         part["unroll"] = part["num_layers"]
     config = resolve({
-        "train": {"steps": 1000, "batch_size": VIT_BATCH if kind == "vit" else BATCH}, "mesh": {"data": 1},
+        "train": {"steps": 1000, "batch_size": VIT_BATCH if kind == "vit" else BATCH}, "mesh": {"data": -1},
         "objective": {"name": "classification" if kind == "vit" else "contrastive"}, "model": model,
         "data": {"name": "shapes"}, "optimizer": {"name": "adamw", "clip_norm": 1.0, **ADAMW},
     })  # fmt: skip
@@ -89,8 +87,8 @@ def fmjax_train(folder: str, kind: str):
     if "tokens" in rows:
         rows["segment_ids"] = np.ones_like(rows["tokens"])
     example = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in rows.items()}
-    program = make_program(config, build_module(config, {}), example, jax.devices()[:1])
-    state, run_step = [program.init(fmjax.load(folder).params)], program.compile_train_step()
+    program = make_program(config, build_module(config, {}), example, jax.devices())
+    state, run_step = [program.init(jax.tree.map(np.asarray, fmjax.load(folder).params))], program.compile_train_step()
 
     def step(number: int) -> float:
         batch = jax.device_put(rows | batch_of(number, kind), program.batch_sharding)

@@ -15,6 +15,15 @@ import numpy as np
 SIDES = ("fmjax", "eager", "compiled")
 
 
+def a_device_a_core() -> None:
+    """What `JAX_NUM_CPU_DEVICES=CORES python -m fmjax.train` sets; to be called before JAX is imported."""
+    from fmjax import cpu
+
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu.cores()))
+    cpu.set_up_devices()
+    cpu.set_up_training()
+
+
 def serve(make: Callable[[], Callable]) -> None:
     """A worker: a number in, a line of JSON out, [seconds, seconds of its processors, answer, bytes of memory at its
     highest]. `make` gives the function of a number that is timed."""
