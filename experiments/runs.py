@@ -1,5 +1,6 @@
 """What the studies of this folder share: training runs as commands, their metrics, and plots of curves."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -9,8 +10,60 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def keyed(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Makes a study's folder, and keeps there what its figures depend on.
+
+    Raises SystemExit for a folder with figures of other settings, or of settings that nothing tells; `short`, where a
+    study has its short form, is not looked at.
+    """
+    from fmjax.small_files import write_whole
+
+    file, settings = folder / "settings.json", json.loads(json.dumps(settings))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        if other := sorted(one.name for one in folder.iterdir() if one.name[0] != "." and one.name != "short"):
+            raise SystemExit(f"{folder} has {', '.join(other[:3])} and no settings.json; give a --workdir of its own")
+        write_whole(file, json.dumps(settings, indent=1))
+    kept = json.loads(file.read_text())
+    if kept != settings:
+        names = sorted(name for name in {*kept, *settings} if kept.get(name) != settings.get(name))
+        told = "; ".join(f"{name} was {kept.get(name)}, is {settings.get(name)}" for name in names)
+        raise SystemExit(f"{folder} has figures of other settings ({told}); give another --workdir, or those settings")
+
+
+def digest(*files: pathlib.Path) -> str:
+    """Twelve characters that say what files contain, for `keyed`."""
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+class Kept:
+    """What a study measured, in `measured.json` of its folder, which `keyed` ties to its settings."""
+
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
+        keyed(folder, settings)
+        self._file = folder / "measured.json"
+        self._known = json.loads(self._file.read_text()) if self._file.exists() else {}
+
+    def once(self, name: str, make: Callable[[], Any], told: bool = True) -> Any:
+        """What `make()` gives, as JSON has it, kept for the next time; so are the seconds it took. `told` prints it."""
+        from fmjax.small_files import write_whole
+
+        if name not in self._known:
+            begin = time.time()
+            value = json.loads(json.dumps(make()))
+            self._known[name] = {"value": value, "seconds": round(time.time() - begin, 1)}
+            print(f"{name}{f': {value}' if told else ''} ({time.time() - begin:.0f} s)", flush=True)
+            write_whole(self._file, json.dumps(self._known, indent=1))
+        return self._known[name]["value"]
+
+    def seconds(self) -> float:
+        """What all that is kept took."""
+        return sum(one["seconds"] for one in self._known.values())
 
 
 def train(config: str, workdir: pathlib.Path, **overrides) -> list[dict]:
@@ -123,7 +176,7 @@ def reset_peak() -> None:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
-class Kept:
+class Measured:
     """What a study has measured, in a file, by what it was measured with: a command that was cut goes on, and what was
     measured with other settings, code, processor or versions is measured anew."""
 

@@ -12,7 +12,7 @@ def test_a_figure_is_kept_by_what_it_was_measured_with(tmp_path, monkeypatch):
     spec.loader.exec_module(runs)
     file = tmp_path / "runs" / "measured.json"
     measured = iter(range(10))
-    once = lambda **settings: runs.Kept(file).once(settings, lambda: next(measured))
+    once = lambda **settings: runs.Measured(file).once(settings, lambda: next(measured))
     assert [once(rows=1, draft="lookup"), once(draft="lookup", rows=1), once(rows=4, draft="lookup")] == [0, 0, 1]
     monkeypatch.setattr(runs, "processor", lambda: "another")
     assert [once(rows=1, draft="lookup"), once(rows=1, draft="lookup")] == [2, 2]

@@ -118,7 +118,9 @@ def main() -> None:
     if flags.short:
         flags.steps, flags.batch, flags.length, flags.limit = 3, 1, 64, 16
     flags.data_dir, folder = flags.data_dir.absolute(), flags.workdir.absolute() / ("short" if flags.short else "")
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = {name: getattr(flags, name) for name in ("steps", "batch", "length", "limit")}
+    files = runs.digest(HERE / "bare.jinja")
+    runs.keyed(folder, {**settings, "model": flags.model, "learning_rates": RATES, "files": files})
     records = folder / "sst2.jsonl"
     write_records(flags.data_dir, records)
     zero_shot = accuracy(flags.model, folder / "untrained", flags.data_dir, flags.limit)
@@ -128,7 +130,6 @@ def main() -> None:
         found[name] = measured(name, place, flags, records)
         print(name, json.dumps(found[name]), flush=True)
     output = folder if flags.short else HERE
-    settings = {name: getattr(flags, name) for name in ("steps", "batch", "length", "limit")}
     runs.save(output, {**settings, "learning_rates": RATES, "untrained": zero_shot, "ways": found})
     draw(output / "adapters.png", zero_shot["acc"], found)
 

@@ -1,4 +1,4 @@
-"""What is measured of a policy: both rewards and the KL of its replies, its loss as a language model, and best of n."""
+"""What is measured of a policy: both rewards and the KL of its replies, and its loss as a language model."""
 
 import functools
 import math
@@ -46,12 +46,13 @@ class Judge:
         self.prompts = prompts(reference, asked)
 
     def rewards(self, replies: Sequence) -> tuple[np.ndarray, np.ndarray]:
-        """(the learnt reward, the gold one) of each reply, float64."""
+        """(the learnt reward, the gold one) of each reply, float64, less what a reply pays that was cut off."""
         asked = [tokens for tokens in self.prompts for _ in range(len(replies) // len(self.prompts))]
         texts = [[*tokens, *reply.tokens] for tokens, reply in zip(asked, replies)]
         other = OtherModel(self.taste.module, self.taste.params)
         learnt = model_scores([other], texts, stages.PROMPT + stages.REPLY, ROWS)[0]
-        return learnt.astype(float), np.array(task.gold([], [reply.text for reply in replies]))
+        cost = task.CUT * np.array([reply.finish != "stop" for reply in replies])
+        return learnt - cost, np.array(task.gold([], [reply.text for reply in replies])) - cost
 
     def drift(self, policy: Model, replies: Sequence) -> np.ndarray:
         """log policy - log reference of each reply, summed over its tokens: of the policy's own replies the mean is its
@@ -100,17 +101,3 @@ def language_loss(policy: Model, texts: Sequence[str]) -> float:
     """Cross-entropy of texts, nats a token."""
     found = policy.loglikelihood_rolling(texts)
     return -sum(value for value, _ in found) / sum(count for _, count in found)
-
-
-def best_of(n: int, ranked_by: np.ndarray, values: np.ndarray) -> float:
-    """The mean of `values` of the best of n by `ranked_by`, over all choices of n of the N replies to each prompt
-    (Nakano et al. 2021, https://arxiv.org/abs/2112.09332, appendix I); both [prompts, N]."""
-    size = ranked_by.shape[1]
-    weights = np.array([math.comb(place, n - 1) for place in range(size)], float) / math.comb(size, n)
-    ordered = np.take_along_axis(values, np.argsort(ranked_by, axis=1), axis=1)
-    return float((ordered @ weights).mean())
-
-
-def best_of_kl(n: int) -> float:
-    """Of the best of n to the policy that drew, nats: exact where no two replies have one reward, else a bound."""
-    return math.log(n) - (n - 1) / n

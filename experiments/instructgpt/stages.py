@@ -14,8 +14,12 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from experiments.instructgpt import task
+
 PROMPT, REPLY = 36, 24
 """Tokens at most: a signature, a token a character if need be, between BOS and EOS, and the reply's BOS."""
+RANKED_ROWS = 8
+"""Rankings of a step of a reward model."""
 DECODER = {
     "name": "llama", "num_layers": 2, "hidden_size": 64, "intermediate_size": 192, "num_heads": 4, "num_kv_heads": 2,
     "max_length": 128, "tie_embeddings": True,
@@ -30,7 +34,7 @@ def get_config(argument="pretrain"):
 
 def _train(steps, batch_size, **more):
     return {
-        "steps": steps, "batch_size": batch_size, "log_every": 20, "checkpoint_every": steps, "eval_batches": 4,
+        "steps": steps, "batch_size": batch_size, "log_every": 20, "checkpoint_every": 200, "eval_batches": 4,
         "sample_every": -1, "tensorboard": False, **more,
     }  # fmt: skip
 
@@ -45,7 +49,7 @@ def _adamw(learning_rate, schedule="cosine", weight_decay=0.0):
 def pretrain():
     """Python's standard library in pieces of a vocabulary of 1,024."""
     return {
-        "train": _train(1500, 16), "model": DECODER, "objective": {"name": "causal_lm"},
+        "train": _train(1200, 16), "model": DECODER, "objective": {"name": "causal_lm"},
         "data": {"source": "builtin", "sequence_length": 128, "tokenizer": "train:1024"},
         "optimizer": _adamw(3e-3, weight_decay=0.1),
     }  # fmt: skip
@@ -61,9 +65,9 @@ def sft(pretrained):
 
 
 def reward(base):
-    """Four ranked answers a row, each read once."""
+    """Up to four ranked answers a row."""
     return {
-        "train": _train(300, 16, init_from=base, eval_batches=16),
+        "train": _train(750, RANKED_ROWS, init_from=base, eval_batches=32),
         "model": {"name": "reward", "decoder": DECODER}, "objective": {"name": "ranking"},
         "data": {
             "name": "preferences", "num_answers": 4, "sequence_length": PROMPT + REPLY, "tokenizer": base,
@@ -85,7 +89,7 @@ def ppo(policy, taste, ptx=True):
         "model": {"name": "actor_critic", "policy": DECODER, "value": {"name": "reward", "decoder": DECODER}},
         "objective": {
             "name": "ppo", "reference": policy, "num_samples": 1, "max_new_tokens": REPLY, "rollout_steps": 2,
-            "decode_rows": 128, "missing_eos_penalty": 10.0, "kl_weight": 0.02, "ptx_weight": 1.0 if ptx else 0.0,
+            "decode_rows": 128, "missing_eos_penalty": task.CUT, "kl_weight": 0.02, "ptx_weight": 1.0 if ptx else 0.0,
             "rewards": {
                 "learnt": {"models": (taste,)},
                 "gold": {"function": "experiments.instructgpt.task:gold", "weight": 0.0},
@@ -99,7 +103,7 @@ def ppo(policy, taste, ptx=True):
 def dpo(policy):
     """The same rankings without a reward model: all pairs of four answers."""
     return {
-        "train": _train(120, 32, init_from=policy, checkpoint_every=40, keep_every=40, eval_batches=8),
+        "train": _train(80, 32, init_from=policy, checkpoint_every=40, keep_every=40, eval_batches=8),
         "model": DECODER, "objective": {"name": "dpo", "reference": policy, "beta": 0.1},
         "data": {
             "name": "preferences", "num_answers": 4, "sequence_length": PROMPT + REPLY, "tokenizer": policy,

@@ -13,10 +13,13 @@ import numpy as np
 from fmjax.data.shuffle import Draws
 from fmjax.data.splits import HELDOUT_FRACTION, is_heldout
 from fmjax.data.stdlib_files import read_documents, stdlib_folder
+from fmjax.small_files import write_whole
 
 LONGEST_PROMPT, LONGEST_REPLY = 32, 48
 """Characters."""
 HELD_OUT = 256
+CUT = 10.0
+"""What a reply costs, in gold and in any learnt reward, that was cut off before it ended."""
 WORDS = re.compile(r"[A-Za-z]+")
 
 
@@ -88,9 +91,7 @@ def write(folder: pathlib.Path) -> None:
 
 def write_records(file: pathlib.Path, records: Sequence[dict]) -> None:
     """A record a line; the file is there whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-    partial.rename(file)
+    write_whole(file, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def read_records(file: pathlib.Path) -> list[dict]:
@@ -103,6 +104,7 @@ def ranked(prompt: str, replies: Sequence[str], number: int) -> dict | None:
     probability exp(gold) / the sum over those that are left (gold + Gumbel noise, sorted); so that of two replies one
     is preferred with probability sigmoid(difference in gold), and the best learnt reward is gold but for a constant.
 
+    replies: that ended. An answer of a chat always ends, so that what a cut one costs is no ranking's but `CUT`.
     number: of the record, which the draws go by. None for less than two different replies that say something.
     """
     different = list(dict.fromkeys(reply for reply in replies if reply.strip()))

@@ -1,9 +1,12 @@
 """What rewards and KLs can be reached from a policy, by samples of it: exactly tilted, and by the best of n."""
 
-import math
 from collections.abc import Sequence
 
+import best_of_n
 import numpy as np
+
+ENOUGH = 30
+"""Samples that weights have to be worth for their means to be told."""
 
 
 def tilted(rewards: np.ndarray, beta: float) -> dict[str, float]:
@@ -15,12 +18,12 @@ def tilted(rewards: np.ndarray, beta: float) -> dict[str, float]:
       beta: above 0.
 
     Returns: means over prompts of "reward", of "kl" to pi0 in nats a reply, and of how many samples the weights are
-      worth (1 / sum of their squares). Of few it falls short: no estimate has more KL than log(samples).
+      worth (1 / sum of their squares). Of fewer than `ENOUGH` it falls short: none has more KL than log(samples).
     """
     tilts = rewards / beta
     top = tilts.max(axis=1, keepdims=True)
     weights = np.exp(tilts - top)
-    log_z = (top[:, 0] + np.log(weights.mean(axis=1)))
+    log_z = top[:, 0] + np.log(weights.mean(axis=1))
     weights = weights / weights.sum(axis=1, keepdims=True)
     reward = (weights * rewards).sum(axis=1)
     kl = reward / beta - log_z
@@ -28,12 +31,15 @@ def tilted(rewards: np.ndarray, beta: float) -> dict[str, float]:
     return {"reward": float(reward.mean()), "kl": float(kl.mean()), "samples_worth": float(worth.mean())}
 
 
+def reached(rewards: np.ndarray, betas: Sequence[float]) -> list[dict[str, float]]:
+    """`tilted` at those of the betas where the samples are enough."""
+    points = [{"beta": float(beta), **tilted(rewards, beta)} for beta in betas]
+    return [one for one in points if one["samples_worth"] >= ENOUGH]
+
+
 def best_of(rewards: np.ndarray, n: int) -> dict[str, float]:
-    """The best of n samples: the mean of its reward over all choices of n of the samples, and the KL that it has at
-    most (log n - (n - 1) / n: Beirami et al. 2024, https://arxiv.org/abs/2401.01879)."""
-    count = rewards.shape[1]
-    chance = np.asarray([math.comb(rank, n - 1) / math.comb(count, n) for rank in range(count)])
-    return {"reward": float((np.sort(rewards, axis=1) @ chance).mean()), "kl": math.log(n) - (n - 1) / n}
+    """The mean reward of the best of n samples, and the KL that it has at most."""
+    return {"n": n, "reward": best_of_n.mean(n, rewards, rewards), "kl": best_of_n.most_kl(n)}
 
 
 def curve(points: Sequence[dict[str, float]]) -> tuple[list[float], list[float]]:

@@ -15,6 +15,7 @@ import sys
 import numpy as np
 
 from fmjax import cpu
+from fmjax.small_files import write_whole
 
 cpu.set_up_training()
 
@@ -54,7 +55,7 @@ def untrained(model, asked: list[str], copies: int, file: pathlib.Path) -> np.nd
     """Rewards of the untrained model's replies [prompts, copies]; drawn once."""
     if not file.exists():
         _, replies = drawn(model(), asked, copies, seed=1)
-        file.write_text(json.dumps(rewards_of(replies, copies).tolist()))
+        write_whole(file, json.dumps(rewards_of(replies, copies).tolist()))
     return np.asarray(json.loads(file.read_text()))
 
 
@@ -72,7 +73,7 @@ def judged(base, workdir: pathlib.Path, asked: list[str], copies: int) -> dict:
         kls = [sum(reply.logprobs) - found[i][0] for i, reply in enumerate(replies)]
         rewards = rewards_of(replies, copies).reshape(-1)
         error = lambda values: float(np.std(values, ddof=1) / len(values) ** 0.5)
-        file.write_text(json.dumps({
+        write_whole(file, json.dumps({
             "reward": float(rewards.mean()), "reward_stderr": error(rewards),
             "kl": statistics.mean(kls), "kl_stderr": error(kls),
             "examples": [asked[i] + replies[i * copies].text for i in range(min(4, len(asked)))],
@@ -123,7 +124,10 @@ def main() -> None:
     if flags.short:
         flags.betas, flags.prompts, flags.samples, flags.judged, flags.steps = [0.1], 8, 8, 2, 2
     folder = flags.workdir.absolute() / ("short" if flags.short else "")
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = {name: getattr(flags, name) for name in ("prompts", "samples", "judged", "steps")}
+    files = runs.digest(HERE / "positive.py", HERE / "plain.jinja")
+    lengths = {"words": WORDS, "longest": LONGEST, "new": NEW}
+    runs.keyed(folder, {**settings, **lengths, "model": flags.model, "files": files})
 
     import fmjax
     from fmjax.interop.loading import find_folder, find_tokenizer
@@ -142,15 +146,14 @@ def main() -> None:
         paths[beta] = path(metrics, min(10, flags.steps))
         found[beta] = judged(base, place, asked, flags.judged) | {"asked_for": frontier.tilted(begun, beta)}
         print(beta, json.dumps(found[beta]), flush=True)
-    tilts = [{"beta": float(beta), **frontier.tilted(begun, beta)} for beta in TILTS]
-    bests = [{"n": n, **frontier.best_of(begun, n)} for n in (1, 2, 4, 8, 16, 32, 64) if n <= flags.samples]
+    tilts = frontier.reached(begun, TILTS)
+    bests = [frontier.best_of(begun, n) for n in (1, 2, 4, 8, 16, 32, 64) if n <= flags.samples]
     output = folder if flags.short else HERE
-    settings = {name: getattr(flags, name) for name in ("prompts", "samples", "judged", "steps")}
     runs.save(output, {
         **settings, "untrained": float(begun.mean()), "trained": found, "paths": paths, "tilted": tilts,
         "best_of_n": bests,
     })  # fmt: skip
-    curves = {"best at its KL: pi0 exp(r / beta)": tilts, "best of n (KL at most)": bests}
+    curves = {"best at its KL: pi0 exp(r / beta)": tilts, "best of n, at the most KL that it can have": bests}
     draw(output / "frontier.png", {name: frontier.curve(points) for name, points in curves.items()}, paths, found)
 
 

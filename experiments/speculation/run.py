@@ -117,7 +117,7 @@ def content(weights) -> str:
     return hashlib.sha256("\n".join(array_fingerprints(weights)).encode()).hexdigest()[:32]
 
 
-def measured(engine, case: Case, flags, kept: runs.Kept, model: str, compiled: Compiled) -> list[dict]:
+def measured(engine, case: Case, flags, kept: runs.Measured, model: str, compiled: Compiled) -> list[dict]:
     """A row a kind and way."""
     rows = []
     ways = {name: draft and (str(draft.draft), content(draft.weights)) for name, draft in case.ways.items()}
@@ -219,7 +219,7 @@ def main() -> None:
     from fmjax.cache_folder import use_compilation_cache
 
     use_compilation_cache()
-    kept, compiled = runs.Kept(flags.workdir / "measured.json"), Compiled()
+    kept, compiled = runs.Measured(flags.workdir / "measured.json"), Compiled()
     model = fmjax.load(flags.model, unrolled=True).unrolled(donate=True)
     whose = content(model.engine.weights)
     print(f"{COLUMNS}\n{RULE}")
