@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fmjax.compress.folding import Channels, at, channels_of, scaled
+from fmjax.compress.calibrate import part_at, with_part
+from fmjax.compress.folding import Channels, channels_of, scaled
+from fmjax.compress.sweep import product_loss
 from fmjax.layers.quantized import Quantization
 from fmjax.layers.transformer_config import TransformerConfig
 
@@ -29,17 +31,11 @@ def activation_scales(absolute: jax.Array, exponent: jax.Array) -> jax.Array:
     return scales / jnp.sqrt(scales.max() * scales.min())
 
 
-def product_loss(kernel: jax.Array, changed: jax.Array, gram: jax.Array) -> jax.Array:
-    """|X kernel - X changed|^2 over calibration inputs X, from their sum of x x^T (equation 4)."""
-    change = kernel - changed
-    return jnp.sum(change * jnp.matmul(gram, change, precision="highest"))
-
-
 @functools.partial(jax.jit, static_argnames=("channels", "quantization"))
 def best_scales(
     kernels: tuple[jax.Array, ...], gram: jax.Array, absolute: jax.Array, channels: Channels, quantization: Quantization
 ) -> tuple[jax.Array, jax.Array]:
-    """The scales under which least is lost of the products with kernels that read the same channels.
+    """The scales under which least is lost of the products with kernels that read the same channels (equation 4).
 
     Args:
       kernels: each [in, out].
@@ -80,7 +76,7 @@ def awq_scaled(
         if not readers:
             continue
         told = sums[readers[0]]
-        kernels = tuple(at(block, path)["kernel"].astype(jnp.float32) for path in readers)
+        kernels = tuple(part_at(block, path)["kernel"].astype(jnp.float32) for path in readers)
         absolute = told["channels"]["absolute"] / jnp.maximum(told["channels"]["count"], 1.0)
         scales, _ = best_scales(kernels, told["gram"], absolute, channels, quantization)
         block = scaled(block, config, channels, scales)

@@ -143,6 +143,14 @@ def noted(model: Model, told: Mapping[str, Any]) -> dict[str, Any]:
     return {**model.config, "compression": {"of": model.source, **told, **({"after": before} if before else {})}}
 
 
+def of_kernel(name: str, function: Callable, *arguments) -> Any:
+    """What a function gives. Raises ConfigError as it does, naming the kernel that it is of."""
+    try:
+        return function(*arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{name!r}: {error}, or leave it out with keep") from None
+
+
 def each(weights: Mapping[str, Any], one: Callable[[str, Any], Any], progress: bool) -> dict[str, Any]:
     """What `one(name, kernel)` makes of each, with a bar."""
     from tqdm import tqdm

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from fmjax.compress.awq import awq_scaled
-from fmjax.compress.base import is_table, replaced
+from fmjax.compress.base import is_table, of_kernel, replaced
 from fmjax.compress.calibrate import by_block, gather
 from fmjax.compress.gptq import check_options, gptq
 from fmjax.compress.kernels import batches_of, changed_kernels, check_sound, kept_blocks, progress_log
@@ -97,11 +97,11 @@ class GPTQ(FewBits):
         tables = {name: x for name, x in kernels.items() if is_table(name) or x.ndim == 2 and not _is_kernel(name)}
         names = [name for name in kernels if name not in tables]
         for name in names:
-            block, _ = _checked(name, self.quantization.cut, kernels[name].shape)
+            block, _ = of_kernel(name, self.quantization.cut, kernels[name].shape)
             options = block, kernels[name].shape[-2], self.act_order, self.static
-            _checked(name, check_options, self.quantization, *options)
+            of_kernel(name, check_options, self.quantization, *options)
         for name, table in tables.items():
-            _checked(name, self._of_table(name).cut, table.shape)
+            of_kernel(name, self._of_table(name).cut, table.shape)
         become = lambda name: self.quantization.quantize if name in kernels else None
         keeps = self.keep_zeros == "all" or self.keep_zeros == "pruned" and was_pruned(model.config)
         options = dataclasses.asdict(self)
@@ -140,7 +140,7 @@ class AWQ(FewBits):
         kernels = self.kernels(model)
         for name, kernel in kernels.items():
             quantization = dataclasses.replace(self.quantization, is_table=is_table(name))
-            _checked(name, quantization.cut, kernel.shape)
+            of_kernel(name, quantization.cut, kernel.shape)
 
         def change(config, block, sums, chosen):
             return awq_scaled(block, config, sums, self.quantization, chosen)
@@ -232,14 +232,6 @@ def _folded(method, model, calibration, kernels, change, wanted, folder=None) ->
         kept = kept_blocks(model, folder, method.name, dataclasses.asdict(method), calibration, lambda name: None)
         params = by_block(model.module, model.variables, batches, of_block, wanted, kept=kept, done=progress_log())
     return dataclasses.replace(model, params=params, kept={})
-
-
-def _checked(name, function, *arguments):
-    """What a function gives. Raises ConfigError as it does, naming a kernel."""
-    try:
-        return function(*arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{name!r}: {error}, or leave it out with keep") from None
 
 
 def _is_kernel(name: str) -> bool:

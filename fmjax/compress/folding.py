@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fmjax.compress.calibrate import part_at, with_part
 from fmjax.layers.mlp import GATED
 from fmjax.layers.transformer_config import TransformerConfig
 
@@ -87,26 +88,13 @@ def scaled(block: Mapping[str, Any], config: TransformerConfig, channels: Channe
     """
     found = block
     for path in channels.readers:
-        layer = at(found, path)
+        layer = part_at(found, path)
         kernel = layer["kernel"]
         larger = (kernel * channels.spread(scales)[:, None]).astype(kernel.dtype)
-        found = put(found, path, {**layer, "kernel": larger})
-    maker = at(found, channels.maker)
+        found = with_part(found, path, {**layer, "kernel": larger})
+    maker = part_at(found, channels.maker)
     if channels.is_norm and config.norm == "rmsnorm_offset":
         maker = {**maker, "scale": ((1.0 + maker["scale"]) / scales - 1.0).astype(maker["scale"].dtype)}
     else:  # scale [D] or kernel [in, D], and bias [D]
         maker = {name: (part / scales).astype(part.dtype) for name, part in maker.items()}
-    return put(found, channels.maker, maker)
-
-
-def at(tree: Mapping[str, Any], path: str) -> Any:
-    """What lies at "mlp/up" in a tree of parameters."""
-    for name in path.split("/"):
-        tree = tree[name]
-    return tree
-
-
-def put(tree: Mapping[str, Any], path: str, part: Any) -> dict[str, Any]:
-    """The tree with another part there."""
-    name, _, rest = path.partition("/")
-    return {**tree, name: put(tree[name], rest, part) if rest else part}
+    return with_part(found, channels.maker, maker)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from fmjax.compress.sweep import factor, product_error, sweep
 from fmjax.errors import ConfigError
 from fmjax.layers.codes import to_codes, to_levels
-from fmjax.layers.quantized import QTensor, Quantization, scale_values
+from fmjax.layers.quantized import QTensor, Quantization
+from fmjax.layers.scales import scale_values
 
 
 def check_options(quantization: Quantization, block: int, rows: int, act_order: bool, static: bool) -> None:

@@ -2,8 +2,8 @@
 
 from fmjax.compress.base import named
 from fmjax.inference.model import Model
-from fmjax.layers.quantized import QTensor, num_bytes
-from fmjax.layers.weights import count
+from fmjax.layers.quantized import QTensor
+from fmjax.layers.weights import count, num_bytes
 
 
 def told(before: Model, after: Model) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from fmjax.compress.base import Chosen, each, is_table, replaced
+from fmjax.compress.base import Chosen, each, is_table, of_kernel, replaced
 from fmjax.errors import ConfigError
 from fmjax.inference.model import Model
 from fmjax.layers.quantized import QTensor, Quantization
@@ -48,11 +48,7 @@ class Rounding(Chosen):
         """See `fmjax.compress.base.Method`. Raises InputError, naming the kernel, where one does not divide."""
 
         def one(name, kernel):
-            quantization = dataclasses.replace(self.quantization, is_table=is_table(name))
-            try:
-                return _quantized(quantization, kernel)
-            except ConfigError as error:
-                raise ConfigError(f"{name!r}: {error}, or leave it out with keep") from None
+            return of_kernel(name, _quantized, dataclasses.replace(self.quantization, is_table=is_table(name)), kernel)
 
         kernels = self.kernels(model)
         with model.inference():

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fmjax.compress.folding import at, channels_of, scaled
+from fmjax.compress.calibrate import part_at
+from fmjax.compress.folding import channels_of, scaled
 from fmjax.layers.transformer_config import TransformerConfig
 
 
@@ -35,7 +36,7 @@ def smoothed(
       alpha: how much is moved; 0.5 in the paper, more where activations have larger outliers.
     """
     for channels in channels_of(config, block, of_norms=True):
-        kernels = [at(block, path)["kernel"].astype(jnp.float32) for path in channels.readers]
+        kernels = [part_at(block, path)["kernel"].astype(jnp.float32) for path in channels.readers]
         scales = smoothing(sums[channels.readers[0]]["channels"]["largest"], kernels, alpha)
         block = scaled(block, config, channels, scales)
     return block

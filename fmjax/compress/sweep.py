@@ -112,9 +112,14 @@ def _one_by_one(rows, upper, told, decided, rounded):
     return lax.fori_loop(0, len(rows), one, (rows, jnp.zeros_like(rows)))
 
 
+def product_loss(kernel: jax.Array, changed: jax.Array, gram: jax.Array) -> jax.Array:
+    """|X kernel - X changed|^2 over calibration inputs X, from their sum of x x^T [in, in]."""
+    change = kernel - changed
+    return jnp.sum(change * jnp.matmul(gram, change, precision=lax.Precision.HIGHEST))
+
+
 def product_error(kernel: jax.Array, changed: jax.Array, gram: jax.Array) -> jax.Array:
     """|X kernel - X changed|^2 over |X kernel|^2, from the sum of x x^T: what is lost of a product. 0 where there is
     nothing to lose."""
-    energy = lambda w: jnp.sum(w * jnp.matmul(gram, w, precision=lax.Precision.HIGHEST))
-    lost, whole = energy(kernel - changed), energy(kernel)
+    lost, whole = product_loss(kernel, changed, gram), product_loss(kernel, 0.0, gram)
     return jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1.0), lost)

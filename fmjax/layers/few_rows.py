@@ -11,7 +11,8 @@ from jax import lax
 
 from fmjax import native
 from fmjax.layers.codes import FORMATS
-from fmjax.layers.quantized import QTensor, scale_values
+from fmjax.layers.quantized import QTensor
+from fmjax.layers.scales import scale_values
 
 MOST_ROWS = 8
 """With more rows making floats of the weight and multiplying these takes less time."""

@@ -5,7 +5,6 @@ and of each number the nearest of the format's levels (`fmjax.layers.codes.FORMA
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from fmjax.layers.scales import (
     SuperScales,
     power_scales,
     quantize_scales,
+    scale_values,
     super_scales,
 )
 
@@ -129,12 +129,6 @@ class QTensor:
         if getattr(self.offsets, "dtype", None) == jnp.uint8:
             return -self.offsets.astype(jnp.float32) * scale_values(self.scales)
         return scale_values(self.offsets)
-
-
-def scale_values(scales) -> jax.Array:
-    """float32 [..., in / block, out / tile] of scales or offsets, however they are kept."""
-    is_kept = isinstance(scales, QuantizedScales | SuperScales | PowerScales)
-    return scales.value() if is_kept else scales.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,11 +287,6 @@ def quantization_of(weight: QTensor) -> Quantization:
         rounding=getattr(weight.scales, "rounding", "floor"), offsets="zero" if is_zero else "float",
         activations=weight.activations, static=weight.input_scale is not None, is_table=weight.is_table,
     )  # fmt: skip
-
-
-def num_bytes(tree) -> int:
-    """Bytes of a tree of arrays, weights of few bits, or their shapes."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _divisors(size: int, near: int) -> str:

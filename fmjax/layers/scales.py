@@ -131,3 +131,9 @@ def power_scales(largest: jax.Array, kind: Format, rounding: str) -> PowerScales
     if rounding in ("ceil", "rceil"):
         exponent += (bits & (2**23 - 1) > 0).astype(jnp.int32)
     return PowerScales(jnp.clip(exponent - down, 1, 254).astype(jnp.uint8), rounding)
+
+
+def scale_values(scales) -> jax.Array:
+    """float32 [..., in / block, out / tile] of scales or offsets, however they are kept."""
+    is_kept = isinstance(scales, QuantizedScales | SuperScales | PowerScales)
+    return scales.value() if is_kept else scales.astype(jnp.float32)

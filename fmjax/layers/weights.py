@@ -211,6 +211,11 @@ def count(tree) -> int:
     return sum(math.prod(x.shape) for x in leaves)
 
 
+def num_bytes(tree) -> int:
+    """Bytes of a tree of arrays, weights of few bits, or their shapes."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def value_of(x) -> jax.Array:
     """What a weight stands for, as an array [..., in, out] in the dtype of its base; float32 of a quantized one."""
     if isinstance(x, Turned):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from fmjax.layers.codes import whole_numbers
-from fmjax.layers.quantized import QTensor, scale_values
+from fmjax.layers.quantized import QTensor
+from fmjax.layers.scales import scale_values
 
 TOP = 127
 """The whole number that the largest activation of a row becomes."""

@@ -16,8 +16,8 @@ from fmjax.errors import CheckpointError, ConfigError, InputError, TokenizerErro
 from fmjax.gguf_file import PLAIN, QUANTIZED, read_gguf
 from fmjax.interop.gguf_blocks import Blocks
 from fmjax.interop.loading import open_published
-from fmjax.layers.quantized import QTensor, num_bytes, quantization_of
-from fmjax.layers.weights import merged
+from fmjax.layers.quantized import QTensor, quantization_of
+from fmjax.layers.weights import merged, num_bytes
 
 VOCAB, LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM = 40, 2, 32, 4, 2, 8
 TOKENS = np.arange(2 * 12).reshape(2, 12) % VOCAB

@@ -14,7 +14,7 @@ from fmjax.layers import codes, scales
 from fmjax.layers.codes import FORMATS, PLANES
 from fmjax.layers.dense import dense
 from fmjax.layers.embed import Embedding
-from fmjax.layers.quantized import Quantization, quantization_of, scale_values
+from fmjax.layers.quantized import Quantization, quantization_of
 
 
 def drawn(*shape, seed=0):
@@ -155,7 +155,7 @@ def test_scales_of_fewer_bits_and_what_they_lose():
 
 
 def scale_of(weight):
-    return np.asarray(scale_values(weight.scales))
+    return np.asarray(scales.scale_values(weight.scales))
 
 
 @pytest.mark.parametrize("format, block, tile", [("int8", 0, 1), ("int4", 8, 1), ("uint4", 16, 4), ("fp8", 0, 1)])
