@@ -128,9 +128,20 @@ class GPTQ(FewBits):
 class AWQ(FewBits):
     """Channels that are large in calibration get larger weights, which what makes the channels makes up for, and
     kernels are rounded (Lin et al. 2023, https://arxiv.org/abs/2306.00978). How much larger is searched for in steps of
-    1 / 20 of an exponent, by what is lost of the products."""
+    1 / 20 of an exponent, by what is lost of the products.
+
+    Attributes:
+      clip: the largest weights of a block are then clipped, down to 0.55 of the largest, where less is lost so.
+    """
 
     name: ClassVar[str] = "awq"
+
+    clip: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.clip and self.scales == "super":
+            raise ConfigError("clip = True with scales = 'super': blocks whose scales go together are not searched for")
 
     def compress(
         self, model: Model, calibration: Mapping[str, np.ndarray] | None = None, progress: bool = False,
@@ -143,7 +154,7 @@ class AWQ(FewBits):
             of_kernel(name, quantization.cut, kernel.shape)
 
         def change(config, block, sums, chosen):
-            return awq_scaled(block, config, sums, self.quantization, chosen)
+            return awq_scaled(block, config, sums, self.quantization, chosen, self.clip)
 
         scaled = _folded(self, model, calibration, kernels, change, ("gram", "channels"), folder)
         return super().compress(scaled, None, progress)

@@ -65,8 +65,9 @@ def test_gptq_and_awq_lose_less_of_a_model_than_rounding(llama):
     options = dict(block=16)
     rounded = METHODS.get("int4")(**options).compress(llama)
     swept = GPTQ(**options, rows_at_once=9).compress(llama, CALIBRATION)
-    scaled = AWQ(**options).compress(llama, CALIBRATION)
+    scaled, clipped = (AWQ(**options, clip=clip).compress(llama, CALIBRATION) for clip in (False, True))
     assert apart(llama, swept) < 0.7 * apart(llama, rounded) and apart(llama, scaled) < 0.9 * apart(llama, rounded)
+    assert apart(llama, clipped) < apart(llama, scaled)
     leaves = jax.tree.leaves(swept.params, is_leaf=lambda x: isinstance(x, QTensor))
     assert sum(isinstance(x, QTensor) and x.block == 16 and x.format == "int4" for x in leaves) == 7
     assert swept.config["compression"]["method"] == "gptq" and scaled.config["compression"]["block"] == 16

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.compress.awq import STEPS, best_scales
+from fmjax.compress.awq import STEPS, best_scales, clipped
 from fmjax.compress.calibrate import restacked, unstacked
 from fmjax.compress.folding import Channels, channels_of, scaled
 from fmjax.compress.smoothquant import smoothed
@@ -83,6 +83,20 @@ def test_awq_searches_the_scales_under_which_least_of_the_product_is_lost():
     np.testing.assert_allclose(tried, losses, rtol=2e-2)
     np.testing.assert_allclose(found, best / np.sqrt(best.max() * best.min()), rtol=1e-3)
     assert tried.min() < 0.8 * tried[0]
+
+
+@pytest.mark.parametrize("quantization", [Quantization("int3", 8), Quantization("uint4", 16, tile=4)])
+def test_clipping_loses_no_more_of_any_output_and_less_of_most(quantization):
+    drawn = np.random.default_rng(4)
+    x = drawn.normal(size=(100, 32)) @ drawn.normal(size=(32, 32)) * np.exp(drawn.normal(size=32))
+    kernel = jnp.asarray(drawn.standard_t(4, size=(32, 24)), jnp.float32)
+    made = clipped(kernel, jnp.asarray(x.T @ x, jnp.float32), quantization)
+    value = lambda w: np.asarray(quantization.quantize(w).value(), np.float64)  # noqa: E731
+    lost = lambda w: ((x @ (value(w) - np.asarray(kernel))) ** 2).sum(0).reshape(-1, quantization.tile).sum(1)  # noqa: E731
+    before, after = lost(kernel), lost(made)
+    assert np.all(after <= before * (1 + 1e-4)) and np.mean(after < 0.99 * before) > 0.5
+    share = np.abs(made).max(0) / np.abs(kernel).max(0)
+    assert np.all((share >= 0.55 - 1e-6) & (share <= 1))
 
 
 def test_scales_of_values_are_shared_by_the_heads_that_read_them():
