@@ -86,11 +86,11 @@ def test_tables_of_tokens_are_looked_up_and_are_heads_too(tie):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2, "data": 2}, {"tensor": 8}])
-def test_devices_compute_what_one_computes(mesh, tmp_path):
+def test_devices_compute_what_one_computes(tmp_path):
+    mesh = {"fsdp": 2, "tensor": 4}
     model = random_model({**LLAMA, "num_heads": 8, "num_kv_heads": 8})
-    int4, mxfp4, fp8 = map(METHODS.get, ("int4", "mxfp4", "fp8"))
-    for method in (int4(block=16, double=True, tables=True), mxfp4(), fp8()):
+    int4, mxfp4 = map(METHODS.get, ("int4", "mxfp4"))
+    for method in (int4(block=16, double=True, tables=True), mxfp4()):
         made = method.compress(model)
         folder = tmp_path / method.name
         made.save(folder)
