@@ -71,14 +71,14 @@ def _mean_and_error(values) -> tuple[float, float]:
 
 
 def figures(one: dict[str, dict], reference: dict[str, dict]) -> dict[str, float]:
-    """Of what `answers` gave by part: perplexities by token, word and byte; accuracies; and what differs from the
-    reference, window by window and question by question, with standard errors."""
+    """Of what `answers` gave by part, tasks that both have: perplexities by token, word and byte; accuracies; and what
+    differs from the reference, window by window and question by question, with standard errors."""
     text, units = one["text"], ("token", "word", "byte")
     nats = np.asarray(text["nats"])
     found = {f"{unit}_perplexity": float(np.exp(nats.sum() / sum(text[f"{unit}s"]))) for unit in units}
     lost = (nats - np.asarray(reference["text"]["nats"])) / np.asarray(text["tokens"])
     found["nats_lost"], found["nats_lost_stderr"] = _mean_and_error(lost)
-    for task in TASKS:
+    for task in one.keys() & reference.keys() & set(TASKS):
         right, before = (np.asarray(of[task]["right"]) for of in (one, reference))
         found[task], found[f"{task}_stderr"] = _mean_and_error(right)
         found[f"{task}_difference"], found[f"{task}_difference_stderr"] = _mean_and_error(right - before)

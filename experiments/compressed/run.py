@@ -4,7 +4,7 @@
     python experiments/compressed/run.py ... --speed [--minutes=4]
 
 The first command compresses and asks; the second draws tokens, and needs the machine for itself. Each goes on where it
-was stopped; the table is written when all of it is there.
+was stopped, and writes the table of what is there.
 """
 
 import argparse
@@ -53,31 +53,31 @@ def one(kind: str, method: str, as_fast_as: str | None = None, **options) -> Way
     return Way(kind, ((method, options),), as_fast_as=as_fast_as)
 
 
+INT4 = "int4, blocks of 64"
 WAYS = {
     "float32": Way("float32"),
     "int8": one("rounding", "int8"),
-    "int4, blocks of 64": one("rounding", "int4"),
+    INT4: one("rounding", "int4"),
     "nf4, blocks of 64": one("rounding", "nf4"),
-    "GPTQ int4, blocks of 64": one("calibrated", "gptq", "int4, blocks of 64"),
-    "Wanda, half": one("zeros", "wanda", "float32"),
-    "SparseGPT, half": one("zeros", "sparsegpt", "float32"),
-    "AWQ int4, blocks of 64": one("calibrated", "awq", "int4, blocks of 64"),
-    "SmoothQuant W8A8": one("calibrated", "smoothquant"),
     "int4, tables too": one("rounding", "int4", tables=True),
-    "2:4 (SparseGPT)": one("zeros", "2:4", "float32"),
     "magnitude, half": one("zeros", "magnitude", "float32"),
-    "rotation, GPTQ int4": Way("calibrated", (("rotate", {}), ("gptq", {}))),
-    "layers, 27 of 30": one("fewer", "layers", number=3),
-    "fp8": one("rounding", "fp8"),
     "mxfp4, blocks of 32": one("rounding", "mxfp4"),
-    "int8, tables too": one("rounding", "int8", tables=True),
-    "int8 W8A8": one("rounding", "int8", "SmoothQuant W8A8", activations="int8"),
+    "fp8": one("rounding", "fp8"),
+    "int8 W8A8": one("rounding", "int8", activations="int8"),
+    "GPTQ int4, blocks of 64": one("calibrated", "gptq", INT4),
+    "Wanda, half": one("zeros", "wanda", "float32"),
+    "SmoothQuant W8A8": one("calibrated", "smoothquant", "int8 W8A8"),
+    "layers, 27 of 30": one("fewer", "layers", number=3),
+    "AWQ int4, blocks of 64": one("calibrated", "awq", INT4),
+    "2:4 (SparseGPT)": one("zeros", "2:4", "float32"),
+    "rotation, GPTQ int4": Way("calibrated", (("rotate", {}), ("gptq", {}))),
+    "SparseGPT, half": one("zeros", "sparsegpt", "float32"),
     "heads, 6 of 9": one("fewer", "heads", share=0.33),
-    "GPTQ int3, blocks of 64": one("calibrated", "gptq", format="int3"),
     "Q4_1, the file's own": Way("file", quantized=True),
 }
-SHORT = ("float32", "int4, blocks of 64", "Wanda, half")
-SETTINGS = ("windows", "context", "questions", "calibration_rows", "calibration_length")
+SHORT = ("float32", INT4, "Wanda, half")
+ASKED = ("windows", "context", "questions")
+CALIBRATION = ("calibration_rows", "calibration_length")
 SPEEDS = {"tokens_per_second_1": (1, 64, 3), "tokens_per_second_16": (16, 24, 2)}
 """(rows, tokens of each, turns) of what is drawn."""
 
@@ -99,13 +99,19 @@ class Study:
 
     def made(self, name: str) -> tuple[str, pathlib.Path]:
         """(what `fmjax.load` takes, the file that says what it took to make it)."""
-        way, flags = WAYS[name], self.flags
-        place = self.place(name, "model", flags.calibration_rows, flags.calibration_length)
-        return str(place) if way.steps else flags.model, place.with_suffix(".made.json")
+        place = self.place(name, "model", *self.settings(name, ()))
+        return str(place) if WAYS[name].steps else self.flags.model, place.with_suffix(".made.json")
+
+    def settings(self, name: str, names: Sequence[str]) -> list[int]:
+        """Of flags: those of these names, and of calibration where the way needs it."""
+        from fmjax.compress import METHODS
+
+        is_calibrated = any(METHODS.get(method).needs_calibration for method, _ in WAYS[name].steps)
+        return [getattr(self.flags, one) for one in (*names, *(CALIBRATION if is_calibrated else ()))]
 
     def answered(self, name: str, part: str) -> pathlib.Path:
         """The file of a way's answers to one of `asked.PARTS`."""
-        return self.place(name, f"{part}.json", *(getattr(self.flags, one) for one in SETTINGS))
+        return self.place(name, f"{part}.json", *self.settings(name, ASKED))
 
     def sped(self, name: str, speed: str) -> pathlib.Path:
         """The file of one of SPEEDS."""
@@ -123,7 +129,7 @@ class Study:
         way, (path, told) = WAYS[name], self.made(name)
         if told.exists():
             return
-        model = fmjax.load(self.flags.model, **({"quantized": True} if way.quantized else {}))
+        model = fmjax.load(self.flags.model, quantized=True) if way.quantized else self.whole()
         begin = time.process_time()
         for method, options in way.steps:
             plugin = METHODS.get(method)(**options)
@@ -134,6 +140,14 @@ class Study:
             shutil.rmtree(path, ignore_errors=True)
             model.save(path)
         write_whole(told, json.dumps({"megabytes": num_bytes(model.params) / 1e6, "processor_seconds": seconds}))
+
+    def whole(self):
+        """The model as it is, loaded once."""
+        import fmjax
+
+        if "whole" not in self.shared:
+            self.shared["whole"] = fmjax.load(self.flags.model)
+        return self.shared["whole"]
 
     def calibration(self, model):
         """What methods are given; the same for all, since they begin with one model."""
@@ -151,7 +165,10 @@ class Study:
         parts = [part for part in parts if not self.answered(name, part).exists()]
         if not parts:
             return
-        model = fmjax.load(self.made(name)[0], **({"quantized": True} if WAYS[name].quantized else {}))
+        if name == "float32":
+            model = self.whole()
+        else:
+            model = fmjax.load(self.made(name)[0], **({"quantized": True} if WAYS[name].quantized else {}))
         if "asked" not in self.shared:
             flags = self.flags
             self.shared["asked"] = asked.read(model, flags.data_dir, flags.windows, flags.context, flags.questions)
@@ -176,23 +193,28 @@ class Study:
                     write_whole(file, json.dumps(found))
                     print(name, speed, found, flush=True)
 
-    def results(self, names) -> dict | None:
-        """The table; None, saying so, where something is not there yet."""
+    def results(self, names) -> dict:
+        """Of the ways that have read the text, what is there; says what is not."""
         files = {
             name: {"made": self.made(name)[1], **{part: self.answered(name, part) for part in asked.PARTS},
                    **{speed: self.sped(name, speed) for speed in SPEEDS}}
             for name in names
         }  # fmt: skip
-        everything = [file for of_way in files.values() for file in of_way.values()]
-        if missing := [file.name for file in everything if not file.exists()]:
-            print(f"not there yet, {len(missing)} of {len(everything)}: {', '.join(missing[:4])}, ...")
-            return None
-        found = {name: {what: json.loads(file.read_text()) for what, file in files[name].items()} for name in names}
-        reference, ways = found["float32"], {}
-        for name, one in found.items():
-            rates = {speed: one[speed][0] for speed in SPEEDS}
-            ways[name] = {"kind": WAYS[name].kind, **one["made"], **asked.figures(one, reference), **rates}
-        settings = {one: getattr(self.flags, one) for one in SETTINGS}
+        missing = [file.name for of_way in files.values() for file in of_way.values() if not file.exists()]
+        if missing:
+            print(f"{len(missing)} things are not there yet: {', '.join(missing[:4])}, ...")
+        there = {
+            name: {what: json.loads(file.read_text()) for what, file in files[name].items() if file.exists()}
+            for name in names
+        }  # fmt: skip
+        if "text" not in (reference := there["float32"]):
+            raise SystemExit("float32 has not read the text, beside which all others stand; run it first")
+        ways = {}
+        for name, one in there.items():
+            if {"made", "text"} <= one.keys():
+                rates = {speed: one[speed][0] for speed in SPEEDS if speed in one}
+                ways[name] = {"kind": WAYS[name].kind, **one["made"], **asked.figures(one, reference), **rates}
+        settings = {one: getattr(self.flags, one) for one in (*ASKED, *CALIBRATION)}
         scored = {unit: sum(reference["text"][unit]) for unit in ("tokens", "words", "bytes")}
         return {**settings, "scored": scored, "ways": ways}
 
@@ -207,7 +229,7 @@ def main() -> None:
     add("--windows", type=int, default=12, help="of the text")
     add("--context", type=int, default=512, help="tokens scored in a window")
     add("--questions", type=int, default=100, help="of each task")
-    add("--calibration_rows", type=int, default=24)
+    add("--calibration_rows", type=int, default=12)
     add("--calibration_length", type=int, default=512)
     add("--only", nargs="+", choices=WAYS, metavar="NAME", help=f"of {', '.join(repr(name) for name in WAYS)}")
     add("--speed", action="store_true", help="draw tokens with the models that are there; nothing else may run")
@@ -231,12 +253,10 @@ def main() -> None:
                 gc.collect()
                 study.ask(name, parts)
                 gc.collect()
-    results = study.results(names)
-    if results:
-        output = study.folder if flags.short else HERE
-        runs.save(output, results)
-        draw(output / "compressed.png", results["ways"])
-        print(table(results["ways"]))
+    results, output = study.results(names), study.folder if flags.short else HERE
+    runs.save(output, results)
+    draw(output / "compressed.png", results["ways"])
+    print(table(results["ways"]))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ KINDS = {
 
 
 def table(ways: Mapping[str, Mapping]) -> str:
-    """The rows of the page, in the order of the plot's kinds."""
+    """The rows of the page, in the order of the plot's kinds; without columns of which nothing is there."""
     titles = ["", "MB", "perplexity: token", "word", "byte", "nats lost", "PIQA", "ARC, easy"]
     titles += ["tokens/s: 1 row", "16 rows", "s to compress"]
     lines = [titles, ["---"] * len(titles)]
@@ -25,7 +25,8 @@ def table(ways: Mapping[str, Mapping]) -> str:
         for name, one in ways.items():
             if one["kind"] == kind:
                 lines.append([name, f"{one['megabytes']:.0f}", *_quality(one, kind == "float32"), *_time(one)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    shown = [i for i in range(len(titles)) if i == 0 or any(line[i] for line in lines[2:])]
+    return "\n".join(f"| {' | '.join(line[i] for i in shown)} |" for line in lines)
 
 
 def _quality(one, is_reference) -> list[str]:
@@ -33,16 +34,20 @@ def _quality(one, is_reference) -> list[str]:
     units = f"{one['token_perplexity']:.2f}", f"{one['word_perplexity']:.1f}", f"{one['byte_perplexity']:.3f}"
     right = []
     for task in TASKS:
-        right.append(f"{one[task]:.3f} ± {one[f'{task}_stderr']:.3f}")
-        if not is_reference:
+        if task not in one:
+            right.append("")
+        elif is_reference:
+            right.append(f"{one[task]:.3f} ± {one[f'{task}_stderr']:.3f}")
+        else:
             difference = one[f"{task}_difference"], one[f"{task}_difference_stderr"]
-            right[-1] = f"{one[task]:.3f} ({difference[0]:+.3f} ± {difference[1]:.3f})"
+            right.append(f"{one[task]:.3f} ({difference[0]:+.3f} ± {difference[1]:.3f})")
     return [*units, lost, *right]
 
 
 def _time(one) -> list[str]:
-    rates = [f"{one[f'tokens_per_second_{rows}']:.0f}" for rows in (1, 16)]
-    return [*rates, f"{one['processor_seconds']:.0f}" if one["kind"] not in ("float32", "file") else ""]
+    rates = [one.get(f"tokens_per_second_{rows}") for rows in (1, 16)]
+    seconds = f"{one['processor_seconds']:.0f}" if one["kind"] not in ("float32", "file") else ""
+    return [*("" if rate is None else f"{rate:.0f}" for rate in rates), seconds]
 
 
 def draw(file: pathlib.Path, ways: Mapping[str, Mapping]) -> None:
@@ -52,25 +57,30 @@ def draw(file: pathlib.Path, ways: Mapping[str, Mapping]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5))
+    asked = {name: one for name, one in ways.items() if one.keys() >= set(TASKS)}
+    figure, panels = pyplot.subplots(1, 2 if asked else 1, figsize=(13 if asked else 8, 5), squeeze=False)
+    left, right = panels[0][0], panels[0][-1]
     for kind, colour in COLOURS.items():
-        several = {name: one for name, one in ways.items() if one["kind"] == kind}
-        sizes = [one["megabytes"] for one in several.values()]
-        accuracy = [np.mean([one[task] for task in TASKS]) for one in several.values()]
-        # Of what differs from float32, whose questions are the same.
-        errors = [np.hypot(*(one[f"{task}_difference_stderr"] for task in TASKS)) / 2 for one in several.values()]
-        left.plot(sizes, [one["token_perplexity"] for one in several.values()], "o", color=colour, label=KINDS[kind])
-        right.errorbar(sizes, accuracy, yerr=errors, fmt="o", color=colour, capsize=3)
+        several = [one for one in ways.values() if one["kind"] == kind]
+        if several:
+            sizes, values = zip(*((one["megabytes"], one["token_perplexity"]) for one in several))
+            left.plot(sizes, values, "o", color=colour, label=KINDS[kind])
+        for one in asked.values():
+            if one["kind"] == kind:  # with the error of what differs from float32, whose questions are the same
+                accuracy = np.mean([one[task] for task in TASKS])
+                error = np.hypot(*(one[f"{task}_difference_stderr"] for task in TASKS)) / 2
+                right.errorbar(one["megabytes"], accuracy, yerr=error, fmt="o", color=colour, capsize=3)
     left.set(yscale="log", ylabel="perplexity a token, WikiText-2")
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter("{x:g}")
-    right.set(ylabel=f"accuracy, mean of {' and '.join(TASKS)}")
-    for axes in (left, right):
+    if asked:
+        right.set(ylabel=f"accuracy, mean of {' and '.join(TASKS)}")
+    for axes in panels[0]:
         axes.set(xlabel="megabytes of parameters", xlim=(0, None))
         axes.grid(alpha=0.3, which="both")
     _name(left, ways)
-    figure.legend(loc="lower center", ncols=len(COLOURS), fontsize=8)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.legend(loc="lower center", ncols=3, fontsize=8)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(file, dpi=150)
 
 
