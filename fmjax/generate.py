@@ -57,7 +57,7 @@ def parse(argv: list[str]):
     if "vote" in flags and getattr(flags, "num_samples", 1) < 2:
         raise InputError("--vote takes the answer of most of several continuations; give --num_samples=10, say")
     draft_flags.check(flags)
-    random = [name for name in (*DRAWING, "num_samples", "with_logprobs") if name in flags]
+    random = [name for name in (*DRAWING, "num_samples", "with_logprobs") if name in flags and name != "cache"]
     if "num_beams" in flags and random:
         raise InputError(f"--{random[0]} has no meaning with --num_beams: beam search draws nothing; leave it out")
     constraint_flags.check(flags)

@@ -31,7 +31,7 @@ from fmjax.inference.engine_requests import number_copies
 from fmjax.registry import nearest
 from fmjax.small_files import write_whole
 
-BEAM_OPTIONS = ("num_beams", "max_new_tokens", "length_penalty", "normalization")
+BEAM_OPTIONS = ("num_beams", "max_new_tokens", "length_penalty", "normalization", "cache")
 
 OWN = ("num_samples", "copies", "batch_size", "cache_length", "progress")
 """Options of drawing that a run sets by itself."""

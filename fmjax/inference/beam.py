@@ -26,6 +26,7 @@ from fmjax.inference.engine_requests import PromptRequest
 from fmjax.inference.rows import bucket
 from fmjax.inference.sampler import Uses, only_allowed
 from fmjax.layers.checks import check_choice
+from fmjax.layers.held import KINDS
 from fmjax.parallel import watch
 from fmjax.parallel.placement import whole
 
@@ -178,7 +179,7 @@ def _prefill(form: Form, weights: Weights, cache, packed):
 
 def _empty(form: Form, rows: int, max_length: int, source_length: int | None):
     with nn.logical_axis_rules(form.rules):
-        return decoding.init_cache(form.module, rows, max_length, source_length)
+        return decoding.init_cache(form.module, rows, max_length, source_length, form.cache)
 
 
 @functools.cache
@@ -202,6 +203,7 @@ def beam_search(
     stop_ids: Sequence[int] = (),
     num_results: int = 1,
     batch_size: int | None = None,
+    cache: str = "float",
 ) -> list[list[Beam]]:
     """The best continuations of each prompt.
 
@@ -215,12 +217,13 @@ def beam_search(
       stop_ids: tokens that finish a beam, usually the end of text.
       num_results: finished beams wanted of each prompt, at most `num_beams`; fewer where fewer are possible.
       batch_size: rows of the cache; None is the engine's. At least one group of beams is searched at a time.
+      cache: what keys and values are held in, as for `Engine.run`.
 
     Returns: for each prompt in order its beams, best first.
     Raises: InputError for a prompt that cannot be continued, or a bad value; RunError for logits that are not finite.
     """
     batch_size = engine.batch_size if batch_size is None else batch_size
-    check_options(num_beams, max_new_tokens, length_penalty, normalization, num_results, batch_size)
+    check_options(num_beams, max_new_tokens, length_penalty, normalization, num_results, batch_size, cache)
     requests = [PromptRequest(tokens, max_new_tokens) for tokens in prompts]
     for index, request in enumerate(requests):
         engine.check(index, request)
@@ -231,6 +234,7 @@ def beam_search(
     length = bucket(max(engine.allowed(request) for request in requests), low=16)
     sizes = _sizes(engine, requests)
     options = (np.float32(length_penalty), num_beams, length, normalization)
+    form = engine.form(Uses(), groups * num_beams, cache)
     waiting, results = None, []
 
     def read():
@@ -240,7 +244,7 @@ def beam_search(
         watch.at("a batch of beam search")
         part = requests[start : start + groups]
         limits = np.asarray([engine.allowed(r) for r in part] + [0] * (groups - len(part)), np.int32)
-        found = _dispatch(engine, part, limits, stops, options, sizes)
+        found = _dispatch(engine, form, part, limits, stops, options, sizes)
         # Read a batch when the next is on its way.
         if waiting is not None:
             results += read()
@@ -259,11 +263,12 @@ def _sizes(engine: Engine, requests: Sequence[PromptRequest]) -> tuple[int, int 
 
 def check_options(
     num_beams: int = 4, max_new_tokens: int = 64, length_penalty: float = 0.6, normalization: str = "gnmt",
-    num_results: int = 1, batch_size: int = 16,
+    num_results: int = 1, batch_size: int = 16, cache: str = "float",
 ) -> None:  # fmt: skip
     """Raises InputError for options of `beam_search` that are not possible."""
     check_whole(1, num_beams=num_beams, max_new_tokens=max_new_tokens, num_results=num_results, batch_size=batch_size)
     check_choice("normalization", normalization, NORMALIZATIONS)
+    check_choice("cache", cache, KINDS)
     if not (is_number(length_penalty) and length_penalty >= 0):
         raise InputError(f"length_penalty must be a number at least 0, got {length_penalty!r}")
     if num_results > num_beams:
@@ -278,9 +283,8 @@ def check_width(engine: Engine, num_beams: int) -> None:
         raise InputError(f"num_beams={num_beams} is more than the vocabulary's {min(known)} tokens; give fewer")
 
 
-def _dispatch(engine: Engine, requests: Sequence[PromptRequest], limits, stops, options, sizes):
+def _dispatch(engine: Engine, form: Form, requests: Sequence[PromptRequest], limits, stops, options, sizes):
     groups, num_beams = len(limits), options[1]
-    form = engine.form(Uses(), groups * num_beams)
     empty, prefill, search = programs()
     cache = empty(form, groups * num_beams, *sizes)
     is_source = engine.start_id is not None

@@ -167,7 +167,7 @@ class ContinuesTexts:
         Args:
           prompts: as in `generate`.
           options: of `fmjax.inference.beam.beam_search`: num_beams=4, max_new_tokens=64, length_penalty=0.6,
-            normalization="gnmt", num_results=1, batch_size.
+            normalization="gnmt", num_results=1, batch_size, cache="float".
 
         Raises: InputError for a prompt that cannot be continued, or a bad value.
         """

@@ -42,9 +42,16 @@ def drafted(model, draft: Any, tokens: int | None) -> Drafted | None:
         one's own, which has its number of tokens.
       tokens: proposed a pass; None is the draft's own number.
 
-    Raises InputError for a draft that does not fit: another vocabulary, another placement, more layers than there are.
+    Raises InputError for a draft that does not fit: another vocabulary, another placement, more layers than there are,
+    more tokens than the context has room for.
     """
     check(draft, tokens)
+    context = getattr(model.module, "max_length", None)
+    if tokens is not None and context is not None and tokens >= context:
+        raise InputError(
+            f"draft_tokens = {tokens}: a pass reads them behind a token of the text, and {model} has a context of "
+            f"{context}; give at most {context - 1}"
+        )
     own = {} if tokens is None else {"tokens": tokens}
     if draft is None or isinstance(draft, Drafted):
         return draft

@@ -1,8 +1,8 @@
 """A draft at work in one run of the engine: the host's part.
 
 Where the host has to know what is proposed, it makes a pass at a time: a language allows what it does after each
-proposal, and on a CPU, where a pass over many tokens costs more than one over a few, it is made as wide as what was
-proposed.
+proposal, and on a CPU, where a pass over many tokens costs more than one over a few, it is made as wide as pays
+(`fmjax.inference.draft_width`). Proposals that were drawn are all read: the text depends on which were.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ import numpy as np
 
 from fmjax.errors import InputError, RunError
 from fmjax.inference.allowed_tokens import AllowedTokens
-from fmjax.inference.drafts import Drafted
+from fmjax.inference.draft_width import Width
+from fmjax.inference.drafts import Drafted, Proposals
 from fmjax.inference.engine_programs import Form, State
 from fmjax.inference.engine_requests import Acceptance, Walk
 from fmjax.inference.engine_speculation import Passes, speculation
@@ -36,6 +37,8 @@ class Drafting:
         self.in_turns = in_turns
         self._draft, self._weights = drafted
         self._own, self._places = None, None
+        self._width = Width(self._draft.tokens) if in_turns else None
+        self._last = None  # of the last pass: proposals of each row, those read, and those taken
         self.spare = self._draft.tokens
         self.places = self.spare + 1
 
@@ -88,17 +91,25 @@ class Drafting:
         )
         tokens, count = map(np.asarray, told)
         width = min(bucket(count.max() + 1, low=1) - 1, self._draft.tokens)  # few programs for all numbers of proposals
-        laws = None if proposals.laws is None or not width else proposals.laws[:, :width]
-        proposals, tokens = proposals._replace(tokens=proposals.tokens[:, :width], laws=laws), tokens[:, :width]
+        if self._width is not None and proposals.laws is None:
+            width = self._width.of(count, np.asarray(alive), self._last)
+        proposals, tokens, read = narrowed(proposals, width), tokens[:, :width], np.minimum(count, width)
         words = None
         if walks is not None:
-            rows = [words_along(allowed, *walk, row[:n]) for walk, row, n in zip(walks, tokens, count)]
+            rows = [words_along(allowed, *walk, row[:n]) for walk, row, n in zip(walks, tokens, read)]
             fill = lambda row: row + [allowed.everything] * (tokens.shape[1] + 1 - len(row))
             words = jnp.asarray(np.stack([np.stack(fill(row)) for row in rows]))
         state, self._own, passes = speculation().verify(
             form, self._draft, weights, state, self._own, proposals, stop_ids, words
         )
+        self._last = count, read, passes.accepted
         return state, passes
+
+
+def narrowed(proposals: Proposals, width: int) -> Proposals:
+    """The first `width` of each row's."""
+    laws = None if proposals.laws is None or not width else proposals.laws[:, :width]
+    return Proposals(proposals.tokens[:, :width], jnp.minimum(proposals.count, width), laws, proposals.finite)
 
 
 def words_along(allowed: AllowedTokens, walk: Walk | None, words: np.ndarray, proposed) -> list[np.ndarray]:

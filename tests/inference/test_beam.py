@@ -119,6 +119,10 @@ def test_one_beam_is_greedy_search_and_any_number_of_prompts_passes_through():
     for (beam,), completion in zip(found, greedy):
         assert beam.tokens == completion.tokens and beam.finish == completion.finish
         assert beam.score == pytest.approx(sum(completion.logprobs), abs=1e-4)
+    kept = beam_search(
+        engine, prompts, num_beams=1, max_new_tokens=6, length_penalty=0, stop_ids=[EOS], batch_size=2, cache="int4"
+    )
+    assert [one.score for (one,) in kept] != [one.score for (one,) in found]
     before = dict(engine_programs.TRACES)
     beam_search(engine, prompts[::-1], num_beams=1, max_new_tokens=5, length_penalty=1, stop_ids=[4], batch_size=2)
     assert engine_programs.TRACES == before
@@ -148,5 +152,7 @@ def test_bad_values_are_refused():
             beam_search(engine, [[1]], **options)
     with pytest.raises(ConfigError, match="did you mean 'gnmt'"):
         beam_search(engine, [[1]], normalization="gnm")
+    with pytest.raises(ConfigError, match="cache='int7' is not known"):
+        beam_search(engine, [[1]], cache="int7")
     with pytest.raises(InputError, match="prompt 1 is empty"):
         beam_search(engine, [[1], []])
