@@ -16,6 +16,7 @@ SHOWN = {
     "diffusion": ("image/png", "fd_pixels_train", "closer", "dpmpp_2m", "ema_decay"),
     "align": ("rewards", "image/png", "reward_taste", "train/reply_kl", "dpo"),
     "images": ("image/png", "images_zero_shot:shapes", "acc_drop", ".png"),
+    "compress": ("image/png", "bits_per_byte", "int4 by GPTQ", "2:4, trained on", "50%"),
 }
 """What the outputs of each notebook must have among them."""
 
