@@ -48,6 +48,7 @@ def _steps(axes, results) -> None:
             _spread(axes[0], seeds[0]["step"], gains, **told)
         _spread(axes[1], seeds[0]["step"], [run["kl"] for run in seeds], label=label(way), linestyle=style, color="C2")
     axes[0].set(xlabel="step", ylabel="gain over the fine-tuned model")
+    axes[0].margins(y=0.4)  # room for the names
     axes[1].set(xlabel="step", ylabel="KL to the fine-tuned model, nats a reply")
 
 
