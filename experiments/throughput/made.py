@@ -75,7 +75,7 @@ def make_weights(folder: str, kind: str) -> None:
 
 
 def fmjax_train(folder: str, kind: str):
-    a_device_a_core()
+    a_device_a_core(BATCH)
     import jax
 
     import fmjax

@@ -65,7 +65,7 @@ def make_weights(folder: str, kind: str) -> None:
 
 def fmjax_train(folder: str, kind: str):
     """A function that makes step number N and returns its loss, and the compiled program."""
-    a_device_a_core()
+    a_device_a_core(VIT_BATCH if kind == "vit" else BATCH)
     import jax
 
     import fmjax

@@ -15,12 +15,14 @@ import numpy as np
 SIDES = ("fmjax", "eager", "compiled")
 
 
-def a_device_a_core() -> None:
-    """What `JAX_NUM_CPU_DEVICES=CORES python -m fmjax.train` sets; to be called before JAX is imported."""
+def a_device_a_core(batch: int) -> None:
+    """What `JAX_NUM_CPU_DEVICES=N python -m fmjax.train` sets, with a device for every core, or for as many of them as
+    divide the batch; to be called before JAX is imported."""
     from fmjax import cpu
 
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu.cores()))
-    cpu.set_up_devices()
+    number = max(n for n in range(1, cpu.cores() + 1) if batch % n == 0)
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(number)
+    cpu.order_collectives()
     cpu.set_up_training()
 
 

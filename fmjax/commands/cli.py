@@ -132,7 +132,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     An InputError becomes its message alone on stderr and exit code 2, a RunError the same with code 1; faults propagate
     with their traceback.
     """
-    cpu.set_up_devices()
+    cpu.order_collectives()
     try:
         code = main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

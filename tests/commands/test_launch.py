@@ -88,7 +88,7 @@ def test_a_failure_of_one_ends_the_other_that_waits_for_it(tmp_path, does):
     assert second.endswith("it happened") and ("Traceback" in second) == (does == "breaks")
 
 
-def test_every_command_sets_up_simulated_devices(monkeypatch):
+def test_simulated_devices_of_every_command_come_to_collectives_in_one_order(monkeypatch):
     called = []
-    monkeypatch.setattr(cpu, "set_up_devices", lambda: called.append(True))
+    monkeypatch.setattr(cpu, "order_collectives", lambda: called.append(True))
     assert cli.run(lambda argv: len(called)) == 1
