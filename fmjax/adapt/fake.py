@@ -22,12 +22,13 @@ class FakeQuantization:
     """Kernels [..., in, out] are floats that train, and products take what they would be in few bits.
 
     What is loaded of such a run has the rounded kernels. `fmjax.compress` of the same format and the same options keeps
-    their values, so options under which rounding what is rounded changes it are not there: scales of a largest level +
-    0.5 (`half`), and scales that are themselves of few bits.
+    their values, so options under which rounding what is rounded changes it are refused: scales of a largest level +
+    0.5 (`half`), scales that are themselves of few bits, and for "uint4" and "uint8" those of 16 bits.
 
     Attributes:
       format, block, tile, rounding, activations: as in `Quantization`.
       scales: "float32", "float16", "bfloat16"; or "power", of two.
+      half: False; runs of before may say so.
       patterns: regular expressions of the kernels that are rounded, such as "stack/blocks/mlp/up/kernel".
       keep: those in whose names one of these is found stay as they are.
     """
@@ -40,11 +41,19 @@ class FakeQuantization:
     scales: str = "float32"
     rounding: str = "floor"
     activations: str = "float"
+    half: bool = False
     patterns: tuple[str, ...] = ("blocks.*kernel$",)
     keep: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_choice("scales", self.scales, (*FLOATS, "power"))
+        if self.half:
+            raise ConfigError("half = True: a kernel that is rounded twice would change again; leave it out")
+        if self.format.startswith("uint") and self.scales in ("float16", "bfloat16"):
+            raise ConfigError(
+                f"scales = {self.scales!r} with format = {self.format!r}: a kernel that is rounded twice would change "
+                "again; take scales = 'float32'"
+            )
         self.quantization  # checks the options
 
     @property

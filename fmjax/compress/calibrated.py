@@ -1,12 +1,14 @@
 """Methods that quantize by what the model is given: GPTQ, AWQ, SmoothQuant."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fmjax.compress.awq import awq_scaled
@@ -26,6 +28,10 @@ from fmjax.layers.quantized import QTensor
 from fmjax.layers.weights import is_weight
 from fmjax.layers.whole_product import TOP
 from fmjax.parallel.sharding import path_name
+
+log = logging.getLogger("fmjax")
+MANY_ZEROS = 0.25
+"""A share of weights that no rounding leaves behind. Models that come from files of few bits have less."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +110,8 @@ class GPTQ(FewBits):
             of_kernel(name, self._of_table(name).cut, table.shape)
         become = lambda name: self.quantization.quantize if name in kernels else None
         keeps = self.keep_zeros == "all" or self.keep_zeros == "pruned" and was_pruned(model.config)
+        if self.keep_zeros == "pruned" and not keeps:
+            _warn_of_zeros({name: kernels[name] for name in names})
         options = dataclasses.asdict(self)
         batches = batches_of(model, calibration, self.rows_at_once)
         with model.inference():
@@ -124,6 +132,17 @@ class GPTQ(FewBits):
         return weight, lost
 
 
+def _warn_of_zeros(kernels: Mapping[str, jax.Array]) -> None:
+    """Says so where many weights are exactly 0, and GPTQ is about to fill them."""
+    zeros = sum(int(jnp.sum(x == 0)) for x in kernels.values())
+    share = zeros / max(1, sum(x.size for x in kernels.values()))
+    if share > MANY_ZEROS:
+        log.warning(
+            f"{share:.0%} of the weights are 0 and the model does not say that it was pruned: they become what makes "
+            "up for other weights' rounding; to keep them give keep_zeros = 'all' (--keep_zeros=all)"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class AWQ(FewBits):
     """Channels that are large in calibration get larger weights, which what makes the channels makes up for, and
@@ -141,7 +160,10 @@ class AWQ(FewBits):
     def __post_init__(self):
         super().__post_init__()
         if self.clip and self.scales == "super":
-            raise ConfigError("clip = True with scales = 'super': blocks whose scales go together are not searched for")
+            raise ConfigError(
+                "clip = True with scales = 'super': blocks whose scales go together are not searched for; take other "
+                "scales, or leave clip out"
+            )
 
     def compress(
         self, model: Model, calibration: Mapping[str, np.ndarray] | None = None, progress: bool = False,

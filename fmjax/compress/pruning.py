@@ -25,7 +25,9 @@ def was_pruned(config: Mapping[str, Any]) -> bool:
         return True
     told = config.get("compression")
     while told:
-        if "pattern" in told or told.get("remove") is False:  # fields of `Pruned` and of `fmjax.compress.smaller.Heads`
+        # "pattern" and "remove" are fields of `Pruned` and `fmjax.compress.smaller.Heads`; "sparse" is what
+        # `Model.save` writes of a run that kept zeros.
+        if "pattern" in told or told.get("remove") is False or told.get("method") == "sparse":
             return True
         told = told.get("after")
     return False

@@ -325,6 +325,9 @@ class Model(ContinuesTexts):
                 self.tokenizer.save(folder)
             save_codecs(self.codecs, folder)
             config = {key: value for key, value in self.config.items() if key != "weights"}  # which are computed
+            if (self.config.get("weights") or {}).get("name") == "sparse":  # what rounds it later asks for this
+                before = {"after": config["compression"]} if "compression" in config else {}
+                config["compression"] = {"method": "sparse"} | before
             packed = packed_section(params)
             config |= {} if packed is None else {"weights": packed}
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -87,6 +87,10 @@ def test_what_cannot_be_rounded_is_refused():
     for scales in ("super", "float8"):
         with pytest.raises(ConfigError, match=f"scales='{scales}'|scales = '{scales}'"):
             FakeQuantization(scales=scales)
+    for options in ({"format": "uint4", "scales": "bfloat16"}, {"half": True}):
+        with pytest.raises(ConfigError, match="rounded twice would change again"):
+            FakeQuantization(**options)
+    assert FakeQuantization(half=False) == FakeQuantization()
     params = {"blocks": {"up": {"kernel": jnp.ones((2, 12, 8))}}, "norm": jnp.ones(3)}
     with pytest.raises(ConfigError, match="weights.block = 8: 'blocks/up/kernel': .* such as 6 or 12"):
         FakeQuantization(block=8).attach(params, None)

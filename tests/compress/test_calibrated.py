@@ -73,7 +73,7 @@ def test_gptq_and_awq_lose_less_of_a_model_than_rounding(llama):
     assert swept.config["compression"]["method"] == "gptq" and scaled.config["compression"]["block"] == 16
 
 
-def test_gptq_keeps_the_zeros_of_what_was_pruned_on_purpose_alone(llama):
+def test_gptq_keeps_the_zeros_of_what_was_pruned_on_purpose_alone(llama, tmp_path, caplog):
     options = dict(patterns=("mlp/down/kernel$",))
     down = lambda model: model.params["stack"]["blocks"]["mlp"]["down"]["kernel"]  # noqa: E731
     pruned = Magnitude(pattern="2:4", **options).compress(llama)
@@ -86,6 +86,9 @@ def test_gptq_keeps_the_zeros_of_what_was_pruned_on_purpose_alone(llama):
     ):  # fmt: skip
         made = GPTQ(block=16, keep_zeros=keep, **options).compress(model, CALIBRATION)
         assert np.all(np.asarray(down(made).value())[zeros] == 0) == stay, keep
+    assert [record.message[:24] for record in caplog.records] == ["50% of the weights are 0"]
+    recovered.save(tmp_path / "recovered")
+    assert was_pruned(fmjax.load(tmp_path / "recovered").config)
     assert not was_pruned({"compression": {"method": "heads", "remove": True}})
     assert was_pruned({"compression": {"method": "rotate", "after": {"method": "heads", "remove": False}}})
 
