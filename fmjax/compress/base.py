@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from fmjax.assemble import param_spec
+from fmjax.compress.placing import as_the_model
 from fmjax.errors import ConfigError, InputError
 from fmjax.inference.model import Model
 from fmjax.layers.quantized import QTensor
@@ -125,12 +126,13 @@ def named(params: Any) -> dict[str, Any]:
 
 
 def replaced(model: Model, weights: Mapping[str, Any], told: Mapping[str, Any]) -> Model:
-    """The model with these parameters in place of those of the same names.
+    """The model with these parameters in place of those of the same names, split as its others are.
 
     told: what was done, for its config.json: section "compression".
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(model.params, is_leaf=is_weight)
     params = structure.unflatten([weights.get(path_name(path), leaf) for path, leaf in leaves])
+    params = as_the_model(model.module, params, model.placement)
     return dataclasses.replace(model, params=params, config=noted(model, told), kept={})
 
 

@@ -11,9 +11,12 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fmjax.compress.placing import as_the_model, on_host
 from fmjax.compress.stacks import block_sums, by_kernel, counted_rows, entries, find_stacks, next_entry, plus, watched
 from fmjax.errors import InputError
+from fmjax.parallel.placement import Placement
 from fmjax.registry import nearest
 
 Change = Callable[[str, int, Any, Mapping[str, Mapping[str, Any]]], Any]
@@ -79,7 +82,7 @@ def _pass(module, rules, variables, batch, wanted, only):
 def by_block(
     module: nn.Module, variables: Mapping[str, Any], batches: Sequence[Mapping[str, Any]], change: Change,
     wanted: Sequence[str], *, only: Sequence[str] | None = None, kept: Kept | None = None,
-    done: Callable[[str, int, int], None] | None = None,
+    done: Callable[[str, int, int], None] | None = None, placement: Placement | None = None,
 ) -> Any:  # fmt: skip
     """The parameters of a module whose Transformer stacks have been changed block by block.
 
@@ -94,6 +97,7 @@ def by_block(
       only: paths of the stacks to change; None: all.
       kept: where blocks are taken from that are done, and put when they are.
       done: is called with (path of the stack, blocks that are done, blocks that it has).
+      placement: the mesh on which the parameters lie, and on which what comes of them is split as they are.
 
     Raises InputError where the module has no stack, or none of a name in `only`.
     """
@@ -112,20 +116,21 @@ def by_block(
             continue
         current = {**variables, "params": params}
         entered = [entry for batch in batches for entry in entries(module, current, dict(batch), path)]
-        blocks = unstacked(part_at(params, path), config.num_layers)
-        for layer, block in enumerate(blocks):
+        stack, blocks = part_at(params, path), []
+        for layer in range(config.num_layers):
+            block = _block_at(stack, layer)
             new = None if kept is None else kept.get(path, layer, block)
             if new is None:
                 new = change(path, layer, block, block_sums(config, layer, block, entered, tuple(wanted)))
                 if kept is not None:
                     kept.put(path, layer, new)
                     new = kept.get(path, layer, block)  # lying as it will where this goes on from here
-            blocks[layer] = new
-            if layer + 1 < len(blocks):
+            if layer + 1 < config.num_layers:
                 entered = [next_entry(config, layer, new, entry) for entry in entered]
+            blocks.append(on_host(new, placement))
             if done is not None:
-                done(path, layer + 1, len(blocks))
-        params = with_part(params, path, restacked(part_at(params, path), blocks))
+                done(path, layer + 1, config.num_layers)
+        params = as_the_model(module, with_part(params, path, restacked(stack, blocks)), placement)
     return params
 
 
@@ -146,9 +151,11 @@ def with_part(params: Any, path: str, part: Any) -> Any:
 
 def unstacked(stack: Mapping[str, Any], layers: int) -> list[Any]:
     """The parameters of each block of a stack, whose blocks are stacked or not."""
-    if "blocks" not in stack:
-        return [stack[f"blocks_{layer}"] for layer in range(layers)]
-    return [_layer(stack["blocks"], layer) for layer in range(layers)]
+    return [_block_at(stack, layer) for layer in range(layers)]
+
+
+def _block_at(stack, layer):
+    return _layer(stack["blocks"], layer) if "blocks" in stack else stack[f"blocks_{layer}"]
 
 
 @jax.jit
@@ -161,4 +168,5 @@ def restacked(stack: Mapping[str, Any], blocks: Sequence[Any]) -> dict[str, Any]
     rest = {name: part for name, part in stack.items() if not name.startswith("blocks")}
     if "blocks" not in stack:
         return rest | {f"blocks_{layer}": block for layer, block in enumerate(blocks)}
-    return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+    join = lambda *leaves: (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
+    return rest | {"blocks": jax.tree.map(join, *blocks)}

@@ -263,7 +263,10 @@ def _folded(method, model, calibration, kernels, change, wanted, folder=None) ->
             return change(stacks[path], block, sums, chosen)
 
         kept = kept_blocks(model, folder, method.name, dataclasses.asdict(method), calibration, lambda name: None)
-        params = by_block(model.module, model.variables, batches, of_block, wanted, kept=kept, done=progress_log())
+        params = by_block(
+            model.module, model.variables, batches, of_block, wanted, kept=kept, done=progress_log(),
+            placement=model.placement,
+        )  # fmt: skip
     return dataclasses.replace(model, params=params, kept={})
 
 

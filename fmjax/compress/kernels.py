@@ -80,7 +80,7 @@ def changed_kernels(
     if inside:
         params = by_block(
             model.module, model.variables, batches, of_block, wanted, only=[p for p in stacks if p in inside],
-            kept=kept, done=progress_log(told),
+            kept=kept, done=progress_log(told), placement=model.placement,
         )  # fmt: skip
     rest = sorted(name for name in chosen if not any(name.startswith(f"{path}/blocks") for path in inside))
     if rest:

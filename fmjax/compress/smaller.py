@@ -19,6 +19,7 @@ from fmjax.compress.parts import (
     without_heads,
     zeroed_heads,
 )
+from fmjax.compress.placing import as_the_model
 from fmjax.compress.stacks import entries, find_stacks, next_entry
 from fmjax.errors import ConfigError, InputError
 from fmjax.inference.model import Model
@@ -75,7 +76,10 @@ class Heads:
                 gone[path, layer] = tuple(np.argsort(worth, stable=True)[: self._number(path, config)].tolist())
                 return zeroed_heads(block, config, gone[path, layer])
 
-            params = by_block(model.module, model.variables, batches, change, ("gram",), done=progress_log())
+            params = by_block(
+                model.module, model.variables, batches, change, ("gram",), done=progress_log(),
+                placement=model.placement,
+            )  # fmt: skip
             told = {"method": self.name, **dataclasses.asdict(self), "heads": _listed(gone)}
             if not self.remove:
                 return with_params(model, params, told)
@@ -268,5 +272,5 @@ def with_model(
             f"{type(module).__name__} with {dict(fields)} has parameters of other shapes than are left: what goes uses "
             f"them elsewhere too; {remedy}"
         )
-    made = with_params(model, params, told)
+    made = with_params(model, as_the_model(module, params, model.placement), told)
     return dataclasses.replace(made, module=module, config={**made.config, "model": section})

@@ -16,6 +16,7 @@ from fmjax.compress.pruning import Magnitude, SparseGPT, TwoOfFour, Wanda, was_p
 from fmjax.errors import ConfigError, InputError, RunError
 from fmjax.interop.loading import placed
 from fmjax.layers.quantized import QTensor
+from fmjax.layers.weights import num_bytes
 from fmjax.parallel.placement import Placement
 from tests.small_models import byte_model, random_model, stirred
 from tests.two_towers import MODEL as TOWERS
@@ -138,12 +139,20 @@ def test_towers_and_what_lies_outside_of_stacks_are_compressed_too():
     np.testing.assert_allclose(made.apply(**images), swin.apply(**images), atol=0.05)
 
 
-def test_a_split_model_is_compressed_as_on_one_device(llama):
-    placement = Placement.make({"fsdp": 2, "tensor": 2, "data": 2})
+def test_a_split_model_is_compressed_as_on_one_device_and_stays_split(llama, tmp_path):
+    placement = Placement.make({"fsdp": 4, "tensor": 2})
     params = jax.device_put(llama.params, placed(llama.module, placement)[1])
     split = dataclasses.replace(llama, params=params, placement=placement)
     method = GPTQ(format="int8", block=0, patterns=("mlp/(up|down)/kernel$",))
-    mlps = [method.compress(model, CALIBRATION).params["stack"]["blocks"]["mlp"] for model in (llama, split)]
+    both = method.compress(llama, CALIBRATION), method.compress(split, CALIBRATION, folder=tmp_path / "blocks")
+    held = np.zeros(8, int)
+    for x in jax.tree.leaves(both[1].params):
+        for shard in x.addressable_shards:
+            held[shard.device.id] += shard.data.nbytes
+    whole = num_bytes(both[1].params)
+    small = num_bytes([x for x in jax.tree.leaves(both[1].params) if x.size < 256])  # norms and scales lie whole
+    assert held.max() <= (whole - small) / 8 + small
+    mlps = [model.params["stack"]["blocks"]["mlp"] for model in both]
     for name in ("up", "down"):
         alone, made = (mlp[name]["kernel"] for mlp in mlps)
         # A number that lies between two levels may go to either.
