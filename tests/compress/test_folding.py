@@ -1,6 +1,7 @@
 """Scales that are moved between channels and kernels leave the function as it is; AWQ's and SmoothQuant's are those
 that their papers define."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,9 @@ from fmjax.compress.calibrate import restacked, unstacked
 from fmjax.compress.folding import Channels, channels_of, scaled
 from fmjax.compress.smoothquant import smoothed
 from fmjax.layers.quantized import Quantization
+from fmjax.layers.transformer import Transformer
+from fmjax.layers.transformer_config import TransformerConfig
+from tests.quick_keys import quick_key
 from tests.small_models import applied, random_model, stirred
 
 SIZES = {"num_layers": 2, "hidden_size": 16, "num_heads": 4, "vocab_size": 32, "max_length": 16}
@@ -31,6 +35,22 @@ SCALED = {
 TOKENS = np.random.default_rng(0).integers(0, 32, (2, 9), np.int32)
 
 
+CONFIGS = {
+    "normed": (dict(placement="normed", norm="layernorm"), {"mlp_norm", "attention/value", "mlp/up"}),
+    "cross": (
+        dict(placement="pre", norm="rmsnorm", cross_attention=True),
+        {"attention_norm", "cross_norm", "mlp_norm", "attention/value", "cross_attention/value", "mlp/up"},
+    ),
+    "cross_sub": (
+        dict(placement="sub", norm="layernorm", cross_attention=True),
+        {
+            "attention_norm", "cross_norm", "mlp_norm", "attention/inner_norm", "cross_attention/inner_norm",
+            "mlp/inner_norm",
+        },
+    ),
+}  # fmt: skip
+
+
 def blocks_changed(model, change):
     """The model's parameters with `change(config, block)` of each block."""
     config, stack = model.module.transformer, model.params["stack"]
@@ -42,21 +62,37 @@ def blocks_changed(model, change):
 def test_scaled_channels_leave_the_function_as_it_is(family):
     model = random_model(SECTIONS[family])
     model = type(model)(model.module, stirred(model.params), model.config)
-    drawn = np.random.default_rng(1)
-
-    def change(config, block):
-        found = channels_of(config, block)
-        assert {channels.maker for channels in found} == SCALED[family]
-        for channels in found:
-            size = channels.shared(jnp.ones(len(reader(block, channels)))).shape[0]
-            block = scaled(block, config, channels, jnp.asarray(np.exp(drawn.normal(size=size)), jnp.float32))
-        return block
-
-    params = blocks_changed(model, change)
+    params = blocks_changed(model, lambda config, block: all_scaled(config, block, SCALED[family]))
     before, after = (applied(model.module, {"params": p}, TOKENS) for p in (model.params, params))
     np.testing.assert_allclose(after, before, atol=2e-4, rtol=1e-4)
     kernels = lambda p: p["stack"]["blocks"]["attention"]["out"]["kernel"]  # noqa: E731
     assert np.abs(np.asarray(kernels(params)) - np.asarray(kernels(model.params))).max() > 0.01
+
+
+def all_scaled(config, block, makers):
+    """The block with every channel that can be scaled, which are those of these makers, scaled by drawn numbers."""
+    found, drawn = channels_of(config, block), np.random.default_rng(1)
+    assert {channels.maker for channels in found} == makers
+    for channels in found:
+        size = channels.shared(jnp.ones(len(reader(block, channels)))).shape[0]
+        block = scaled(block, config, channels, jnp.asarray(np.exp(drawn.normal(size=size)), jnp.float32))
+    return block
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_stacks_with_a_memory_or_normalised_sums_compute_what_they_did(case):
+    fields, makers = CONFIGS[case]
+    config = TransformerConfig(1, 16, 24, 4, 2, 4, qkv_bias=True, **fields)
+    drawn = np.random.default_rng(2)
+    x, memory = (jnp.asarray(drawn.normal(size=(2, n, 16)), jnp.float32) for n in (5, 3))
+    told = {"memory": (memory, None)} if config.cross_attention else {}
+    module = Transformer(config)
+    params = stirred(nn.unbox(jax.jit(module.init)(quick_key(0), x, **told)["params"]))
+    blocks = [all_scaled(config, block, makers) for block in unstacked(params, 1)]
+    before, after = (applied(module, {"params": p}, x, **told)[0] for p in (params, restacked(params, blocks)))
+    np.testing.assert_allclose(after, before, atol=2e-4, rtol=1e-4)
+    out = "cross_attention" if config.cross_attention else "attention"
+    assert np.abs(blocks[0][out]["out"]["kernel"] - params["blocks"][out]["out"]["kernel"][0]).max() > 0.01
 
 
 def reader(block, channels):
