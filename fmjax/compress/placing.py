@@ -35,7 +35,8 @@ def as_the_model(module: nn.Module, params: Any, placement: Placement | None) ->
     places = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(shardings, is_leaf=is_packed)}
 
     def put(name, leaf):
-        if is_weight(leaf) and not is_packed(leaf):  # an adapter beside what is not compressed stays where it lies
+        # What adaptation added, beside kernels or by names that the module has not, stays where it lies.
+        if name not in places or is_weight(leaf) and not is_packed(leaf):
             return jax.tree.map(lambda x: put_whole(x, placement) if isinstance(x, np.ndarray) else x, leaf)
         return jax.device_put(leaf, places[name])
 
