@@ -144,7 +144,8 @@ def main() -> None:
             f"{HERE / 'positive.py'}:{flags.model},{beta}", place, data__source=records, train__steps=flags.steps
         )
         paths[beta] = path(metrics, min(10, flags.steps))
-        found[beta] = judged(base, place, asked, flags.judged) | {"asked_for": frontier.tilted(begun, beta)}
+        best = next(iter(frontier.reached(begun, [beta])), None)
+        found[beta] = judged(base, place, asked, flags.judged) | {"asked_for": best}
         print(beta, json.dumps(found[beta]), flush=True)
     tilts = frontier.reached(begun, TILTS)
     bests = [frontier.best_of(begun, n) for n in (1, 2, 4, 8, 16, 32, 64) if n <= flags.samples]

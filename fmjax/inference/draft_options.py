@@ -46,15 +46,21 @@ def drafted(model, draft: Any, tokens: int | None) -> Drafted | None:
     more tokens than the context has room for.
     """
     check(draft, tokens)
+    if draft is None:
+        return None
+    found = draft if isinstance(draft, Drafted) else _made(model, draft, tokens)
     context = getattr(model.module, "max_length", None)
-    if tokens is not None and context is not None and tokens >= context:
+    if context is not None and found.draft.tokens >= context:
         raise InputError(
-            f"draft_tokens = {tokens}: a pass reads them behind a token of the text, and {model} has a context of "
-            f"{context}; give at most {context - 1}"
+            f"draft_tokens = {found.draft.tokens}: a pass reads them behind a token of the text, and {model} has a "
+            f"context of {context}; give at most {context - 1}"
         )
+    return found
+
+
+def _made(model, draft: Any, tokens: int | None) -> Drafted:
+    """Of a name or of a model."""
     own = {} if tokens is None else {"tokens": tokens}
-    if draft is None or isinstance(draft, Drafted):
-        return draft
     if draft == LOOKUP:
         return Drafted(Lookup(**own))
     if isinstance(draft, str):
