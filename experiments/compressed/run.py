@@ -124,7 +124,7 @@ class Study:
 
         import fmjax
         from fmjax.compress import METHODS
-        from fmjax.layers.quantized import num_bytes
+        from fmjax.layers.weights import num_bytes
 
         way, (path, told) = WAYS[name], self.made(name)
         if told.exists():
