@@ -6,7 +6,8 @@
 #include <memory>
 #include <thread>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#define FMJAX_VECTORS
 #include <immintrin.h>
 #endif
 
@@ -30,6 +31,63 @@ struct Product {
   int64_t in, out, block;
 };
 
+// Vectors of floats, and numbers of few bits as such.
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16;
+using Floats = __m512;
+
+inline Floats Load(const float* p) { return _mm512_loadu_ps(p); }
+inline void Store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
+inline Floats Add(Floats sum, float x, Floats y) { return _mm512_fmadd_ps(_mm512_set1_ps(x), y, sum); }
+
+inline Floats FromInt8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+struct Levels {
+  explicit Levels(const float* p) : all(_mm512_loadu_ps(p)) {}
+
+  // Of the upper and of the lower halves of as many bytes. Of an index the permutation reads the lower four bits alone.
+  void Of(const uint8_t* p, Floats* even, Floats* odd) const {
+    const __m512i byte = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    *even = _mm512_permutexvar_ps(_mm512_srli_epi32(byte, 4), all);
+    *odd = _mm512_permutexvar_ps(byte, all);
+  }
+
+  Floats all;
+};
+#elif defined(FMJAX_VECTORS)
+constexpr int64_t kLanes = 8;
+using Floats = __m256;
+
+inline Floats Load(const float* p) { return _mm256_loadu_ps(p); }
+inline void Store(float* p, Floats x) { _mm256_storeu_ps(p, x); }
+inline Floats Add(Floats sum, float x, Floats y) { return _mm256_fmadd_ps(_mm256_set1_ps(x), y, sum); }
+
+inline Floats FromInt8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+struct Levels {
+  explicit Levels(const float* p) : lower(_mm256_loadu_ps(p)), upper(_mm256_loadu_ps(p + 8)) {}
+
+  // Of the upper and of the lower halves of as many bytes.
+  void Of(const uint8_t* p, Floats* even, Floats* odd) const {
+    const __m256i byte = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    *even = At(_mm256_srli_epi32(byte, 4), _mm256_slli_epi32(byte, 24));
+    *odd = At(byte, _mm256_slli_epi32(byte, 28));
+  }
+
+  // Of an index the permutations read the lower three bits alone; the fourth is the sign of `fourth`.
+  Floats At(__m256i index, __m256i fourth) const {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(lower, index), _mm256_permutevar8x32_ps(upper, index),
+                            _mm256_castsi256_ps(fourth));
+  }
+
+  Floats lower, upper;
+};
+#endif
+
 // sums[r][c] += sum over the N rows of the weight from `first` on, of columns [c0, c0 + count).
 template <int R, int N>
 void AddInt8(const Product& p, int64_t first, int64_t c0, int64_t count, float (*sums)[kTile]) {
@@ -38,16 +96,15 @@ void AddInt8(const Product& p, int64_t first, int64_t c0, int64_t count, float (
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) x[r][n] = p.x[r * p.in + first + n];
   int64_t c = 0;
-#if defined(__AVX512F__)
-  for (; c + 16 <= count; c += 16) {
-    __m512 sum[R];
-    for (int r = 0; r < R; ++r) sum[r] = _mm512_loadu_ps(&sums[r][c]);
+#if defined(FMJAX_VECTORS)
+  for (; c + kLanes <= count; c += kLanes) {
+    Floats sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = Load(&sums[r][c]);
     for (int n = 0; n < N; ++n) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + n * p.out + c));
-      const __m512 level = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-      for (int r = 0; r < R; ++r) sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(x[r][n]), level, sum[r]);
+      const Floats level = FromInt8(w + n * p.out + c);
+      for (int r = 0; r < R; ++r) sum[r] = Add(sum[r], x[r][n], level);
     }
-    for (int r = 0; r < R; ++r) _mm512_storeu_ps(&sums[r][c], sum[r]);
+    for (int r = 0; r < R; ++r) Store(&sums[r][c], sum[r]);
   }
 #endif
 #pragma GCC ivdep
@@ -70,23 +127,20 @@ void AddFourBits(const Product& p, int64_t first, int64_t c0, int64_t count, flo
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < 2 * N; ++n) x[r][n] = p.x[r * p.in + first + n];
   int64_t c = 0;
-#if defined(__AVX512F__)
-  const __m512 levels = _mm512_loadu_ps(p.levels);
-  for (; c + 16 <= count; c += 16) {
-    __m512 sum[R];
-    for (int r = 0; r < R; ++r) sum[r] = _mm512_loadu_ps(&sums[r][c]);
+#if defined(FMJAX_VECTORS)
+  const Levels levels(p.levels);
+  for (; c + kLanes <= count; c += kLanes) {
+    Floats sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = Load(&sums[r][c]);
     for (int n = 0; n < N; ++n) {
-      const __m512i byte =
-          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + n * p.out + c)));
-      // Of an index the permutation reads the lower four bits alone.
-      const __m512 even = _mm512_permutexvar_ps(_mm512_srli_epi32(byte, 4), levels);
-      const __m512 odd = _mm512_permutexvar_ps(byte, levels);
+      Floats even, odd;
+      levels.Of(w + n * p.out + c, &even, &odd);
       for (int r = 0; r < R; ++r) {
-        sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(x[r][2 * n]), even, sum[r]);
-        sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(x[r][2 * n + 1]), odd, sum[r]);
+        sum[r] = Add(sum[r], x[r][2 * n], even);
+        sum[r] = Add(sum[r], x[r][2 * n + 1], odd);
       }
     }
-    for (int r = 0; r < R; ++r) _mm512_storeu_ps(&sums[r][c], sum[r]);
+    for (int r = 0; r < R; ++r) Store(&sums[r][c], sum[r]);
   }
 #endif
   for (; c < count; ++c) {
