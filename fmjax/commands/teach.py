@@ -102,7 +102,7 @@ def teach(
     data = open_data(config, cache_dir(), progress=progress)
     check_cut_alike("the objective's model 'teacher'", objective.teacher, data)
     check_normalised("teacher", objective.teacher, data.codecs)
-    rows = _number_of(rows, data.num_train)
+    rows = _number_of(rows, None if data.drawn_anew else data.num_train)
     teacher = load(objective.teacher, dtype=compute_dtype, mesh=mesh)
     answers = getattr(teacher.module, objective.ANSWERS)
     if top_k > answers:
@@ -137,7 +137,7 @@ def teach(
 
 
 def _number_of(rows: int | None, there: int | None) -> int:
-    """How many rows are kept of those that come before any comes again, if the data tell it. Raises InputError for more
+    """How many rows are kept, of those that come before any comes again if that is known. Raises InputError for more
     of them than there are."""
     if rows is None:
         return ROWS if there is None else min(ROWS, there)

@@ -66,6 +66,7 @@ class OpenData:
         of str; raises ConfigError for a split that is not there.
       stop_ids: tokens that end a reply in these data: what is generated ends there too, besides the tokenizer's EOS.
       num_train: examples that `train` shows before any comes again; None where the data do not tell.
+      drawn_anew: whether an example that comes again is another row: another crop, a shift, mixed with another.
     """
 
     train: Rows
@@ -79,6 +80,7 @@ class OpenData:
     documents: Callable[..., Sequence[str]] = no_documents
     stop_ids: Sequence[int] = ()
     num_train: int | None = None
+    drawn_anew: bool = False
 
 
 class DataPlugin(Protocol):

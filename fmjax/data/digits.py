@@ -64,6 +64,7 @@ class Digits:
             check=lambda module: check_module(module, CODEC, 10),
             identity={"dataset": f"digits:{content}"},
             num_train=int((~test).sum()),
+            drawn_anew=self.max_shift > 0,
         )
 
 

@@ -45,6 +45,11 @@ class View:
         return self.codec.normalised(self.codec.scaled(pixels))
 
     @property
+    def draws(self) -> bool:
+        """Whether an image is shown in another form each time."""
+        return self.augmentation is not None or self.max_shift > 0
+
+    @property
     def mixing(self):
         return None if self.augmentation is None else self.augmentation.mixing
 

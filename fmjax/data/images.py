@@ -91,6 +91,7 @@ class ImageData(ImageSettings):
             identity={"dataset": f"images:{found.content}"},
             trained_on=train.keys,
             num_train=len(train),
+            drawn_anew=view.draws,
         )  # fmt: skip
 
     def _named(self, names: tuple[str, ...]) -> tuple[str, ...]:

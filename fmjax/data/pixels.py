@@ -72,6 +72,7 @@ class PixelData:
             identity=dict(opened.identity) | {"palette": fingerprint(codec)},
             trained_on=opened.trained_on,
             num_train=opened.num_train,
+            drawn_anew=opened.drawn_anew,
         )
 
     def _check_channels(self, channels: int) -> None:

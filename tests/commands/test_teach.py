@@ -10,6 +10,7 @@ from fmjax.assemble import build_module, open_data
 from fmjax.commands import teach as command
 from fmjax.config import build
 from fmjax.data.base import stacked
+from fmjax.data.digits import Digits
 from fmjax.data.tokenizers.loading import ByteTokenizer
 from fmjax.errors import ConfigError, InputError
 from fmjax.load import load
@@ -141,3 +142,11 @@ def test_no_row_is_kept_twice(folder):
     train = {path: x for path, x in kept(folder, "all").items() if path.startswith("train/")}
     assert rows == len(train["train/tokens.npy"]) == there
     assert open_data(config_for(folder, {"name": "kept", "source": str(folder / "all")}), folder).num_train == there
+
+
+def test_images_that_are_moved_come_again_as_other_rows(folder):
+    """Of these more rows are kept than there are images."""
+    for shift in (0, 1):
+        data = Digits(max_shift=shift).open(seed=0, cache_dir=folder / "cache")
+        seen = {data.train[i]["images"].tobytes() for i in range(2 * data.num_train)}
+        assert data.drawn_anew == (len(seen) > data.num_train) == bool(shift)
