@@ -75,7 +75,7 @@ def make_weights(folder: str, kind: str) -> None:
 
 
 def fmjax_train(folder: str, kind: str):
-    a_device_a_core(BATCH if kind == "dit" else 1)  # of the U-Net not measured
+    a_device_a_core(BATCH if kind == "dit" else 1)  # for a U-Net it has not been measured
     import jax
 
     import fmjax

@@ -8,7 +8,8 @@ Both towers of the CLIP have 6 layers of width 384. A step is of 32 pairs, image
 texts of 32 tokens; one of the ViT (12 layers of 384, 6 heads) of 8 images of 224x224 pixels of 1,000 classes.
 Contrastive loss or cross-entropy, gradients clipped to norm 1, AdamW, float32, no dropout. PyTorch runs with `sdpa`
 attention and fused AdamW, eagerly and with `torch.compile`. The images are uint8 of 150x120 pixels, prepared by each
-side's own processor, 64 at a time. A process a side; after a warm-up they take turns. Prints medians of seconds and
+side's own processor, 64 at a time. Steps of fmjax have a device a core. A process
+a side; after a warm-up they take turns. Prints medians of seconds and
 of the processor's (of all threads), the median of the turns' ratios, and by how much losses and vectors differ.
 """
 

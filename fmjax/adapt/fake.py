@@ -28,7 +28,7 @@ class FakeQuantization:
     Attributes:
       format, block, tile, rounding, activations: as in `Quantization`.
       scales: "float32", "float16", "bfloat16"; or "power", of two.
-      half: False; runs of before may say so.
+      half: False alone, which a config.json may say.
       patterns: regular expressions of the kernels that are rounded, such as "stack/blocks/mlp/up/kernel".
       keep: those in whose names one of these is found stay as they are.
     """
